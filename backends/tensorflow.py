@@ -1,0 +1,166 @@
+"""TensorFlow. The kernels are `custom_gradient`s that keep the row statistics (m, s), never the probabilities; the
+gradient is one too, so that second order and forward mode are right."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+from xent import _formulas
+from xent._adapter import Adapter, Layout, Ops
+
+Array = Any
+
+
+# ---- arrays
+
+
+def host(x: Array) -> Any:
+    return None if "GPU" in x.device else fetch(x)
+
+
+def fetch(x: Array) -> Any:
+    return x.numpy() if hasattr(x, "numpy") else None
+
+
+def asarray(value: Any, like: Array) -> Array:
+    return tf.convert_to_tensor(value)
+
+
+def where(condition: Array, a: Any, b: Any) -> Array:
+    """tf.where would make float32 of a Python number beside float64."""
+    if not tf.is_tensor(a):
+        a = tf.cast(a, b.dtype)
+    return tf.where(condition, a, b if tf.is_tensor(b) else tf.cast(b, a.dtype))
+
+
+# ---- mathematics along an axis
+
+
+def total(x: Array, axis: int | None) -> Array:
+    """Reductions by XLA do not block, and a graph does not know whether XLA will compile it."""
+    if axis is None:
+        return tf.squeeze(total(tf.reshape(x, [-1]), 0), 0)
+
+    def add_eighths(x: Array, n: int) -> Array:
+        pad = [[0, 8 * n - x.shape[axis] if i == axis else 0] for i in range(len(x.shape))]
+        return tf.add_n(tf.split(tf.pad(x, pad), 8, axis))
+
+    return _formulas.tree_sum(x, x.shape[axis], add_eighths, lambda x: tf.reduce_sum(x, axis, keepdims=True))
+
+
+def top(x: Array, axis: int) -> tuple[Array, Array]:
+    return _formulas.top(OPS, x, axis)
+
+
+def pick(x: Array, ids: Array, axis: int) -> Array:
+    return tf.reduce_sum(tf.where(hot(x, ids, axis), x, tf.zeros([], x.dtype)), axis, keepdims=True)
+
+
+def put(x: Array, ids: Array, values: Array, axis: int) -> Array:
+    return tf.where(hot(x, ids, axis), values, x)
+
+
+def hot(x: Array, ids: Array, axis: int) -> Array:
+    places = tf.range(tf.shape(x, ids.dtype)[axis], dtype=ids.dtype)
+    return tf.reshape(places, [-1] + [1] * (len(x.shape) - 1 - axis)) == ids
+
+
+OPS = Ops(
+    dtype=lambda x: x.dtype.name,
+    shape=lambda x: tuple(x.shape),
+    device=lambda x: x.device,
+    host=host,
+    fetch=fetch,
+    asarray=asarray,
+    astype=lambda x, dtype: tf.cast(x, dtype),
+    integer=lambda x: tf.cast(x, tf.int64),
+    where=where,
+    expand_dims=tf.expand_dims,
+    squeeze=tf.squeeze,
+    zeros_like=tf.zeros_like,
+    take=lambda table, ids: tf.gather(table, ids),
+    size=tf.size,
+    stop_gradient=tf.stop_gradient,
+    exp=tf.exp,
+    log1p=tf.math.log1p,
+    abs=tf.abs,
+    minimum=tf.minimum,
+    sigmoid=tf.sigmoid,
+    max=lambda x, axis: tf.reduce_max(x, axis, keepdims=True),
+    sum=total,
+    top=top,
+    pick=pick,
+    put=put,
+    index_dtype="int32",
+)
+
+
+# ---- kernels
+
+
+def rows(lay: Layout, x: Array, t: Array | None, u: Array | None, ids: Array | None) -> Any:
+    @tf.custom_gradient
+    def kernel(*inputs: Array) -> Any:
+        results, stats = _formulas.rows(OPS, lay, *_pair(inputs), u, ids)
+        asked = [r is not None for r in results]
+
+        def slopes(make: Callable[..., _formulas.Pieces], *arguments: Array) -> list[Array]:
+            inputs, upstream = arguments[: -sum(asked)], iter(arguments[-sum(asked) :])
+            x, t = _pair(inputs)
+            coefficients = tuple(next(upstream) if given else None for given in asked)
+            parts = make(OPS, lay, x, ids, *stats)
+            dx = _formulas.pull(OPS, lay, parts, x, t, u, ids, coefficients)
+            return [dx] if t is None else [dx, _formulas.pull_labels(OPS, lay, parts, x, stats[0], ids, coefficients)]
+
+        @tf.custom_gradient
+        def backward(*arguments: Array) -> Any:
+            def second(*upstream: Array) -> Any:
+                with tf.GradientTape() as tape:
+                    tape.watch(arguments)
+                    first = slopes(_formulas.smooth_pieces, *arguments)
+                return tape.gradient(first, arguments, list(upstream), unconnected_gradients="zero")
+
+            return slopes(_formulas.pieces, *arguments), second
+
+        return [r for r in results if r is not None], lambda *upstream: backward(*inputs, *upstream)
+
+    given = iter(kernel(x) if t is None else kernel(x, t))
+    return next(given), next(given) if lay.lse else None, None if u is None else next(given)
+
+
+def _pair(inputs: tuple[Array, ...]) -> tuple[Array, Array | None]:
+    return inputs if len(inputs) == 2 else (inputs[0], None)
+
+
+def sigmoid(x: Array, z: Array, p: Array | None, absent: Array | None) -> Array:
+    @tf.custom_gradient
+    def kernel(x: Array, z: Array) -> Any:
+        return _formulas.sigmoid(OPS, x, z, p, absent), lambda g: _formulas.sigmoid_pull(OPS, x, z, p, absent, g)
+
+    return kernel(x, z)
+
+
+def value_and_grad(f: Callable[[Array], Array], x: Array) -> tuple[Array, Array]:
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        value = f(x)
+    return value, tape.gradient(value, x)
+
+
+@tf.autograph.experimental.do_not_convert
+def run(function: Callable[..., Any], static: Any, *arrays: Any) -> Any:
+    return function(static, *arrays)
+
+
+ADAPTER = Adapter(
+    name="tensorflow",
+    types=(tf.Tensor, tf.Variable),
+    ops=OPS,
+    rows=rows,
+    sigmoid=sigmoid,
+    value_and_grad=value_and_grad,
+    run=run,
+)

@@ -1,0 +1,202 @@
+"""PyTorch. The kernels are `autograd.Function`s that save the row statistics (m, s), never the probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch._subclasses.fake_tensor import FakeTensor
+
+from xent import _formulas
+from xent._adapter import Adapter, Layout, Ops
+
+Array = Any
+
+
+# ---- arrays
+
+
+def host(x: Array) -> Any:
+    return fetch(x) if x.device.type == "cpu" else None
+
+
+def fetch(x: Array) -> Any:
+    """Tensors under torch.compile and under vmap have no values to look at."""
+    if torch.compiler.is_compiling() or isinstance(x, FakeTensor) or x.is_meta:
+        return None
+    if torch._C._functorch.is_functorch_wrapped_tensor(x):
+        return None
+    return x.detach().cpu().numpy()
+
+
+def asarray(value: Any, like: Array) -> Array:
+    if isinstance(value, np.ndarray) and not value.flags.writeable:
+        value = value.copy()  # torch shares memory and warns where it could not write
+    return torch.as_tensor(value, device=like.device)
+
+
+def astype(x: Array, dtype: str) -> Array:
+    return x.to(getattr(torch, dtype))
+
+
+def where(condition: Array, a: Any, b: Any) -> Array:
+    return torch.where(condition, a, b)
+
+
+# ---- mathematics along an axis
+
+
+def total(x: Array, axis: int | None) -> Array:
+    """Eager torch adds in cascades; compiled code does not."""
+    if not torch.compiler.is_compiling():
+        return x.sum() if axis is None else x.sum(axis, keepdim=True)
+    if axis is None:
+        return total(x.reshape(-1), 0).squeeze(0)
+
+    def add_eighths(x: Array, n: int) -> Array:
+        short = 8 * n - x.shape[axis]
+        if short:
+            x = torch.nn.functional.pad(x, [0, 0] * (x.ndim - 1 - axis) + [0, short])
+        return _formulas.add_pairs(list(x.split(n, axis)))
+
+    return _formulas.tree_sum(x, x.shape[axis], add_eighths, lambda x: x.sum(axis, keepdim=True))
+
+
+def top(x: Array, axis: int) -> tuple[Array, Array]:
+    if torch.compiler.is_compiling():
+        return _formulas.top(OPS, x, axis)
+    m, place = x.max(axis, keepdim=True)
+    m = _formulas.finite_or_nan(OPS, m)
+    return m, total((x - m).exp_().scatter_(axis, place, 0), axis)
+
+
+OPS = Ops(
+    dtype=lambda x: str(x.dtype).removeprefix("torch."),
+    shape=lambda x: tuple(x.shape),
+    device=lambda x: str(x.device),
+    host=host,
+    fetch=fetch,
+    asarray=asarray,
+    astype=astype,
+    integer=lambda x: x.to(torch.int64),
+    where=where,
+    expand_dims=torch.unsqueeze,
+    squeeze=torch.squeeze,
+    zeros_like=torch.zeros_like,
+    take=lambda table, ids: table[ids],
+    size=lambda x: x.numel(),
+    stop_gradient=torch.Tensor.detach,
+    exp=torch.exp,
+    log1p=torch.log1p,
+    abs=torch.abs,
+    minimum=lambda x, most: x.clamp(max=most),
+    sigmoid=torch.sigmoid,
+    max=lambda x, axis: x.amax(axis, keepdim=True),
+    sum=total,
+    top=top,
+    pick=lambda x, ids, axis: x.gather(axis, ids),
+    put=lambda x, ids, values, axis: x.scatter(axis, ids, values),
+)
+
+
+# ---- kernels
+
+
+class Rows(torch.autograd.Function):
+    """Compiled code takes this class: it traces no `jvp`."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(lay: Layout, x: Array, t: Array, u: Array, ids: Array) -> Any:
+        results, stats = _formulas.rows(OPS, lay, x, t, u, ids)
+        return (*results, *stats)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.lay, *saved = inputs
+        m, s = output[3:]
+        ctx.mark_non_differentiable(m, s)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*saved, m, s)
+        ctx.save_for_forward(*saved, m, s)
+
+    @staticmethod
+    def backward(ctx: Any, a: Array, b: Array, c: Array, *_: Any) -> Any:
+        x, t, u, ids, m, s = ctx.saved_tensors
+        lay = ctx.lay
+        a = torch.zeros_like(m).squeeze(lay.axis) if a is None else a
+        make = _formulas.smooth_pieces if torch.is_grad_enabled() else _formulas.pieces
+        parts = make(OPS, lay, x, ids, m, s)
+        dt = None
+        if ctx.needs_input_grad[2]:
+            dt = _formulas.pull_labels(OPS, lay, parts, x, m, ids, (a,))
+        return None, _formulas.pull(OPS, lay, parts, x, t, u, ids, (a, b, c)), dt, None, None
+
+
+class EagerRows(Rows):
+    @staticmethod
+    def jvp(ctx: Any, _lay: Any, dx: Array, dt: Array, _u: Any, _ids: Any) -> Any:
+        x, t, u, ids, m, s = ctx.saved_tensors
+        dx = torch.zeros_like(x) if dx is None else dx
+        parts = _formulas.smooth_pieces(OPS, ctx.lay, x, ids, m, s)
+        return (*_formulas.push(OPS, ctx.lay, parts, x, t, u, ids, m, dx, dt), None, None)
+
+
+class Sigmoid(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Array, z: Array, p: Array, absent: Array) -> Array:
+        return _formulas.sigmoid(OPS, x, z, p, absent)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, g: Array) -> Any:
+        return (*_formulas.sigmoid_pull(OPS, *ctx.saved_tensors, g), None, None)
+
+
+class EagerSigmoid(Sigmoid):
+    @staticmethod
+    def jvp(ctx: Any, dx: Array, dz: Array, _p: Any, _absent: Any) -> Any:
+        x, z, p, absent = ctx.saved_tensors
+        slope_x, slope_z = _formulas.sigmoid_pull(OPS, x, z, p, absent, torch.ones_like(x))
+        return sum(d * slope for d, slope in ((dx, slope_x), (dz, slope_z)) if d is not None)
+
+
+def rows(lay: Layout, x: Array, t: Array | None, u: Array | None, ids: Array | None) -> Any:
+    kernel = Rows if torch.compiler.is_compiling() else EagerRows
+    return kernel.apply(lay, x, t, u, ids)[:3]
+
+
+def sigmoid(x: Array, z: Array, p: Array | None, absent: Array | None) -> Array:
+    kernel = Sigmoid if torch.compiler.is_compiling() else EagerSigmoid
+    return kernel.apply(x, z, p, absent)
+
+
+def value_and_grad(f: Callable[[Array], Array], x: Array) -> tuple[Array, Array]:
+    """Stays connected to the caller's graph where x is part of one."""
+    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
+        grad, value = torch.func.grad_and_value(lambda x: _summed(f(x)), has_aux=True)(x)
+        return value[1], grad
+    live = torch.is_grad_enabled() and x.requires_grad
+    with torch.enable_grad():
+        x = x.view_as(x) if live else x.detach().requires_grad_()
+        value = f(x)
+        (grad,) = torch.autograd.grad(value.sum(), x, create_graph=live)
+    return value if live else value.detach(), grad
+
+
+def _summed(value: Array) -> tuple[Array, Array]:
+    return value.sum(), value
+
+
+ADAPTER = Adapter(
+    name="torch", types=(torch.Tensor,), ops=OPS, rows=rows, sigmoid=sigmoid, value_and_grad=value_and_grad
+)

@@ -1,0 +1,1 @@
+from xent._losses import sigmoid_ce, softmax_ce, sparse_ce

@@ -1,0 +1,111 @@
+"""The contract: what a framework must bring so that xent's losses run on its arrays.
+
+An adapter is two frozen records of functions. `Ops` is array glue and a few formulas' worth of mathematics, in
+array-API spelling; `Adapter` adds the two losses' kernels, which carry the framework's own derivative rules. A
+missing field is a `TypeError` when the adapter's module is imported. docs/backends.md walks through a whole one.
+
+Conventions: `axis` is never negative; kernels only ever see float32 or float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+Array = Any  # an array of the adapter's framework
+Scalar = Any  # a Python number or a 0-d array
+
+ABSENT = -2  # in `ids`: the row is masked, its loss and its gradient are exactly 0
+INVALID = -1  # in `ids`: the row's class id is out of range, its loss and its gradient are NaN
+
+
+@dataclass(frozen=True, eq=False)
+class Ops:
+    """Facts about arrays, array glue, and the pieces of xent's formulas that a framework has a best way to do."""
+
+    # facts
+    dtype: Callable[[Array], str]  # the dtype's NumPy name: "float32", "bfloat16", "int64", "bool"
+    shape: Callable[[Array], tuple[int | None, ...]]  # None: a dimension that is not known while a graph is traced
+    device: Callable[[Array], str]  # for people: "cpu", "cuda:0"
+    host: Callable[[Array], Any]  # the values as a NumPy array if they are concrete and in host memory, else None
+    fetch: Callable[[Array], Any]  # the same from any device, copying and waiting where it must
+
+    # arrays
+    asarray: Callable[[Any, Array], Array]  # (value, like): a NumPy array or this framework's, on like's device
+    astype: Callable[[Array, str], Array]  # the same array where the dtype is the same
+    integer: Callable[[Array], Array]  # ids, comparable with 0, with any class count and any int their dtype holds;
+    #   uint64 as int64, so that what does not fit is negative
+    where: Callable[[Array, Any, Any], Array]
+    expand_dims: Callable[[Array, int], Array]
+    squeeze: Callable[[Array, int], Array]
+    zeros_like: Callable[[Array], Array]
+    take: Callable[[Array, Array], Array]  # table[ids]: 1-d table, ids of any shape, all in range
+    size: Callable[[Array], Scalar]  # how many elements; a 0-d array of any real dtype where that is not known
+    stop_gradient: Callable[[Array], Array]
+
+    # mathematics, elementwise
+    exp: Callable[[Array], Array]
+    log1p: Callable[[Array], Array]
+    abs: Callable[[Array], Array]
+    minimum: Callable[[Array, float], Array]
+    sigmoid: Callable[[Array], Array]  # accurate relative to its value in both tails
+
+    # mathematics along an axis; every result keeps the axis, with length 1
+    max: Callable[[Array, int], Array]
+    sum: Callable[[Array, int | None], Array]  # blocked or pairwise; None: over everything, to a 0-d array
+    top: Callable[[Array, int], tuple[Array, Array]]  # max m; sum of exp(x - m) over all but *one* place of m
+    pick: Callable[[Array, Array, int], Array]  # (x, ids, axis): x at ids; ids keeps the axis
+    put: Callable[[Array, Array, Array, int], Array]  # (x, ids, values, axis): x with values at ids; without autodiff, may be x
+
+    index_dtype: str = "int64"  # what `take`, `pick` and `put` want their ids in
+
+
+def call(function: Callable[..., Any], static: Any, *arrays: Any) -> Any:
+    """`Adapter.run` for a framework with nothing better."""
+    return function(static, *arrays)
+
+
+class Layout(NamedTuple):
+    """What a softmax kernel knows before it sees a number; hashable, so that a compiler may specialise on it."""
+
+    axis: int  # the class axis, never negative
+    hard: bool  # labels are class ids, not distributions
+    masked: bool  # ids may be negative: ABSENT or INVALID
+    lse: bool  # the log-sum-exp itself is asked for
+
+
+@dataclass(frozen=True, eq=False)
+class Adapter:
+    """One framework. `name` is the name it is imported by."""
+
+    name: str
+    types: tuple[type, ...]  # what its arrays are instances of
+    ops: Ops
+
+    # The kernels: differentiable functions, correct under every transform of the framework, on logits x of float32 or
+    # wider.
+    #   rows(lay, x, t, u, ids) -> (loss, lse, smooth)                   each without the class axis, None if not asked
+    #     t: soft labels like x, or None; u: smoothing weights [C], or None; ids, without the axis: class ids where
+    #     labels are hard, else 0 for a row that is there; negative for one that is not; None where soft and unmasked.
+    #     loss = sum_j t_j (lse - x_j), t one-hot at ids where it is None;  smooth = sum_j u_j (lse - x_j)
+    #     Differentiable in x and t; u is a constant.
+    #   sigmoid(x, z, p, absent) -> loss                                  elementwise, shaped like x
+    #     z: labels like x; p: weight of the positive term, broadcasting against x, or None; absent: mask, or None.
+    #     loss = p z log(1 + exp(-x)) + (1 - z) log(1 + exp(x)).  Differentiable in x and z; p is a constant.
+    rows: Callable[..., tuple[Array, Array | None, Array | None]]
+    sigmoid: Callable[..., Array]
+
+    # value_and_grad(f, x) -> (f(x), d sum(f(x)) / dx), by the framework's own differentiation. None where it has none;
+    # then rows_vjp and sigmoid_vjp take a kernel's arguments and return (its results, pull), where
+    # pull(a, b, c) = d/dx of sum(a loss + b lse + c smooth), b or c None for 0;  pull(g) = d/dx of sum(g loss).
+    value_and_grad: Callable[[Callable[[Array], Array], Array], tuple[Array, Array]] | None = None
+    rows_vjp: Callable[..., tuple[tuple[Array, Array | None, Array | None], Callable[..., Array]]] | None = None
+    sigmoid_vjp: Callable[..., tuple[Array, Callable[[Array], Array]]] | None = None
+
+    # run(f, static, *arrays) = f(static, *arrays): how a loss is best executed (JAX compiles it; others just call).
+    run: Callable[..., Any] = call
+
+    def __post_init__(self) -> None:
+        if self.value_and_grad is None and (self.rows_vjp is None or self.sigmoid_vjp is None):
+            raise TypeError(f"adapter {self.name!r}: give value_and_grad, or both rows_vjp and sigmoid_vjp")

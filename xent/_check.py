@@ -1,0 +1,198 @@
+"""Every rule about arguments and every error sentence: what was given, what was expected, the same for all backends."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from xent._adapter import Adapter, Array, Ops
+from xent._reduce import REDUCTIONS
+
+FLOATS = ("float16", "bfloat16", "float32", "float64")
+INVALID_MODES = ("auto", "raise", "nan", "ignore")
+HOW_TO_CONVERT = {
+    "torch": "tensor.detach().cpu().numpy()",
+    "tensorflow": "tensor.numpy()",
+    "jax": "numpy.asarray(array)",
+}
+Shape = tuple[int | None, ...]
+
+
+class LabelError(ValueError):
+    """A class id is neither a class nor the ignored one."""
+
+
+# ---- arrays and their frameworks
+
+
+def array(x: Any, argument: str) -> None:
+    if isinstance(x, np.ma.MaskedArray):
+        raise TypeError(f"{argument}: a numpy.ma.MaskedArray's mask would be lost; pass the data, and weights= of 0 and 1")
+
+
+def not_an_array(x: Any, argument: str) -> TypeError:
+    kind = f"{type(x).__module__}.{type(x).__qualname__}".removeprefix("builtins.")
+    return TypeError(f"{argument}: expected an array of NumPy, PyTorch, TensorFlow or JAX, got {kind}")
+
+
+def no_backend(name: str, known: Iterable[str]) -> ValueError:
+    return ValueError(f"backend {name!r}: expected one of {', '.join(map(repr, known))}")
+
+
+def same_framework(argument: str, own: Adapter, logits: Adapter) -> None:
+    if own is not logits and own.name != "numpy":
+        how = HOW_TO_CONVERT.get(own.name)
+        advice = f"; convert it, for example with {how}" if how else ""
+        raise TypeError(f"{argument}: a {own.name} array beside {logits.name} logits{advice}")
+
+
+def floating(argument: str, dtype: str) -> None:
+    if dtype not in FLOATS:
+        hint = " (are logits and labels swapped?)" if dtype.startswith(("int", "uint", "bool")) else ""
+        raise TypeError(f"{argument}: expected {one_of(FLOATS)}, got {dtype}{hint}")
+
+
+def real(argument: str, dtype: str) -> None:
+    if not dtype.startswith(("float", "bfloat", "int", "uint", "bool")):
+        raise TypeError(f"{argument}: expected real numbers, got {dtype}")
+
+
+def integral(argument: str, dtype: str) -> None:
+    if not dtype.startswith(("int", "uint", "bool")):
+        hint = " (for distributions over the classes use softmax_ce)" if "float" in dtype else ""
+        raise TypeError(f"{argument}: expected class ids of an integer or bool dtype, got {dtype}{hint}")
+
+
+# ---- shapes
+
+
+def class_axis(shape: Shape, axis: Any) -> int:
+    """axis, never negative."""
+    if not isinstance(axis, numbers.Integral) or isinstance(axis, bool):
+        raise TypeError(f"axis: expected an int, got {axis!r}")
+    if not shape:
+        raise ValueError("logits: expected at least one dimension, the classes; got a scalar")
+    if not -len(shape) <= axis < len(shape):
+        raise ValueError(f"axis: expected {-len(shape)} to {len(shape) - 1} for logits of shape {text(shape)}, got {axis}")
+    axis = int(axis) % len(shape)
+    if shape[axis] == 0:
+        raise ValueError(f"logits: expected at least one class, got shape {text(shape)} with none along axis {axis}")
+    return axis
+
+
+def shapes_equal(argument: str, got: Shape, expected: Shape, why: str) -> None:
+    if not fits(got, expected):
+        raise ValueError(f"{argument}: expected shape {text(expected)} ({why}), got {text(got)}")
+
+
+def weights_shape(got: Shape, expected: Shape) -> None:
+    if got and not (len(got) == len(expected) and all(g == 1 or fits((g,), (e,)) for g, e in zip(got, expected, strict=True))):
+        raise ValueError(
+            f"weights: expected a scalar, shape {text(expected)} (the loss's), or that with 1s; got {text(got)}"
+        )
+
+
+def broadcastable(argument: str, got: Shape, expected: Shape) -> None:
+    tail = expected[len(expected) - len(got) :] if len(got) <= len(expected) else None
+    if tail is None or not all(g == 1 or fits((g,), (e,)) for g, e in zip(got, tail, strict=True)):
+        raise ValueError(f"{argument}: expected a shape that broadcasts to the logits' {text(expected)}, got {text(got)}")
+
+
+def fits(got: Shape, expected: Shape) -> bool:
+    """Equal as far as a graph under construction knows."""
+    return len(got) == len(expected) and all(
+        g is None or e is None or g == e for g, e in zip(got, expected, strict=True)
+    )
+
+
+def text(shape: Shape) -> str:
+    return "(" + ", ".join("?" if n is None else str(n) for n in shape) + ("," if len(shape) == 1 else "") + ")"
+
+
+# ---- options
+
+
+def number(argument: str, value: Any, low: float = -math.inf, high: float = math.inf) -> float:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real | np.floating | np.integer):
+        raise TypeError(f"{argument}: expected a number, got {value!r}")
+    value = float(value)
+    if not (low <= value <= high and math.isfinite(value)):
+        between = "a finite number" if math.isinf(high) else f"a number from {low:g} to {high:g}"
+        raise ValueError(f"{argument}: expected {between}, got {value!r}")
+    return value
+
+
+def reduction(reduce: Any, denom: Any) -> None:
+    choice("reduce", reduce, REDUCTIONS)
+    if denom is not None and reduce != "mean":
+        raise ValueError(f"denom: it replaces the denominator of reduce='mean', but reduce is {reduce!r}")
+
+
+def choice(argument: str, value: Any, choices: Sequence[str]) -> None:
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{argument}: expected {one_of(choices)}, got {value!r}")
+
+
+def index(argument: str, value: Any) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{argument}: expected an int or None, got {value!r}")
+    return int(value)
+
+
+def one_of(choices: Sequence[str]) -> str:
+    return ", ".join(map(repr, choices[:-1])) + f" or {choices[-1]!r}"
+
+
+# ---- class ids
+
+
+def ids_in_range(ids: Any, classes: int, ignore_index: int | None, weights: Array | None, ops: Ops) -> None:
+    """ids, a NumPy array: all of them classes, ignored, or of weight 0."""
+    if not ids.size or (ids.min() >= 0 and ids.max() < classes):
+        return
+    bad = (ids < 0) | (ids >= classes)
+    if ignore_index is not None:
+        bad &= ids != ignore_index
+    known = None if weights is None else ops.fetch(weights)
+    if known is not None:
+        bad &= known != 0
+    count = int(bad.sum())
+    if not count:
+        return
+    first = np.unravel_index(int(bad.argmax()), bad.shape)
+    place = ", ".join(map(str, map(int, first)))
+    expected = f"0 to {classes - 1}" + ("" if ignore_index is None else f", or ignore_index={ignore_index}")
+    raise LabelError(
+        f"labels: {count} of {ids.size} class ids out of range, the first {'at [' + place + '] ' if place else ''}"
+        f"is {ids[first]}; expected {expected}"
+    )
+
+
+def unreadable_ids() -> ValueError:
+    return ValueError(
+        "invalid: 'raise' has to read the labels, which have no values while a function is traced or batched; "
+        "use 'nan' or 'ignore', or check them outside"
+    )
+
+
+def representable(ignore_index: int | None, dtype: str) -> int | None:
+    """ignore_index as the labels' dtype holds it (uint64 as int64), or None where no label can be equal to it."""
+    if ignore_index is None:
+        return None
+    low, high = (0, 1) if dtype == "bool" else (int(np.iinfo(dtype).min), int(np.iinfo(dtype).max))
+    if not low <= ignore_index <= high:
+        return None
+    return ignore_index - 2**64 if ignore_index >= 2**63 else ignore_index
+
+
+def differentiable_loss(loss: Any, known: Iterable[str]) -> TypeError:
+    return TypeError(
+        f"loss: NumPy has no automatic differentiation, so value_and_grad takes xent's own losses there "
+        f"({', '.join(known)}, or functools.partial of one), got {loss!r}"
+    )

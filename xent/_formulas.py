@@ -1,0 +1,276 @@
+"""The mathematics of the kernels, written once over an adapter's `Ops`; adapters attach derivative rules to it.
+
+With m = max_j x_j and s = sum of exp(x_j - m) over all j but one maximal one:
+
+    nll  = (m - x_y) + log1p(s)                           both terms >= 0: nothing cancels
+    soft = sum_j t_j (m - x_j) + (sum_j t_j) log1p(s)
+    p_j  = exp(x_j - m) / (1 + s)
+    p_y - 1 = -s / (1 + s) at the maximum, (exp(x_y - m) - (1 + s)) / (1 + s) elsewhere, where p_y <= 1/2
+
+The textbook's logsumexp(x) - x_y rounds to 0 once the label leads by 17 (float32), and loses every digit under a
+common offset. The last line stands for -expm1(-nll) without its expm1, which compilers get wrong (Inductor's is 0 below
+6e-8).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from xent._adapter import INVALID, Array, Layout, Ops
+from xent._reduce import along
+
+INF, NAN = float("inf"), float("nan")
+_STEEP = 1e30  # (m - x) * _STEEP exceeds 1 for every difference that exp can tell from 0
+
+
+def finite_or_nan(ops: Ops, m: Array) -> Array:
+    """A row whose maximum is infinite has no softmax: NaN, as every framework says (fp16 overflow must show)."""
+    return ops.where(ops.abs(m) == INF, NAN, m)
+
+
+def top(ops: Ops, x: Array, axis: int, barrier: Callable[[Array], Array] = lambda m: m) -> tuple[Array, Array]:
+    """`Ops.top` out of arithmetic alone: compilers fuse and vectorise it, which they do not do to an argmax.
+
+    `distinct` is 0 where x is maximal and 1 elsewhere; in the sliver between, exp(x - m) is 1 to working accuracy,
+    so that `distinct` terms of it and 1 - `distinct` ties count the element once. The barrier keeps compilers that
+    lose vectorisation when two sums share a loop from joining them.
+    """
+    m = finite_or_nan(ops, ops.max(x, axis))
+    others = ops.sum(ops.exp(x - m) * _distinct(ops, x, m), axis)
+    ties = ops.sum(1 - _distinct(ops, x, barrier(m)), axis)
+    return m, others + (ties - 1)
+
+
+def _distinct(ops: Ops, x: Array, m: Array) -> Array:
+    return ops.minimum((m - x) * _STEEP, 1.0)
+
+
+def tree_sum(
+    x: Array, n: int | None, add_eighths: Callable[[Array, int], Array], total: Callable[[Array], Array]
+) -> Array:
+    """Sum in blocks, so that the error grows with log n: add eighths onto each other until 16 terms are left.
+
+    Compilers turn a plain sum into one running total per vector lane: 1e-4 relative after 262,144 equal terms. They
+    also join sums of sums into one; they cannot do that to elementwise additions.
+    """
+    while n is not None and n > 16:
+        n = -(-n // 8)
+        x = add_eighths(x, n)
+    return total(x)
+
+
+def add_pairs(parts: list[Array]) -> Array:
+    """Eight arrays added as a tree."""
+    while len(parts) > 1:
+        parts = [left + right for left, right in zip(parts[::2], parts[1::2], strict=True)]
+    return parts[0]
+
+
+def _times(ops: Ops, weight: Array, gap: Array) -> Array:
+    """weight * gap with 0 * inf = 0: a class that has no weight adds nothing, however impossible it is."""
+    return ops.where(weight == 0, 0.0, weight * gap)
+
+
+def _class(ops: Ops, lay: Layout, ids: Array) -> Array:
+    return ops.where(ids < 0, 0, ids) if lay.masked else ids
+
+
+def _blank(ops: Ops, x: Array, ids: Array) -> Array:
+    """x with 0 in masked rows: 0 * NaN is NaN, so what a masked row holds must not reach a product."""
+    return ops.where(ids < 0, 0.0, x)
+
+
+def _present(ops: Ops, k: Array, ids: Array) -> Array:
+    """Per-row k, linearly: k itself, 0 in an absent row, NaN in an invalid one."""
+    return _blank(ops, k, ids) * ops.where(ids == INVALID, NAN, ops.zeros_like(k) + 1)
+
+
+# Softmax: results and statistics
+
+
+def rows(
+    ops: Ops, lay: Layout, x: Array, t: Array | None, u: Array | None, ids: Array | None
+) -> tuple[tuple[Array, Array | None, Array | None], tuple[Array, Array]]:
+    """The results of `Adapter.rows`, and the statistics (m, s), keeping the axis, that the derivative starts from."""
+    axis = lay.axis
+    ids = None if ids is None else ops.expand_dims(ids, axis)
+    m, s = ops.top(x, axis)
+    spread = ops.log1p(s)
+    lse = smooth = None
+    if t is None:
+        loss = (m - ops.pick(x, _class(ops, lay, ids), axis)) + spread
+    else:
+        loss = ops.sum(_times(ops, t, m - x), axis) + ops.sum(t, axis) * spread
+    if lay.lse:
+        lse = m + spread
+    if u is not None:
+        smooth = ops.sum(_times(ops, along(ops, u, x, axis), m - x), axis) + ops.sum(u, 0) * spread
+
+    def finish(result: Array | None) -> Array | None:
+        if result is None:
+            return None
+        if lay.masked:
+            result = ops.where(ids == INVALID, NAN, _blank(ops, result, ids))
+        return ops.squeeze(result, axis)
+
+    if lay.masked:
+        m, s = _blank(ops, m, ids), _blank(ops, s, ids)
+    return (finish(loss), finish(lse), finish(smooth)), (m, s)
+
+
+# Softmax: the derivative. Its pieces come either straight from the saved statistics, or as functions of x whose own
+# derivatives are right (m is a constant in them: the probabilities do not depend on it). Both have the same values.
+
+
+class Pieces(NamedTuple):
+    """With p = e r the probabilities: e, the label's (p - 1) / r, r and log1p(s). All keep the class axis."""
+
+    e: Array
+    miss: Array | None
+    r: Array
+    spread: Array
+
+
+def pieces(ops: Ops, lay: Layout, x: Array, ids: Array | None, m: Array, s: Array) -> Pieces:
+    """From the statistics: one exp for each logit, nothing to differentiate further."""
+    x, label = _labelled(ops, lay, x, ids)
+    e = ops.exp(x - m)
+    miss = None
+    if label is not None:
+        x_y, e_y = ops.pick(x, label, lay.axis), ops.pick(e, label, lay.axis)
+        miss = ops.where(x_y == m, -s, e_y - (1 + s))
+    return Pieces(e, miss, 1 / (1 + s), ops.log1p(s))
+
+
+def smooth_pieces(ops: Ops, lay: Layout, x: Array, ids: Array | None, m: Array, s: Array) -> Pieces:
+    """The same values as differentiable functions of x."""
+    x, label = _labelled(ops, lay, x, ids)
+    m, s = ops.stop_gradient(m), ops.stop_gradient(s)
+    e = ops.exp(x - m)
+    total = ops.sum(e, lay.axis)
+    miss = None if label is None else -ops.sum(ops.put(e, label, ops.zeros_like(m), lay.axis), lay.axis)
+    return Pieces(e, miss, 1 / total, ops.log1p(s) + ops.log1p(total / ops.stop_gradient(total) - 1))
+
+
+def _labelled(ops: Ops, lay: Layout, x: Array, ids: Array | None) -> tuple[Array, Array | None]:
+    """x without what masked rows hold, and the class ids keeping the axis, or None where labels are soft."""
+    return _unmasked(ops, lay, x, ids), _class(ops, lay, ops.expand_dims(ids, lay.axis)) if lay.hard else None
+
+
+def _unmasked(ops: Ops, lay: Layout, x: Array | None, ids: Array | None) -> Array | None:
+    return _blank(ops, x, ops.expand_dims(ids, lay.axis)) if lay.masked and x is not None else x
+
+
+def pull(
+    ops: Ops,
+    lay: Layout,
+    parts: Pieces,
+    x: Array,
+    t: Array | None,
+    u: Array | None,
+    ids: Array | None,
+    coefficients: tuple[Array | None, ...],
+) -> Array:
+    """Reverse mode: d/dx of sum(a loss + b lse + c smooth), with (a, b, c) = coefficients, None for 0."""
+    e, miss, r, _ = parts
+    a, b, c = _scaled(ops, lay, ids, coefficients)
+    t = _unmasked(ops, lay, t, ids)
+    rest = 0.0 if b is None else b
+    if c is not None:
+        rest = rest + c * ops.sum(u, 0)
+    if lay.hard:
+        label = _class(ops, lay, ops.expand_dims(ids, lay.axis))
+        at_label = (a * miss + rest * ops.pick(e, label, lay.axis)) * r
+        dx = ops.put(e * ((a + rest) * r), label, at_label, lay.axis)
+    else:
+        dx = e * ((a * ops.sum(t, lay.axis) + rest) * r) - a * t
+    return dx if c is None else dx - c * along(ops, u, x, lay.axis)
+
+
+def pull_labels(
+    ops: Ops, lay: Layout, parts: Pieces, x: Array, m: Array, ids: Array | None, coefficients: tuple[Array | None, ...]
+) -> Array:
+    """Reverse mode in the soft labels: a (lse - x)."""
+    a, *_ = _scaled(ops, lay, ids, coefficients)
+    return a * _gap(ops, lay, parts, x, ids, m)
+
+
+def _gap(ops: Ops, lay: Layout, parts: Pieces, x: Array, ids: Array | None, m: Array) -> Array:
+    return (ops.stop_gradient(m) - _unmasked(ops, lay, x, ids)) + parts.spread
+
+
+def _scaled(
+    ops: Ops, lay: Layout, ids: Array | None, coefficients: tuple[Array | None, ...]
+) -> tuple[Array | None, ...]:
+    """Per-row coefficients with the class axis: 0 in absent rows, NaN in invalid ones."""
+    kept = tuple(None if k is None else ops.expand_dims(k, lay.axis) for k in coefficients)
+    if not lay.masked:
+        return kept
+    ids = ops.expand_dims(ids, lay.axis)
+    return tuple(None if k is None else _present(ops, k, ids) for k in kept)
+
+
+def push(
+    ops: Ops,
+    lay: Layout,
+    parts: Pieces,
+    x: Array,
+    t: Array | None,
+    u: Array | None,
+    ids: Array | None,
+    m: Array,
+    dx: Array,
+    dt: Array | None,
+) -> tuple[Array, Array | None, Array | None]:
+    """Forward mode: the tangents of (loss, lse, smooth) for tangents dx and dt (None for 0); linear in both."""
+    e, miss, r, _ = parts
+    axis = lay.axis
+    dx = _unmasked(ops, lay, dx, ids)
+    mean = ops.sum(e * dx, axis) * r
+    if lay.hard:
+        label = _class(ops, lay, ops.expand_dims(ids, axis))
+        loss = ops.sum(ops.put(e, label, miss, axis) * dx, axis) * r
+    else:
+        t, dt = _unmasked(ops, lay, t, ids), _unmasked(ops, lay, dt, ids)
+        loss = ops.sum(t, axis) * mean - ops.sum(t * dx, axis)
+        if dt is not None:
+            loss = loss + ops.sum(dt * _gap(ops, lay, parts, x, ids, m), axis)
+    smooth = None if u is None else ops.sum(u, 0) * mean - ops.sum(along(ops, u, x, axis) * dx, axis)
+
+    def finish(tangent: Array) -> Array:
+        if lay.masked:
+            tangent = _present(ops, tangent, ops.expand_dims(ids, axis))
+        return ops.squeeze(tangent, axis)
+
+    return finish(loss), finish(mean) if lay.lse else None, None if smooth is None else finish(smooth)
+
+
+# Sigmoid
+
+
+def sigmoid(ops: Ops, x: Array, z: Array, p: Array | None, absent: Array | None) -> Array:
+    """The result of `Adapter.sigmoid`: whichever of the two terms is linear in |x| loses nothing to the other."""
+    positive = z if p is None else p * z
+    size = ops.abs(x)
+    loss = _times(ops, ops.where(x > 0, 1 - z, positive), size) + ((1 - z) + positive) * ops.log1p(ops.exp(-size))
+    return loss if absent is None else ops.where(absent, 0.0, loss)
+
+
+def sigmoid_pull(
+    ops: Ops, x: Array, z: Array, p: Array | None, absent: Array | None, g: Array
+) -> tuple[Array, Array]:
+    """Reverse mode: d/dx and d/dz of sum(g loss); differentiable further."""
+    if absent is not None:
+        x, z, g = (ops.where(absent, 0.0, k) for k in (x, z, g))
+    if p is None:
+        return g * ((1 - z) * ops.sigmoid(x) - z * ops.sigmoid(-x)), -g * x
+    # softplus(x) by its even and odd halves: with d|x|/dx = 0 at 0, automatic differentiation is right there too
+    return (
+        g * ((1 - z) * ops.sigmoid(x) - p * z * ops.sigmoid(-x)),
+        g * (p * _softplus(ops, -x) - _softplus(ops, x)),
+    )
+
+
+def _softplus(ops: Ops, x: Array) -> Array:
+    return (x + ops.abs(x)) / 2 + ops.log1p(ops.exp(-ops.abs(x)))

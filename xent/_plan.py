@@ -1,0 +1,309 @@
+"""A loss in two steps: a plan (checked arguments; nothing computed), and its execution as the adapter likes to run it.
+
+A plan is hashable and holds no numbers of arrays, so that a compiler may specialise on it; the arrays travel beside it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from xent import _check, _reduce
+from xent._adapter import Adapter, Array, Layout, Ops, Scalar
+from xent._dispatch import find
+
+# ---- plans
+
+
+class SoftmaxPlan(NamedTuple):
+    xp: Adapter
+    axis: int
+    classes: int
+    hard: bool
+    masked: bool
+    dtype: str
+    reduce: str
+    smoothing: float
+    z_loss: float
+    ignore_index: int | None = None
+    invalid: str | None = None  # None: the ids are coded already
+
+
+class SigmoidPlan(NamedTuple):
+    xp: Adapter
+    dtype: str
+    reduce: str
+    smoothing: float
+
+
+def softmax(
+    xp: Adapter,
+    logits: Array,
+    labels: Array,
+    axis: int,
+    reduce: str,
+    weights: Any,
+    class_weights: Any,
+    label_smoothing: float,
+    z_loss: float,
+    denom: Any,
+) -> tuple[SoftmaxPlan, tuple[Any, ...]]:
+    x, dtype, shape = _logits(xp, logits)
+    axis = _check.class_axis(shape, axis)
+    labels = _real(xp, "labels", labels, x, dtype)
+    _check.shapes_equal("labels", xp.ops.shape(labels), shape, "the logits'")
+    weights, table, denom = _row_arguments(xp, x, shape, axis, dtype, reduce, weights, class_weights, denom)
+    plan = SoftmaxPlan(
+        xp,
+        axis,
+        shape[axis],
+        False,
+        weights is not None or table is not None,
+        dtype,
+        reduce,
+        _check.number("label_smoothing", label_smoothing, 0, 1),
+        _check.number("z_loss", z_loss),
+    )
+    return plan, (x, labels, weights, table, denom)
+
+
+def sparse(
+    xp: Adapter,
+    logits: Array,
+    labels: Array,
+    axis: int,
+    reduce: str,
+    weights: Any,
+    class_weights: Any,
+    label_smoothing: float,
+    z_loss: float,
+    ignore_index: int | None,
+    invalid: str,
+    denom: Any,
+) -> tuple[SoftmaxPlan, tuple[Any, ...]]:
+    x, dtype, shape = _logits(xp, logits)
+    axis = _check.class_axis(shape, axis)
+    classes = shape[axis]
+    own, labels = _own(xp, "labels", labels)
+    label_dtype = own.ops.dtype(labels)
+    _check.integral("labels", label_dtype)
+    _check.shapes_equal("labels", own.ops.shape(labels), shape[:axis] + shape[axis + 1 :], "the logits' without axis")
+    weights, table, denom = _row_arguments(xp, x, shape, axis, dtype, reduce, weights, class_weights, denom)
+
+    _check.choice("invalid", invalid, _check.INVALID_MODES)
+    ignore_index = _check.representable(_check.index("ignore_index", ignore_index), label_dtype)
+    if invalid in ("auto", "raise"):
+        values = own.ops.host(labels) if invalid == "auto" else own.ops.fetch(labels)
+        if values is not None:
+            _check.ids_in_range(values, classes, ignore_index, weights, xp.ops)
+        elif invalid == "raise":
+            raise _check.unreadable_ids()
+        invalid = "nan" if values is None else "raise"
+    masked = invalid != "raise" or ignore_index is not None or weights is not None or table is not None
+    coded = own is not xp
+    if coded:
+        labels = xp.ops.asarray(_reduce.code(own.ops, labels, classes, ignore_index, invalid), x)
+    plan = SoftmaxPlan(
+        xp,
+        axis,
+        classes,
+        True,
+        masked,
+        dtype,
+        reduce,
+        _check.number("label_smoothing", label_smoothing, 0, 1),
+        _check.number("z_loss", z_loss),
+        ignore_index,
+        None if coded else invalid,
+    )
+    return plan, (x, labels, weights, table, denom)
+
+
+def sigmoid(
+    xp: Adapter,
+    logits: Array,
+    labels: Array,
+    reduce: str,
+    weights: Any,
+    pos_weight: Any,
+    label_smoothing: float,
+    denom: Any,
+) -> tuple[SigmoidPlan, tuple[Any, ...]]:
+    x, dtype, shape = _logits(xp, logits)
+    labels = _real(xp, "labels", labels, x, dtype)
+    _check.shapes_equal("labels", xp.ops.shape(labels), shape, "the logits'")
+    _check.reduction(reduce, denom)
+    weights = _real(xp, "weights", weights, x, dtype)
+    if weights is not None:
+        _check.weights_shape(xp.ops.shape(weights), shape)
+    pos_weight = _real(xp, "pos_weight", pos_weight, x, dtype)
+    if pos_weight is not None:
+        _check.broadcastable("pos_weight", xp.ops.shape(pos_weight), shape)
+    plan = SigmoidPlan(xp, dtype, reduce, _check.number("label_smoothing", label_smoothing, 0, 1))
+    return plan, (x, labels, weights, pos_weight, _denom(xp, denom, x, dtype))
+
+
+def _logits(xp: Adapter, logits: Array) -> tuple[Array, str, tuple[Any, ...]]:
+    """The array, the dtype to compute in, the shape."""
+    x = xp.ops.asarray(logits, logits)
+    dtype = xp.ops.dtype(x)
+    _check.floating("logits", dtype)
+    return x, "float64" if dtype == "float64" else "float32", xp.ops.shape(x)
+
+
+def _own(xp: Adapter, argument: str, value: Any) -> tuple[Adapter, Array]:
+    """value as an array, with its adapter: the logits' or NumPy's."""
+    own = find(value, argument)
+    _check.same_framework(argument, own, xp)
+    return own, own.ops.asarray(value, value)
+
+
+def _real(xp: Adapter, argument: str, value: Any, x: Array, dtype: str) -> Array | None:
+    """value in the logits' framework, on their device, in the dtype they are computed in."""
+    if value is None:
+        return None
+    own, value = _own(xp, argument, value)
+    _check.real(argument, own.ops.dtype(value))
+    value = own.ops.astype(value, dtype)
+    return xp.ops.asarray(value, x)
+
+
+def _row_arguments(
+    xp: Adapter,
+    x: Array,
+    shape: tuple[Any, ...],
+    axis: int,
+    dtype: str,
+    reduce: str,
+    weights: Any,
+    class_weights: Any,
+    denom: Any,
+) -> tuple[Array | None, Array | None, Scalar | None]:
+    _check.reduction(reduce, denom)
+    weights = _real(xp, "weights", weights, x, dtype)
+    if weights is not None:
+        _check.weights_shape(xp.ops.shape(weights), shape[:axis] + shape[axis + 1 :])
+    table = _real(xp, "class_weights", class_weights, x, dtype)
+    if table is not None:
+        _check.shapes_equal("class_weights", xp.ops.shape(table), (shape[axis],), "one for each class")
+    return weights, table, _denom(xp, denom, x, dtype)
+
+
+def _denom(xp: Adapter, denom: Any, x: Array, dtype: str) -> Scalar | None:
+    denom = _real(xp, "denom", denom, x, dtype)
+    if denom is not None:
+        _check.shapes_equal("denom", xp.ops.shape(denom), (), "a number or a 0-d array")
+    return denom
+
+
+# ---- execution
+
+
+class Rows(NamedTuple):
+    """What goes into the kernel, and what its results are then multiplied by."""
+
+    lay: Layout
+    x: Array
+    t: Array | None
+    u: Array | None
+    ids: Array | None
+    scale: _reduce.RowWeights
+    w: Array | None
+
+
+def softmax_loss(
+    plan: SoftmaxPlan, x: Array, labels: Array, weights: Array | None, table: Array | None, denom: Scalar | None
+) -> Array:
+    ops = plan.xp.ops
+    rows = _rows(plan, x, labels, weights, table)
+    value = rows.scale.contribution(*plan.xp.rows(*rows[:5]))
+    return _reduce.reduced(ops, plan.reduce, value, _divisor(plan, rows, value, denom))
+
+
+def softmax_vjp(
+    plan: SoftmaxPlan, x: Array, labels: Array, weights: Array | None, table: Array | None, denom: Scalar | None
+) -> tuple[Array, Array]:
+    """The loss and its derivative in the logits, for a framework without differentiation."""
+    assert plan.xp.rows_vjp is not None
+    ops = plan.xp.ops
+    rows = _rows(plan, x, labels, weights, table)
+    results, pull = plan.xp.rows_vjp(*rows[:5])
+    value = rows.scale.contribution(*results)
+    divisor = _divisor(plan, rows, value, denom)
+    slopes = rows.scale.slopes(ops, *results[:2], _reduce.inverse(ops, divisor, value))
+    return _reduce.reduced(ops, plan.reduce, value, divisor), ops.astype(pull(*slopes), ops.dtype(x))
+
+
+def _divisor(plan: SoftmaxPlan, rows: Rows, value: Array, denom: Scalar | None) -> Scalar | None:
+    ids = rows.ids if rows.lay.masked else None
+    return _reduce.denominator(plan.xp.ops, plan.reduce, value, rows.w, ids, denom)
+
+
+def _rows(plan: SoftmaxPlan, x: Array, labels: Array, weights: Array | None, table: Array | None) -> Rows:
+    ops, axis, e = plan.xp.ops, plan.axis, plan.smoothing
+    x = ops.astype(x, plan.dtype)
+    weights = _ranked(ops, weights, len(ops.shape(x)) - 1)
+    table = None if table is None else ops.stop_gradient(table)
+    k = t = ids = None
+    if plan.hard:
+        ids = ops.astype(labels, ops.index_dtype)
+        if plan.invalid is not None:
+            ids = _reduce.code(ops, labels, plan.classes, plan.ignore_index, plan.invalid)
+        if table is not None:
+            k = _reduce.hard_class_weights(ops, table, ids)
+    else:
+        t = labels
+        if table is not None:
+            t = t if weights is None else ops.where(ops.expand_dims(weights, axis) == 0, 0.0, t)
+            column = _reduce.along(ops, table, x, axis)
+            k = _reduce.soft_class_weights(ops, table, column, t, axis)
+            t = t * column
+    w = _reduce.product(weights, k)
+    ids = _reduce.mark_absent(ops, ids, w)
+    w, weights = _reduce.zero_absent(ops, ids, w), _reduce.zero_absent(ops, ids, weights)
+    u = None
+    if e:
+        u = ops.asarray(np.full(plan.classes, 1 / plan.classes, plan.dtype), x) if table is None else table / plan.classes
+    scale = _reduce.row_weights(w if plan.hard else weights, w, weights, e, plan.z_loss)
+    return Rows(Layout(axis, plan.hard, plan.masked, bool(plan.z_loss)), x, t, u, ids, scale, w)
+
+
+def sigmoid_loss(
+    plan: SigmoidPlan, x: Array, z: Array, weights: Array | None, p: Array | None, denom: Scalar | None
+) -> Array:
+    ops = plan.xp.ops
+    arguments, w = _elements(plan, x, z, weights, p)
+    value = _reduce.RowWeights(w).contribution(plan.xp.sigmoid(*arguments), None, None)
+    return _reduce.reduced(ops, plan.reduce, value, _reduce.denominator(ops, plan.reduce, value, w, None, denom))
+
+
+def sigmoid_vjp(
+    plan: SigmoidPlan, x: Array, z: Array, weights: Array | None, p: Array | None, denom: Scalar | None
+) -> tuple[Array, Array]:
+    assert plan.xp.sigmoid_vjp is not None
+    ops = plan.xp.ops
+    arguments, w = _elements(plan, x, z, weights, p)
+    loss, pull = plan.xp.sigmoid_vjp(*arguments)
+    scale = _reduce.RowWeights(w)
+    value = scale.contribution(loss, None, None)
+    divisor = _reduce.denominator(ops, plan.reduce, value, w, None, denom)
+    g, *_ = scale.slopes(ops, loss, None, _reduce.inverse(ops, divisor, value))
+    return _reduce.reduced(ops, plan.reduce, value, divisor), ops.astype(pull(g), ops.dtype(x))
+
+
+def _elements(plan: SigmoidPlan, x: Array, z: Array, weights: Array | None, p: Array | None) -> tuple[Any, Array | None]:
+    ops, e = plan.xp.ops, plan.smoothing
+    x = ops.astype(x, plan.dtype)
+    z = (1 - e) * z + e / 2 if e else z
+    p = None if p is None else ops.stop_gradient(p)
+    w = _ranked(ops, weights, len(ops.shape(x)))
+    absent = None if w is None else w == 0
+    return (x, z, p, absent), None if w is None else ops.where(absent, 0.0, w)
+
+
+def _ranked(ops: Ops, weights: Array | None, rank: int) -> Array | None:
+    """A scalar with the rank of the loss."""
+    while weights is not None and len(ops.shape(weights)) < rank:
+        weights = ops.expand_dims(weights, 0)
+    return weights

@@ -1,0 +1,143 @@
+"""From per-row statistics to the loss: masks, weights, class weights, smoothing, z-loss, reductions. Once, for all.
+
+A row contributes  w_loss * loss + w_lse * lse^2 + w_smooth * smooth  (for sigmoid, w_loss * loss), so that the same
+weights give the value and, where a framework has no differentiation, what the kernel's derivative is scaled with.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from xent._adapter import ABSENT, INVALID, Array, Ops, Scalar
+
+REDUCTIONS = ("none", "sum", "mean", "mean_nonzero", "mean_all")
+
+
+def code(ops: Ops, labels: Array, classes: int | None, ignore_index: int | None, invalid: str) -> Array:
+    """Class ids with ABSENT and INVALID marked, compared in their own width before they are narrowed."""
+    wide = ops.integer(labels)
+    ids = ops.astype(wide, ops.index_dtype)
+    if invalid != "raise":
+        valid = (wide >= 0) & (wide < classes)
+        ids = ops.where(valid, ids, INVALID if invalid == "nan" else ABSENT)
+    if ignore_index is not None:
+        ids = ops.where(wide == ignore_index, ABSENT, ids)
+    return ids
+
+
+def hard_class_weights(ops: Ops, table: Array, ids: Array) -> Array:
+    """The class weight of each label; 1 where there is no class to have one."""
+    return ops.where(ids < 0, 1.0, ops.take(table, ops.where(ids < 0, 0, ids)))
+
+
+def soft_class_weights(ops: Ops, table: Array, column: Array, t: Array, axis: int) -> Array:
+    """The label-weighted average of the class weights; their plain average where labels add up to 0."""
+    share = ops.sum(t, axis)
+    flat = ops.sum(table, 0) / ops.shape(table)[0]
+    average = ops.where(share == 0, flat, ops.sum(t * column, axis) / ops.where(share == 0, 1.0, share))
+    return ops.squeeze(average, axis)
+
+
+def along(ops: Ops, table: Array, x: Array, axis: int) -> Array:
+    """The vector table [C], shaped to broadcast along x's class axis."""
+    for _ in range(len(ops.shape(x)) - 1 - axis):
+        table = ops.expand_dims(table, -1)
+    return table
+
+
+def product(weights: Array | None, class_weights: Array | None) -> Array | None:
+    if weights is None or class_weights is None:
+        return class_weights if weights is None else weights
+    return weights * class_weights
+
+
+def mark_absent(ops: Ops, ids: Array | None, w: Array | None) -> Array | None:
+    """Rows of weight 0 are not there."""
+    if w is None:
+        return ids
+    return ops.astype(w == 0, ops.index_dtype) * ABSENT if ids is None else ops.where(w == 0, ABSENT, ids)
+
+
+def zero_absent(ops: Ops, ids: Array | None, w: Array | None) -> Array | None:
+    return w if w is None or ids is None else ops.where(ids == ABSENT, 0.0, w)
+
+
+class RowWeights(NamedTuple):
+    """What a row's three statistics are multiplied by; None: 1 for `loss`, not there for the others."""
+
+    loss: Array | None
+    lse: Any = None
+    smooth: Any = None
+
+    def contribution(self, loss: Array, lse: Array | None, smooth: Array | None) -> Array:
+        value = loss if self.loss is None else self.loss * loss
+        if lse is not None:
+            value = value + self.lse * (lse * lse)
+        return value if smooth is None else value + self.smooth * smooth
+
+    def slopes(self, ops: Ops, loss: Array, lse: Array | None, g: Scalar) -> tuple[Array, Array | None, Array | None]:
+        """d(sum of g * contribution) in the three statistics, row by row."""
+        zero = ops.zeros_like(loss)
+        return (
+            zero + (g if self.loss is None else g * self.loss),
+            None if lse is None else g * (2 * (self.lse * lse)),
+            None if self.smooth is None else zero + g * self.smooth,
+        )
+
+
+def row_weights(
+    on_loss: Array | None, w: Array | None, weights: Array | None, smoothing: float, z_loss: float
+) -> RowWeights:
+    """(1 - smoothing) loss + smoothing * smooth + z_loss lse^2, weighted.
+
+    `on_loss` weights the labels' term, w is the row's whole weight, `weights` the caller's; None: 1. Class weights act
+    per class, so they are inside `smooth` already, and inside soft labels.
+    """
+    if smoothing:
+        on_loss = (1 - smoothing) * (1.0 if on_loss is None else on_loss)
+    return RowWeights(
+        on_loss,
+        z_loss * (1.0 if w is None else w) if z_loss else None,
+        smoothing * (1.0 if weights is None else weights) if smoothing else None,
+    )
+
+
+def denominator(
+    ops: Ops, reduce: str, value: Array, w: Array | None, ids: Array | None, denom: Scalar | None
+) -> Scalar | None:
+    """What the sum is divided by; None where it is not. w: every row's weight, None where all present ones have 1;
+    ids: None where every row is present."""
+    if reduce in ("none", "sum"):
+        return None
+    if denom is not None:
+        return denom
+    if reduce == "mean_all" or (w is None and ids is None):
+        return ops.size(value)
+    zero = ops.zeros_like(value)
+    if w is None:
+        w = ops.where(ids == ABSENT, zero, 1.0)
+    elif reduce == "mean_nonzero":
+        w = ops.where(w == 0, zero, 1.0)
+    return ops.sum(zero + w, None)
+
+
+def inverse(ops: Ops, divisor: Scalar | None, value: Array) -> Scalar:
+    """1 / divisor, and 0 for 0: a mean over nothing is 0."""
+    if divisor is None:
+        return 1.0
+    if isinstance(divisor, int | float):
+        return 1.0 / divisor if divisor else 0.0
+    divisor = ops.astype(divisor, ops.dtype(value))
+    return ops.where(divisor == 0, 0.0, 1.0 / ops.where(divisor == 0, 1.0, divisor))
+
+
+def reduced(ops: Ops, reduce: str, value: Array, divisor: Scalar | None) -> Array:
+    if reduce == "none":
+        return value
+    total = ops.sum(value, None)
+    if divisor is None:
+        return total
+    if isinstance(divisor, int | float):
+        return total / divisor if divisor else ops.zeros_like(total)
+    divisor = ops.astype(divisor, ops.dtype(value))
+    return ops.where(divisor == 0, 0.0, total / ops.where(divisor == 0, 1.0, divisor))
