@@ -81,6 +81,7 @@ OPS = Ops(
     expand_dims=jnp.expand_dims,
     squeeze=jnp.squeeze,
     zeros_like=jnp.zeros_like,
+    full=lambda n, value, like: jnp.full(n, value, like.dtype),
     take=lambda table, ids: table[ids],
     size=jnp.size,
     stop_gradient=jax.lax.stop_gradient,

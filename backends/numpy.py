@@ -70,6 +70,7 @@ OPS = Ops(
     expand_dims=np.expand_dims,
     squeeze=np.squeeze,
     zeros_like=np.zeros_like,
+    full=lambda n, value, like: np.full(n, value, like.dtype),
     take=np.take,
     size=np.size,
     stop_gradient=lambda x: x,

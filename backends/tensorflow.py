@@ -52,7 +52,8 @@ def total(x: Array, axis: int | None) -> Array:
 
 
 def top(x: Array, axis: int) -> tuple[Array, Array]:
-    return _formulas.top(OPS, x, axis)
+    """vectorized_map drops custom gradients, and forward mode looks through them: this has right ones of its own."""
+    return _formulas.smooth_top(OPS, x, axis)
 
 
 def pick(x: Array, ids: Array, axis: int) -> Array:
@@ -81,6 +82,7 @@ OPS = Ops(
     expand_dims=tf.expand_dims,
     squeeze=tf.squeeze,
     zeros_like=tf.zeros_like,
+    full=lambda n, value, like: tf.fill([n], tf.cast(value, like.dtype)),
     take=lambda table, ids: tf.gather(table, ids),
     size=tf.size,
     stop_gradient=tf.stop_gradient,
@@ -104,7 +106,8 @@ OPS = Ops(
 def rows(lay: Layout, x: Array, t: Array | None, u: Array | None, ids: Array | None) -> Any:
     @tf.custom_gradient
     def kernel(*inputs: Array) -> Any:
-        results, stats = _formulas.rows(OPS, lay, *_pair(inputs), u, ids)
+        x, t = (_formulas.unmasked(OPS, lay, k, ids) for k in _pair(inputs))
+        results, stats = _formulas.rows(OPS, lay, x, t, u, ids)
         asked = [r is not None for r in results]
 
         def slopes(make: Callable[..., _formulas.Pieces], *arguments: Array) -> list[Array]:

@@ -8,11 +8,30 @@ from typing import Any
 import numpy as np
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.autograd import forward_ad
 
 from xent import _formulas
 from xent._adapter import Adapter, Layout, Ops
 
 Array = Any
+
+
+# ---- under which transform
+
+
+def traced() -> bool:
+    """Inside torch.compile or a torch.func transform: no in-place work, no values."""
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+
+
+def plain() -> bool:
+    """Where an autograd.Function will not do, plain formulas, whose own derivatives are right, take its place.
+
+    Forward mode loses its outer levels in a Function's jvp. torch.compile forgets a Function's vmap rule.
+    """
+    if torch.compiler.is_compiling():
+        return torch._C._are_functorch_transforms_active()
+    return forward_ad._current_level >= 0
 
 
 # ---- arrays
@@ -32,8 +51,13 @@ def fetch(x: Array) -> Any:
 
 
 def asarray(value: Any, like: Array) -> Array:
+    if torch.compiler.is_compiling():
+        if isinstance(value, list | tuple):
+            value = np.asarray(value)
+        dtype = torch.float64 if isinstance(value, float) else None  # not the default dtype, float32
+        return torch.as_tensor(value, dtype=dtype, device=like.device)
     if isinstance(value, np.ndarray) and not value.flags.writeable:
-        value = value.copy()  # torch shares memory and warns where it could not write
+        value = value.copy()  # torch shares memory, and warns where it must not write
     return torch.as_tensor(value, device=like.device)
 
 
@@ -65,7 +89,9 @@ def total(x: Array, axis: int | None) -> Array:
 
 
 def top(x: Array, axis: int) -> tuple[Array, Array]:
-    if torch.compiler.is_compiling():
+    if plain():
+        return _formulas.smooth_top(OPS, x, axis)
+    if traced():
         return _formulas.top(OPS, x, axis)
     m, place = x.max(axis, keepdim=True)
     m = _formulas.finite_or_nan(OPS, m)
@@ -85,6 +111,7 @@ OPS = Ops(
     expand_dims=torch.unsqueeze,
     squeeze=torch.squeeze,
     zeros_like=torch.zeros_like,
+    full=lambda n, value, like: torch.full((n,), value, dtype=like.dtype, device=like.device),
     take=lambda table, ids: table[ids],
     size=lambda x: x.numel(),
     stop_gradient=torch.Tensor.detach,
@@ -98,6 +125,7 @@ OPS = Ops(
     top=top,
     pick=lambda x, ids, axis: x.gather(axis, ids),
     put=lambda x, ids, values, axis: x.scatter(axis, ids, values),
+    adopts_numpy=torch.compiler.is_compiling,
 )
 
 
@@ -105,8 +133,6 @@ OPS = Ops(
 
 
 class Rows(torch.autograd.Function):
-    """Compiled code takes this class: it traces no `jvp`."""
-
     generate_vmap_rule = True
 
     @staticmethod
@@ -121,7 +147,6 @@ class Rows(torch.autograd.Function):
         ctx.mark_non_differentiable(m, s)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*saved, m, s)
-        ctx.save_for_forward(*saved, m, s)
 
     @staticmethod
     def backward(ctx: Any, a: Array, b: Array, c: Array, *_: Any) -> Any:
@@ -130,19 +155,8 @@ class Rows(torch.autograd.Function):
         a = torch.zeros_like(m).squeeze(lay.axis) if a is None else a
         make = _formulas.smooth_pieces if torch.is_grad_enabled() else _formulas.pieces
         parts = make(OPS, lay, x, ids, m, s)
-        dt = None
-        if ctx.needs_input_grad[2]:
-            dt = _formulas.pull_labels(OPS, lay, parts, x, m, ids, (a,))
+        dt = _formulas.pull_labels(OPS, lay, parts, x, m, ids, (a,)) if ctx.needs_input_grad[2] else None
         return None, _formulas.pull(OPS, lay, parts, x, t, u, ids, (a, b, c)), dt, None, None
-
-
-class EagerRows(Rows):
-    @staticmethod
-    def jvp(ctx: Any, _lay: Any, dx: Array, dt: Array, _u: Any, _ids: Any) -> Any:
-        x, t, u, ids, m, s = ctx.saved_tensors
-        dx = torch.zeros_like(x) if dx is None else dx
-        parts = _formulas.smooth_pieces(OPS, ctx.lay, x, ids, m, s)
-        return (*_formulas.push(OPS, ctx.lay, parts, x, t, u, ids, m, dx, dt), None, None)
 
 
 class Sigmoid(torch.autograd.Function):
@@ -155,34 +169,28 @@ class Sigmoid(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         ctx.save_for_backward(*inputs)
-        ctx.save_for_forward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, g: Array) -> Any:
         return (*_formulas.sigmoid_pull(OPS, *ctx.saved_tensors, g), None, None)
 
 
-class EagerSigmoid(Sigmoid):
-    @staticmethod
-    def jvp(ctx: Any, dx: Array, dz: Array, _p: Any, _absent: Any) -> Any:
-        x, z, p, absent = ctx.saved_tensors
-        slope_x, slope_z = _formulas.sigmoid_pull(OPS, x, z, p, absent, torch.ones_like(x))
-        return sum(d * slope for d, slope in ((dx, slope_x), (dz, slope_z)) if d is not None)
-
-
 def rows(lay: Layout, x: Array, t: Array | None, u: Array | None, ids: Array | None) -> Any:
-    kernel = Rows if torch.compiler.is_compiling() else EagerRows
-    return kernel.apply(lay, x, t, u, ids)[:3]
+    if plain():
+        x, t = (_formulas.unmasked(OPS, lay, k, ids) for k in (x, t))
+        return _formulas.rows(OPS, lay, x, t, u, ids)[0]
+    return Rows.apply(lay, x, t, u, ids)[:3]
 
 
 def sigmoid(x: Array, z: Array, p: Array | None, absent: Array | None) -> Array:
-    kernel = Sigmoid if torch.compiler.is_compiling() else EagerSigmoid
-    return kernel.apply(x, z, p, absent)
+    if plain():
+        return _formulas.sigmoid(OPS, x, z, p, absent)
+    return Sigmoid.apply(x, z, p, absent)
 
 
 def value_and_grad(f: Callable[[Array], Array], x: Array) -> tuple[Array, Array]:
     """Stays connected to the caller's graph where x is part of one."""
-    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
+    if traced():
         grad, value = torch.func.grad_and_value(lambda x: _summed(f(x)), has_aux=True)(x)
         return value[1], grad
     live = torch.is_grad_enabled() and x.requires_grad

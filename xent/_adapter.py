@@ -40,6 +40,7 @@ class Ops:
     expand_dims: Callable[[Array, int], Array]
     squeeze: Callable[[Array, int], Array]
     zeros_like: Callable[[Array], Array]
+    full: Callable[[int, float, Array], Array]  # (n, value, like): a vector of like's dtype, on like's device
     take: Callable[[Array, Array], Array]  # table[ids]: 1-d table, ids of any shape, all in range
     size: Callable[[Array], Scalar]  # how many elements; a 0-d array of any real dtype where that is not known
     stop_gradient: Callable[[Array], Array]
@@ -58,6 +59,8 @@ class Ops:
     pick: Callable[[Array, Array, int], Array]  # (x, ids, axis): x at ids; ids keeps the axis
     put: Callable[[Array, Array, Array, int], Array]  # (x, ids, values, axis): x with values at ids; without autodiff, may be x
 
+    # whether a compiler is tracing that turns NumPy's arrays into this framework's too (torch.compile does)
+    adopts_numpy: Callable[[], bool] = lambda: False
     index_dtype: str = "int64"  # what `take`, `pick` and `put` want their ids in
 
 

@@ -185,8 +185,9 @@ def representable(ignore_index: int | None, dtype: str) -> int | None:
     """ignore_index as the labels' dtype holds it (uint64 as int64), or None where no label can be equal to it."""
     if ignore_index is None:
         return None
-    low, high = (0, 1) if dtype == "bool" else (int(np.iinfo(dtype).min), int(np.iinfo(dtype).max))
-    if not low <= ignore_index <= high:
+    bits = 1 if dtype == "bool" else int(dtype.removeprefix("u").removeprefix("int"))
+    low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1)) if dtype.startswith("int") else (0, 2**bits)
+    if not low <= ignore_index < high:
         return None
     return ignore_index - 2**64 if ignore_index >= 2**63 else ignore_index
 

@@ -6,6 +6,7 @@ import importlib
 import sys
 from collections.abc import Iterator
 from importlib.metadata import EntryPoint, entry_points
+from types import SimpleNamespace
 from typing import Any
 
 from xent import _check
@@ -21,6 +22,7 @@ FRAMEWORKS = {
 GROUP = "xent.backends"  # entry points "framework = module:ADAPTER", for adapters that live elsewhere
 
 _by_type: dict[type, Adapter] = {}
+_adapters = SimpleNamespace()  # by name
 
 
 def find(x: Any, argument: str = "logits") -> Adapter:
@@ -61,13 +63,25 @@ def installed() -> Iterator[EntryPoint]:
 
 def load(name: str) -> Adapter:
     """The adapter of the framework that is imported by this name, importing both."""
+    _import(name)
+    adapter: Adapter = getattr(_adapters, name)
+    return adapter
+
+
+def _import(name: str) -> None:
+    if hasattr(_adapters, name):
+        return
     if name in FRAMEWORKS:
-        adapter: Adapter = importlib.import_module(f"xent.backends.{name}").ADAPTER
-        return adapter
-    for entry in installed():
-        if entry.name == name:
-            adapter = entry.load()
-            if not isinstance(adapter, Adapter):
-                raise TypeError(f"entry point {entry.value!r} of {GROUP!r} is no xent.Adapter, but {type(adapter)}")
-            return adapter
-    raise _check.no_backend(name, [*FRAMEWORKS, *(entry.name for entry in installed())])
+        adapter = importlib.import_module(f"xent.backends.{name}").ADAPTER
+    else:
+        entries = {entry.name: entry for entry in installed()}
+        if name not in entries:
+            raise _check.no_backend(name, [*FRAMEWORKS, *entries])
+        adapter = entries[name].load()
+        if not isinstance(adapter, Adapter):
+            raise TypeError(f"entry point {name!r} of {GROUP!r}: expected an Adapter, got {type(adapter).__qualname__}")
+    setattr(_adapters, name, adapter)
+
+
+# Where torch.compile traces a first dispatch, it then calls this for real instead of tracing an import.
+_import._dynamo_marked_constant = True  # type: ignore[attr-defined]

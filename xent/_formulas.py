@@ -42,6 +42,13 @@ def top(ops: Ops, x: Array, axis: int, barrier: Callable[[Array], Array] = lambd
     return m, others + (ties - 1)
 
 
+def smooth_top(ops: Ops, x: Array, axis: int) -> tuple[Array, Array]:
+    """`top` with derivatives that are right by themselves: m is a constant, 1 + s the sum of all exp(x - m)."""
+    m, s = (ops.stop_gradient(k) for k in top(ops, x, axis))
+    everything = ops.sum(ops.exp(x - m), axis)
+    return m, s + (everything - ops.stop_gradient(everything))
+
+
 def _distinct(ops: Ops, x: Array, m: Array) -> Array:
     return ops.minimum((m - x) * _STEEP, 1.0)
 
@@ -110,9 +117,7 @@ def rows(
     def finish(result: Array | None) -> Array | None:
         if result is None:
             return None
-        if lay.masked:
-            result = ops.where(ids == INVALID, NAN, _blank(ops, result, ids))
-        return ops.squeeze(result, axis)
+        return ops.squeeze(_present(ops, result, ids) if lay.masked else result, axis)
 
     if lay.masked:
         m, s = _blank(ops, m, ids), _blank(ops, s, ids)
@@ -133,13 +138,13 @@ class Pieces(NamedTuple):
 
 
 def pieces(ops: Ops, lay: Layout, x: Array, ids: Array | None, m: Array, s: Array) -> Pieces:
-    """From the statistics: one exp for each logit, nothing to differentiate further."""
+    """From the statistics: one exp for each logit."""
     x, label = _labelled(ops, lay, x, ids)
     e = ops.exp(x - m)
     miss = None
     if label is not None:
         x_y, e_y = ops.pick(x, label, lay.axis), ops.pick(e, label, lay.axis)
-        miss = ops.where(x_y == m, -s, e_y - (1 + s))
+        miss = ops.where(x_y == m, (e_y - ops.stop_gradient(e_y)) - s, e_y - (1 + s))
     return Pieces(e, miss, 1 / (1 + s), ops.log1p(s))
 
 
@@ -155,10 +160,10 @@ def smooth_pieces(ops: Ops, lay: Layout, x: Array, ids: Array | None, m: Array, 
 
 def _labelled(ops: Ops, lay: Layout, x: Array, ids: Array | None) -> tuple[Array, Array | None]:
     """x without what masked rows hold, and the class ids keeping the axis, or None where labels are soft."""
-    return _unmasked(ops, lay, x, ids), _class(ops, lay, ops.expand_dims(ids, lay.axis)) if lay.hard else None
+    return unmasked(ops, lay, x, ids), _class(ops, lay, ops.expand_dims(ids, lay.axis)) if lay.hard else None
 
 
-def _unmasked(ops: Ops, lay: Layout, x: Array | None, ids: Array | None) -> Array | None:
+def unmasked(ops: Ops, lay: Layout, x: Array | None, ids: Array | None) -> Array | None:
     return _blank(ops, x, ops.expand_dims(ids, lay.axis)) if lay.masked and x is not None else x
 
 
@@ -175,7 +180,7 @@ def pull(
     """Reverse mode: d/dx of sum(a loss + b lse + c smooth), with (a, b, c) = coefficients, None for 0."""
     e, miss, r, _ = parts
     a, b, c = _scaled(ops, lay, ids, coefficients)
-    t = _unmasked(ops, lay, t, ids)
+    t = unmasked(ops, lay, t, ids)
     rest = 0.0 if b is None else b
     if c is not None:
         rest = rest + c * ops.sum(u, 0)
@@ -197,7 +202,7 @@ def pull_labels(
 
 
 def _gap(ops: Ops, lay: Layout, parts: Pieces, x: Array, ids: Array | None, m: Array) -> Array:
-    return (ops.stop_gradient(m) - _unmasked(ops, lay, x, ids)) + parts.spread
+    return (ops.stop_gradient(m) - unmasked(ops, lay, x, ids)) + parts.spread
 
 
 def _scaled(
@@ -226,13 +231,13 @@ def push(
     """Forward mode: the tangents of (loss, lse, smooth) for tangents dx and dt (None for 0); linear in both."""
     e, miss, r, _ = parts
     axis = lay.axis
-    dx = _unmasked(ops, lay, dx, ids)
+    dx = unmasked(ops, lay, dx, ids)
     mean = ops.sum(e * dx, axis) * r
     if lay.hard:
         label = _class(ops, lay, ops.expand_dims(ids, axis))
         loss = ops.sum(ops.put(e, label, miss, axis) * dx, axis) * r
     else:
-        t, dt = _unmasked(ops, lay, t, ids), _unmasked(ops, lay, dt, ids)
+        t, dt = unmasked(ops, lay, t, ids), unmasked(ops, lay, dt, ids)
         loss = ops.sum(t, axis) * mean - ops.sum(t * dx, axis)
         if dt is not None:
             loss = loss + ops.sum(dt * _gap(ops, lay, parts, x, ids, m), axis)
@@ -252,7 +257,7 @@ def push(
 def sigmoid(ops: Ops, x: Array, z: Array, p: Array | None, absent: Array | None) -> Array:
     """The result of `Adapter.sigmoid`: whichever of the two terms is linear in |x| loses nothing to the other."""
     positive = z if p is None else p * z
-    size = ops.abs(x)
+    size = _size(ops, x)
     loss = _times(ops, ops.where(x > 0, 1 - z, positive), size) + ((1 - z) + positive) * ops.log1p(ops.exp(-size))
     return loss if absent is None else ops.where(absent, 0.0, loss)
 
@@ -265,7 +270,6 @@ def sigmoid_pull(
         x, z, g = (ops.where(absent, 0.0, k) for k in (x, z, g))
     if p is None:
         return g * ((1 - z) * ops.sigmoid(x) - z * ops.sigmoid(-x)), -g * x
-    # softplus(x) by its even and odd halves: with d|x|/dx = 0 at 0, automatic differentiation is right there too
     return (
         g * ((1 - z) * ops.sigmoid(x) - p * z * ops.sigmoid(-x)),
         g * (p * _softplus(ops, -x) - _softplus(ops, x)),
@@ -273,4 +277,9 @@ def sigmoid_pull(
 
 
 def _softplus(ops: Ops, x: Array) -> Array:
-    return (x + ops.abs(x)) / 2 + ops.log1p(ops.exp(-ops.abs(x)))
+    return ops.where(x > 0, x, 0.0) + ops.log1p(ops.exp(-_size(ops, x)))
+
+
+def _size(ops: Ops, x: Array) -> Array:
+    """|x| by branches: both halves of the formulas around it are smooth through 0, where abs has no derivative."""
+    return ops.where(x > 0, x, -x)

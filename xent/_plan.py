@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from xent import _check, _reduce
 from xent._adapter import Adapter, Array, Layout, Ops, Scalar
 from xent._dispatch import find
@@ -85,7 +83,7 @@ def sparse(
     x, dtype, shape = _logits(xp, logits)
     axis = _check.class_axis(shape, axis)
     classes = shape[axis]
-    own, labels = _own(xp, "labels", labels)
+    own, labels = _own(xp, "labels", labels, x)
     label_dtype = own.ops.dtype(labels)
     _check.integral("labels", label_dtype)
     _check.shapes_equal("labels", own.ops.shape(labels), shape[:axis] + shape[axis + 1 :], "the logits' without axis")
@@ -152,10 +150,12 @@ def _logits(xp: Adapter, logits: Array) -> tuple[Array, str, tuple[Any, ...]]:
     return x, "float64" if dtype == "float64" else "float32", xp.ops.shape(x)
 
 
-def _own(xp: Adapter, argument: str, value: Any) -> tuple[Adapter, Array]:
+def _own(xp: Adapter, argument: str, value: Any, x: Array) -> tuple[Adapter, Array]:
     """value as an array, with its adapter: the logits' or NumPy's."""
     own = find(value, argument)
     _check.same_framework(argument, own, xp)
+    if own is not xp and xp.ops.adopts_numpy():
+        return xp, xp.ops.asarray(value, x)
     return own, own.ops.asarray(value, value)
 
 
@@ -163,7 +163,7 @@ def _real(xp: Adapter, argument: str, value: Any, x: Array, dtype: str) -> Array
     """value in the logits' framework, on their device, in the dtype they are computed in."""
     if value is None:
         return None
-    own, value = _own(xp, argument, value)
+    own, value = _own(xp, argument, value, x)
     _check.real(argument, own.ops.dtype(value))
     value = own.ops.astype(value, dtype)
     return xp.ops.asarray(value, x)
@@ -264,7 +264,7 @@ def _rows(plan: SoftmaxPlan, x: Array, labels: Array, weights: Array | None, tab
     w, weights = _reduce.zero_absent(ops, ids, w), _reduce.zero_absent(ops, ids, weights)
     u = None
     if e:
-        u = ops.asarray(np.full(plan.classes, 1 / plan.classes, plan.dtype), x) if table is None else table / plan.classes
+        u = ops.full(plan.classes, 1 / plan.classes, x) if table is None else table / plan.classes
     scale = _reduce.row_weights(w if plan.hard else weights, w, weights, e, plan.z_loss)
     return Rows(Layout(axis, plan.hard, plan.masked, bool(plan.z_loss)), x, t, u, ids, scale, w)
 

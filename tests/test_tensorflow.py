@@ -1,0 +1,94 @@
+"""TensorFlow's own transforms: every derivative, batched, compiled, against log_softmax in float64."""
+
+import numpy as np
+import pytest
+
+tf = pytest.importorskip("tensorflow", reason="tensorflow is not installed")
+
+import xent  # noqa: E402
+
+from cases import W, X, Y, T, Z  # noqa: E402
+
+
+def softmax_reference(x, t, z_loss=0.0):
+    lse = tf.reduce_logsumexp(x, -1)
+    return tf.reduce_sum(W * (tf.reduce_sum(t * (lse[:, None] - x), -1) + z_loss * lse**2)) / W.sum()
+
+
+def sparse_reference(x, t):
+    return softmax_reference(x, 0.9 * tf.one_hot(Y, 4, dtype=x.dtype) + 0.1 / 4, 0.3)
+
+
+def sigmoid_reference(x, z):
+    return tf.reduce_mean(2 * z * tf.nn.softplus(-x) + (1 - z) * tf.nn.softplus(x))
+
+
+PAIRS = {
+    "sparse": (
+        lambda x, t: xent.sparse_ce(x, tf.constant(Y), weights=W, label_smoothing=0.1, z_loss=0.3),
+        sparse_reference,
+        T,
+    ),
+    "softmax": (lambda x, t: xent.softmax_ce(x, t, weights=W), softmax_reference, T),
+    "sigmoid": (lambda x, z: xent.sigmoid_ce(x, z, pos_weight=2.0), sigmoid_reference, Z),
+}
+
+
+def grad(f):
+    def run(x, t):
+        with tf.GradientTape() as tape:
+            tape.watch((x, t))
+            y = f(x, t)
+        return tape.gradient(y, (x, t), unconnected_gradients="zero")
+
+    return run
+
+
+def jvp(f):
+    def run(x, t):
+        with tf.autodiff.ForwardAccumulator((x, t), (tf.cos(x), tf.sin(t))) as acc:
+            y = f(x, t)
+        return acc.jvp(y)
+
+    return run
+
+
+def directional(f):
+    """The gradient of a direction's component of the gradient."""
+    return lambda x, t: grad(lambda x, t: tf.reduce_sum(tf.cos(tf.stop_gradient(x)) * grad(f)(x, t)[0]))(x, t)
+
+
+TRANSFORMS = {
+    "value": lambda f: f,
+    "grad": grad,
+    "jvp": jvp,
+    "rev_over_rev": directional,
+    "fwd_over_rev": lambda f: jvp(lambda x, t: grad(f)(x, t)[0]),
+    "rev_over_fwd": lambda f: grad(lambda x, t: jvp(f)(x, t)),
+    "third_order": lambda f: directional(lambda x, t: tf.reduce_sum(grad(f)(x, t)[0] ** 2)),
+    "vmap": lambda f: lambda x, t: tf.vectorized_map(lambda x: f(x, t), tf.stack([x, 2 * x])),
+    "vmap_grad": lambda f: lambda x, t: tf.vectorized_map(lambda x: grad(f)(x, t), tf.stack([x, 2 * x])),
+    "grad_of_vmap": lambda f: lambda x, t: grad(
+        lambda x, t: tf.reduce_sum(tf.vectorized_map(lambda x: f(x, t), tf.stack([x, 2 * x])))
+    )(x, t),
+}
+MODES = {
+    "eager": lambda f: f,
+    "graph": tf.function,
+    "xla": lambda f: tf.function(f, jit_compile=True),
+    "unknown_batch": lambda f: tf.function(
+        f, input_signature=[tf.TensorSpec([None, 4], tf.float64), tf.TensorSpec([None, 4], tf.float64)]
+    ),
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("transform", TRANSFORMS)
+@pytest.mark.parametrize("loss", PAIRS)
+def test_transform(loss, transform, mode):
+    ours, reference, second = PAIRS[loss]
+    x, t = tf.constant(X), tf.constant(second)
+    got = MODES[mode](TRANSFORMS[transform](ours))(x, t)
+    want = TRANSFORMS[transform](reference)(x, t)
+    for g, w in zip(tf.nest.flatten(got), tf.nest.flatten(want), strict=True):
+        np.testing.assert_allclose(g, w, rtol=1e-11, atol=1e-13)

@@ -1,0 +1,102 @@
+"""PyTorch's own transforms: every derivative, batched, compiled, against log_softmax in float64."""
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="torch is not installed")
+
+import xent  # noqa: E402
+
+from cases import W, X, Y, T, Z  # noqa: E402
+
+Y1, W1 = torch.tensor(Y), torch.tensor(W)
+F = torch.nn.functional
+func = torch.func
+
+
+def softmax_reference(x, t, z_loss=0.0):
+    lse, w = torch.logsumexp(x, -1), W1
+    return (w * ((t * (lse[:, None] - x)).sum(-1) + z_loss * lse**2)).sum() / w.sum()
+
+
+def sparse_reference(x, t):
+    return softmax_reference(x, 0.9 * F.one_hot(Y1, 4).to(x.dtype) + 0.1 / 4, 0.3)
+
+
+def sigmoid_reference(x, z):
+    return (2 * z * F.softplus(-x, threshold=1e3) + (1 - z) * F.softplus(x, threshold=1e3)).mean()
+
+
+PAIRS = {
+    "sparse": (
+        lambda x, t: xent.sparse_ce(x, Y1, weights=W1, label_smoothing=0.1, z_loss=0.3),
+        sparse_reference,
+        T,
+    ),
+    "softmax": (lambda x, t: xent.softmax_ce(x, t, weights=W1), softmax_reference, T),
+    "sigmoid": (lambda x, z: xent.sigmoid_ce(x, z, pos_weight=2.0), sigmoid_reference, Z),
+}
+
+
+def reverse(f):
+    def run(x, t):
+        x, t = x.clone().requires_grad_(), t.clone().requires_grad_()
+        return torch.autograd.grad(f(x, t), (x, t), allow_unused=True, materialize_grads=True)
+
+    return run
+
+
+def twice(f):
+    def run(x, t):
+        x, t = x.clone().requires_grad_(), t.clone().requires_grad_()
+        first = torch.autograd.grad(f(x, t), (x, t), create_graph=True, allow_unused=True, materialize_grads=True)
+        return torch.autograd.grad((first[0] * x.detach().cos()).sum(), (x, t), allow_unused=True, materialize_grads=True)
+
+    return run
+
+
+TRANSFORMS = {
+    "value": lambda f: f,
+    "backward": reverse,
+    "double_backward": twice,
+    "func_grad": lambda f: func.grad(f, (0, 1)),
+    "jvp": lambda f: lambda x, t: func.jvp(f, (x, t), (x.cos(), t.sin())),
+    "hessian": lambda f: func.hessian(f, (0, 1)),
+    "rev_over_rev": lambda f: func.jacrev(func.jacrev(f)),
+    "fwd_over_fwd": lambda f: func.jacfwd(func.jacfwd(f, 1)),
+    "rev_over_fwd": lambda f: func.jacrev(func.jacfwd(f)),
+    "third_order": lambda f: func.jacfwd(func.hessian(f)),
+    "vmap_grad": lambda f: lambda x, t: func.vmap(func.grad(f), (0, None))(torch.stack([x, 2 * x]), t),
+    "grad_of_vmap": lambda f: (
+        lambda x, t: func.grad(lambda xs: func.vmap(f, (0, None))(xs, t).sum())(torch.stack([x, 2 * x]))
+    ),
+}
+
+
+def assert_trees_close(got, want, rtol=1e-11):
+    got, want = (torch.utils._pytree.tree_leaves(tree) for tree in (got, want))
+    assert len(got) == len(want)
+    for g, w in zip(got, want, strict=True):
+        np.testing.assert_allclose(g.detach(), w.detach(), rtol=rtol, atol=1e-13)
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS)
+@pytest.mark.parametrize("loss", PAIRS)
+def test_transform(loss, transform):
+    ours, reference, second = PAIRS[loss]
+    x, t = torch.tensor(X), torch.tensor(second)
+    assert_trees_close(TRANSFORMS[transform](ours)(x, t), TRANSFORMS[transform](reference)(x, t))
+
+
+@pytest.mark.compiled
+@pytest.mark.parametrize("transform", ["value", "backward", "func_grad", "vmap_grad"])
+@pytest.mark.parametrize("loss", PAIRS)
+def test_compiled(loss, transform):
+    ours, reference, second = PAIRS[loss]
+    torch._dynamo.reset()
+    x, t = torch.tensor(X), torch.tensor(second)
+    if transform == "backward":
+        compiled = reverse(torch.compile(ours, fullgraph=True))
+    else:
+        compiled = torch.compile(TRANSFORMS[transform](ours), fullgraph=True)
+    assert_trees_close(compiled(x, t), TRANSFORMS[transform](reference)(x, t))
