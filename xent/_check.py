@@ -192,8 +192,15 @@ def representable(ignore_index: int | None, dtype: str) -> int | None:
     return ignore_index - 2**64 if ignore_index >= 2**63 else ignore_index
 
 
-def differentiable_loss(loss: Any, known: Iterable[str]) -> TypeError:
+# ---- value_and_grad
+
+
+def not_a_loss(loss: Any) -> TypeError:
+    return TypeError(f"loss: expected a function of logits and labels, got {loss!r}")
+
+
+def not_differentiable(framework: str, loss: Any, known: Iterable[str]) -> TypeError:
     return TypeError(
-        f"loss: NumPy has no automatic differentiation, so value_and_grad takes xent's own losses there "
-        f"({', '.join(known)}, or functools.partial of one), got {loss!r}"
+        f"loss: {framework} cannot differentiate {loss!r}; there value_and_grad takes {', '.join(known)}, "
+        "or functools.partial of one with keywords"
     )

@@ -129,9 +129,10 @@ def rows(
 
 
 class Pieces(NamedTuple):
-    """With p = e r the probabilities: e, the label's (p - 1) / r, r and log1p(s). All keep the class axis."""
+    """With p = e r the probabilities: e, the label's e and (p - 1) / r, r, and log1p(s). All keep the class axis."""
 
     e: Array
+    e_y: Array | None
     miss: Array | None
     r: Array
     spread: Array
@@ -140,12 +141,12 @@ class Pieces(NamedTuple):
 def pieces(ops: Ops, lay: Layout, x: Array, ids: Array | None, m: Array, s: Array) -> Pieces:
     """From the statistics: one exp for each logit."""
     x, label = _labelled(ops, lay, x, ids)
-    e = ops.exp(x - m)
-    miss = None
+    e_y = miss = None
     if label is not None:
-        x_y, e_y = ops.pick(x, label, lay.axis), ops.pick(e, label, lay.axis)
+        x_y = ops.pick(x, label, lay.axis)
+        e_y = ops.exp(x_y - m)  # picking it from e would make compilers store e
         miss = ops.where(x_y == m, (e_y - ops.stop_gradient(e_y)) - s, e_y - (1 + s))
-    return Pieces(e, miss, 1 / (1 + s), ops.log1p(s))
+    return Pieces(ops.exp(x - m), e_y, miss, 1 / (1 + s), ops.log1p(s))
 
 
 def smooth_pieces(ops: Ops, lay: Layout, x: Array, ids: Array | None, m: Array, s: Array) -> Pieces:
@@ -154,8 +155,11 @@ def smooth_pieces(ops: Ops, lay: Layout, x: Array, ids: Array | None, m: Array, 
     m, s = ops.stop_gradient(m), ops.stop_gradient(s)
     e = ops.exp(x - m)
     total = ops.sum(e, lay.axis)
-    miss = None if label is None else -ops.sum(ops.put(e, label, ops.zeros_like(m), lay.axis), lay.axis)
-    return Pieces(e, miss, 1 / total, ops.log1p(s) + ops.log1p(total / ops.stop_gradient(total) - 1))
+    e_y = miss = None
+    if label is not None:
+        e_y = ops.exp(ops.pick(x, label, lay.axis) - m)
+        miss = -ops.sum(ops.put(e, label, ops.zeros_like(m), lay.axis), lay.axis)
+    return Pieces(e, e_y, miss, 1 / total, ops.log1p(s) + ops.log1p(total / ops.stop_gradient(total) - 1))
 
 
 def _labelled(ops: Ops, lay: Layout, x: Array, ids: Array | None) -> tuple[Array, Array | None]:
@@ -178,7 +182,7 @@ def pull(
     coefficients: tuple[Array | None, ...],
 ) -> Array:
     """Reverse mode: d/dx of sum(a loss + b lse + c smooth), with (a, b, c) = coefficients, None for 0."""
-    e, miss, r, _ = parts
+    e, e_y, miss, r, _ = parts
     a, b, c = _scaled(ops, lay, ids, coefficients)
     t = unmasked(ops, lay, t, ids)
     rest = 0.0 if b is None else b
@@ -186,7 +190,7 @@ def pull(
         rest = rest + c * ops.sum(u, 0)
     if lay.hard:
         label = _class(ops, lay, ops.expand_dims(ids, lay.axis))
-        at_label = (a * miss + rest * ops.pick(e, label, lay.axis)) * r
+        at_label = (a * miss + rest * e_y) * r
         dx = ops.put(e * ((a + rest) * r), label, at_label, lay.axis)
     else:
         dx = e * ((a * ops.sum(t, lay.axis) + rest) * r) - a * t
@@ -229,7 +233,7 @@ def push(
     dt: Array | None,
 ) -> tuple[Array, Array | None, Array | None]:
     """Forward mode: the tangents of (loss, lse, smooth) for tangents dx and dt (None for 0); linear in both."""
-    e, miss, r, _ = parts
+    e, _, miss, r, _ = parts
     axis = lay.axis
     dx = unmasked(ops, lay, dx, ids)
     mean = ops.sum(e * dx, axis) * r

@@ -1,0 +1,237 @@
+"""The frameworks as things to try xent on: how to make an array, compile a function, and call their own losses.
+
+What `xent compare`, the tests and the benchmarks share. Nothing here is needed to compute a loss.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Array = Any
+Loss = Callable[[Array, Array], Array]
+
+
+@dataclass(frozen=True)
+class Native:
+    """A framework's own loss, one value a row, and what it is called."""
+
+    name: str
+    function: Loss
+
+
+@dataclass(frozen=True)
+class Live:
+    """One framework, imported."""
+
+    name: str
+    array: Callable[[Any, str | None, str], Array]  # (NumPy values, dtype or None for their own, device)
+    numpy: Callable[[Array], Any]  # back, as float64 where it is floating
+    compilers: dict[str, Callable[[Callable[..., Any]], Callable[..., Any]]]
+    devices: Callable[[], list[str]]
+    natives: Callable[[], dict[str, Native]]  # by the name of xent's loss
+    dtypes: tuple[str, ...] = ("float32", "float64", "float16", "bfloat16")
+    double: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext  # float64 is possible inside
+
+
+def eager(f: Callable[..., Any]) -> Callable[..., Any]:
+    return f
+
+
+def _wide(x: Any) -> Any:
+    x = np.asarray(x)
+    return x.astype(np.float64) if x.dtype.kind in "fV" or x.dtype.name == "bfloat16" else x
+
+
+# ---- NumPy
+
+
+def _numpy() -> Live:
+    bfloat16 = None
+    with contextlib.suppress(ImportError):
+        bfloat16 = importlib.import_module("ml_dtypes").bfloat16
+
+    def array(value: Any, dtype: str | None, device: str) -> Array:
+        return np.asarray(value) if dtype is None else np.asarray(value).astype(bfloat16 if dtype == "bfloat16" else dtype)
+
+    def sparse(x: Array, y: Array) -> Array:
+        return soft(x, np.eye(x.shape[-1], dtype=x.dtype)[y])
+
+    def soft(x: Array, t: Array) -> Array:
+        top = x.max(-1, keepdims=True)
+        return (t * (top + np.log(np.exp(x - top).sum(-1, keepdims=True)) - x)).sum(-1)
+
+    def sigmoid(x: Array, z: Array) -> Array:
+        return np.maximum(x, 0) - x * z + np.log1p(np.exp(-np.abs(x)))
+
+    return Live(
+        "numpy",
+        array,
+        _wide,
+        {"eager": eager},
+        lambda: ["cpu"],
+        lambda: {
+            "sparse_ce": Native("textbook: one-hot, log(sum(exp))", sparse),
+            "softmax_ce": Native("textbook: log(sum(exp))", soft),
+            "sigmoid_ce": Native("textbook: max(x, 0) - xz + log1p", sigmoid),
+        },
+        ("float32", "float64", "float16", *(("bfloat16",) if bfloat16 else ())),
+    )
+
+
+# ---- PyTorch
+
+
+def _torch() -> Live:
+    torch = importlib.import_module("torch")
+    functional = torch.nn.functional
+
+    def array(value: Any, dtype: str | None, device: str) -> Array:
+        x = torch.tensor(np.asarray(value), device=device)
+        return x if dtype is None else x.to(getattr(torch, dtype))
+
+    def sigmoid(x: Array, z: Array) -> Array:
+        return functional.binary_cross_entropy_with_logits(x, z.to(x.dtype), reduction="none")
+
+    return Live(
+        "torch",
+        array,
+        lambda x: _wide((x.detach().double() if x.is_floating_point() else x.detach()).cpu().numpy()),
+        {"eager": eager, "compiled": lambda f: torch.compile(f, fullgraph=True, dynamic=False)},
+        lambda: ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))],
+        lambda: {
+            "sparse_ce": Native("F.cross_entropy", lambda x, y: functional.cross_entropy(x, y, reduction="none")),
+            "softmax_ce": Native(
+                "F.cross_entropy", lambda x, t: functional.cross_entropy(x, t.to(x.dtype), reduction="none")
+            ),
+            "sigmoid_ce": Native("F.binary_cross_entropy_with_logits", sigmoid),
+        },
+    )
+
+
+# ---- TensorFlow
+
+
+def _tensorflow() -> Live:
+    tf = importlib.import_module("tensorflow")
+
+    def array(value: Any, dtype: str | None, device: str) -> Array:
+        with tf.device(device):
+            x = tf.constant(np.asarray(value))
+            return x if dtype is None else tf.cast(x, dtype)
+
+    def devices() -> list[str]:
+        return ["cpu", *(f"gpu:{i}" for i in range(len(tf.config.list_physical_devices("GPU"))))]
+
+    nn = tf.nn
+    return Live(
+        "tensorflow",
+        array,
+        lambda x: _wide((tf.cast(x, tf.float64) if x.dtype.is_floating else x).numpy()),
+        {"eager": eager, "compiled": lambda f: tf.function(f, jit_compile=True)},
+        devices,
+        lambda: {
+            "sparse_ce": Native(
+                "tf.nn.sparse_softmax_cross_entropy_with_logits",
+                lambda x, y: nn.sparse_softmax_cross_entropy_with_logits(labels=y, logits=x),
+            ),
+            "softmax_ce": Native(
+                "tf.nn.softmax_cross_entropy_with_logits",
+                lambda x, t: nn.softmax_cross_entropy_with_logits(labels=tf.cast(t, x.dtype), logits=x),
+            ),
+            "sigmoid_ce": Native(
+                "tf.nn.sigmoid_cross_entropy_with_logits",
+                lambda x, z: nn.sigmoid_cross_entropy_with_logits(labels=tf.cast(z, x.dtype), logits=x),
+            ),
+        },
+    )
+
+
+# ---- JAX
+
+
+def _jax() -> Live:
+    jax = importlib.import_module("jax")
+    jnp = jax.numpy
+
+    def array(value: Any, dtype: str | None, device: str) -> Array:
+        x = jnp.asarray(value, dtype)
+        return x if device in ("cpu", "") and jax.default_backend() == "cpu" else jax.device_put(x, _device(device))
+
+    def _device(name: str) -> Any:
+        platform, _, index = name.partition(":")
+        return jax.devices(platform)[int(index or 0)]
+
+    def natives() -> dict[str, Native]:
+        if importlib.util.find_spec("optax") is None:
+            log_softmax = jax.nn.log_softmax
+
+            def sparse(x: Array, y: Array) -> Array:
+                return -jnp.take_along_axis(log_softmax(x), y[..., None], -1)[..., 0]
+
+            return {
+                "sparse_ce": Native("jax.nn.log_softmax", sparse),
+                "softmax_ce": Native("jax.nn.log_softmax", lambda x, t: -(t * log_softmax(x)).sum(-1)),
+                "sigmoid_ce": Native(
+                    "jax.nn.log_sigmoid",
+                    lambda x, z: -z * jax.nn.log_sigmoid(x) - (1 - z) * jax.nn.log_sigmoid(-x),
+                ),
+            }
+        optax = importlib.import_module("optax")
+        names = {
+            "sparse_ce": "softmax_cross_entropy_with_integer_labels",
+            "softmax_ce": "softmax_cross_entropy",
+            "sigmoid_ce": "sigmoid_binary_cross_entropy",
+        }
+        return {ours: Native(f"optax.{theirs}", getattr(optax, theirs)) for ours, theirs in names.items()}
+
+    return Live(
+        "jax",
+        array,
+        _wide,
+        {"eager": eager, "compiled": jax.jit},
+        lambda: [
+            *(["cpu"]),
+            *(f"{d.platform}:{d.id}" for d in jax.devices() if d.platform != "cpu"),
+        ],
+        natives,
+        double=lambda: jax.enable_x64(True),
+    )
+
+
+# ---- all
+
+
+_MAKERS: dict[str, Callable[[], Live]] = {"numpy": _numpy, "torch": _torch, "tensorflow": _tensorflow, "jax": _jax}
+
+
+def live(name: str) -> Live:
+    """The framework, imported; a third party's adapter by its contract alone."""
+    if name in _MAKERS:
+        return _MAKERS[name]()
+    from xent._dispatch import load
+
+    adapter = load(name)
+    ops = adapter.ops
+
+    def array(value: Any, dtype: str | None, device: str) -> Array:
+        x = ops.asarray(np.asarray(value), None)
+        return x if dtype is None else ops.astype(x, dtype)
+
+    return Live(name, array, lambda x: _wide(ops.fetch(x)), {"eager": eager}, lambda: ["cpu"], dict, ("float32", "float64"))
+
+
+def available() -> Iterator[str]:
+    """The names of the frameworks that are installed, without importing any."""
+    from xent._dispatch import FRAMEWORKS, installed
+
+    for name in [*FRAMEWORKS, *(entry.name for entry in installed())]:
+        if importlib.util.find_spec(name) is not None:
+            yield name
