@@ -52,8 +52,7 @@ def total(x: Array, axis: int | None) -> Array:
 
 
 def top(x: Array, axis: int) -> tuple[Array, Array]:
-    """vectorized_map drops custom gradients, and forward mode looks through them: this has right ones of its own."""
-    return _formulas.smooth_top(OPS, x, axis)
+    return _formulas.top(OPS, x, axis)
 
 
 def pick(x: Array, ids: Array, axis: int) -> Array:
@@ -106,8 +105,8 @@ OPS = Ops(
 def rows(lay: Layout, x: Array, t: Array | None, u: Array | None, ids: Array | None) -> Any:
     @tf.custom_gradient
     def kernel(*inputs: Array) -> Any:
-        x, t = (_formulas.unmasked(OPS, lay, k, ids) for k in _pair(inputs))
-        results, stats = _formulas.rows(OPS, lay, x, t, u, ids)
+        # vectorized_map drops custom gradients, and forward mode looks through them
+        results, stats = _formulas.rows(OPS, lay, *_pair(inputs), u, ids, differentiable=True)
         asked = [r is not None for r in results]
 
         def slopes(make: Callable[..., _formulas.Pieces], *arguments: Array) -> list[Array]:

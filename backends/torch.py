@@ -20,12 +20,12 @@ Array = Any
 
 
 def traced() -> bool:
-    """Inside torch.compile or a torch.func transform: no in-place work, no values."""
+    """Inside torch.compile or a torch.func transform, where in-place work and a list of places do not go well."""
     return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
 
 
 def plain() -> bool:
-    """Where an autograd.Function will not do, plain formulas, whose own derivatives are right, take its place.
+    """Where an autograd.Function will not do, formulas with right derivatives of their own take its place.
 
     Forward mode loses its outer levels in a Function's jvp. torch.compile forgets a Function's vmap rule.
     """
@@ -89,8 +89,6 @@ def total(x: Array, axis: int | None) -> Array:
 
 
 def top(x: Array, axis: int) -> tuple[Array, Array]:
-    if plain():
-        return _formulas.smooth_top(OPS, x, axis)
     if traced():
         return _formulas.top(OPS, x, axis)
     m, place = x.max(axis, keepdim=True)
@@ -177,8 +175,7 @@ class Sigmoid(torch.autograd.Function):
 
 def rows(lay: Layout, x: Array, t: Array | None, u: Array | None, ids: Array | None) -> Any:
     if plain():
-        x, t = (_formulas.unmasked(OPS, lay, k, ids) for k in (x, t))
-        return _formulas.rows(OPS, lay, x, t, u, ids)[0]
+        return _formulas.rows(OPS, lay, x, t, u, ids, differentiable=True)[0]
     return Rows.apply(lay, x, t, u, ids)[:3]
 
 

@@ -42,13 +42,6 @@ def top(ops: Ops, x: Array, axis: int, barrier: Callable[[Array], Array] = lambd
     return m, others + (ties - 1)
 
 
-def smooth_top(ops: Ops, x: Array, axis: int) -> tuple[Array, Array]:
-    """`top` with derivatives that are right by themselves: m is a constant, 1 + s the sum of all exp(x - m)."""
-    m, s = (ops.stop_gradient(k) for k in top(ops, x, axis))
-    everything = ops.sum(ops.exp(x - m), axis)
-    return m, s + (everything - ops.stop_gradient(everything))
-
-
 def _distinct(ops: Ops, x: Array, m: Array) -> Array:
     return ops.minimum((m - x) * _STEEP, 1.0)
 
@@ -97,17 +90,34 @@ def _present(ops: Ops, k: Array, ids: Array) -> Array:
 
 
 def rows(
-    ops: Ops, lay: Layout, x: Array, t: Array | None, u: Array | None, ids: Array | None
+    ops: Ops,
+    lay: Layout,
+    x: Array,
+    t: Array | None,
+    u: Array | None,
+    ids: Array | None,
+    *,
+    differentiable: bool = False,
 ) -> tuple[tuple[Array, Array | None, Array | None], tuple[Array, Array]]:
-    """The results of `Adapter.rows`, and the statistics (m, s), keeping the axis, that the derivative starts from."""
+    """The results of `Adapter.rows`, and the statistics (m, s), keeping the axis, that the derivative starts from.
+
+    Where `differentiable`, automatic differentiation of the formulas is right by itself, and as accurate as the
+    kernels' own derivative: for transforms that a framework's custom derivatives do not survive.
+    """
     axis = lay.axis
     ids = None if ids is None else ops.expand_dims(ids, axis)
-    m, s = ops.top(x, axis)
+    if differentiable and lay.masked:
+        x, t = _blank(ops, x, ids), None if t is None else _blank(ops, t, ids)
+    loss = None
+    if differentiable and lay.hard:
+        m, s, loss = _without_label(ops, x, _class(ops, lay, ids), axis)
+    else:
+        m, s = _smooth_top(ops, x, axis) if differentiable else ops.top(x, axis)
     spread = ops.log1p(s)
     lse = smooth = None
-    if t is None:
+    if t is None and loss is None:
         loss = (m - ops.pick(x, _class(ops, lay, ids), axis)) + spread
-    else:
+    elif t is not None:
         loss = ops.sum(_times(ops, t, m - x), axis) + ops.sum(t, axis) * spread
     if lay.lse:
         lse = m + spread
@@ -122,6 +132,29 @@ def rows(
     if lay.masked:
         m, s = _blank(ops, m, ids), _blank(ops, s, ids)
     return (finish(loss), finish(lse), finish(smooth)), (m, s)
+
+
+def _smooth_top(ops: Ops, x: Array, axis: int) -> tuple[Array, Array]:
+    """`top`, where m is a constant and 1 + s the sum of all exp(x - m)."""
+    m, s = (ops.stop_gradient(k) for k in ops.top(x, axis))
+    everything = ops.sum(ops.exp(x - m), axis)
+    return m, s + (everything - ops.stop_gradient(everything))
+
+
+def _without_label(ops: Ops, x: Array, label: Array, axis: int) -> tuple[Array, Array, Array]:
+    """m, s and the nll, from the sum over all classes but the label.
+
+    Where the label is maximal, that sum is s, and every term of d nll/dx_y is negative; elsewhere p_y <= 1/2, and
+    nothing cancels either.
+    """
+    m = finite_or_nan(ops, ops.stop_gradient(ops.max(x, axis)))
+    x_y = ops.pick(x, label, axis)
+    e_y = ops.exp(x_y - m)
+    others = ops.sum(ops.put(ops.exp(x - m), label, ops.zeros_like(m), axis), axis)
+    best = x_y == m
+    s = ops.where(best, others + (e_y - ops.stop_gradient(e_y)), (others - 1) + e_y)
+    nll = ops.where(best, ops.log1p(others / ops.where(best, e_y, 1.0)), (m - x_y) + ops.log1p(s))
+    return m, s, nll
 
 
 # Softmax: the derivative. Its pieces come either straight from the saved statistics, or as functions of x whose own
@@ -164,10 +197,10 @@ def smooth_pieces(ops: Ops, lay: Layout, x: Array, ids: Array | None, m: Array, 
 
 def _labelled(ops: Ops, lay: Layout, x: Array, ids: Array | None) -> tuple[Array, Array | None]:
     """x without what masked rows hold, and the class ids keeping the axis, or None where labels are soft."""
-    return unmasked(ops, lay, x, ids), _class(ops, lay, ops.expand_dims(ids, lay.axis)) if lay.hard else None
+    return _unmasked(ops, lay, x, ids), _class(ops, lay, ops.expand_dims(ids, lay.axis)) if lay.hard else None
 
 
-def unmasked(ops: Ops, lay: Layout, x: Array | None, ids: Array | None) -> Array | None:
+def _unmasked(ops: Ops, lay: Layout, x: Array | None, ids: Array | None) -> Array | None:
     return _blank(ops, x, ops.expand_dims(ids, lay.axis)) if lay.masked and x is not None else x
 
 
@@ -184,7 +217,7 @@ def pull(
     """Reverse mode: d/dx of sum(a loss + b lse + c smooth), with (a, b, c) = coefficients, None for 0."""
     e, e_y, miss, r, _ = parts
     a, b, c = _scaled(ops, lay, ids, coefficients)
-    t = unmasked(ops, lay, t, ids)
+    t = _unmasked(ops, lay, t, ids)
     rest = 0.0 if b is None else b
     if c is not None:
         rest = rest + c * ops.sum(u, 0)
@@ -206,7 +239,7 @@ def pull_labels(
 
 
 def _gap(ops: Ops, lay: Layout, parts: Pieces, x: Array, ids: Array | None, m: Array) -> Array:
-    return (ops.stop_gradient(m) - unmasked(ops, lay, x, ids)) + parts.spread
+    return (ops.stop_gradient(m) - _unmasked(ops, lay, x, ids)) + parts.spread
 
 
 def _scaled(
@@ -235,13 +268,13 @@ def push(
     """Forward mode: the tangents of (loss, lse, smooth) for tangents dx and dt (None for 0); linear in both."""
     e, _, miss, r, _ = parts
     axis = lay.axis
-    dx = unmasked(ops, lay, dx, ids)
+    dx = _unmasked(ops, lay, dx, ids)
     mean = ops.sum(e * dx, axis) * r
     if lay.hard:
         label = _class(ops, lay, ops.expand_dims(ids, axis))
         loss = ops.sum(ops.put(e, label, miss, axis) * dx, axis) * r
     else:
-        t, dt = unmasked(ops, lay, t, ids), unmasked(ops, lay, dt, ids)
+        t, dt = _unmasked(ops, lay, t, ids), _unmasked(ops, lay, dt, ids)
         loss = ops.sum(t, axis) * mean - ops.sum(t * dx, axis)
         if dt is not None:
             loss = loss + ops.sum(dt * _gap(ops, lay, parts, x, ids, m), axis)

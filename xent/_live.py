@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -21,10 +22,16 @@ Loss = Callable[[Array, Array], Array]
 
 @dataclass(frozen=True)
 class Native:
-    """A framework's own loss, one value a row, and what it is called."""
+    """A framework's own loss, one value a row with its derivative in the logits, and what it is called."""
 
     name: str
-    function: Loss
+    value_and_grad: Callable[[Array, Array], tuple[Array, Array]]
+
+
+def _native(name: str, function: Loss) -> Native:
+    from xent._gradient import value_and_grad
+
+    return Native(name, value_and_grad(function))
 
 
 @dataclass(frozen=True)
@@ -61,15 +68,18 @@ def _numpy() -> Live:
     def array(value: Any, dtype: str | None, device: str) -> Array:
         return np.asarray(value) if dtype is None else np.asarray(value).astype(bfloat16 if dtype == "bfloat16" else dtype)
 
-    def sparse(x: Array, y: Array) -> Array:
+    def sparse(x: Array, y: Array) -> tuple[Array, Array]:
         return soft(x, np.eye(x.shape[-1], dtype=x.dtype)[y])
 
-    def soft(x: Array, t: Array) -> Array:
-        top = x.max(-1, keepdims=True)
-        return (t * (top + np.log(np.exp(x - top).sum(-1, keepdims=True)) - x)).sum(-1)
+    def soft(x: Array, t: Array) -> tuple[Array, Array]:
+        with np.errstate(all="ignore"):
+            top = x.max(-1, keepdims=True)
+            total = np.exp(x - top).sum(-1, keepdims=True)
+            return (t * (top + np.log(total) - x)).sum(-1), np.exp(x - top) / total * t.sum(-1, keepdims=True) - t
 
-    def sigmoid(x: Array, z: Array) -> Array:
-        return np.maximum(x, 0) - x * z + np.log1p(np.exp(-np.abs(x)))
+    def sigmoid(x: Array, z: Array) -> tuple[Array, Array]:
+        with np.errstate(all="ignore"):
+            return np.maximum(x, 0) - x * z + np.log1p(np.exp(-np.abs(x))), 1 / (1 + np.exp(-x)) - z
 
     return Live(
         "numpy",
@@ -100,18 +110,23 @@ def _torch() -> Live:
     def sigmoid(x: Array, z: Array) -> Array:
         return functional.binary_cross_entropy_with_logits(x, z.to(x.dtype), reduction="none")
 
+    def compiled(f: Callable[..., Any]) -> Callable[..., Any]:
+        torch._dynamo.reset()  # each case anew: the limit on recompilations is for one program's life
+        return torch.compile(f, fullgraph=True, dynamic=False)  # type: ignore[no-any-return]
+
+    has_compiler = any(map(shutil.which, ("c++", "g++", "clang++", "cl")))
     return Live(
         "torch",
         array,
         lambda x: _wide((x.detach().double() if x.is_floating_point() else x.detach()).cpu().numpy()),
-        {"eager": eager, "compiled": lambda f: torch.compile(f, fullgraph=True, dynamic=False)},
+        {"eager": eager, **({"compiled": compiled} if has_compiler else {})},
         lambda: ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))],
         lambda: {
-            "sparse_ce": Native("F.cross_entropy", lambda x, y: functional.cross_entropy(x, y, reduction="none")),
-            "softmax_ce": Native(
+            "sparse_ce": _native("F.cross_entropy", lambda x, y: functional.cross_entropy(x, y, reduction="none")),
+            "softmax_ce": _native(
                 "F.cross_entropy", lambda x, t: functional.cross_entropy(x, t.to(x.dtype), reduction="none")
             ),
-            "sigmoid_ce": Native("F.binary_cross_entropy_with_logits", sigmoid),
+            "sigmoid_ce": _native("F.binary_cross_entropy_with_logits", sigmoid),
         },
     )
 
@@ -138,15 +153,15 @@ def _tensorflow() -> Live:
         {"eager": eager, "compiled": lambda f: tf.function(f, jit_compile=True)},
         devices,
         lambda: {
-            "sparse_ce": Native(
+            "sparse_ce": _native(
                 "tf.nn.sparse_softmax_cross_entropy_with_logits",
                 lambda x, y: nn.sparse_softmax_cross_entropy_with_logits(labels=y, logits=x),
             ),
-            "softmax_ce": Native(
+            "softmax_ce": _native(
                 "tf.nn.softmax_cross_entropy_with_logits",
                 lambda x, t: nn.softmax_cross_entropy_with_logits(labels=tf.cast(t, x.dtype), logits=x),
             ),
-            "sigmoid_ce": Native(
+            "sigmoid_ce": _native(
                 "tf.nn.sigmoid_cross_entropy_with_logits",
                 lambda x, z: nn.sigmoid_cross_entropy_with_logits(labels=tf.cast(z, x.dtype), logits=x),
             ),
@@ -177,9 +192,9 @@ def _jax() -> Live:
                 return -jnp.take_along_axis(log_softmax(x), y[..., None], -1)[..., 0]
 
             return {
-                "sparse_ce": Native("jax.nn.log_softmax", sparse),
-                "softmax_ce": Native("jax.nn.log_softmax", lambda x, t: -(t * log_softmax(x)).sum(-1)),
-                "sigmoid_ce": Native(
+                "sparse_ce": _native("jax.nn.log_softmax", sparse),
+                "softmax_ce": _native("jax.nn.log_softmax", lambda x, t: -(t * log_softmax(x)).sum(-1)),
+                "sigmoid_ce": _native(
                     "jax.nn.log_sigmoid",
                     lambda x, z: -z * jax.nn.log_sigmoid(x) - (1 - z) * jax.nn.log_sigmoid(-x),
                 ),
@@ -190,7 +205,7 @@ def _jax() -> Live:
             "softmax_ce": "softmax_cross_entropy",
             "sigmoid_ce": "sigmoid_binary_cross_entropy",
         }
-        return {ours: Native(f"optax.{theirs}", getattr(optax, theirs)) for ours, theirs in names.items()}
+        return {ours: _native(f"optax.{theirs}", getattr(optax, theirs)) for ours, theirs in names.items()}
 
     return Live(
         "jax",

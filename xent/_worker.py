@@ -1,0 +1,85 @@
+"""One backend's share of `xent compare`, in a process of its own: frameworks do not always bear each other.
+
+`python -m xent._worker JOB` reads a pickled list of tasks, answers each with a pickle beside it, and prints a line for
+each as it is done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from xent import _live, _regimes
+from xent._regimes import Batch
+
+
+class Task(NamedTuple):
+    backend: str
+    mode: str
+    device: str
+    batch: Batch
+
+
+class Outcome(NamedTuple):
+    """Values and gradients in float64; `problem` instead of them where there are none."""
+
+    loss: Any = None
+    grad: Any = None
+    problem: str = ""
+
+
+class Answer(NamedTuple):
+    ours: Outcome
+    native: Outcome | None
+    native_name: str
+
+
+def facts(name: str) -> dict[str, Any]:
+    """What compare has to know before it makes tasks."""
+    live = _live.live(name)
+    try:
+        number = version(name)
+    except PackageNotFoundError:
+        number = "?"
+    return {"version": number, "devices": live.devices(), "dtypes": live.dtypes, "modes": dict(live.compilers)}
+
+
+def answer(live: _live.Live, task: Task) -> Answer:
+    import xent
+
+    batch = task.batch
+    with live.double() if batch.dtype == "float64" else contextlib.nullcontext():
+        loss = getattr(xent, batch.loss)
+        compiled = live.compilers[task.mode]
+        ours = _try(live, task, compiled(lambda x, y: xent.value_and_grad(loss)(x, y, reduce="none", **batch.options)))
+        native = live.natives().get(batch.loss) if task.mode == "eager" and not batch.options else None
+        theirs = None if native is None else _try(live, task, native.value_and_grad)
+    return Answer(ours, theirs, native.name if native else "")
+
+
+def _try(live: _live.Live, task: Task, function: Any) -> Outcome:
+    batch = task.batch
+    try:
+        x = live.array(batch.logits, batch.dtype, task.device)
+        dtype = None if batch.labels.dtype.kind in "iub" else _regimes.PRECISION[batch.dtype].compute
+        y = live.array(batch.labels, dtype, task.device)
+        loss, grad = function(x, y)
+        return Outcome(live.numpy(loss), live.numpy(grad))
+    except Exception as error:  # whatever a framework raises is what the report is to say
+        return Outcome(problem=f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}")
+
+
+def main(job: str) -> None:
+    tasks: list[Task] = pickle.loads(Path(job).read_bytes())
+    live = _live.live(tasks[0].backend)
+    for i, task in enumerate(tasks):
+        Path(f"{job}.{i}").write_bytes(pickle.dumps(answer(live, task)))
+        print(f"done {task.mode} {task.batch.name}", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
