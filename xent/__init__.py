@@ -4,6 +4,7 @@ from xent._adapter import Adapter, Layout, Ops
 from xent._check import LabelError
 from xent._gradient import value_and_grad
 from xent._losses import sigmoid_ce, softmax_ce, sparse_ce
+from xent.compare import compare
 
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "LabelError",
     "Layout",
     "Ops",
+    "compare",
 
     "sigmoid_ce",
     "softmax_ce",

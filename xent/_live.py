@@ -11,7 +11,7 @@ import importlib.util
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,7 @@ class Live:
     devices: Callable[[], list[str]]
     natives: Callable[[], dict[str, Native]]  # by the name of xent's loss
     dtypes: tuple[str, ...] = ("float32", "float64", "float16", "bfloat16")
+    unavailable: dict[str, str] = field(default_factory=dict)  # a mode that cannot be run here, and why
     double: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext  # float64 is possible inside
 
 
@@ -128,6 +129,7 @@ def _torch() -> Live:
             ),
             "sigmoid_ce": _native("F.binary_cross_entropy_with_logits", sigmoid),
         },
+        unavailable={} if has_compiler else {"compiled": "torch.compile needs a C++ compiler"},
     )
 
 
@@ -225,6 +227,9 @@ def _jax() -> Live:
 
 
 _MAKERS: dict[str, Callable[[], Live]] = {"numpy": _numpy, "torch": _torch, "tensorflow": _tensorflow, "jax": _jax}
+
+
+KNOWN = tuple(_MAKERS)
 
 
 def live(name: str) -> Live:

@@ -6,7 +6,7 @@ A batch stacks the rows of all regimes, so that one call, compiled once, goes th
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -118,13 +118,14 @@ class Batch:
     logits: Array
     labels: Array
     regimes: tuple[str, ...]  # one a row
+    options: dict[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
         return f"{self.loss} {self.dtype} {'x'.join(map(str, self.logits.shape))}"
 
     def truth(self) -> oracle.Truth:
-        truth: oracle.Truth = getattr(oracle, self.loss)(self.logits, self.labels, reduce="none")
+        truth: oracle.Truth = getattr(oracle, self.loss)(self.logits, self.labels, reduce="none", **self.options)
         return truth
 
 
@@ -224,7 +225,7 @@ def _geometry(batch: Batch, truth: oracle.Truth) -> tuple[Array, Array, Array]:
         return gap, gap, np.maximum((1 - batch.labels) * oracle.logistic(x), batch.labels * oracle.logistic(-x))
     rows = np.arange(len(x))
     hard = batch.loss == "sparse_ce"
-    y = batch.labels if hard else batch.labels.argmax(axis=1)
+    y = batch.labels.clip(0, x.shape[1] - 1) if hard else batch.labels.argmax(axis=1)  # ignored ids can be anything
     others = x.copy()
     others[rows, y] = -np.inf
     best = np.where(np.isfinite(others.max(axis=1)), others.max(axis=1), x[rows, y])

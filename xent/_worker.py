@@ -1,14 +1,12 @@
 """One backend's share of `xent compare`, in a process of its own: frameworks do not always bear each other.
 
-`python -m xent._worker JOB` reads a pickled list of tasks, answers each with a pickle beside it, and prints a line for
-each as it is done.
+`main(JOB)` reads a pickled list of tasks, answers each with a pickle beside it, and prints a line as each is done.
 """
 
 from __future__ import annotations
 
 import contextlib
 import pickle
-import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,7 +43,8 @@ def facts(name: str) -> dict[str, Any]:
         number = version(name)
     except PackageNotFoundError:
         number = "?"
-    return {"version": number, "devices": live.devices(), "dtypes": live.dtypes, "modes": dict(live.compilers)}
+    modes = {mode: "" for mode in live.compilers} | live.unavailable
+    return {"version": number, "devices": live.devices(), "dtypes": live.dtypes, "modes": modes}
 
 
 def answer(live: _live.Live, task: Task) -> Answer:
@@ -80,6 +79,3 @@ def main(job: str) -> None:
         Path(f"{job}.{i}").write_bytes(pickle.dumps(answer(live, task)))
         print(f"done {task.mode} {task.batch.name}", flush=True)
 
-
-if __name__ == "__main__":
-    main(sys.argv[1])

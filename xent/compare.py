@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
+import json
 import math
+import os
 import pickle
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from xent import _check, _live, _regimes, oracle
+from xent import _check, _live, _regimes, _worker, oracle
 from xent._regimes import Batch
+from xent._worker import Answer, Outcome, Task
 
 MODES = ("eager", "compiled")
-SHAPES = {"eager": (10, 1000, 33333), "compiled": (1000,)}  # classes; compiling costs seconds a shape
+CLASSES = {"eager": (10, 1000, 33333), "compiled": (1000,)}  # compiling costs seconds for every shape
+Progress = Callable[[str, int, int], None]  # (what was just done, how much is done, of how much)
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,7 @@ class Comparison:
 
     rows: list[Row]
     pairs: list[Pair]
-    missing: list[str]  # frameworks that are not installed
+    skipped: list[str]  # what could not be run here, and why
     versions: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -78,7 +82,7 @@ class Comparison:
         return {
             "agrees": self.agrees,
             "versions": self.versions,
-            "missing": self.missing,
+            "skipped": self.skipped,
             "rows": [{**asdict(row), "agrees": row.agrees} for row in self.rows],
             "pairs": [asdict(pair) for pair in self.pairs],
         }
@@ -108,3 +112,244 @@ def figure(x: float) -> str:
 
 def native_text(row: Row) -> str:
     return f"{figure(row.native_value)} {figure(row.native_gradient)}  {row.native}" if row.native else "-"
+
+
+# ---- doing it
+
+
+def compare(
+    backends: Sequence[str] | None = None,
+    *,
+    losses: Sequence[str] | None = None,
+    dtypes: Sequence[str] | None = None,
+    modes: Sequence[str] = MODES,
+    device: str = "cpu",
+    logits: Any = None,
+    labels: Any = None,
+    ignore_index: int | None = None,
+    progress: Progress | None = None,
+) -> Comparison:
+    """Runs every installed framework, each in a process of its own, against the truth in float64.
+
+    Args:
+        backends: names such as "torch"; all that are installed if not given.
+        losses: "sparse_ce", "softmax_ce", "sigmoid_ce"; all, or with your own arrays the one that fits the labels.
+        dtypes: "float32", "float64", "float16", "bfloat16"; all, or with your own arrays the logits' own.
+        modes: "eager", "compiled" (torch.compile, tf.function with XLA, jax.jit); both.
+        device: "cpu", "cuda:0" (PyTorch, JAX), "gpu:0" (TensorFlow).
+        logits, labels: your own arrays instead of xent's regimes, classes last: float [..., C], and class ids [...] or
+            distributions like the logits.
+        ignore_index: a class id that marks your own labels to be left out.
+        progress: called as (what, done, of) after each step.
+
+    Returns:
+        A `Comparison`: worst relative errors in value and gradient for xent and for the framework's own loss, and the
+        differences between backends. It is true if all are within what the dtype allows.
+
+    Raises:
+        ValueError: an unknown name, a device that no backend has, arrays that do not fit together.
+
+    Example:
+        >>> import xent
+        >>> xent.compare(["numpy"], losses=["sparse_ce"], dtypes=["float32"]).agrees
+        True
+    """
+    losses = _known("loss", losses, _regimes.LOSSES)
+    dtypes = _known("dtype", dtypes, _regimes.DTYPES)
+    modes = _known("mode", modes, MODES) or list(MODES)
+    batches = _own(logits, labels, losses, dtypes, ignore_index) if logits is not None else _batches(losses, dtypes)
+    names, skipped = _present(backends)
+    tasks, versions = [], {}
+    for name, facts in zip(names, _each(_facts, names), strict=True):
+        versions[name] = facts["version"]
+        found, reasons = _tasks(name, facts, modes, device, batches)
+        tasks += found
+        skipped += reasons
+    if not tasks:
+        raise ValueError(f"nothing to compare: {'; '.join(skipped) or 'no framework is installed'}")
+    truths = {id(b): b.truth() for _, b in batches}
+    answers = _run(tasks, progress)
+    rows = _rows(tasks, answers, truths)
+    return Comparison(rows, _pairs(tasks, answers, truths), skipped, versions)
+
+
+def _known(argument: str, given: Sequence[str] | None, choices: Sequence[str]) -> list[str]:
+    for value in given or ():
+        _check.choice(argument, value, choices)
+    return list(given or ())
+
+
+def _batches(losses: list[str], dtypes: list[str]) -> list[tuple[str, Batch]]:
+    """Each with the mode it is for."""
+    combinations = itertools.product(losses or _regimes.LOSSES, dtypes or _regimes.DTYPES)
+    made: dict[tuple[str, str, int], Batch] = {}
+    found = []
+    for (loss, dtype), mode in itertools.product(combinations, MODES):
+        for classes in CLASSES[mode]:
+            key = (loss, dtype, classes)
+            made[key] = made.get(key) or _regimes.batch(*key)
+            found.append((mode, made[key]))
+    return found
+
+
+def _own(
+    logits: Any, labels: Any, losses: list[str], dtypes: list[str], ignore_index: int | None
+) -> list[tuple[str, Batch]]:
+    """The caller's arrays, flattened to rows."""
+    if labels is None:
+        raise ValueError("labels: expected beside logits, got None")
+    x, y = np.asarray(logits), np.asarray(labels)
+    hard = y.ndim == x.ndim - 1
+    losses = losses or ["sparse_ce" if hard else "softmax_ce"]
+    dtypes = dtypes or [x.dtype.name if x.dtype.name in _regimes.DTYPES else "float32"]
+    options = {} if ignore_index is None else {"ignore_index": ignore_index}
+    found = []
+    for loss, dtype in itertools.product(losses, dtypes):
+        own = _regimes.rounded(x.astype(np.float64).reshape(-1, x.shape[-1]) if x.ndim else x, dtype)
+        shaped = y.reshape(-1) if hard else y.reshape(-1, x.shape[-1])
+        # the same checks and sentences as any call's
+        import xent
+
+        getattr(xent, loss)(own, shaped, **(options if loss == "sparse_ce" else {}))
+        shaped = shaped if hard else _regimes.rounded(shaped.astype(np.float64), _regimes.PRECISION[dtype].compute)
+        batch = Batch(loss, dtype, own, shaped, ("yours",) * len(own), options if loss == "sparse_ce" else {})
+        found += [(mode, batch) for mode in MODES]
+    return found
+
+
+def _present(backends: Sequence[str] | None) -> tuple[list[str], list[str]]:
+    here = list(_live.available())
+    known = [*dict.fromkeys([*_live.KNOWN, *here])]
+    for name in backends or ():
+        if name not in known:
+            raise _check.no_backend(name, known)
+    wanted = list(backends or known)
+    return [n for n in wanted if n in here], [f"{n}: not installed" for n in wanted if n not in here]
+
+
+def _facts(name: str) -> dict[str, Any]:
+    code = f"import json; from xent import _worker; print(json.dumps(_worker.facts({name!r})))"
+    return json.loads(_python(["-c", code]).splitlines()[-1])  # type: ignore[no-any-return]
+
+
+def _tasks(
+    name: str, facts: dict[str, Any], modes: Iterable[str], device: str, batches: list[tuple[str, Batch]]
+) -> tuple[list[Task], list[str]]:
+    if device not in facts["devices"]:
+        return [], [f"{name}: no device {device!r}, only {', '.join(facts['devices'])}"]
+    skipped = [f"{name}: {facts['modes'][mode]}" for mode in modes if facts["modes"].get(mode)]
+    skipped += [f"{name} {dtype}: needs ml_dtypes" for dtype in {b.dtype for _, b in batches} - set(facts["dtypes"])]
+    runnable = [mode for mode in modes if facts["modes"].get(mode) == ""]
+    return [
+        Task(name, mode, device, batch) for mode, batch in batches if mode in runnable and batch.dtype in facts["dtypes"]
+    ], skipped
+
+
+def _each(function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+    """Side by side, as many as there are processors."""
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        return list(pool.map(function, items))
+
+
+def _run(tasks: list[Task], progress: Progress | None) -> list[Answer]:
+    done = itertools.count(1)
+
+    def report(what: str) -> None:
+        if progress:
+            progress(what, next(done), len(tasks))
+
+    def backend(name: str) -> list[Answer]:
+        with tempfile.TemporaryDirectory() as folder:
+            job, mine = Path(folder) / "job", [task for task in tasks if task.backend == name]
+            job.write_bytes(pickle.dumps(mine))
+            _python(["-c", f"from xent import _worker; _worker.main({str(job)!r})"], lambda line: report(f"{name} {line}"))
+            return [pickle.loads(Path(f"{job}.{i}").read_bytes()) for i in range(len(mine))]
+
+    names = list(dict.fromkeys(task.backend for task in tasks))
+    return [answer for answers in _each(backend, names) for answer in answers]
+
+
+def _python(arguments: list[str], on_line: Callable[[str], None] | None = None) -> str:
+    """What this interpreter prints when run anew, with the modules that are importable here."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "TF_CPP_MIN_LOG_LEVEL": "3"}
+    with tempfile.TemporaryFile("w+") as errors:
+        command = [sys.executable, *arguments]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment)
+        assert process.stdout is not None
+        lines = []
+        for line in process.stdout:
+            lines.append(line)
+            if on_line and line.startswith("done "):
+                on_line(line.removeprefix("done ").strip())
+        if process.wait():
+            errors.seek(0)
+            raise RuntimeError(f"{arguments[-1]} failed:\n{errors.read()[-2000:]}")
+    return "".join(lines)
+
+
+# ---- judging it
+
+
+def _rows(tasks: list[Task], answers: list[Answer], truths: dict[int, oracle.Truth]) -> list[Row]:
+    groups: dict[tuple[str, str, str, str], list[tuple[Task, Answer]]] = {}
+    for task, answer in zip(tasks, answers, strict=True):
+        groups.setdefault((task.backend, task.batch.loss, task.batch.dtype, task.mode), []).append((task, answer))
+    return [Row(*key, **_worst(group, truths)) for key, group in groups.items()]
+
+
+def _worst(group: list[tuple[Task, Answer]], truths: dict[int, oracle.Truth]) -> dict[str, Any]:
+    ours = [_judge(task.batch, truths[id(task.batch)], answer.ours) for task, answer in group]
+    result: dict[str, Any] = {
+        "value": max(v.value for v in ours),
+        "value_regime": max(ours, key=lambda v: v.value).value_regime,
+        "gradient": max(v.gradient for v in ours),
+        "gradient_regime": max(ours, key=lambda v: v.gradient).gradient_regime,
+        "share": max(v.share for v in ours),
+        "problem": next((answer.ours.problem for _, answer in group if answer.ours.problem), ""),
+    }
+    theirs = [_judge(t.batch, truths[id(t.batch)], a.native) for t, a in group if a.native is not None]
+    if theirs:
+        result |= {
+            "native": group[0][1].native_name,
+            "native_value": max(v.value for v in theirs),
+            "native_gradient": max(v.gradient for v in theirs),
+            "native_share": max(v.share for v in theirs),
+        }
+    return result
+
+
+@dataclass(frozen=True)
+class _Verdict:
+    value: float
+    value_regime: str
+    gradient: float
+    gradient_regime: str
+    share: float
+
+
+def _judge(batch: Batch, truth: oracle.Truth, outcome: Outcome) -> _Verdict:
+    if outcome.problem:
+        return _Verdict(math.inf, "", math.inf, "", math.inf)
+    if outcome.loss.shape != truth.loss.shape or outcome.grad.shape != truth.logits.shape:
+        return _Verdict(math.inf, "shape", math.inf, "shape", math.inf)
+    e = _regimes.errors(batch, truth, outcome.loss, outcome.grad)
+    value, gradient = int(e.loss.argmax()), int(e.grad.argmax())
+    share = max(float(e.loss_share.max()), float(e.grad_share.max()))
+    return _Verdict(float(e.loss[value]), batch.regimes[value], float(e.grad[gradient]), batch.regimes[gradient], share)
+
+
+def _pairs(tasks: list[Task], answers: list[Answer], truths: dict[int, oracle.Truth]) -> list[Pair]:
+    """Eager results beside each other."""
+    found: dict[tuple[str, str, str, str], tuple[float, float]] = {}
+    by_batch: dict[int, list[tuple[Task, Outcome]]] = {}
+    for task, answer in zip(tasks, answers, strict=True):
+        if task.mode == "eager" and not answer.ours.problem:
+            by_batch.setdefault(id(task.batch), []).append((task, answer.ours))
+    for key, results in by_batch.items():
+        for (a, one), (b, other) in itertools.combinations(results, 2):
+            truth = truths[key]._replace(loss=other.loss, logits=other.grad)
+            e = _regimes.errors(a.batch, truth, one.loss, one.grad)
+            name = (a.backend, b.backend, a.batch.loss, a.batch.dtype)
+            value, gradient = found.get(name, (0.0, 0.0))
+            found[name] = (max(value, float(e.loss.max())), max(gradient, float(e.grad.max())))
+    return [Pair((a, b), loss, dtype, *worst) for (a, b, loss, dtype), worst in found.items()]
