@@ -11,8 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.custom_derivatives import SymbolicZero
-
-from xent import _formulas
+from xent import formulas
 from xent._adapter import Adapter, Layout, Ops
 
 Array = Any
@@ -28,6 +27,8 @@ def host(x: Array) -> Any:
 
 
 def fetch(x: Array) -> Any:
+    if isinstance(x, np.ndarray):
+        return x
     return None if isinstance(x, jax.core.Tracer) or not x.is_fully_addressable else np.asarray(x)
 
 
@@ -54,7 +55,7 @@ def total(x: Array, axis: int | None) -> Array:
 
 
 def top(x: Array, axis: int) -> tuple[Array, Array]:
-    return _formulas.top(OPS, x, axis, jax.lax.optimization_barrier)
+    return formulas.top(OPS, x, axis, jax.lax.optimization_barrier)
 
 
 def put(x: Array, ids: Array, values: Array, axis: int) -> Array:
@@ -101,7 +102,7 @@ def rows(lay: Layout, x: Array, t: Array | None, u: Array | None, ids: Array | N
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _rows_and_stats(lay: Layout, x: Array, t: Array | None, u: Array | None, ids: Array | None) -> Any:
-    return _formulas.rows(OPS, lay, x, t, u, ids)
+    return formulas.rows(OPS, lay, x, t, u, ids)
 
 
 @partial(_rows_and_stats.defjvp, symbolic_zeros=True)
@@ -113,7 +114,7 @@ def _rows_jvp(lay: Layout, primals: Any, tangents: Any) -> Any:
     @jax.checkpoint
     def tangent(dx: Array, dt: Array | None, x: Array, t: Any, u: Any, ids: Any, m: Array, s: Array) -> Any:
         parts = pieces(lay, x, ids, m, s)
-        return _formulas.push(OPS, lay, parts, x, t, u, ids, m, dx, dt)
+        return formulas.push(OPS, lay, parts, x, t, u, ids, m, dx, dt)
 
     dx = jnp.zeros_like(x) if dx is None else dx
     # nothing but the kernel's own derivative uses the statistics, and it does not depend on how they move
@@ -121,27 +122,27 @@ def _rows_jvp(lay: Layout, primals: Any, tangents: Any) -> Any:
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
-def pieces(lay: Layout, x: Array, ids: Array | None, m: Array, s: Array) -> _formulas.Pieces:
-    return _formulas.pieces(OPS, lay, x, ids, m, s)
+def pieces(lay: Layout, x: Array, ids: Array | None, m: Array, s: Array) -> formulas.Pieces:
+    return formulas.pieces(OPS, lay, x, ids, m, s)
 
 
 @pieces.defjvp
 def _pieces_jvp(lay: Layout, primals: Any, tangents: Any) -> Any:
     x, ids, m, s = primals
-    _, tangent = jax.jvp(lambda x: _formulas.smooth_pieces(OPS, lay, x, ids, m, s), (x,), tangents[:1])
+    _, tangent = jax.jvp(lambda x: formulas.smooth_pieces(OPS, lay, x, ids, m, s), (x,), tangents[:1])
     return pieces(lay, *primals), tangent
 
 
 @jax.custom_jvp
 def sigmoid(x: Array, z: Array, p: Array | None, absent: Array | None) -> Array:
-    return _formulas.sigmoid(OPS, x, z, p, absent)
+    return formulas.sigmoid(OPS, x, z, p, absent)
 
 
 @sigmoid.defjvp
 def _sigmoid_jvp(primals: Any, tangents: Any) -> Any:
     @jax.checkpoint
     def tangent(dx: Array, dz: Array, x: Array, z: Array, p: Any, absent: Any) -> Array:
-        slope_x, slope_z = _formulas.sigmoid_pull(OPS, x, z, p, absent, jnp.ones_like(x))
+        slope_x, slope_z = formulas.sigmoid_pull(OPS, x, z, p, absent, jnp.ones_like(x))
         return dx * slope_x + dz * slope_z
 
     return sigmoid(*primals), tangent(*tangents[:2], *primals)

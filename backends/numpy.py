@@ -6,8 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-
-from xent import _formulas
+from xent import formulas
 from xent._adapter import Adapter, Layout, Ops
 
 Array = Any
@@ -41,7 +40,7 @@ def total(x: Array, axis: int | None) -> Array:
 
 def top(x: Array, axis: int) -> tuple[Array, Array]:
     place = np.argmax(x, axis=axis, keepdims=True)
-    m = _formulas.finite_or_nan(OPS, np.take_along_axis(x, place, axis))
+    m = formulas.finite_or_nan(OPS, np.take_along_axis(x, place, axis))
     e = np.exp(x - m)
     np.put_along_axis(e, place, 0, axis)
     return m, total(e, axis)
@@ -91,24 +90,24 @@ OPS = Ops(
 
 
 def rows(lay: Layout, x: Array, t: Array | None, u: Array | None, ids: Array | None) -> Any:
-    return _formulas.rows(OPS, lay, x, t, u, ids)[0]
+    return formulas.rows(OPS, lay, x, t, u, ids)[0]
 
 
 def rows_vjp(lay: Layout, x: Array, t: Array | None, u: Array | None, ids: Array | None) -> Any:
-    results, stats = _formulas.rows(OPS, lay, x, t, u, ids)
+    results, stats = formulas.rows(OPS, lay, x, t, u, ids)
 
     def pull(*coefficients: Array | None) -> Array:
-        return _formulas.pull(OPS, lay, _formulas.pieces(OPS, lay, x, ids, *stats), x, t, u, ids, coefficients)
+        return formulas.pull(OPS, lay, formulas.pieces(OPS, lay, x, ids, *stats), x, t, u, ids, coefficients)
 
     return results, pull
 
 
 def sigmoid_loss(x: Array, z: Array, p: Array | None, absent: Array | None) -> Array:
-    return _formulas.sigmoid(OPS, x, z, p, absent)
+    return formulas.sigmoid(OPS, x, z, p, absent)
 
 
 def sigmoid_vjp(x: Array, z: Array, p: Array | None, absent: Array | None) -> Any:
-    return sigmoid_loss(x, z, p, absent), lambda g: _formulas.sigmoid_pull(OPS, x, z, p, absent, g)[0]
+    return sigmoid_loss(x, z, p, absent), lambda g: formulas.sigmoid_pull(OPS, x, z, p, absent, g)[0]
 
 
 def quietly(function: Callable[..., Any], static: Any, *arrays: Any) -> Any:

@@ -7,8 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
-
-from xent import _formulas
+from xent import formulas
 from xent._adapter import Adapter, Layout, Ops
 
 Array = Any
@@ -48,11 +47,11 @@ def total(x: Array, axis: int | None) -> Array:
         pad = [[0, 8 * n - x.shape[axis] if i == axis else 0] for i in range(len(x.shape))]
         return tf.add_n(tf.split(tf.pad(x, pad), 8, axis))
 
-    return _formulas.tree_sum(x, x.shape[axis], add_eighths, lambda x: tf.reduce_sum(x, axis, keepdims=True))
+    return formulas.tree_sum(x, x.shape[axis], add_eighths, lambda x: tf.reduce_sum(x, axis, keepdims=True))
 
 
 def top(x: Array, axis: int) -> tuple[Array, Array]:
-    return _formulas.top(OPS, x, axis)
+    return formulas.top(OPS, x, axis)
 
 
 def pick(x: Array, ids: Array, axis: int) -> Array:
@@ -81,7 +80,7 @@ OPS = Ops(
     expand_dims=tf.expand_dims,
     squeeze=tf.squeeze,
     zeros_like=tf.zeros_like,
-    full=lambda n, value, like: tf.fill([n], tf.cast(value, like.dtype)),
+    full=lambda n, value, like: tf.fill([n], tf.constant(value, like.dtype)),
     take=lambda table, ids: tf.gather(table, ids),
     size=tf.size,
     stop_gradient=tf.stop_gradient,
@@ -106,26 +105,26 @@ def rows(lay: Layout, x: Array, t: Array | None, u: Array | None, ids: Array | N
     @tf.custom_gradient
     def kernel(*inputs: Array) -> Any:
         # vectorized_map drops custom gradients, and forward mode looks through them
-        results, stats = _formulas.rows(OPS, lay, *_pair(inputs), u, ids, differentiable=True)
+        results, stats = formulas.rows(OPS, lay, *_pair(inputs), u, ids, differentiable=True)
         asked = [r is not None for r in results]
 
-        def slopes(make: Callable[..., _formulas.Pieces], *arguments: Array) -> list[Array]:
+        def slopes(make: Callable[..., formulas.Pieces], *arguments: Array) -> list[Array]:
             inputs, upstream = arguments[: -sum(asked)], iter(arguments[-sum(asked) :])
             x, t = _pair(inputs)
             coefficients = tuple(next(upstream) if given else None for given in asked)
             parts = make(OPS, lay, x, ids, *stats)
-            dx = _formulas.pull(OPS, lay, parts, x, t, u, ids, coefficients)
-            return [dx] if t is None else [dx, _formulas.pull_labels(OPS, lay, parts, x, stats[0], ids, coefficients)]
+            dx = formulas.pull(OPS, lay, parts, x, t, u, ids, coefficients)
+            return [dx] if t is None else [dx, formulas.pull_labels(OPS, lay, parts, x, stats[0], ids, coefficients)]
 
         @tf.custom_gradient
         def backward(*arguments: Array) -> Any:
             def second(*upstream: Array) -> Any:
                 with tf.GradientTape() as tape:
                     tape.watch(arguments)
-                    first = slopes(_formulas.smooth_pieces, *arguments)
+                    first = slopes(formulas.smooth_pieces, *arguments)
                 return tape.gradient(first, arguments, list(upstream), unconnected_gradients="zero")
 
-            return slopes(_formulas.pieces, *arguments), second
+            return slopes(formulas.pieces, *arguments), second
 
         return [r for r in results if r is not None], lambda *upstream: backward(*inputs, *upstream)
 
@@ -140,7 +139,7 @@ def _pair(inputs: tuple[Array, ...]) -> tuple[Array, Array | None]:
 def sigmoid(x: Array, z: Array, p: Array | None, absent: Array | None) -> Array:
     @tf.custom_gradient
     def kernel(x: Array, z: Array) -> Any:
-        return _formulas.sigmoid(OPS, x, z, p, absent), lambda g: _formulas.sigmoid_pull(OPS, x, z, p, absent, g)
+        return formulas.sigmoid(OPS, x, z, p, absent), lambda g: formulas.sigmoid_pull(OPS, x, z, p, absent, g)
 
     return kernel(x, z)
 

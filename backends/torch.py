@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
-
-from xent import _formulas
+from xent import formulas
 from xent._adapter import Adapter, Layout, Ops
 
 Array = Any
@@ -83,16 +82,16 @@ def total(x: Array, axis: int | None) -> Array:
         short = 8 * n - x.shape[axis]
         if short:
             x = torch.nn.functional.pad(x, [0, 0] * (x.ndim - 1 - axis) + [0, short])
-        return _formulas.add_pairs(list(x.split(n, axis)))
+        return formulas.add_pairs(list(x.split(n, axis)))
 
-    return _formulas.tree_sum(x, x.shape[axis], add_eighths, lambda x: x.sum(axis, keepdim=True))
+    return formulas.tree_sum(x, x.shape[axis], add_eighths, lambda x: x.sum(axis, keepdim=True))
 
 
 def top(x: Array, axis: int) -> tuple[Array, Array]:
     if traced():
-        return _formulas.top(OPS, x, axis)
+        return formulas.top(OPS, x, axis)
     m, place = x.max(axis, keepdim=True)
-    m = _formulas.finite_or_nan(OPS, m)
+    m = formulas.finite_or_nan(OPS, m)
     return m, total((x - m).exp_().scatter_(axis, place, 0), axis)
 
 
@@ -135,7 +134,7 @@ class Rows(torch.autograd.Function):
 
     @staticmethod
     def forward(lay: Layout, x: Array, t: Array, u: Array, ids: Array) -> Any:
-        results, stats = _formulas.rows(OPS, lay, x, t, u, ids)
+        results, stats = formulas.rows(OPS, lay, x, t, u, ids)
         return (*results, *stats)
 
     @staticmethod
@@ -151,10 +150,10 @@ class Rows(torch.autograd.Function):
         x, t, u, ids, m, s = ctx.saved_tensors
         lay = ctx.lay
         a = torch.zeros_like(m).squeeze(lay.axis) if a is None else a
-        make = _formulas.smooth_pieces if torch.is_grad_enabled() else _formulas.pieces
+        make = formulas.smooth_pieces if torch.is_grad_enabled() else formulas.pieces
         parts = make(OPS, lay, x, ids, m, s)
-        dt = _formulas.pull_labels(OPS, lay, parts, x, m, ids, (a,)) if ctx.needs_input_grad[2] else None
-        return None, _formulas.pull(OPS, lay, parts, x, t, u, ids, (a, b, c)), dt, None, None
+        dt = formulas.pull_labels(OPS, lay, parts, x, m, ids, (a,)) if ctx.needs_input_grad[2] else None
+        return None, formulas.pull(OPS, lay, parts, x, t, u, ids, (a, b, c)), dt, None, None
 
 
 class Sigmoid(torch.autograd.Function):
@@ -162,7 +161,7 @@ class Sigmoid(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Array, z: Array, p: Array, absent: Array) -> Array:
-        return _formulas.sigmoid(OPS, x, z, p, absent)
+        return formulas.sigmoid(OPS, x, z, p, absent)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -170,18 +169,19 @@ class Sigmoid(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, g: Array) -> Any:
-        return (*_formulas.sigmoid_pull(OPS, *ctx.saved_tensors, g), None, None)
+        x, z, p, absent = ctx.saved_tensors
+        return (*formulas.sigmoid_pull(OPS, x, z, p, absent, g), None, None)
 
 
 def rows(lay: Layout, x: Array, t: Array | None, u: Array | None, ids: Array | None) -> Any:
     if plain():
-        return _formulas.rows(OPS, lay, x, t, u, ids, differentiable=True)[0]
+        return formulas.rows(OPS, lay, x, t, u, ids, differentiable=True)[0]
     return Rows.apply(lay, x, t, u, ids)[:3]
 
 
 def sigmoid(x: Array, z: Array, p: Array | None, absent: Array | None) -> Array:
     if plain():
-        return _formulas.sigmoid(OPS, x, z, p, absent)
+        return formulas.sigmoid(OPS, x, z, p, absent)
     return Sigmoid.apply(x, z, p, absent)
 
 

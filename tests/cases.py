@@ -1,4 +1,13 @@
+"""The matrix, as data."""
+
+import itertools
+from typing import NamedTuple
+
 import numpy as np
+from xent import oracle
+from xent._regimes import PRECISION, rounded
+
+# ---- what the transforms are tried on
 
 rng = np.random.default_rng(3)
 X = rng.normal(size=(3, 4))
@@ -7,3 +16,108 @@ Y = np.array([1, 0, 3])
 T = rng.dirichlet(np.ones(4), 3)
 Z = rng.random((3, 4))
 W = np.array([0.5, 0.0, 2.0])
+
+# ---- options: each alone with every reduction, and every pair of them
+
+REDUCES = ("none", "sum", "mean", "mean_nonzero", "mean_all")
+SHAPE = (4, 3, 5)  # examples, classes, positions: the class axis in the middle
+ROWS = (4, 5)
+WEIGHTS = rng.uniform(0.5, 2, ROWS)
+WEIGHTS[1, 2:4] = 0
+
+OPTIONS = {
+    "plain": {},
+    "weights": {"weights": WEIGHTS},
+    "weights_broadcast": {"weights": np.array([[0.5], [0.0], [2.0], [1.0]])},
+    "weights_scalar": {"weights": 2.5},
+    "class_weights": {"class_weights": np.array([0.5, 2.0, 0.0])},  # a class of weight 0 is masked
+    "label_smoothing": {"label_smoothing": 0.1},
+    "z_loss": {"z_loss": 0.01},
+    "ignore_index": {"ignore_index": -100},
+    "denom": {"denom": 7.5},
+    "pos_weight": {"pos_weight": np.array([3.0, 1.0, 0.5, 2.0, 0.0])},
+}
+TAKES = {
+    "sparse_ce": set(OPTIONS) - {"pos_weight"},
+    "softmax_ce": set(OPTIONS) - {"pos_weight", "ignore_index"},
+    "sigmoid_ce": {"plain", "weights", "weights_broadcast", "weights_scalar", "label_smoothing", "denom", "pos_weight"},
+}
+
+
+class Case(NamedTuple):
+    loss: str
+    options: dict
+    name: str
+
+
+def cases(loss):
+    """Singles with every reduction; pairs, each with the next reduction in turn."""
+    names = [name for name in OPTIONS if name in TAKES[loss]]
+    for name, reduce in itertools.product(names, REDUCES):
+        if name != "denom" or reduce == "mean":
+            yield case(loss, (name,), reduce)
+    turn = itertools.cycle(REDUCES)
+    for pair in itertools.combinations(names[1:], 2):
+        if not all(name.startswith("weights") for name in pair):
+            yield case(loss, pair, "mean" if "denom" in pair else next(turn))
+
+
+def case(loss, names, reduce):
+    options = {"reduce": reduce}
+    for name in names:
+        options |= OPTIONS[name]
+    if loss != "sigmoid_ce":
+        options["axis"] = 1
+    elif np.ndim(options.get("weights", 0)):
+        options["weights"] = np.asarray(options["weights"])[:, None, :]
+    return Case(loss, options, f"{'+'.join(names)}-{reduce}")
+
+
+def arguments(loss, dtype, options):
+    """Logits and labels as the dtype holds them, in float64."""
+    data = np.random.default_rng(11)
+    x = rounded(3 * data.normal(size=SHAPE), dtype)
+    if loss == "sparse_ce":
+        y = data.integers(0, SHAPE[1], ROWS)
+        if "ignore_index" in options:
+            y[0, 1] = y[3, 3] = -100
+            x[0, :, 1] = np.nan  # an ignored row may hold anything
+        if "weights" in options and np.ndim(options["weights"]):
+            x[1, :, 3] = np.inf, np.nan, 1  # so may one of weight 0
+    elif loss == "softmax_ce":
+        y = np.moveaxis(data.dirichlet(np.ones(SHAPE[1]), ROWS), -1, 1)
+        y[2, :, 1] *= 0.8  # not a distribution
+        y = rounded(y, PRECISION[dtype].compute)
+    else:
+        y = rounded(data.choice([0.0, 1.0, 0.25, 0.9], SHAPE), PRECISION[dtype].compute)
+    return x, y
+
+
+def truth(loss, x, y, options):
+    """The oracle's, for options as the dtype of the computation holds them."""
+    return getattr(oracle, loss)(x, y, **options)
+
+
+def held(options, dtype):
+    """Options rounded to what the computation holds, so that the oracle answers the same question."""
+    compute = PRECISION[dtype].compute
+    return {
+        name: rounded(np.asarray(value, np.float64), compute) if name in ROUNDED else value
+        for name, value in options.items()
+    }
+
+
+ROUNDED = ("weights", "class_weights", "pos_weight")
+
+
+def assert_close(got, want, dtype, what, result=False):
+    """Within the dtype's bar, entry by entry relative to the largest one: options subtract terms of that size."""
+    precision = PRECISION[dtype]
+    np.testing.assert_array_equal(np.isnan(got), np.isnan(want), err_msg=what)
+    size = np.nanmax(np.abs(want), initial=0)
+    allowed = precision.bar * size
+    if precision.mantissa is not None and not result:  # a gradient of 16 bits: one unit in its last place
+        spacing = np.ldexp(1.0, np.maximum(np.frexp(want)[1] - 1, precision.smallest) - precision.mantissa)
+        allowed = np.maximum(allowed, spacing)
+    worst = np.nanmax(np.abs(got - want) - allowed, initial=-1)
+    assert worst <= 0, f"{what}: off by {np.nanmax(np.abs(got - want))}, allowed {np.max(allowed)}"

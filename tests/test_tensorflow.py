@@ -6,8 +6,9 @@ import pytest
 tf = pytest.importorskip("tensorflow", reason="tensorflow is not installed")
 
 import xent  # noqa: E402
+from cases import T, W, X, Y, Z  # noqa: E402
 
-from cases import W, X, Y, T, Z  # noqa: E402
+pytestmark = pytest.mark.backend("tensorflow")
 
 
 def softmax_reference(x, t, z_loss=0.0):
@@ -68,9 +69,9 @@ TRANSFORMS = {
     "third_order": lambda f: directional(lambda x, t: tf.reduce_sum(grad(f)(x, t)[0] ** 2)),
     "vmap": lambda f: lambda x, t: tf.vectorized_map(lambda x: f(x, t), tf.stack([x, 2 * x])),
     "vmap_grad": lambda f: lambda x, t: tf.vectorized_map(lambda x: grad(f)(x, t), tf.stack([x, 2 * x])),
-    "grad_of_vmap": lambda f: lambda x, t: grad(
-        lambda x, t: tf.reduce_sum(tf.vectorized_map(lambda x: f(x, t), tf.stack([x, 2 * x])))
-    )(x, t),
+    "grad_of_vmap": lambda f: (
+        lambda x, t: grad(lambda x, t: tf.reduce_sum(tf.vectorized_map(lambda x: f(x, t), tf.stack([x, 2 * x]))))(x, t)
+    ),
 }
 MODES = {
     "eager": lambda f: f,
@@ -82,7 +83,9 @@ MODES = {
 }
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    "mode", ["eager", *(pytest.param(m, marks=pytest.mark.compiled) for m in ("graph", "xla", "unknown_batch"))]
+)
 @pytest.mark.parametrize("transform", TRANSFORMS)
 @pytest.mark.parametrize("loss", PAIRS)
 def test_transform(loss, transform, mode):

@@ -6,11 +6,11 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
 import xent  # noqa: E402
-
-from cases import W, X, Y, T, Z  # noqa: E402
+from cases import T, W, X, Y, Z  # noqa: E402
 
 Y1, W1 = torch.tensor(Y), torch.tensor(W)
 F = torch.nn.functional
+pytestmark = pytest.mark.backend("torch")
 func = torch.func
 
 
@@ -50,7 +50,9 @@ def twice(f):
     def run(x, t):
         x, t = x.clone().requires_grad_(), t.clone().requires_grad_()
         first = torch.autograd.grad(f(x, t), (x, t), create_graph=True, allow_unused=True, materialize_grads=True)
-        return torch.autograd.grad((first[0] * x.detach().cos()).sum(), (x, t), allow_unused=True, materialize_grads=True)
+        return torch.autograd.grad(
+            (first[0] * x.detach().cos()).sum(), (x, t), allow_unused=True, materialize_grads=True
+        )
 
     return run
 

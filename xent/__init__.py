@@ -6,14 +6,12 @@ from xent._gradient import value_and_grad
 from xent._losses import sigmoid_ce, softmax_ce, sparse_ce
 from xent.compare import compare
 
-
 __all__ = [
     "Adapter",
     "LabelError",
     "Layout",
     "Ops",
     "compare",
-
     "sigmoid_ce",
     "softmax_ce",
     "sparse_ce",

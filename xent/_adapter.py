@@ -57,7 +57,8 @@ class Ops:
     sum: Callable[[Array, int | None], Array]  # blocked or pairwise; None: over everything, to a 0-d array
     top: Callable[[Array, int], tuple[Array, Array]]  # max m; sum of exp(x - m) over all but *one* place of m
     pick: Callable[[Array, Array, int], Array]  # (x, ids, axis): x at ids; ids keeps the axis
-    put: Callable[[Array, Array, Array, int], Array]  # (x, ids, values, axis): x with values at ids; without autodiff, may be x
+    put: Callable[[Array, Array, Array, int], Array]
+    #   (x, ids, values, axis): x with values at ids; may be x itself where the framework has no differentiation
 
     # whether a compiler is tracing that turns NumPy's arrays into this framework's too (torch.compile does)
     adopts_numpy: Callable[[], bool] = lambda: False

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-
 from xent._adapter import Adapter, Array, Ops
 from xent._reduce import REDUCTIONS
 
@@ -31,7 +30,7 @@ class LabelError(ValueError):
 
 def array(x: Any, argument: str) -> None:
     if isinstance(x, np.ma.MaskedArray):
-        raise TypeError(f"{argument}: a numpy.ma.MaskedArray's mask would be lost; pass the data, and weights= of 0 and 1")
+        raise TypeError(f"{argument}: a MaskedArray's mask would be lost; pass the data, and weights of 0 and 1")
 
 
 def not_an_array(x: Any, argument: str) -> TypeError:
@@ -76,12 +75,15 @@ def class_axis(shape: Shape, axis: Any) -> int:
         raise TypeError(f"axis: expected an int, got {axis!r}")
     if not shape:
         raise ValueError("logits: expected at least one dimension, the classes; got a scalar")
-    if not -len(shape) <= axis < len(shape):
-        raise ValueError(f"axis: expected {-len(shape)} to {len(shape) - 1} for logits of shape {text(shape)}, got {axis}")
-    axis = int(axis) % len(shape)
-    if shape[axis] == 0:
-        raise ValueError(f"logits: expected at least one class, got shape {text(shape)} with none along axis {axis}")
-    return axis
+    place, rank = int(axis), len(shape)
+    if not -rank <= place < rank:
+        raise ValueError(f"axis: expected {-rank} to {rank - 1} for logits of shape {text(shape)}, got {place}")
+    place %= rank
+    if shape[place] is None:
+        raise ValueError(f"logits: the number of classes has to be known while a graph is traced, got {text(shape)}")
+    if shape[place] == 0:
+        raise ValueError(f"logits: expected at least one class, got shape {text(shape)} with none along axis {place}")
+    return place
 
 
 def shapes_equal(argument: str, got: Shape, expected: Shape, why: str) -> None:
@@ -90,7 +92,7 @@ def shapes_equal(argument: str, got: Shape, expected: Shape, why: str) -> None:
 
 
 def weights_shape(got: Shape, expected: Shape) -> None:
-    if got and not (len(got) == len(expected) and all(g == 1 or fits((g,), (e,)) for g, e in zip(got, expected, strict=True))):
+    if got and not (len(got) == len(expected) and _ones_or_equal(got, expected)):
         raise ValueError(
             f"weights: expected a scalar, shape {text(expected)} (the loss's), or that with 1s; got {text(got)}"
         )
@@ -98,8 +100,14 @@ def weights_shape(got: Shape, expected: Shape) -> None:
 
 def broadcastable(argument: str, got: Shape, expected: Shape) -> None:
     tail = expected[len(expected) - len(got) :] if len(got) <= len(expected) else None
-    if tail is None or not all(g == 1 or fits((g,), (e,)) for g, e in zip(got, tail, strict=True)):
-        raise ValueError(f"{argument}: expected a shape that broadcasts to the logits' {text(expected)}, got {text(got)}")
+    if tail is None or not _ones_or_equal(got, tail):
+        raise ValueError(
+            f"{argument}: expected a shape that broadcasts to the logits' {text(expected)}, got {text(got)}"
+        )
+
+
+def _ones_or_equal(got: Shape, expected: Shape) -> bool:
+    return all(g == 1 or fits((g,), (e,)) for g, e in zip(got, expected, strict=True))
 
 
 def fits(got: Shape, expected: Shape) -> bool:
@@ -119,11 +127,11 @@ def text(shape: Shape) -> str:
 def number(argument: str, value: Any, low: float = -math.inf, high: float = math.inf) -> float:
     if isinstance(value, bool) or not isinstance(value, numbers.Real | np.floating | np.integer):
         raise TypeError(f"{argument}: expected a number, got {value!r}")
-    value = float(value)
-    if not (low <= value <= high and math.isfinite(value)):
+    given = float(value)
+    if not (low <= given <= high and math.isfinite(given)):
         between = "a finite number" if math.isinf(high) else f"a number from {low:g} to {high:g}"
-        raise ValueError(f"{argument}: expected {between}, got {value!r}")
-    return value
+        raise ValueError(f"{argument}: expected {between}, got {given!r}")
+    return given
 
 
 def reduction(reduce: Any, denom: Any) -> None:
@@ -182,14 +190,12 @@ def unreadable_ids() -> ValueError:
 
 
 def representable(ignore_index: int | None, dtype: str) -> int | None:
-    """ignore_index as the labels' dtype holds it (uint64 as int64), or None where no label can be equal to it."""
+    """ignore_index, or None where no label of this dtype can be equal to it."""
     if ignore_index is None:
         return None
     bits = 1 if dtype == "bool" else int(dtype.removeprefix("u").removeprefix("int"))
     low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1)) if dtype.startswith("int") else (0, 2**bits)
-    if not low <= ignore_index < high:
-        return None
-    return ignore_index - 2**64 if ignore_index >= 2**63 else ignore_index
+    return ignore_index if low <= ignore_index < high else None
 
 
 # ---- value_and_grad

@@ -67,7 +67,8 @@ def _numpy() -> Live:
         bfloat16 = importlib.import_module("ml_dtypes").bfloat16
 
     def array(value: Any, dtype: str | None, device: str) -> Array:
-        return np.asarray(value) if dtype is None else np.asarray(value).astype(bfloat16 if dtype == "bfloat16" else dtype)
+        x = np.asarray(value)
+        return x if dtype is None else x.astype(bfloat16 if dtype == "bfloat16" else dtype)
 
     def sparse(x: Array, y: Array) -> tuple[Array, Array]:
         return soft(x, np.eye(x.shape[-1], dtype=x.dtype)[y])
@@ -214,10 +215,7 @@ def _jax() -> Live:
         array,
         _wide,
         {"eager": eager, "compiled": jax.jit},
-        lambda: [
-            *(["cpu"]),
-            *(f"{d.platform}:{d.id}" for d in jax.devices() if d.platform != "cpu"),
-        ],
+        lambda: ["cpu", *(f"{d.platform}:{d.id}" for d in jax.devices() if d.platform != "cpu")],
         natives,
         double=lambda: jax.enable_x64(True),
     )
@@ -245,7 +243,8 @@ def live(name: str) -> Live:
         x = ops.asarray(np.asarray(value), None)
         return x if dtype is None else ops.astype(x, dtype)
 
-    return Live(name, array, lambda x: _wide(ops.fetch(x)), {"eager": eager}, lambda: ["cpu"], dict, ("float32", "float64"))
+    dtypes = ("float32", "float64")
+    return Live(name, array, lambda x: _wide(ops.fetch(x)), {"eager": eager}, lambda: ["cpu"], dict, dtypes)
 
 
 def available() -> Iterator[str]:

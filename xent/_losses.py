@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from xent import _check, _plan
+from xent import _plan
 from xent._adapter import Array, Scalar
 from xent._dispatch import find
 

@@ -292,7 +292,9 @@ def sigmoid_vjp(
     return _reduce.reduced(ops, plan.reduce, value, divisor), ops.astype(pull(g), ops.dtype(x))
 
 
-def _elements(plan: SigmoidPlan, x: Array, z: Array, weights: Array | None, p: Array | None) -> tuple[Any, Array | None]:
+def _elements(
+    plan: SigmoidPlan, x: Array, z: Array, weights: Array | None, p: Array | None
+) -> tuple[Any, Array | None]:
     ops, e = plan.xp.ops, plan.smoothing
     x = ops.astype(x, plan.dtype)
     z = (1 - e) * z + e / 2 if e else z

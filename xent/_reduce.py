@@ -21,7 +21,8 @@ def code(ops: Ops, labels: Array, classes: int | None, ignore_index: int | None,
         valid = (wide >= 0) & (wide < classes)
         ids = ops.where(valid, ids, INVALID if invalid == "nan" else ABSENT)
     if ignore_index is not None:
-        ids = ops.where(wide == ignore_index, ABSENT, ids)
+        held = ignore_index - 2**64 if ignore_index >= 2**63 else ignore_index  # as `integer` holds uint64
+        ids = ops.where(wide == held, ABSENT, ids)
     return ids
 
 
@@ -138,6 +139,6 @@ def reduced(ops: Ops, reduce: str, value: Array, divisor: Scalar | None) -> Arra
     if divisor is None:
         return total
     if isinstance(divisor, int | float):
-        return total / divisor if divisor else ops.zeros_like(total)
+        return total / max(divisor, 1)  # of no examples the sum is 0 already
     divisor = ops.astype(divisor, ops.dtype(value))
     return ops.where(divisor == 0, 0.0, total / ops.where(divisor == 0, 1.0, divisor))

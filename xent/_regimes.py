@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-
 from xent import oracle
 
 Array = NDArray[Any]
@@ -137,7 +136,7 @@ def rounded(x: Array, dtype: str) -> Array:
             return x.astype(dtype).astype(np.float64)
     mantissa, exponent = np.frexp(x)
     bits = (precision.mantissa or 0) + 1
-    return np.ldexp(np.round(np.ldexp(mantissa, bits)), exponent - bits)
+    return np.asarray(np.ldexp(np.round(np.ldexp(mantissa, bits)), exponent - bits))
 
 
 def batch(loss: str, dtype: str, classes: int = 1000, seed: int = 0) -> Batch:
@@ -192,8 +191,8 @@ def errors(batch: Batch, truth: oracle.Truth, loss: Array, grad: Array) -> Error
 
     Allowed in the loss: the dtype's bar where it is at least 1e-3, (8 + lead) roundoffs below, lead being how far the
     label is ahead: the rounding of m - x_j itself. In the gradient the same, entry by entry, with the entry's own gap;
-    for soft labels relative to the larger of the two terms that are subtracted. Where the gradient has 16 bits, one unit
-    in its last place (for soft labels, on top of those roundoffs).
+    for soft labels relative to the larger of the two terms that are subtracted. Where the gradient has 16 bits, one
+    unit in its last place (for soft labels, on top of those roundoffs).
     """
     precision = PRECISION[batch.dtype]
     lead, gap, scale = _geometry(batch, truth)
@@ -201,6 +200,8 @@ def errors(batch: Batch, truth: oracle.Truth, loss: Array, grad: Array) -> Error
     allowed = np.where(size >= 1e-3, precision.bar, (8 + lead) * precision.unit)
     in_loss = _relative(loss, truth.loss, size, precision.tiny)
     in_grad = _relative(grad, truth.logits, scale, precision.tiny)
+    if precision.mantissa is not None:  # subnormal results have fewer digits, down to none
+        in_grad = np.where(np.abs(truth.logits) < 2.0**precision.smallest, 0.0, in_grad)
     if precision.mantissa is None:
         allowed_grad = np.where(scale >= 1e-3, precision.bar, (8 + gap) * precision.unit)
         share = in_grad / allowed_grad
@@ -214,7 +215,7 @@ def errors(batch: Batch, truth: oracle.Truth, loss: Array, grad: Array) -> Error
 
 
 def _per_row(x: Array) -> Array:
-    return x.reshape(len(x), -1).max(axis=1)
+    return np.asarray(x.reshape(len(x), -1).max(axis=1))
 
 
 def _geometry(batch: Batch, truth: oracle.Truth) -> tuple[Array, Array, Array]:
@@ -250,4 +251,4 @@ def _relative(got: Array, want: Array, scale: Array, tiny: float) -> Array:
 def _ulp(x: Array, precision: Precision) -> Array:
     """The spacing of a 16-bit dtype at x."""
     _, exponent = np.frexp(x)
-    return np.ldexp(1.0, np.maximum(exponent - 1, precision.smallest) - (precision.mantissa or 0))
+    return np.asarray(np.ldexp(1.0, np.maximum(exponent - 1, precision.smallest) - (precision.mantissa or 0)))

@@ -43,7 +43,7 @@ def facts(name: str) -> dict[str, Any]:
         number = version(name)
     except PackageNotFoundError:
         number = "?"
-    modes = {mode: "" for mode in live.compilers} | live.unavailable
+    modes = dict.fromkeys(live.compilers, "") | live.unavailable
     return {"version": number, "devices": live.devices(), "dtypes": live.dtypes, "modes": modes}
 
 
@@ -78,4 +78,3 @@ def main(job: str) -> None:
     for i, task in enumerate(tasks):
         Path(f"{job}.{i}").write_bytes(pickle.dumps(answer(live, task)))
         print(f"done {task.mode} {task.batch.name}", flush=True)
-

@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-from xent import _check, _live, _regimes, _worker, oracle
+from xent import _check, _live, _regimes, oracle
 from xent._regimes import Batch
 from xent._worker import Answer, Outcome, Task
 
@@ -88,10 +87,10 @@ class Comparison:
         }
 
     def __repr__(self) -> str:
-        head = f"{'backend':11}{'loss':11}{'dtype':9}{'mode':9}{'loss err':>9} {'grad err':>9} {'of allowed':>10}   own loss"
+        head = f"{'backend':11}{'loss':11}{'dtype':9}{'mode':9}{'value':>9} {'gradient':>9} {'limit':>7}   own loss"
         lines = [
             f"{r.backend:11}{r.loss:11}{r.dtype:9}{r.mode:9}{figure(r.value):>9} {figure(r.gradient):>9} "
-            f"{r.share:>9.0%}{' ' if r.agrees else '!'}   {r.problem or native_text(r)}"
+            f"{r.share:>6.0%}{' ' if r.agrees else '!'}   {r.problem or native_text(r)}"
             for r in self.rows
         ]
         return "\n".join([head, *lines, self.summary()])
@@ -160,9 +159,9 @@ def compare(
     batches = _own(logits, labels, losses, dtypes, ignore_index) if logits is not None else _batches(losses, dtypes)
     names, skipped = _present(backends)
     tasks, versions = [], {}
-    for name, facts in zip(names, _each(_facts, names), strict=True):
-        versions[name] = facts["version"]
-        found, reasons = _tasks(name, facts, modes, device, batches)
+    for name, known in zip(names, _each(facts, names), strict=True):
+        versions[name] = known["version"]
+        found, reasons = _tasks(name, known, modes, device, batches)
         tasks += found
         skipped += reasons
     if not tasks:
@@ -227,22 +226,27 @@ def _present(backends: Sequence[str] | None) -> tuple[list[str], list[str]]:
     return [n for n in wanted if n in here], [f"{n}: not installed" for n in wanted if n not in here]
 
 
-def _facts(name: str) -> dict[str, Any]:
+def facts(name: str) -> dict[str, Any]:
+    """A framework's version, devices, dtypes and modes, asked in a process of its own."""
     code = f"import json; from xent import _worker; print(json.dumps(_worker.facts({name!r})))"
     return json.loads(_python(["-c", code]).splitlines()[-1])  # type: ignore[no-any-return]
 
 
 def _tasks(
-    name: str, facts: dict[str, Any], modes: Iterable[str], device: str, batches: list[tuple[str, Batch]]
+    name: str, known: dict[str, Any], modes: Iterable[str], device: str, batches: list[tuple[str, Batch]]
 ) -> tuple[list[Task], list[str]]:
-    if device not in facts["devices"]:
-        return [], [f"{name}: no device {device!r}, only {', '.join(facts['devices'])}"]
-    skipped = [f"{name}: {facts['modes'][mode]}" for mode in modes if facts["modes"].get(mode)]
-    skipped += [f"{name} {dtype}: needs ml_dtypes" for dtype in {b.dtype for _, b in batches} - set(facts["dtypes"])]
-    runnable = [mode for mode in modes if facts["modes"].get(mode) == ""]
-    return [
-        Task(name, mode, device, batch) for mode, batch in batches if mode in runnable and batch.dtype in facts["dtypes"]
-    ], skipped
+    if device not in known["devices"]:
+        return [], [f"{name}: no device {device!r}, only {', '.join(known['devices'])}"]
+    why = {mode: known["modes"].get(mode) for mode in modes}  # "" where it runs, None where there is no such thing
+    absent = sorted({batch.dtype for _, batch in batches} - set(known["dtypes"]))
+    skipped = [f"{name} {mode}: {reason}" for mode, reason in why.items() if reason]
+    skipped += [f"{name} {dtype}: needs ml_dtypes" for dtype in absent]
+    tasks = [
+        Task(name, mode, device, batch)
+        for mode, batch in batches
+        if why.get(mode) == "" and batch.dtype in known["dtypes"]
+    ]
+    return tasks, skipped
 
 
 def _each(function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
@@ -262,7 +266,8 @@ def _run(tasks: list[Task], progress: Progress | None) -> list[Answer]:
         with tempfile.TemporaryDirectory() as folder:
             job, mine = Path(folder) / "job", [task for task in tasks if task.backend == name]
             job.write_bytes(pickle.dumps(mine))
-            _python(["-c", f"from xent import _worker; _worker.main({str(job)!r})"], lambda line: report(f"{name} {line}"))
+            code = f"from xent import _worker; _worker.main({str(job)!r})"
+            _python(["-c", code], lambda line: report(f"{name} {line}"))
             return [pickle.loads(Path(f"{job}.{i}").read_bytes()) for i in range(len(mine))]
 
     names = list(dict.fromkeys(task.backend for task in tasks))

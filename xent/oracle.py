@@ -124,9 +124,7 @@ def softmax_ce(
     t = np.moveaxis(np.asarray(labels, np.float64), axis, -1)
     table = np.ones(x.shape[-1]) if class_weights is None else np.asarray(class_weights, np.float64)
 
-    parts = [
-        _example(x[place], t[place], table, label_smoothing, z_loss) for place in np.ndindex(x.shape[:-1])
-    ]
+    parts = [_example(x[place], t[place], table, label_smoothing, z_loss) for place in np.ndindex(x.shape[:-1])]
     return _reduced(_stack(parts, x.shape[:-1], x.shape[-1]), axis, reduce, weights, denom)
 
 
@@ -193,7 +191,7 @@ def sigmoid_ce(
 
 def logistic(x: Floats) -> Floats:
     e = np.exp(-np.abs(x))
-    return np.where(x > 0, 1.0, e) / (1 + e)
+    return np.asarray(np.where(x > 0, 1.0, e) / (1 + e))
 
 
 # ---- reductions

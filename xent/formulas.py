@@ -15,9 +15,9 @@ common offset. The last line stands for -expm1(-nll) without its expm1, which co
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from xent._adapter import INVALID, Array, Layout, Ops
+from xent._adapter import ABSENT, INVALID, Array, Layout, Ops
 from xent._reduce import along
 
 INF, NAN = float("inf"), float("nan")
@@ -83,7 +83,7 @@ def _blank(ops: Ops, x: Array, ids: Array) -> Array:
 
 def _present(ops: Ops, k: Array, ids: Array) -> Array:
     """Per-row k, linearly: k itself, 0 in an absent row, NaN in an invalid one."""
-    return _blank(ops, k, ids) * ops.where(ids == INVALID, NAN, ops.zeros_like(k) + 1)
+    return ops.where(ids == ABSENT, 0.0, k) * ops.where(ids == INVALID, NAN, ops.zeros_like(k) + 1)
 
 
 # Softmax: results and statistics
@@ -216,9 +216,10 @@ def pull(
 ) -> Array:
     """Reverse mode: d/dx of sum(a loss + b lse + c smooth), with (a, b, c) = coefficients, None for 0."""
     e, e_y, miss, r, _ = parts
-    a, b, c = _scaled(ops, lay, ids, coefficients)
+    scaled: tuple[Any, ...] = _scaled(ops, lay, ids, coefficients)
+    a, b, c = scaled
     t = _unmasked(ops, lay, t, ids)
-    rest = 0.0 if b is None else b
+    rest: Any = 0.0 if b is None else b
     if c is not None:
         rest = rest + c * ops.sum(u, 0)
     if lay.hard:
@@ -234,7 +235,7 @@ def pull_labels(
     ops: Ops, lay: Layout, parts: Pieces, x: Array, m: Array, ids: Array | None, coefficients: tuple[Array | None, ...]
 ) -> Array:
     """Reverse mode in the soft labels: a (lse - x)."""
-    a, *_ = _scaled(ops, lay, ids, coefficients)
+    a: Any = _scaled(ops, lay, ids, coefficients)[0]
     return a * _gap(ops, lay, parts, x, ids, m)
 
 
@@ -299,9 +300,7 @@ def sigmoid(ops: Ops, x: Array, z: Array, p: Array | None, absent: Array | None)
     return loss if absent is None else ops.where(absent, 0.0, loss)
 
 
-def sigmoid_pull(
-    ops: Ops, x: Array, z: Array, p: Array | None, absent: Array | None, g: Array
-) -> tuple[Array, Array]:
+def sigmoid_pull(ops: Ops, x: Array, z: Array, p: Array | None, absent: Array | None, g: Array) -> tuple[Array, Array]:
     """Reverse mode: d/dx and d/dz of sum(g loss); differentiable further."""
     if absent is not None:
         x, z, g = (ops.where(absent, 0.0, k) for k in (x, z, g))

@@ -1,0 +1,66 @@
+"""Which frameworks the tests run on, and in what order they may be imported."""
+
+import contextlib
+import importlib
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+sys.path[:0] = [str(HERE), str(HERE / "toy")]
+for name in ("torch", "triton"):  # TensorFlow before Triton aborts the process
+    with contextlib.suppress(ImportError):
+        importlib.import_module(name)
+
+BACKENDS = ("numpy", "torch", "tensorflow", "jax", "toy_framework")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--backend", action="append", choices=BACKENDS, help="only these backends; repeat for more")
+    parser.addoption("--compiled", action="store_true", help="the compiled tests, which want a process a framework")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "compiled: runs a framework's compiler; test_compiled.py gives it a process")
+    config.addinivalue_line("markers", "backend(name): needs this framework")
+
+
+def pytest_generate_tests(metafunc):
+    if "live" in metafunc.fixturenames:
+        metafunc.parametrize("live", BACKENDS, indirect=True, scope="session")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leaves out what was not asked for; what is asked for and missing is skipped with its reason."""
+    chosen = config.getoption("--backend")
+    compiled = config.getoption("--compiled")
+
+    def wanted(item):
+        backend = _backend(item)
+        return (not chosen or backend in chosen) and compiled == (item.get_closest_marker("compiled") is not None)
+
+    dropped = [item for item in items if not wanted(item)]
+    if dropped:
+        config.hook.pytest_deselected(items=dropped)
+        items[:] = [item for item in items if wanted(item)]
+
+
+def _backend(item):
+    marker = item.get_closest_marker("backend")
+    if marker:
+        return marker.args[0]
+    return item.callspec.params.get("live") if hasattr(item, "callspec") else None
+
+
+@pytest.fixture(scope="session")
+def live(request):
+    """One framework after the other."""
+    from xent import _live
+
+    if importlib.util.find_spec(request.param) is None:
+        pytest.skip(f"{request.param} is not installed")
+    return _live.live(request.param)

@@ -1,0 +1,198 @@
+"""Whose array is it: every kind of array finds its adapter, nothing is imported for it, and it is quick."""
+
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+
+import xent
+from xent import _dispatch
+
+NO_FRAMEWORK = """
+import sys
+import xent
+xent.sparse_ce([[1.0, 2.0]], [1])
+heavy = {"torch", "tensorflow", "jax", "keras", "typer", "rich", "matplotlib"} & set(sys.modules)
+assert not heavy, heavy
+"""
+
+
+def run(code, **options):
+    path = [p for p in sys.path if p]
+    setup = f"import sys; sys.path[:0] = {path!r}\n"
+    return subprocess.run([sys.executable, "-c", setup + textwrap.dedent(code)], capture_output=True, text=True, **options)
+
+
+def test_importing_xent_imports_no_framework():
+    done = run(NO_FRAMEWORK, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_that_test_can_fail():
+    """An import of a framework anywhere in xent would be noticed."""
+    done = run("import types, sys; sys.modules['torch'] = types.ModuleType('torch')\n" + NO_FRAMEWORK, check=False)
+    assert done.returncode != 0
+    assert "{'torch'}" in done.stderr
+
+
+def test_lists_and_numpy_scalars_mean_numpy():
+    assert xent.sparse_ce([[1.0, 2.0]], [1]).dtype == np.float64
+    assert isinstance(xent.sigmoid_ce(np.float32(1), 1.0), np.float32)
+
+
+class Subclass(np.ndarray):
+    pass
+
+
+def test_numpy_subclass():
+    assert _dispatch.find(np.zeros(2).view(Subclass)).name == "numpy"
+
+
+@pytest.mark.backend("torch")
+def test_torch_kinds():
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+
+    class Tagged(torch.Tensor):
+        pass
+
+    x = torch.randn(2, 3)
+    want = xent.sparse_ce(x, [0, 2])
+    for kind in (torch.nn.Parameter(x), x.as_subclass(Tagged)):
+        torch.testing.assert_close(xent.sparse_ce(kind, [0, 2]).as_subclass(torch.Tensor), want)
+
+
+@pytest.mark.backend("torch")
+def test_first_dispatch_under_torch_compile():
+    """Nothing was imported before the compiler saw the call."""
+    pytest.importorskip("torch", reason="torch is not installed")
+    done = run(
+        """
+        import torch, xent
+        f = torch.compile(lambda x, y: xent.sparse_ce(x, y), fullgraph=True, backend="aot_eager")
+        x, y = torch.randn(2, 3), torch.tensor([0, 2])
+        torch.testing.assert_close(f(x, y), torch.nn.functional.cross_entropy(x, y))
+        """,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.backend("torch")
+def test_numpy_and_lists_under_torch_compile():
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    x = torch.randn(3, 4, dtype=torch.float64)
+    weights = [0.1, 0.2, 0.3]
+    for given in (weights, np.array(weights), torch.tensor(weights, dtype=torch.float64), 0.5):
+        for labels in ([0, 1, 2], np.array([0, 1, 2]), torch.tensor([0, 1, 2], dtype=torch.uint8)):
+
+            def loss(x, labels=labels, given=given):
+                return xent.sparse_ce(x, labels, weights=given, reduce="sum", ignore_index=-100)
+
+            torch._dynamo.reset()
+            compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+            torch.testing.assert_close(compiled(x), loss(x))
+
+
+@pytest.mark.backend("tensorflow")
+def test_tensorflow_kinds():
+    tf = pytest.importorskip("tensorflow", reason="tensorflow is not installed")
+    x = tf.random.stateless_normal([2, 3], seed=[1, 2])
+    variable = tf.Variable(x)
+    with tf.GradientTape() as tape:
+        loss = xent.sparse_ce(variable, [0, 2])
+    np.testing.assert_allclose(loss, xent.sparse_ce(x, [0, 2]))
+    np.testing.assert_allclose(tape.gradient(loss, variable), xent.value_and_grad(xent.sparse_ce)(x, [0, 2])[1])
+
+
+@pytest.mark.backend("tensorflow")
+def test_first_dispatch_inside_a_function():
+    """AutoGraph finds nothing in the way, and the adapter is imported while a graph is being traced."""
+    pytest.importorskip("tensorflow", reason="tensorflow is not installed")
+    done = run(
+        """
+        import warnings; warnings.simplefilter("error", UserWarning)
+        import tensorflow as tf, xent
+        @tf.function
+        def f(x, y):
+            return xent.sparse_ce(x, y, weights=[1.0, 0.5], label_smoothing=0.1)
+        print(float(f(tf.zeros([2, 3]), tf.constant([0, 2]))))
+        """,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "AutoGraph" not in done.stderr
+    assert abs(float(done.stdout) - np.log(3)) < 1e-6
+
+
+@pytest.mark.backend("jax")
+def test_tracers_have_no_values():
+    jax = pytest.importorskip("jax", reason="jax is not installed")
+    x, y = jax.numpy.zeros((2, 3)), jax.numpy.array([0, 7])
+    with pytest.raises(xent.LabelError):
+        xent.sparse_ce(x, y)
+    with pytest.raises(xent.LabelError):  # the labels are concrete here
+        jax.grad(lambda x: xent.sparse_ce(x, y))(x)
+    assert np.isnan(jax.jit(xent.sparse_ce)(x, y))
+    with pytest.raises(ValueError, match=r"^invalid: 'raise' has to read the labels"):
+        jax.jit(lambda x, y: xent.sparse_ce(x, y, invalid="raise"))(x, y)
+
+
+# ---- third parties
+
+
+def test_entry_point():
+    """A backend that xent has never heard of, through nothing but its entry point and the contract."""
+    import toy_framework
+
+    x = toy_framework.array(np.array([[1.0, 2.0]]))
+    assert _dispatch.find(x).name == "toy_framework"
+    assert "toy_framework" in [entry.name for entry in _dispatch.installed()]
+
+
+def test_unknown_backend():
+    with pytest.raises(ValueError, match=r"^backend 'mxnet': expected one of 'numpy', 'torch'"):
+        _dispatch.load("mxnet")
+
+
+def test_entry_point_that_is_no_adapter(monkeypatch):
+    class Entry:
+        name, value = "odd_framework", "odd:ADAPTER"
+
+        @staticmethod
+        def load():
+            return 3
+
+    monkeypatch.setattr(_dispatch, "installed", lambda: iter([Entry]))
+    with pytest.raises(TypeError, match=r"^entry point 'odd_framework' of 'xent.backends': expected an Adapter, got int$"):
+        _dispatch.load("odd_framework")
+
+
+def test_adapter_with_a_field_missing():
+    ops = _dispatch.load("numpy").ops
+    with pytest.raises(TypeError, match="missing"):
+        xent.Adapter(name="half", types=(), ops=ops)
+    with pytest.raises(TypeError, match="give value_and_grad, or both rows_vjp and sigmoid_vjp"):
+        xent.Adapter(name="half", types=(), ops=ops, rows=None, sigmoid=None)
+
+
+def test_adapters_look_alike():
+    """Who has read one has read them all: the same public names, in the same order."""
+    import ast
+    from pathlib import Path
+
+    shapes = {}
+    for name in ("numpy", "torch", "tensorflow", "jax"):
+        path = Path(next(iter(__import__("xent.backends").backends.__path__))) / f"{name}.py"
+        wanted = ("fetch", "asarray", "total", "top", "put", "OPS", "rows", "sigmoid", "value_and_grad", "ADAPTER")
+        found = [
+            node.name if isinstance(node, ast.FunctionDef) else node.targets[0].id
+            for node in ast.parse(path.read_text()).body
+            if isinstance(node, ast.FunctionDef)
+            or (isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name))
+        ]
+        shapes[name] = [n for n in found if n in wanted]
+    for found in shapes.values():
+        order = [n for n in ("fetch", "asarray", "total", "top", "put", "OPS", "rows", "sigmoid", "value_and_grad", "ADAPTER") if n in found]
+        assert found == order

@@ -1,0 +1,221 @@
+"""The same bad call gives the same exception and the same sentence on every backend."""
+
+import numpy as np
+import pytest
+import xent
+
+X = np.zeros((2, 3), np.float32)
+Y = np.array([0, 2])
+T = np.full((2, 3), 1 / 3, np.float32)
+
+
+def sparse(x=X, y=Y, **options):
+    return "sparse_ce", x, y, options
+
+
+def softmax(x=X, y=T, **options):
+    return "softmax_ce", x, y, options
+
+
+def sigmoid(x=X, y=T, **options):
+    return "sigmoid_ce", x, y, options
+
+
+REDUCE = "expected 'none', 'sum', 'mean', 'mean_nonzero' or 'mean_all'"
+FLOATS = "expected 'float16', 'bfloat16', 'float32' or 'float64'"
+BAD = {
+    "swapped": (
+        sparse(np.array([0, 2], np.int32), X),
+        TypeError,
+        f"logits: {FLOATS}, got int32 (are logits and labels swapped?)",
+    ),
+    "integer logits": (
+        softmax(np.ones((2, 3), np.int32)),
+        TypeError,
+        f"logits: {FLOATS}, got int32 (are logits and labels swapped?)",
+    ),
+    "float labels": (
+        sparse(y=np.array([0.0, 2.0], np.float32)),
+        TypeError,
+        "labels: expected class ids of an integer or bool dtype, got float32 (for distributions over the classes use "
+        "softmax_ce)",
+    ),
+    "labels [N, 1] for [N]": (
+        sparse(y=Y[:, None]),
+        ValueError,
+        "labels: expected shape (2,) (the logits' without axis), got (2, 1)",
+    ),
+    "labels one short": (
+        sparse(y=Y[:1]),
+        ValueError,
+        "labels: expected shape (2,) (the logits' without axis), got (1,)",
+    ),
+    "soft labels (1, C) for (N, C)": (
+        softmax(y=T[:1]),
+        ValueError,
+        "labels: expected shape (2, 3) (the logits'), got (1, 3)",
+    ),
+    "sigmoid [N] for [N, C]": (
+        sigmoid(y=T[0]),
+        ValueError,
+        "labels: expected shape (2, 3) (the logits'), got (3,)",
+    ),
+    "scalar logits": (
+        sparse(x=np.float32(1), y=np.array(0)),
+        ValueError,
+        "logits: expected at least one dimension, the classes; got a scalar",
+    ),
+    "no classes": (
+        sparse(x=np.zeros((2, 0), np.float32)),
+        ValueError,
+        "logits: expected at least one class, got shape (2, 0) with none along axis 1",
+    ),
+    "axis too large": (
+        sparse(axis=2),
+        ValueError,
+        "axis: expected -2 to 1 for logits of shape (2, 3), got 2",
+    ),
+    "axis no int": (sparse(axis=0.5), TypeError, "axis: expected an int, got 0.5"),
+    "unknown reduce": (sparse(reduce="avg"), ValueError, f"reduce: {REDUCE}, got 'avg'"),
+    "reduce=None": (sigmoid(reduce=None), ValueError, f"reduce: {REDUCE}, got None"),
+    "smoothing 1.5": (
+        sparse(label_smoothing=1.5),
+        ValueError,
+        "label_smoothing: expected a number from 0 to 1, got 1.5",
+    ),
+    "smoothing NaN": (
+        sigmoid(label_smoothing=float("nan")),
+        ValueError,
+        "label_smoothing: expected a number from 0 to 1, got nan",
+    ),
+    "smoothing a string": (
+        softmax(label_smoothing="0.1"),
+        TypeError,
+        "label_smoothing: expected a number, got '0.1'",
+    ),
+    "z_loss infinite": (
+        sparse(z_loss=float("inf")),
+        ValueError,
+        "z_loss: expected a finite number, got inf",
+    ),
+    "weights [C] for [N]": (
+        sparse(weights=np.ones(3)),
+        ValueError,
+        "weights: expected a scalar, shape (2,) (the loss's), or that with 1s; got (3,)",
+    ),
+    "weights of strings": (
+        sparse(weights=np.array(["a", "b"])),
+        TypeError,
+        "weights: expected real numbers, got str32",
+    ),
+    "complex weights": (
+        sparse(weights=np.ones(2, complex)),
+        TypeError,
+        "weights: expected real numbers, got complex128",
+    ),
+    "class weights too few": (
+        sparse(class_weights=[1.0, 2.0]),
+        ValueError,
+        "class_weights: expected shape (3,) (one for each class), got (2,)",
+    ),
+    "pos_weight too many": (
+        sigmoid(pos_weight=[1.0, 2.0]),
+        ValueError,
+        "pos_weight: expected a shape that broadcasts to the logits' (2, 3), got (2,)",
+    ),
+    "denom a vector": (
+        sparse(denom=np.ones(2)),
+        ValueError,
+        "denom: expected shape () (a number or a 0-d array), got (2,)",
+    ),
+    "denom without mean": (
+        sparse(reduce="sum", denom=3),
+        ValueError,
+        "denom: it replaces the denominator of reduce='mean', but reduce is 'sum'",
+    ),
+    "invalid unknown": (
+        sparse(invalid="clip"),
+        ValueError,
+        "invalid: expected 'auto', 'raise', 'nan' or 'ignore', got 'clip'",
+    ),
+    "ignore_index a float": (
+        sparse(ignore_index=-100.0),
+        TypeError,
+        "ignore_index: expected an int or None, got -100.0",
+    ),
+    "id too large": (
+        sparse(y=np.array([0, 3])),
+        xent.LabelError,
+        "labels: 1 of 2 class ids out of range, the first at [1] is 3; expected 0 to 2",
+    ),
+    "ids negative": (
+        sparse(y=np.array([-1, -2])),
+        xent.LabelError,
+        "labels: 2 of 2 class ids out of range, the first at [0] is -1; expected 0 to 2",
+    ),
+    "id out of range beside ignored ones": (
+        sparse(y=np.array([-100, 7]), ignore_index=-100),
+        xent.LabelError,
+        "labels: 1 of 2 class ids out of range, the first at [1] is 7; expected 0 to 2, or ignore_index=-100",
+    ),
+    "one logit row": (
+        sparse(x=X[0], y=np.array(5)),
+        xent.LabelError,
+        "labels: 1 of 1 class ids out of range, the first is 5; expected 0 to 2",
+    ),
+    "no array": (
+        sparse(y=None),
+        TypeError,
+        "labels: expected an array of NumPy, PyTorch, TensorFlow or JAX, got NoneType",
+    ),
+}
+
+
+def test_an_array_of_no_framework():
+    with pytest.raises(TypeError, match=r"^logits: expected an array of NumPy, .* got dict$"):
+        xent.sparse_ce({}, [0])
+
+
+@pytest.mark.parametrize("derive", [False, True], ids=["loss", "value_and_grad"])
+@pytest.mark.parametrize("name", BAD)
+def test_sentence(live, name, derive):
+    (loss, x, y, options), kind, sentence = BAD[name]
+    labels = y if y is None else live.array(y, None, "cpu")
+    function = xent.value_and_grad(getattr(xent, loss)) if derive else getattr(xent, loss)
+    with pytest.raises(kind) as caught:
+        function(live.array(x, None, "cpu"), labels, **options)
+    assert type(caught.value) is kind
+    assert str(caught.value) == sentence
+
+
+def test_foreign_labels(live):
+    """Another framework's array beside the logits; NumPy's are moved."""
+    import importlib.util
+
+    if importlib.util.find_spec("torch") is None:
+        pytest.skip("torch is not installed")
+    import torch
+
+    labels = torch.tensor([0, 2])
+    if live.name == "torch":
+        live, labels = __import__("xent._live")._live.live("numpy"), labels
+    with pytest.raises(TypeError) as caught:
+        xent.sparse_ce(live.array(X, None, "cpu"), labels)
+    how = "convert it, for example with tensor.detach().cpu().numpy()"
+    assert str(caught.value) == f"labels: a torch array beside {live.name} logits; {how}"
+
+
+def test_masked_array():
+    with pytest.raises(TypeError, match="MaskedArray's mask would be lost"):
+        xent.sparse_ce(np.ma.masked_array(X), Y)
+
+
+@pytest.mark.parametrize("loss", [None, 3])
+def test_value_and_grad_wants_a_function(loss):
+    with pytest.raises(TypeError, match="^loss: expected a function of logits and labels, got"):
+        xent.value_and_grad(loss)
+
+
+def test_value_and_grad_of_anything_on_numpy():
+    with pytest.raises(TypeError, match=r"^loss: numpy cannot differentiate .* sparse_ce, .*functools.partial"):
+        xent.value_and_grad(lambda x, y: xent.sparse_ce(x, y))(X, Y)

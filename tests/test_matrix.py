@@ -1,0 +1,249 @@
+"""Every backend, loss, option, dtype and regime: value and gradient against the oracle."""
+
+import contextlib
+import functools
+from dataclasses import replace
+
+import cases
+import numpy as np
+import pytest
+import xent
+from xent import _dispatch, _regimes, formulas
+from xent._regimes import CLASSES, DTYPES, LOSSES, PRECISION
+
+# ---- running one
+
+
+def within(live, dtype):
+    return live.double() if dtype == "float64" else contextlib.nullcontext()
+
+
+def labels_of(live, y, dtype):
+    return live.array(y, None if y.dtype.kind in "iub" else PRECISION[dtype].compute, "cpu")
+
+
+def check_options(live, case, dtype, compiler=None):
+    """One call: value, gradient, dtype, shape, device."""
+    options = cases.held(case.options, dtype)
+    x, y = cases.arguments(case.loss, dtype, options)
+    want = cases.truth(case.loss, x, y, options)
+    with within(live, dtype):
+        given, labels = live.array(x, dtype, "cpu"), labels_of(live, y, dtype)
+        run = (compiler or (lambda f: f))(
+            lambda x, y: xent.value_and_grad(getattr(xent, case.loss))(x, y, **cases.held(case.options, dtype))
+        )
+        loss, grad = run(given, labels)
+        ops = _dispatch.find(given).ops
+        assert ops.dtype(loss) == PRECISION[dtype].compute
+        assert ops.dtype(grad) == dtype
+        assert ops.device(grad) == ops.device(given)
+        loss, grad = live.numpy(loss), live.numpy(grad)
+    assert loss.shape == want.loss.shape
+    cases.assert_close(loss, want.loss, dtype, f"{case} {dtype} loss", result=True)
+    cases.assert_close(grad, want.logits, dtype, f"{case} {dtype} gradient")
+
+
+def check_regimes(live, loss, dtype, classes, compiler=None, function=None):
+    """All regimes in one call; the worst share of what is allowed has to be at most 1."""
+    batch, truth = solved(loss, dtype, classes)
+    with within(live, dtype):
+        x, y = live.array(batch.logits, dtype, "cpu"), labels_of(live, batch.labels, dtype)
+        run = (compiler or (lambda f: f))(lambda x, y: function(x, y) if function else default(loss, x, y))
+        value, grad = run(x, y)
+        value, grad = live.numpy(value), live.numpy(grad)
+    errors = _regimes.errors(batch, truth, value, grad)
+    for name, share in (("value", errors.loss_share), ("gradient", errors.grad_share)):
+        worst = int(share.argmax())
+        assert share[worst] <= 1, f"{batch.name}: {name} in {batch.regimes[worst]} at {share[worst]:.2f} of the limit"
+
+
+@functools.cache
+def solved(loss, dtype, classes):
+    batch = _regimes.batch(loss, dtype, classes)
+    return batch, batch.truth()
+
+
+def default(loss, x, y):
+    return xent.value_and_grad(getattr(xent, loss))(x, y, reduce="none")
+
+
+# ---- eager
+
+
+@pytest.mark.parametrize("reduce", cases.REDUCES)
+@pytest.mark.parametrize("loss", LOSSES)
+def test_options_in_float64(live, loss, reduce):
+    for case in cases.cases(loss):
+        if case.options["reduce"] == reduce:
+            check_options(live, case, "float64")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_options_in_other_dtypes(live, loss, dtype):
+    if dtype not in live.dtypes:
+        pytest.skip(f"{live.name} has no {dtype}")
+    for case in cases.cases(loss):
+        if "+" not in case.name and case.options["reduce"] == "mean":
+            check_options(live, case, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("loss", LOSSES)
+def test_regimes(live, loss, dtype):
+    if dtype not in live.dtypes:
+        pytest.skip(f"{live.name} has no {dtype}")
+    for classes in CLASSES[:4]:
+        check_regimes(live, loss, dtype, classes)
+
+
+@pytest.mark.parametrize("classes", CLASSES[4:])
+def test_many_classes(live, classes):
+    check_regimes(live, "sparse_ce", "float32", classes)
+    check_regimes(live, "softmax_ce", "float32", classes)
+
+
+def test_million_classes(live):
+    """Equal terms, whose rounding errors add up where a sum is one long chain."""
+    classes = 1_000_003
+    x = np.zeros((3, classes), np.float32)
+    x[:, 0] = 5.3, 9.1, 20.7
+    for axis, logits in ((1, x), (0, x.T)):
+        loss = live.numpy(xent.sparse_ce(live.array(logits, "float32", "cpu"), [0, 0, 0], axis=axis, reduce="none"))
+        want = np.log1p((classes - 1) * np.exp(-np.float64(x[:, 0])))
+        np.testing.assert_allclose(loss, want, rtol=1e-6)
+
+
+def test_many_rows(live):
+    """A mean over a million equal losses: the sum over examples is blocked as well."""
+    x = np.zeros((1_000_003, 2), np.float32)
+    x[:, 0] = 0.3
+    loss = live.numpy(xent.sparse_ce(live.array(x, "float32", "cpu"), np.zeros(len(x), int), reduce="mean"))
+    np.testing.assert_allclose(loss, np.log1p(np.exp(-np.float64(np.float32(0.3)))), rtol=1e-6)
+
+
+# ---- compiled, in a process of their own (test_compiled.py)
+
+
+@pytest.mark.compiled
+@pytest.mark.parametrize("loss", LOSSES)
+def test_compiled_options(live, loss):
+    if "compiled" not in live.compilers:
+        pytest.skip(
+            f"{live.name} has no compiler here: {live.unavailable.get('compiled', 'it is not one that compiles')}"
+        )
+    for case in cases.cases(loss):
+        if "+" not in case.name and case.options["reduce"] in ("mean", "none"):
+            check_options(live, case, "float32", live.compilers["compiled"])
+
+
+@pytest.mark.compiled
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("loss", LOSSES)
+def test_compiled_regimes(live, loss, dtype):
+    if "compiled" not in live.compilers:
+        pytest.skip(
+            f"{live.name} has no compiler here: {live.unavailable.get('compiled', 'it is not one that compiles')}"
+        )
+    check_regimes(live, loss, dtype, 1000, live.compilers["compiled"])
+
+
+@pytest.mark.compiled
+def test_compiled_many_classes(live):
+    if "compiled" not in live.compilers:
+        pytest.skip(
+            f"{live.name} has no compiler here: {live.unavailable.get('compiled', 'it is not one that compiles')}"
+        )
+    check_regimes(live, "sparse_ce", "float32", 262144, live.compilers["compiled"])
+
+
+# ---- the matrix itself: adapters that are wrong must fail it
+
+
+def off(factor):
+    """Kernels whose loss is wrong by a factor."""
+
+    def wrap(adapter):
+        def rows_vjp(*args):
+            (loss, *rest), pull = adapter.rows_vjp(*args)
+            return (loss * factor, *rest), pull
+
+        return replace(adapter, rows_vjp=rows_vjp)
+
+    return wrap
+
+
+def bent_gradient(adapter):
+    """One entry of the gradient is off by 1e-4 of itself."""
+
+    def rows_vjp(*args):
+        results, pull = adapter.rows_vjp(*args)
+
+        def bent(*upstream):
+            grad = pull(*upstream)
+            grad.reshape(-1)[grad.size // 2] *= 1 + 1e-4
+            return grad
+
+        return results, bent
+
+    return replace(adapter, rows_vjp=rows_vjp)
+
+
+def no_mask(adapter):
+    """Masked rows are computed like any other."""
+
+    def rows_vjp(lay, x, t, u, ids):
+        return adapter.rows_vjp(lay._replace(masked=False), x, t, u, None if ids is None else np.maximum(ids, 0))
+
+    return replace(adapter, rows_vjp=rows_vjp)
+
+
+def wrong_size(adapter):
+    """The mean divides by one too many."""
+    return replace(adapter, ops=replace(adapter.ops, size=lambda x: np.size(x) + 1))
+
+
+def textbook(adapter):
+    """logsumexp(x) - x_y, and p - 1: fine for easy logits, no digit right for confident ones."""
+
+    def top(x, axis):
+        m = x.max(axis, keepdims=True)
+        return m, np.exp(x - m).sum(axis, keepdims=True) - 1
+
+    ops = replace(adapter.ops, top=top)
+
+    def rows_vjp(lay, x, t, u, ids):
+        results, stats = formulas.rows(ops, lay, x, t, u, ids)
+        return results, lambda *up: formulas.pull(ops, lay, formulas.pieces(ops, lay, x, ids, *stats), x, t, u, ids, up)
+
+    return replace(adapter, ops=ops, rows_vjp=rows_vjp)
+
+
+WRONG = {
+    "value off by 1e-4": (off(1 + 1e-4), "options"),
+    "value off by 3e-6": (off(1 + 3e-6), "regimes"),
+    "gradient entry off by 1e-4": (bent_gradient, "regimes"),
+    "forgets the mask": (no_mask, "options"),
+    "wrong denominator": (wrong_size, "options"),
+    "textbook formula": (textbook, "regimes"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_adapters_fail(name, monkeypatch):
+    from xent import _live
+
+    wrong, matrix = WRONG[name]
+    live = _live.live("numpy")
+
+    def run():
+        if matrix == "options":
+            for case in cases.cases("sparse_ce"):
+                check_options(live, case, "float32")
+        else:
+            check_regimes(live, "sparse_ce", "float32", 10)
+
+    run()
+    monkeypatch.setitem(_dispatch._by_type, np.ndarray, wrong(_dispatch.load("numpy")))
+    with pytest.raises(AssertionError):
+        run()

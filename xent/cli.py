@@ -1,0 +1,228 @@
+"""The `xent` command."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from collections.abc import Iterable
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from xent import _live, _regimes, _report
+from xent.compare import MODES, Comparison, Row, compare, facts, figure
+
+Loss = Enum("Loss", {name: name for name in _regimes.LOSSES})  # type: ignore[misc]
+Dtype = Enum("Dtype", {name: name for name in _regimes.DTYPES})  # type: ignore[misc]
+Mode = Enum("Mode", {name: name for name in MODES})  # type: ignore[misc]
+
+app = typer.Typer(
+    help="One cross-entropy loss for NumPy, PyTorch, TensorFlow and JAX: see what is here, and prove that it agrees.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+out = Console()
+err = Console(stderr=True)
+
+
+@app.command()
+def backends(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False) -> None:
+    """Which frameworks are here, their versions and devices, and what installs the missing ones."""
+    here = set(_live.available())
+    names = [*dict.fromkeys([*_live.KNOWN, *sorted(here)])]
+    found = {name: facts(name) if name in here else None for name in names}
+    if as_json:
+        print(json.dumps(found, indent=2))
+        return
+    table = Table(box=None, pad_edge=False)
+    for heading in ("backend", "version", "devices", "runs", "dtypes"):
+        table.add_column(heading)
+    for name, known in found.items():
+        if known is None:
+            table.add_row(name, "[dim]not installed[/]", f"[dim]pip install 'xent\\[{name}]'[/]")
+        else:
+            modes = (f"{mode} [dim]({why})[/]" if why else mode for mode, why in known["modes"].items())
+            table.add_row(
+                name, known["version"], ", ".join(known["devices"]), ", ".join(modes), ", ".join(known["dtypes"])
+            )
+    out.print(table)
+
+
+@app.command(name="compare")
+def compare_command(
+    backend: Annotated[list[str] | None, typer.Option(help="Only this one; repeat for more.")] = None,
+    dtype: Annotated[list[Dtype] | None, typer.Option(help="Only this one; repeat for more.")] = None,
+    loss: Annotated[list[Loss] | None, typer.Option(help="Only this one; repeat for more.")] = None,
+    mode: Annotated[list[Mode] | None, typer.Option(help="Eagerly, or through the framework's compiler.")] = None,
+    device: Annotated[str, typer.Option(help="As the framework names it: cpu, cuda:0, gpu:0.")] = "cpu",
+    logits: Annotated[Path | None, typer.Option(help="Your logits: .npy, .npz or .safetensors, classes last.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="Your labels: class ids, or distributions.")] = None,
+    ignore_index: Annotated[int | None, typer.Option(help="A class id in your labels that is to be left out.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON, to standard output.")] = False,
+    html: Annotated[Path | None, typer.Option(help="Also write one self-contained page with heatmaps.")] = None,
+) -> None:
+    """Every installed backend against the truth, against each other, and beside the framework's own loss.
+
+    Relative errors, the worst over hard and easy logits: common offsets to 1e8, labels that lead by up to 80, spreads
+    to 1e4, ties, ruled-out classes. Exit status: 0 all agree, 1 something does not, 2 it could not be run.
+    """
+    try:
+        with _progress(quiet=as_json) as step:
+            result = compare(
+                backend,
+                losses=[choice.value for choice in loss or ()],
+                dtypes=[choice.value for choice in dtype or ()],
+                modes=[choice.value for choice in mode or ()] or MODES,
+                device=device,
+                logits=_load(logits),
+                labels=_load(labels),
+                ignore_index=ignore_index,
+                progress=step,
+            )
+        if html is not None:
+            html.write_text(_report.page(result), encoding="utf-8")
+    except (ValueError, TypeError, OSError) as error:
+        err.print(f"xent: {error}", style="red", markup=False, highlight=False)
+        raise typer.Exit(2) from None
+    if as_json:
+        print(json.dumps(_finite(result.to_dict()), indent=2))
+    else:
+        _print(result)
+        if html is not None:
+            out.print(f"[dim]wrote {html}[/]")
+    raise typer.Exit(0 if result.agrees else 1)
+
+
+class _progress:
+    """A bar on standard error while there is somebody to look at it."""
+
+    def __init__(self, quiet: bool) -> None:
+        columns = (TextColumn("{task.description:42.42}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self.bar = Progress(*columns, console=err, transient=True, disable=quiet or not err.is_terminal)
+
+    def __enter__(self) -> Any:
+        self.bar.start()
+        task = self.bar.add_task("starting the frameworks", total=None)
+        return lambda what, done, of: self.bar.update(task, description=what, completed=done, total=of)
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+
+def _print(result: Comparison) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("backend", "loss", "dtype", "mode"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("value", "gradient", "limit", "own value", "gradient"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    previous: tuple[str, str] | None = None
+    for row in result.rows:
+        if previous and row.backend != previous[0]:
+            table.add_section()
+        same = previous == (row.backend, row.loss)
+        table.add_row("" if same else row.backend, "" if same else row.loss, row.dtype, row.mode, *_cells(row))
+        previous = (row.backend, row.loss)
+    out.print(table)
+    out.print(
+        "\n[dim]value, gradient  xent's worst relative error against float64 truth"
+        "\nlimit            the worse of them as a share of what the dtype allows"
+        "\nown              the same errors of the framework's own loss, named below:"
+        "\n                 1 is no digit right, wrong is NaN, infinity or an error[/]"
+    )
+    for backend in dict.fromkeys(row.backend for row in result.rows):
+        names = dict.fromkeys(row.native for row in result.rows if row.backend == backend and row.native)
+        for name in names:
+            out.print(f"[dim]own: {backend:12}{name}[/]", highlight=False)
+    _print_pairs(result)
+    for row in result.rows:
+        if row.problem:
+            out.print(f"[red]{row.backend} {row.loss} {row.dtype} {row.mode}[/]: {row.problem}", highlight=False)
+    for reason in result.skipped:
+        out.print(f"[dim]skipped {reason}[/]", highlight=False)
+    out.print(result.summary(), style="green" if result.agrees else "bold red", highlight=False)
+
+
+def _cells(row: Row) -> Iterable[str]:
+    if row.problem:
+        return ("[red]raised[/]", "", "")
+    limit = f"{row.share:.0%}"
+    return (
+        figure(row.value),
+        figure(row.gradient),
+        f"[green]{limit}[/]" if row.agrees else f"[bold red]{limit}[/]",
+        _against(row.native_value, row.value),
+        _against(row.native_gradient, row.gradient),
+    )
+
+
+def _against(theirs: float, ours: float) -> str:
+    """Their figure, marked where it is more than ten times ours."""
+    return f"[yellow]{figure(theirs)}[/]" if theirs > 10 * max(ours, 1e-16) else figure(theirs)
+
+
+def _print_pairs(result: Comparison) -> None:
+    """The largest difference between any two backends, a line a dtype."""
+    if not result.pairs:
+        return
+    out.print("\n[bold]largest difference between two backends[/] [dim](value, gradient; relative)[/]")
+    for dtype in dict.fromkeys(pair.dtype for pair in result.pairs):
+        pairs = [pair for pair in result.pairs if pair.dtype == dtype]
+        value, gradient = max(pairs, key=lambda p: p.value), max(pairs, key=lambda p: p.gradient)
+        out.print(
+            f"{dtype:10}{figure(value.value):>7} [dim]{' - '.join(value.backends)}, {value.loss}[/]   "
+            f"{figure(gradient.gradient):>7} [dim]{' - '.join(gradient.backends)}, {gradient.loss}[/]",
+            highlight=False,
+        )
+    out.print()
+
+
+def _load(path: Path | None) -> Any:
+    """The array in a file; of an archive, its only one, or the one that is named like the option."""
+    if path is None:
+        return None
+    if path.suffix == ".npy":
+        return np.load(path, allow_pickle=False)
+    if path.suffix == ".npz":
+        with np.load(path, allow_pickle=False) as archive:
+            return _only(path, {name: archive[name] for name in archive.files})
+    if path.suffix == ".safetensors":
+        try:
+            from safetensors.numpy import load_file
+        except ImportError:
+            raise ValueError(f"{path}: reading .safetensors needs: pip install safetensors") from None
+        return _only(path, load_file(path))
+    raise ValueError(f"{path}: expected .npy, .npz or .safetensors")
+
+
+def _only(path: Path, arrays: dict[str, Any]) -> Any:
+    if len(arrays) != 1:
+        raise ValueError(f"{path}: expected one array, found {len(arrays)}: {', '.join(arrays)}")
+    return next(iter(arrays.values()))
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity."""
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and value != value else str(value) if value in (np.inf, -np.inf) else value
+
+
+def _version(show: bool) -> None:
+    if show:
+        print(f"xent {importlib.metadata.version('xent')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Say which.")] = False,
+) -> None:
+    pass
