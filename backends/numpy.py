@@ -51,7 +51,7 @@ def put(x: Array, ids: Array, values: Array, axis: int) -> Array:
     return x
 
 
-def sigmoid(x: Array) -> Array:
+def logistic(x: Array) -> Array:
     q = np.exp(-np.abs(x))
     return np.where(x > 0, 1, q) / (1 + q)
 
@@ -77,7 +77,7 @@ OPS = Ops(
     log1p=np.log1p,
     abs=np.abs,
     minimum=np.minimum,
-    sigmoid=sigmoid,
+    sigmoid=logistic,
     max=lambda x, axis: np.max(x, axis=axis, keepdims=True),
     sum=total,
     top=top,
@@ -102,12 +102,12 @@ def rows_vjp(lay: Layout, x: Array, t: Array | None, u: Array | None, ids: Array
     return results, pull
 
 
-def sigmoid_loss(x: Array, z: Array, p: Array | None, absent: Array | None) -> Array:
+def sigmoid(x: Array, z: Array, p: Array | None, absent: Array | None) -> Array:
     return formulas.sigmoid(OPS, x, z, p, absent)
 
 
 def sigmoid_vjp(x: Array, z: Array, p: Array | None, absent: Array | None) -> Any:
-    return sigmoid_loss(x, z, p, absent), lambda g: formulas.sigmoid_pull(OPS, x, z, p, absent, g)[0]
+    return sigmoid(x, z, p, absent), lambda g: formulas.sigmoid_pull(OPS, x, z, p, absent, g)[0]
 
 
 def quietly(function: Callable[..., Any], static: Any, *arrays: Any) -> Any:
@@ -121,7 +121,7 @@ ADAPTER = Adapter(
     types=(np.ndarray, np.generic),
     ops=OPS,
     rows=rows,
-    sigmoid=sigmoid_loss,
+    sigmoid=sigmoid,
     rows_vjp=rows_vjp,
     sigmoid_vjp=sigmoid_vjp,
     run=quietly,

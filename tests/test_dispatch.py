@@ -1,13 +1,15 @@
 """Whose array is it: every kind of array finds its adapter, nothing is imported for it, and it is quick."""
 
+import ast
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
-
 import xent
+import xent.backends
 from xent import _dispatch
 
 NO_FRAMEWORK = """
@@ -22,7 +24,9 @@ assert not heavy, heavy
 def run(code, **options):
     path = [p for p in sys.path if p]
     setup = f"import sys; sys.path[:0] = {path!r}\n"
-    return subprocess.run([sys.executable, "-c", setup + textwrap.dedent(code)], capture_output=True, text=True, **options)
+    return subprocess.run(
+        [sys.executable, "-c", setup + textwrap.dedent(code)], capture_output=True, text=True, **options
+    )
 
 
 def test_importing_xent_imports_no_framework():
@@ -165,7 +169,9 @@ def test_entry_point_that_is_no_adapter(monkeypatch):
             return 3
 
     monkeypatch.setattr(_dispatch, "installed", lambda: iter([Entry]))
-    with pytest.raises(TypeError, match=r"^entry point 'odd_framework' of 'xent.backends': expected an Adapter, got int$"):
+    with pytest.raises(
+        TypeError, match=r"^entry point 'odd_framework' of 'xent.backends': expected an Adapter, got int$"
+    ):
         _dispatch.load("odd_framework")
 
 
@@ -178,21 +184,23 @@ def test_adapter_with_a_field_missing():
 
 
 def test_adapters_look_alike():
-    """Who has read one has read them all: the same public names, in the same order."""
-    import ast
-    from pathlib import Path
-
-    shapes = {}
+    """Who has read one has read them all: what they share comes in the same order."""
+    order = (
+        "fetch",
+        "asarray",
+        "integer",
+        "total",
+        "top",
+        "put",
+        "OPS",
+        "rows",
+        "sigmoid",
+        "value_and_grad",
+        "ADAPTER",
+    )
     for name in ("numpy", "torch", "tensorflow", "jax"):
-        path = Path(next(iter(__import__("xent.backends").backends.__path__))) / f"{name}.py"
-        wanted = ("fetch", "asarray", "total", "top", "put", "OPS", "rows", "sigmoid", "value_and_grad", "ADAPTER")
-        found = [
-            node.name if isinstance(node, ast.FunctionDef) else node.targets[0].id
-            for node in ast.parse(path.read_text()).body
-            if isinstance(node, ast.FunctionDef)
-            or (isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name))
-        ]
-        shapes[name] = [n for n in found if n in wanted]
-    for found in shapes.values():
-        order = [n for n in ("fetch", "asarray", "total", "top", "put", "OPS", "rows", "sigmoid", "value_and_grad", "ADAPTER") if n in found]
-        assert found == order
+        path = Path(xent.backends.__path__[0]) / f"{name}.py"
+        nodes = ast.parse(path.read_text(encoding="utf-8")).body
+        names = [getattr(node, "name", None) or ast.unparse(getattr(node, "targets", [node])[0]) for node in nodes]
+        shared = [n for n in names if n in order]
+        assert shared == [n for n in order if n in shared], name

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import xent
+from xent import _live
 
 X = np.zeros((2, 3), np.float32)
 Y = np.array([0, 2])
@@ -190,15 +191,10 @@ def test_sentence(live, name, derive):
 
 def test_foreign_labels(live):
     """Another framework's array beside the logits; NumPy's are moved."""
-    import importlib.util
-
-    if importlib.util.find_spec("torch") is None:
-        pytest.skip("torch is not installed")
-    import torch
-
+    torch = pytest.importorskip("torch", reason="torch is not installed")
     labels = torch.tensor([0, 2])
     if live.name == "torch":
-        live, labels = __import__("xent._live")._live.live("numpy"), labels
+        live = _live.live("numpy")
     with pytest.raises(TypeError) as caught:
         xent.sparse_ce(live.array(X, None, "cpu"), labels)
     how = "convert it, for example with tensor.detach().cpu().numpy()"
@@ -212,7 +208,7 @@ def test_masked_array():
 
 @pytest.mark.parametrize("loss", [None, 3])
 def test_value_and_grad_wants_a_function(loss):
-    with pytest.raises(TypeError, match="^loss: expected a function of logits and labels, got"):
+    with pytest.raises(TypeError, match=r"^loss: expected a function of logits and labels, got"):
         xent.value_and_grad(loss)
 
 

@@ -125,36 +125,30 @@ def test_many_rows(live):
 # ---- compiled, in a process of their own (test_compiled.py)
 
 
+def compiler(live):
+    if "compiled" not in live.compilers:
+        pytest.skip(live.unavailable.get("compiled", f"{live.name} has no compiler"))
+    return live.compilers["compiled"]
+
+
 @pytest.mark.compiled
 @pytest.mark.parametrize("loss", LOSSES)
 def test_compiled_options(live, loss):
-    if "compiled" not in live.compilers:
-        pytest.skip(
-            f"{live.name} has no compiler here: {live.unavailable.get('compiled', 'it is not one that compiles')}"
-        )
     for case in cases.cases(loss):
         if "+" not in case.name and case.options["reduce"] in ("mean", "none"):
-            check_options(live, case, "float32", live.compilers["compiled"])
+            check_options(live, case, "float32", compiler(live))
 
 
 @pytest.mark.compiled
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("loss", LOSSES)
 def test_compiled_regimes(live, loss, dtype):
-    if "compiled" not in live.compilers:
-        pytest.skip(
-            f"{live.name} has no compiler here: {live.unavailable.get('compiled', 'it is not one that compiles')}"
-        )
-    check_regimes(live, loss, dtype, 1000, live.compilers["compiled"])
+    check_regimes(live, loss, dtype, 1000, compiler(live))
 
 
 @pytest.mark.compiled
 def test_compiled_many_classes(live):
-    if "compiled" not in live.compilers:
-        pytest.skip(
-            f"{live.name} has no compiler here: {live.unavailable.get('compiled', 'it is not one that compiles')}"
-        )
-    check_regimes(live, "sparse_ce", "float32", 262144, live.compilers["compiled"])
+    check_regimes(live, "sparse_ce", "float32", 262144, compiler(live))
 
 
 # ---- the matrix itself: adapters that are wrong must fail it

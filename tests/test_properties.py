@@ -1,4 +1,4 @@
-"""Identities that hold for any logits, so that no reference and no tolerance of a rival is needed to catch a mistake."""
+"""Identities that hold for any logits, so that no reference and no rival is needed to catch a mistake."""
 
 import importlib
 from importlib.util import find_spec
@@ -6,16 +6,16 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 import xent
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from xent._live import live
 
-settings.register_profile("identities", derandomize=True, deadline=None, max_examples=25)
-identity = settings.get_profile("identities")
+identity = settings(derandomize=True, deadline=None, max_examples=25)
 ROWS, CLASSES = 4, 5
-# A relative error that both sides may have where the loss is tiny: (8 + lead) roundoffs each, of which the lead is 100.
+# A relative error that both sides may have where the loss is tiny: (8 + lead) roundoffs each, the lead up to 100.
 RTOL = 2 * 108 * 2.0**-53
+OPTIONS = {"class_weights": np.array([0.5, 2, 1, 0, 1.25]), "label_smoothing": 0.1, "z_loss": 0.01}
 
 
 @pytest.fixture(scope="module", params=["numpy", "torch", "tensorflow", "jax"])
@@ -51,3 +51,125 @@ def assert_same(got, want, rtol=RTOL):
     """The loss relatively; the gradient relatively to 1, what its terms are at most (times the weights)."""
     np.testing.assert_allclose(got[0], want[0], rtol=rtol, atol=0)
     np.testing.assert_allclose(got[1], want[1], rtol=rtol, atol=rtol)
+
+
+@identity
+@given(x=eighths(2, 3, 4), axis=st.integers(-3, 2), data=st.data())
+def test_axis_is_moveaxis(framework, x, axis, data):
+    y, t = data.draw(hnp.arrays(np.int64, (2, 3), elements=st.integers(0, 3))), data.draw(between(0, 1, 2, 3, 4))
+    moved = np.moveaxis(x, -1, axis)
+    for loss, labels, moved_labels in ((xent.sparse_ce, y, y), (xent.softmax_ce, t, np.moveaxis(t, -1, axis))):
+        want = run(framework, loss, x, labels, reduce="none")
+        got = run(framework, loss, moved, moved_labels, reduce="none", axis=axis)
+        assert_same((got[0], np.moveaxis(got[1], axis, -1)), want)
+
+
+@pytest.mark.parametrize("reduce", ["none", "mean"])
+@identity
+@given(x=eighths(ROWS, CLASSES), y=ids(ROWS), w=between(0, 3, ROWS))
+def test_sparse_is_softmax_of_one_hot(framework, reduce, x, y, w):
+    got = run(framework, xent.sparse_ce, x, y, weights=w, reduce=reduce, **OPTIONS)
+    want = run(framework, xent.softmax_ce, x, np.eye(CLASSES)[y], weights=w, reduce=reduce, **OPTIONS)
+    assert_same(got, want, 4 * RTOL)  # the gradient has terms up to 2 z_loss lse = 1, and weights up to 6
+
+
+@pytest.mark.parametrize("reduce", ["sum", "mean", "mean_nonzero"])
+@identity
+@given(x=eighths(ROWS, CLASSES), y=ids(ROWS), kept=hnp.arrays(bool, ROWS))
+def test_masked_is_dropped(framework, reduce, x, y, kept):
+    want = run(framework, xent.sparse_ce, x[kept], y[kept], reduce=reduce, **OPTIONS)
+    x[~kept] = np.nan  # whatever the row holds
+    masks = ({"weights": kept.astype(float)}, y), ({"ignore_index": -100}, np.where(kept, y, -100))
+    for options, labels in masks:
+        loss, grad = run(framework, xent.sparse_ce, x, labels, reduce=reduce, **options, **OPTIONS)
+        assert_same((loss, grad[kept]), want)
+        assert not grad[~kept].any()
+
+
+@identity
+@given(x=eighths(ROWS, CLASSES), y=ids(ROWS), order=st.permutations(range(CLASSES)))
+def test_order_of_classes_is_nothing(framework, x, y, order):
+    want = run(framework, xent.sparse_ce, x, y, **OPTIONS)
+    options = {**OPTIONS, "class_weights": OPTIONS["class_weights"][order]}
+    got = run(framework, xent.sparse_ce, x[:, order], np.argsort(order)[y], **options)
+    assert_same(got, (want[0], want[1][:, order]))
+
+
+@identity
+@given(
+    x=eighths(ROWS, CLASSES), y=ids(ROWS), t=between(0, 1, ROWS, CLASSES), constant=between(-(10**8), 10**8, ROWS, 1)
+)
+def test_constant_is_nothing(framework, x, y, t, constant):
+    """Not even in the last digit: the sums are exact, and only differences count."""
+    for loss, labels in ((xent.sparse_ce, y), (xent.softmax_ce, t)):
+        got, want = (run(framework, loss, logits, labels, label_smoothing=0.1) for logits in (x + constant, x))
+        np.testing.assert_array_equal(got[0], want[0])
+        np.testing.assert_array_equal(got[1], want[1])
+
+
+@identity
+@given(x=eighths(ROWS, CLASSES), y=ids(ROWS), w=between(0, 3, ROWS))
+def test_mean_is_sum_over_its_denominator(framework, x, y, w):
+    weight = w * OPTIONS["class_weights"][y]
+    total = run(framework, xent.sparse_ce, x, y, weights=w, reduce="sum", **OPTIONS)
+    counts = {"mean": weight.sum(), "mean_nonzero": np.count_nonzero(weight), "mean_all": ROWS}
+    for reduce, count in counts.items():
+        mean = run(framework, xent.sparse_ce, x, y, weights=w, reduce=reduce, **OPTIONS)
+        assert_same([part * count for part in mean], total, 10 * RTOL)  # weights add up to 24 at most
+
+
+@identity
+@given(x=eighths(ROWS, CLASSES), y=ids(ROWS), w=between(1, 3, ROWS), cut=st.sampled_from([1, 2]))
+def test_denom_accumulates(framework, x, y, w, cut):
+    want = run(framework, xent.sparse_ce, x, y, weights=w)
+    denom = float(w.sum())
+    parts = [
+        run(framework, xent.sparse_ce, x[part], y[part], weights=w[part], denom=denom)
+        for part in (slice(cut), slice(cut, None))
+    ]
+    assert_same((sum(loss for loss, _ in parts), np.concatenate([grad for _, grad in parts])), want)
+
+
+@identity
+@given(x=eighths(ROWS, 2), z=between(0, 1, ROWS))
+def test_two_classes_are_sigmoid_of_the_difference(framework, x, z):
+    loss, grad = run(framework, xent.softmax_ce, x, np.stack([1 - z, z], axis=1), reduce="none")
+    assert_same((loss, grad[:, 1]), run(framework, xent.sigmoid_ce, x[:, 1] - x[:, 0], z, reduce="none"))
+
+
+@identity
+@given(x=eighths(ROWS, CLASSES), y=ids(ROWS))
+def test_gradient_rows_add_up_to_0(framework, x, y):
+    """Relatively, however confident the row: the label's entry is not 1 rounded minus p."""
+    _, grad = run(framework, xent.sparse_ce, x, y, reduce="none")
+    assert (np.abs(grad.sum(axis=1)) <= RTOL * np.abs(grad).sum(axis=1)).all()
+    assert (grad[range(ROWS), y] < 0).all()
+
+
+@identity
+@given(x=eighths(ROWS, CLASSES), y=ids(ROWS), t=between(0, 1, ROWS, CLASSES), w=between(0, 3, ROWS))
+def test_arguments_are_left_alone(framework, x, y, t, w):
+    """Read-only NumPy arrays are enough; as logits where the framework is NumPy, else as everything beside them."""
+    table = OPTIONS["class_weights"]
+    given_arrays = [x, y, t, w]
+    copies = [array.copy() for array in given_arrays]
+    for array in given_arrays:
+        array.flags.writeable = False
+    with framework.double():
+        logits = framework.array(x, "float64", "cpu")
+        weights = {"weights": w, "class_weights": table, "label_smoothing": 0.1}
+        xent.value_and_grad(xent.sparse_ce)(logits, y, **weights)
+        xent.value_and_grad(xent.softmax_ce)(logits, t, **weights)
+        xent.value_and_grad(xent.sigmoid_ce)(logits, t, weights=w[:, None])
+        np.testing.assert_array_equal(framework.numpy(logits), copies[0])
+    for array, copy in zip(given_arrays, copies, strict=True):
+        np.testing.assert_array_equal(array, copy)
+
+
+@pytest.mark.parametrize("dtype", ["bool", "uint8", "int8", "int32", "uint64"])
+@identity
+@given(x=eighths(ROWS, CLASSES), y=hnp.arrays(np.int64, ROWS, elements=st.integers(0, 1)))
+def test_integers_of_any_width_are_ids(framework, dtype, x, y):
+    want, got = (run(framework, xent.sparse_ce, x, labels, **OPTIONS) for labels in (y, y.astype(dtype)))
+    np.testing.assert_array_equal(got[0], want[0])
+    np.testing.assert_array_equal(got[1], want[1])

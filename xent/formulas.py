@@ -269,13 +269,12 @@ def push(
     """Forward mode: the tangents of (loss, lse, smooth) for tangents dx and dt (None for 0); linear in both."""
     e, _, miss, r, _ = parts
     axis = lay.axis
-    dx = _unmasked(ops, lay, dx, ids)
     mean = ops.sum(e * dx, axis) * r
     if lay.hard:
         label = _class(ops, lay, ops.expand_dims(ids, axis))
         loss = ops.sum(ops.put(e, label, miss, axis) * dx, axis) * r
     else:
-        t, dt = _unmasked(ops, lay, t, ids), _unmasked(ops, lay, dt, ids)
+        t = _unmasked(ops, lay, t, ids)
         loss = ops.sum(t, axis) * mean - ops.sum(t * dx, axis)
         if dt is not None:
             loss = loss + ops.sum(dt * _gap(ops, lay, parts, x, ids, m), axis)

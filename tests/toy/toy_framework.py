@@ -26,7 +26,7 @@ def _operator(name):
     return apply
 
 
-for _name in (
+for _name in [
     "add",
     "sub",
     "mul",
@@ -42,7 +42,7 @@ for _name in (
     "gt",
     "ge",
     "and",
-):
+]:
     setattr(Array, f"__{_name}__", _operator(f"__{_name}__"))
 Array.__neg__ = lambda self: Array(-self._values)
 
