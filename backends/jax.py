@@ -32,14 +32,14 @@ def fetch(x: Array) -> Any:
     return None if isinstance(x, jax.core.Tracer) or not x.is_fully_addressable else np.asarray(x)
 
 
-def integer(x: Array) -> Array:
-    """Narrow ids in 32 bits; wider ones stay, since 64 bits may be switched off."""
-    return x.astype(jnp.int32) if x.dtype.itemsize < 4 else x.astype(jnp.int64) if x.dtype == "uint64" else x
-
-
 def asarray(value: Any, like: Array) -> Array:
     """NumPy arrays go in as they are: the compiled loss places them with the logits."""
     return value
+
+
+def integer(x: Array) -> Array:
+    """Narrow ids in 32 bits; wider ones stay, since 64 bits may be switched off."""
+    return x.astype(jnp.int32) if x.dtype.itemsize < 4 else x.astype(jnp.int64) if x.dtype == "uint64" else x
 
 
 def device(x: Array) -> str:

@@ -151,18 +151,18 @@ def test_gradient_rows_add_up_to_0(framework, x, y):
 def test_arguments_are_left_alone(framework, x, y, t, w):
     """Read-only NumPy arrays are enough; as logits where the framework is NumPy, else as everything beside them."""
     table = OPTIONS["class_weights"]
-    given_arrays = [x, y, t, w]
-    copies = [array.copy() for array in given_arrays]
-    for array in given_arrays:
+    arguments = [x, y, t, w]
+    copies = [array.copy() for array in arguments]
+    for array in arguments:
         array.flags.writeable = False
     with framework.double():
-        logits = framework.array(x, "float64", "cpu")
+        logits = framework.array(x, None, "cpu")
         weights = {"weights": w, "class_weights": table, "label_smoothing": 0.1}
         xent.value_and_grad(xent.sparse_ce)(logits, y, **weights)
         xent.value_and_grad(xent.softmax_ce)(logits, t, **weights)
         xent.value_and_grad(xent.sigmoid_ce)(logits, t, weights=w[:, None])
         np.testing.assert_array_equal(framework.numpy(logits), copies[0])
-    for array, copy in zip(given_arrays, copies, strict=True):
+    for array, copy in zip(arguments, copies, strict=True):
         np.testing.assert_array_equal(array, copy)
 
 

@@ -156,7 +156,10 @@ def compare(
     losses = _known("loss", losses, _regimes.LOSSES)
     dtypes = _known("dtype", dtypes, _regimes.DTYPES)
     modes = _known("mode", modes, MODES) or list(MODES)
-    batches = _own(logits, labels, losses, dtypes, ignore_index) if logits is not None else _batches(losses, dtypes)
+    if (logits is None) != (labels is None):
+        given, other = ("labels", "logits") if logits is None else ("logits", "labels")
+        raise ValueError(f"{other}: expected beside {given}, got None")
+    batches = _batches(losses, dtypes) if logits is None else _own(logits, labels, losses, dtypes, ignore_index)
     names, skipped = _present(backends)
     tasks, versions = [], {}
     for name, known in zip(names, _each(facts, names), strict=True):
@@ -195,8 +198,6 @@ def _own(
     logits: Any, labels: Any, losses: list[str], dtypes: list[str], ignore_index: int | None
 ) -> list[tuple[str, Batch]]:
     """The caller's arrays, flattened to rows."""
-    if labels is None:
-        raise ValueError("labels: expected beside logits, got None")
     x, y = np.asarray(logits), np.asarray(labels)
     hard = y.ndim == x.ndim - 1
     losses = losses or ["sparse_ce" if hard else "softmax_ce"]
@@ -277,16 +278,15 @@ def _run(tasks: list[Task], progress: Progress | None) -> list[Answer]:
 def _python(arguments: list[str], on_line: Callable[[str], None] | None = None) -> str:
     """What this interpreter prints when run anew, with the modules that are importable here."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "TF_CPP_MIN_LOG_LEVEL": "3"}
+    lines = []
     with tempfile.TemporaryFile("w+") as errors:
         command = [sys.executable, *arguments]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment)
-        assert process.stdout is not None
-        lines = []
-        for line in process.stdout:
-            lines.append(line)
-            if on_line and line.startswith("done "):
-                on_line(line.removeprefix("done ").strip())
-        if process.wait():
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment) as process:
+            for line in process.stdout or ():
+                lines.append(line)
+                if on_line and line.startswith("done "):
+                    on_line(line.removeprefix("done ").strip())
+        if process.returncode:
             errors.seek(0)
             raise RuntimeError(f"{arguments[-1]} failed:\n{errors.read()[-2000:]}")
     return "".join(lines)

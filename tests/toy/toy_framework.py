@@ -26,23 +26,9 @@ def _operator(name):
     return apply
 
 
-for _name in [
-    "add",
-    "sub",
-    "mul",
-    "truediv",
-    "radd",
-    "rsub",
-    "rmul",
-    "rtruediv",
-    "eq",
-    "ne",
-    "lt",
-    "le",
-    "gt",
-    "ge",
-    "and",
-]:
+_ARITHMETIC = ("add", "sub", "mul", "truediv", "radd", "rsub", "rmul", "rtruediv")
+_COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge", "and")
+for _name in (*_ARITHMETIC, *_COMPARISONS):
     setattr(Array, f"__{_name}__", _operator(f"__{_name}__"))
 Array.__neg__ = lambda self: Array(-self._values)
 

@@ -1,0 +1,156 @@
+"""`xent backends` and `xent compare`, as people run them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xent
+from typer.testing import CliRunner
+from xent import cli
+
+FAST = ["compare", "--backend", "numpy", "--dtype", "float32"]
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(cli.app, [str(a) for a in arguments], env={"COLUMNS": "100"})
+
+
+def test_backends():
+    shown = invoke("backends")
+    assert shown.exit_code == 0
+    assert np.__version__ in shown.stdout
+    found = json.loads(invoke("backends", "--json").stdout)
+    assert found["numpy"]["devices"] == ["cpu"]
+    assert set(found) >= {"numpy", "torch", "tensorflow", "jax"}
+
+
+def test_backends_says_what_installs_a_missing_one(monkeypatch):
+    monkeypatch.setattr(cli._live, "available", lambda: iter(["numpy"]))
+    assert "pip install 'xent[jax]'" in invoke("backends").stdout
+
+
+def test_compare():
+    shown = invoke(*FAST)
+    assert shown.exit_code == 0, shown.stdout
+    assert "all 3 agree with the truth" in shown.stdout
+    assert "textbook" in shown.stdout  # what NumPy users write themselves, and how far off it is
+
+
+def test_compare_json():
+    found = json.loads(invoke(*FAST, "--loss", "sparse_ce", "--json").stdout)
+    (row,) = found["rows"]
+    assert found["agrees"] is row["agrees"] is True
+    assert 0 < row["value"] < 1e-6
+    assert row["native_value"] == "inf"  # one-hot times -inf
+
+
+def test_compare_html(tmp_path):
+    page = tmp_path / "report.html"
+    assert invoke(*FAST, "--html", page).exit_code == 0
+    text = page.read_text(encoding="utf-8")
+    assert text.count("<table") == 2
+    assert "http" not in text.replace("http-equiv", "")  # nothing from elsewhere
+    assert "all 3 agree" in text
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz", ".safetensors"])
+def test_own_arrays(tmp_path, suffix):
+    rng = np.random.default_rng(0)
+    paths = save(tmp_path, suffix, rng.normal(size=(4, 6, 5)).astype("f"), rng.integers(0, 5, (4, 6)))
+    shown = invoke("compare", "--backend", "numpy", "--logits", paths[0], "--labels", paths[1])
+    assert shown.exit_code == 0, shown.output
+    assert "sparse_ce  float32" in shown.stdout
+
+
+def test_own_distributions_and_ignored_ids(tmp_path):
+    rng = np.random.default_rng(0)
+    x, t, y = rng.normal(size=(6, 5)), rng.dirichlet(np.ones(5), 6), rng.integers(0, 5, 6)
+    soft = save(tmp_path, ".npy", x, t)
+    shown = invoke("compare", "--backend", "numpy", "--logits", soft[0], "--labels", soft[1])
+    assert "softmax_ce  float64" in shown.stdout
+    y[2] = -100
+    hard = save(tmp_path, ".npy", x, y)
+    own = ["compare", "--backend", "numpy", "--logits", hard[0], "--labels", hard[1]]
+    assert invoke(*own, "--ignore-index", "-100").exit_code == 0
+    refused = invoke(*own)
+    assert refused.exit_code == 2
+    assert "1 of 6 class ids out of range, the first at [2] is -100" in refused.stderr
+
+
+def save(folder, suffix, *arrays):
+    paths = [folder / f"{name}{suffix}" for name in ("logits", "labels")]
+    for path, array in zip(paths, arrays, strict=True):
+        if suffix == ".npy":
+            np.save(path, array)
+        elif suffix == ".npz":
+            np.savez(path, data=array)
+        else:
+            safetensors = pytest.importorskip("safetensors.numpy", reason="safetensors is not installed")
+            safetensors.save_file({"a": array}, path)
+    return paths
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--backend", "mxnet"], "backend 'mxnet': expected one of 'numpy', 'torch', 'tensorflow', 'jax'"),
+        (["--backend", "numpy", "--device", "cuda:9"], "nothing to compare: numpy: no device 'cuda:9', only cpu"),
+        (["--logits", "nowhere.npy"], "No such file or directory: 'nowhere.npy'"),
+        (["--logits", "x.csv"], "x.csv: expected .npy, .npz or .safetensors"),
+        (["--labels", "y.npy"], "No such file or directory: 'y.npy'"),
+    ],
+)
+def test_what_cannot_be_run(arguments, sentence):
+    done = invoke("compare", *arguments)
+    assert done.exit_code == 2
+    assert sentence in done.stderr.replace("\n", " ")
+
+
+def test_logits_without_labels(tmp_path):
+    (path, _) = save(tmp_path, ".npy", np.zeros((2, 3)), np.zeros(2, int))
+    done = invoke("compare", "--logits", path)
+    assert done.exit_code == 2
+    assert "labels: expected beside logits, got None" in done.stderr
+    done = invoke("compare", "--labels", path)
+    assert done.exit_code == 2
+    assert "logits: expected beside labels, got None" in done.stderr
+
+
+def test_disagreement(monkeypatch):
+    """A backend that is off by 1e-4 is found out, and says so by exit status."""
+    monkeypatch.syspath_prepend(Path(__file__).parent / "toy_wrong")
+    shown = invoke("compare", "--backend", "wrong_framework", "--loss", "sparse_ce", "--dtype", "float32")
+    assert shown.exit_code == 1, shown.output
+    assert "1 of 1 disagree with the truth" in shown.stdout
+
+
+def test_from_python():
+    steps = []
+    found = xent.compare(["numpy"], dtypes=["float64"], progress=lambda *step: steps.append(step))
+    assert found
+    assert found.agrees
+    assert "sparse_ce" in repr(found)
+    assert "all 3 agree" in repr(found)
+    assert [done for _, done, of in steps] == list(range(1, steps[-1][2] + 1))
+
+
+def test_pairs(live):
+    if live.name == "numpy":
+        pytest.skip("there is no pair of one")
+    found = xent.compare(["numpy", live.name], losses=["sparse_ce"], dtypes=["float64"], modes=["eager"])
+    (pair,) = found.pairs
+    assert pair.backends == ("numpy", live.name)
+    assert pair.value < 1e-14
+    assert found.agrees
+
+
+def test_without_typer():
+    """What to install, instead of a traceback."""
+    code = "import sys; sys.modules['typer'] = None\nfrom xent.__main__ import main; main()"
+    setup = f"import sys; sys.path[:0] = {[p for p in sys.path if p]!r}\n"
+    done = subprocess.run([sys.executable, "-c", setup + code], capture_output=True, text=True, check=False)
+    assert done.stderr.strip() == "xent: the command line needs typer: pip install 'xent[cli]'"
+    assert done.returncode == 1
