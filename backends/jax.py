@@ -133,19 +133,19 @@ def _pieces_jvp(lay: Layout, primals: Any, tangents: Any) -> Any:
     return pieces(lay, *primals), tangent
 
 
-@jax.custom_jvp
-def sigmoid(x: Array, z: Array, p: Array | None, absent: Array | None) -> Array:
-    return formulas.sigmoid(OPS, x, z, p, absent)
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def sigmoid(e: float, x: Array, z: Array, p: Array | None, absent: Array | None) -> Array:
+    return formulas.sigmoid(OPS, e, x, z, p, absent)
 
 
 @sigmoid.defjvp
-def _sigmoid_jvp(primals: Any, tangents: Any) -> Any:
+def _sigmoid_jvp(e: float, primals: Any, tangents: Any) -> Any:
     @jax.checkpoint
     def tangent(dx: Array, dz: Array, x: Array, z: Array, p: Any, absent: Any) -> Array:
-        slope_x, slope_z = formulas.sigmoid_pull(OPS, x, z, p, absent, jnp.ones_like(x))
+        slope_x, slope_z = formulas.sigmoid_pull(OPS, e, x, z, p, absent, jnp.ones_like(x))
         return dx * slope_x + dz * slope_z
 
-    return sigmoid(*primals), tangent(*tangents[:2], *primals)
+    return sigmoid(e, *primals), tangent(*tangents[:2], *primals)
 
 
 def value_and_grad(f: Callable[[Array], Array], x: Array) -> tuple[Array, Array]:

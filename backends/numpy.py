@@ -102,12 +102,12 @@ def rows_vjp(lay: Layout, x: Array, t: Array | None, u: Array | None, ids: Array
     return results, pull
 
 
-def sigmoid(x: Array, z: Array, p: Array | None, absent: Array | None) -> Array:
-    return formulas.sigmoid(OPS, x, z, p, absent)
+def sigmoid(e: float, x: Array, z: Array, p: Array | None, absent: Array | None) -> Array:
+    return formulas.sigmoid(OPS, e, x, z, p, absent)
 
 
-def sigmoid_vjp(x: Array, z: Array, p: Array | None, absent: Array | None) -> Any:
-    return sigmoid(x, z, p, absent), lambda g: formulas.sigmoid_pull(OPS, x, z, p, absent, g)[0]
+def sigmoid_vjp(e: float, x: Array, z: Array, p: Array | None, absent: Array | None) -> Any:
+    return sigmoid(e, x, z, p, absent), lambda g: formulas.sigmoid_pull(OPS, e, x, z, p, absent, g)[0]
 
 
 def quietly(function: Callable[..., Any], static: Any, *arrays: Any) -> Any:

@@ -136,10 +136,11 @@ def _pair(inputs: tuple[Array, ...]) -> tuple[Array, Array | None]:
     return inputs if len(inputs) == 2 else (inputs[0], None)
 
 
-def sigmoid(x: Array, z: Array, p: Array | None, absent: Array | None) -> Array:
+def sigmoid(e: float, x: Array, z: Array, p: Array | None, absent: Array | None) -> Array:
     @tf.custom_gradient
     def kernel(x: Array, z: Array) -> Any:
-        return formulas.sigmoid(OPS, x, z, p, absent), lambda g: formulas.sigmoid_pull(OPS, x, z, p, absent, g)
+        loss = formulas.sigmoid(OPS, e, x, z, p, absent)
+        return loss, lambda g: formulas.sigmoid_pull(OPS, e, x, z, p, absent, g)
 
     return kernel(x, z)
 

@@ -160,17 +160,18 @@ class Sigmoid(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Array, z: Array, p: Array, absent: Array) -> Array:
-        return formulas.sigmoid(OPS, x, z, p, absent)
+    def forward(e: float, x: Array, z: Array, p: Array, absent: Array) -> Array:
+        return formulas.sigmoid(OPS, e, x, z, p, absent)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        ctx.save_for_backward(*inputs)
+        ctx.e, *saved = inputs
+        ctx.save_for_backward(*saved)
 
     @staticmethod
     def backward(ctx: Any, g: Array) -> Any:
         x, z, p, absent = ctx.saved_tensors
-        return (*formulas.sigmoid_pull(OPS, x, z, p, absent, g), None, None)
+        return (None, *formulas.sigmoid_pull(OPS, ctx.e, x, z, p, absent, g), None, None)
 
 
 def rows(lay: Layout, x: Array, t: Array | None, u: Array | None, ids: Array | None) -> Any:
@@ -179,10 +180,10 @@ def rows(lay: Layout, x: Array, t: Array | None, u: Array | None, ids: Array | N
     return Rows.apply(lay, x, t, u, ids)[:3]
 
 
-def sigmoid(x: Array, z: Array, p: Array | None, absent: Array | None) -> Array:
+def sigmoid(e: float, x: Array, z: Array, p: Array | None, absent: Array | None) -> Array:
     if plain():
-        return formulas.sigmoid(OPS, x, z, p, absent)
-    return Sigmoid.apply(x, z, p, absent)
+        return formulas.sigmoid(OPS, e, x, z, p, absent)
+    return Sigmoid.apply(e, x, z, p, absent)
 
 
 def value_and_grad(f: Callable[[Array], Array], x: Array) -> tuple[Array, Array]:

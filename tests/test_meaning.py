@@ -260,3 +260,19 @@ def test_inputs_are_left_alone(live, a):
         values.setflags(write=False)
     xent.value_and_grad(xent.sparse_ce)(x, y, weights=w)
     xent.sparse_ce(a(LOGITS), y, weights=w)
+
+
+@pytest.mark.parametrize("smoothing", [0.1, 1e-3, 1e-6])
+def test_little_smoothing_of_a_confident_element(live, a, smoothing):
+    """1 - ((1 - e) z + e/2) would round away a small e; both complements are smoothed by themselves."""
+    loss, grad = xent.value_and_grad(xent.sigmoid_ce)(a([20.0]), a([1.0]), label_smoothing=smoothing)
+    close(live, loss, smoothing / 2 * 20 + np.log1p(np.exp(-20.0)), rtol=1e-6)
+    sigmoid = 1 / (1 + np.exp(-20.0))
+    close(live, grad, [smoothing / 2 * sigmoid - (1 - smoothing / 2) * (1 - sigmoid)], rtol=1e-6)
+
+
+def test_smoothed_away(live, a):
+    """Smoothing of 1 leaves the uniform labels alone, whatever the label's own loss is."""
+    x = np.array([[1.0, 2.0, -np.inf]])
+    loss = xent.sparse_ce(a(x), a([1]), label_smoothing=1.0, class_weights=[1, 1, 0])
+    close(live, loss, ((np.log1p(np.exp(1.0)) + np.log1p(np.exp(-1.0))) / 3), rtol=1e-6)

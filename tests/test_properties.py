@@ -1,4 +1,4 @@
-"""Identities that hold for any logits, so that no reference and no rival is needed to catch a mistake."""
+"""Identities that hold for any logits: they catch a mistake without a reference or a rival's tolerance."""
 
 import importlib
 from importlib.util import find_spec

@@ -258,7 +258,9 @@ def _rows(plan: SoftmaxPlan, x: Array, labels: Array, weights: Array | None, tab
             t = t if weights is None else ops.where(ops.expand_dims(weights, axis) == 0, 0.0, t)
             column = _reduce.along(ops, table, x, axis)
             k = _reduce.soft_class_weights(ops, table, column, t, axis)
-            t = t * column
+            t = ops.where(column == 0, 0.0, t * column)  # even where the derivative in t is infinite
+        if e == 1:
+            t = ops.stop_gradient(t)  # smoothed away
     w = _reduce.product(weights, k)
     ids = _reduce.mark_absent(ops, ids, w)
     w, weights = _reduce.zero_absent(ops, ids, w), _reduce.zero_absent(ops, ids, weights)
@@ -295,13 +297,12 @@ def sigmoid_vjp(
 def _elements(
     plan: SigmoidPlan, x: Array, z: Array, weights: Array | None, p: Array | None
 ) -> tuple[Any, Array | None]:
-    ops, e = plan.xp.ops, plan.smoothing
+    ops = plan.xp.ops
     x = ops.astype(x, plan.dtype)
-    z = (1 - e) * z + e / 2 if e else z
     p = None if p is None else ops.stop_gradient(p)
     w = _ranked(ops, weights, len(ops.shape(x)))
     absent = None if w is None else w == 0
-    return (x, z, p, absent), None if w is None else ops.where(absent, 0.0, w)
+    return (plan.smoothing, x, z, p, absent), None if w is None else ops.where(absent, 0.0, w)
 
 
 def _ranked(ops: Ops, weights: Array | None, rank: int) -> Array | None:

@@ -71,6 +71,8 @@ class RowWeights(NamedTuple):
     smooth: Any = None
 
     def contribution(self, loss: Array, lse: Array | None, smooth: Array | None) -> Array:
+        if isinstance(self.loss, float) and self.loss == 0:  # smoothed away, infinite or not
+            return self.smooth * smooth if lse is None else self.smooth * smooth + self.lse * (lse * lse)
         value = loss if self.loss is None else self.loss * loss
         if lse is not None:
             value = value + self.lse * (lse * lse)
@@ -94,7 +96,9 @@ def row_weights(
     `on_loss` weights the labels' term, w is the row's whole weight, `weights` the caller's; None: 1. Class weights act
     per class, so they are inside `smooth` already, and inside soft labels.
     """
-    if smoothing:
+    if smoothing == 1:
+        on_loss = 0.0
+    elif smoothing:
         on_loss = (1 - smoothing) * (1.0 if on_loss is None else on_loss)
     return RowWeights(
         on_loss,

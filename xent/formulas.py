@@ -291,24 +291,36 @@ def push(
 # Sigmoid
 
 
-def sigmoid(ops: Ops, x: Array, z: Array, p: Array | None, absent: Array | None) -> Array:
+def sigmoid(ops: Ops, e: float, x: Array, z: Array, p: Array | None, absent: Array | None) -> Array:
     """The result of `Adapter.sigmoid`: whichever of the two terms is linear in |x| loses nothing to the other."""
-    positive = z if p is None else p * z
+    if absent is not None:
+        x, z = ops.where(absent, 0.0, x), ops.where(absent, 0.0, z)
+    positive, negative = _both(e, z, p)
     size = _size(ops, x)
-    loss = _times(ops, ops.where(x > 0, 1 - z, positive), size) + ((1 - z) + positive) * ops.log1p(ops.exp(-size))
+    loss = _times(ops, ops.where(x > 0, negative, positive), size) + (negative + positive) * ops.log1p(ops.exp(-size))
     return loss if absent is None else ops.where(absent, 0.0, loss)
 
 
-def sigmoid_pull(ops: Ops, x: Array, z: Array, p: Array | None, absent: Array | None, g: Array) -> tuple[Array, Array]:
+def sigmoid_pull(
+    ops: Ops, e: float, x: Array, z: Array, p: Array | None, absent: Array | None, g: Array
+) -> tuple[Array, Array]:
     """Reverse mode: d/dx and d/dz of sum(g loss); differentiable further."""
     if absent is not None:
         x, z, g = (ops.where(absent, 0.0, k) for k in (x, z, g))
-    if p is None:
-        return g * ((1 - z) * ops.sigmoid(x) - z * ops.sigmoid(-x)), -g * x
-    return (
-        g * ((1 - z) * ops.sigmoid(x) - p * z * ops.sigmoid(-x)),
-        g * (p * _softplus(ops, -x) - _softplus(ops, x)),
-    )
+    positive, negative = _both(e, z, p)
+    dx = g * (negative * ops.sigmoid(x) - positive * ops.sigmoid(-x))
+    if e == 1:  # smoothed away: labels do not count
+        return dx, ops.zeros_like(x)
+    slope = -x if p is None else _times(ops, p, _softplus(ops, -x)) - _softplus(ops, x)
+    return dx, g * (slope * (1 - e))
+
+
+def _both(e: float, z: Array, p: Array | None) -> tuple[Array, Array]:
+    """The weights of log sigmoid(x) and log sigmoid(-x), each smoothed by itself: 1 - (smoothed z) would round."""
+    positive, negative = z, 1 - z
+    if e:
+        positive, negative = (1 - e) * positive + e / 2, (1 - e) * negative + e / 2
+    return positive if p is None else p * positive, negative
 
 
 def _softplus(ops: Ops, x: Array) -> Array:

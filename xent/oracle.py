@@ -85,7 +85,7 @@ def _example(x: Floats, t: Floats, table: Floats, smoothing: float, z_loss: floa
     d_logits = row.p * rest - smooth * row.q
     if z_loss:
         d_logits = d_logits + weight * 2 * z_loss * row.lse * row.p
-    d_labels = (1 - smoothing) * table * row.nll + d_weight * lse_term
+    d_labels = _product((1 - smoothing) * table, row.nll) + d_weight * lse_term
     return _Part(loss + weight * lse_term, weight, d_logits, d_labels, d_weight)
 
 
@@ -99,7 +99,7 @@ def _rest(t: Floats) -> Floats:
     return math.fsum(t) - t
 
 
-def _product(weight: Floats, x: Floats) -> Floats:
+def _product(weight: Floats | float, x: Floats) -> Floats:
     """0 * inf = 0."""
     with np.errstate(invalid="ignore"):
         return np.where(weight == 0, 0.0, weight * x)
@@ -172,15 +172,15 @@ def sigmoid_ce(
     denom: float | None = None,
 ) -> Truth:
     x, z = np.asarray(logits, np.float64), np.asarray(labels, np.float64)
-    z = (1 - label_smoothing) * z + label_smoothing / 2
+    z, rest = ((1 - label_smoothing) * t + label_smoothing / 2 for t in (z, 1 - z))
     p = np.broadcast_to(1.0 if pos_weight is None else np.asarray(pos_weight, np.float64), x.shape)
     up, down = np.logaddexp(0, -x), np.logaddexp(0, x)  # -log sigmoid(x), -log sigmoid(-x)
     with np.errstate(invalid="ignore"):
-        d_labels = (1 - label_smoothing) * np.where(p == 1, -x, p * up - down)
+        d_labels = _product(1 - label_smoothing, np.where(p == 1, -x, _product(p, up) - down))
     parts = _Part(
-        _product(p * z, up) + _product(1 - z, down),
+        _product(p * z, up) + _product(rest, down),
         np.ones_like(x),
-        ((1 - z) * logistic(x) - p * z * logistic(-x))[..., None],
+        (rest * logistic(x) - p * z * logistic(-x))[..., None],
         d_labels[..., None],
         np.zeros_like(x)[..., None],
     )
@@ -218,14 +218,14 @@ def _reduced(parts: _Part, axis: int, reduce: str, weights: ArrayLike | None, de
     }
     divisor = divisors[reduce] if denom is None else float(denom)
     inverse = 1 / divisor if divisor else 0.0
-    each = np.where(there, w * parts.loss, 0.0)
+    each = _product(np.where(there, w, 0.0), parts.loss)
     loss = each if reduce == "none" else np.asarray(_total(each) * inverse if divisor else 0.0)
     mean = float(loss) if reduce == "mean" and denom is None else 0.0  # a denominator that moves with the weights
     present, scale = there[..., None], (inverse * w)[..., None]
-    d_labels = np.where(present, scale * (parts.d_labels - mean * parts.d_weight), 0.0)
+    d_labels = _product(np.where(present, scale, 0.0), parts.d_labels - mean * parts.d_weight)
     return Truth(
         loss,
-        np.moveaxis(np.where(present, scale * parts.d_logits, 0.0), -1, axis),
+        np.moveaxis(_product(np.where(present, scale, 0.0), parts.d_logits), -1, axis),
         np.moveaxis(d_labels, -1, axis),
         _unbroadcast(np.where(there, inverse * (parts.loss - mean * parts.weight), 0.0), given.shape),
     )

@@ -57,8 +57,8 @@ def rows_vjp(lay, x, t, u, ids):
     return results, lambda *upstream: formulas.pull(OPS, lay, parts, x, t, u, ids, upstream)
 
 
-def sigmoid(x, z, p, absent):
-    return formulas.sigmoid(OPS, x, z, p, absent)
+def sigmoid(e, x, z, p, absent):
+    return formulas.sigmoid(OPS, e, x, z, p, absent)
 
 
 def quietly(function, static, *arrays):

@@ -1,0 +1,56 @@
+"""What a call costs: finding the adapter, and a tiny loss beside the framework's own, interleaved in one process.
+
+    python benchmarks/overhead.py torch
+
+Prints ratios; the machine's speed drifts, so absolute times are only there to give them a scale.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+import xent
+from xent import _dispatch, _live
+
+ROUNDS, CALLS = 60, 50
+
+
+def seconds(function: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    for _ in range(CALLS):
+        function()
+    return (time.perf_counter() - start) / CALLS
+
+
+def main(name: str) -> None:
+    live = _live.live(name)
+    rng = np.random.default_rng(0)
+    x = live.array(rng.normal(size=(32, 10)), "float32", "cpu")
+    y = live.array(rng.integers(0, 10, 32), None, "cpu")
+    native = live.natives()["sparse_ce"]
+    both = xent.value_and_grad(xent.sparse_ce)
+    runs: dict[str, Callable[[], Any]] = {
+        "find the adapter": lambda: _dispatch.find(x),
+        "xent, loss": lambda: xent.sparse_ce(x, y, reduce="none"),
+        "xent, loss and gradient": lambda: both(x, y, reduce="none"),
+        f"{native.name}, loss and gradient": lambda: native.value_and_grad(x, y),
+    }
+    for run in runs.values():  # compile, allocate, import
+        seconds(run)
+    rounds = [{what: seconds(run) for what, run in runs.items()} for _ in range(ROUNDS)]
+    theirs = f"{native.name}, loss and gradient"
+    for what in runs:
+        times = [r[what] for r in rounds]
+        ratio = statistics.median(r[what] / r[theirs] for r in rounds)
+        print(f"{name:11} {what:70} {statistics.median(times) * 1e6:8.2f} us  {ratio:6.2f} x the framework's own")
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:] or list(_live.available()):
+        main(name)
