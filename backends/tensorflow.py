@@ -1,5 +1,5 @@
-"""TensorFlow. The kernels are `custom_gradient`s that keep the row statistics (m, s), never the probabilities; the
-gradient is one too, so that second order and forward mode are right."""
+"""TensorFlow. The kernels are `custom_gradient`s that keep the row statistics (m, s), never the probabilities, and
+whose gradient is made of operations with right gradients of their own."""
 
 from __future__ import annotations
 
@@ -103,37 +103,21 @@ OPS = Ops(
 
 def rows(lay: Layout, x: Array, t: Array | None, u: Array | None, ids: Array | None) -> Any:
     @tf.custom_gradient
-    def kernel(*inputs: Array) -> Any:
+    def kernel(x: Array, t: Array | None = None) -> Any:
         # vectorized_map drops custom gradients, and forward mode looks through them
-        results, stats = formulas.rows(OPS, lay, *_pair(inputs), u, ids, differentiable=True)
-        asked = [r is not None for r in results]
+        results, (m, s) = formulas.rows(OPS, lay, x, t, u, ids, differentiable=True)
 
-        def slopes(make: Callable[..., formulas.Pieces], *arguments: Array) -> list[Array]:
-            inputs, upstream = arguments[: -sum(asked)], iter(arguments[-sum(asked) :])
-            x, t = _pair(inputs)
-            coefficients = tuple(next(upstream) if given else None for given in asked)
-            parts = make(OPS, lay, x, ids, *stats)
+        def backward(*upstream: Array) -> Any:
+            given = iter(upstream)
+            coefficients = tuple(None if result is None else next(given) for result in results)
+            parts = formulas.smooth_pieces(OPS, lay, x, ids, m, s)
             dx = formulas.pull(OPS, lay, parts, x, t, u, ids, coefficients)
-            return [dx] if t is None else [dx, formulas.pull_labels(OPS, lay, parts, x, stats[0], ids, coefficients)]
+            return dx if t is None else (dx, formulas.pull_labels(OPS, lay, parts, x, m, ids, coefficients))
 
-        @tf.custom_gradient
-        def backward(*arguments: Array) -> Any:
-            def second(*upstream: Array) -> Any:
-                with tf.GradientTape() as tape:
-                    tape.watch(arguments)
-                    first = slopes(formulas.smooth_pieces, *arguments)
-                return tape.gradient(first, arguments, list(upstream), unconnected_gradients="zero")
-
-            return slopes(formulas.pieces, *arguments), second
-
-        return [r for r in results if r is not None], lambda *upstream: backward(*inputs, *upstream)
+        return [result for result in results if result is not None], backward
 
     given = iter(kernel(x) if t is None else kernel(x, t))
     return next(given), next(given) if lay.lse else None, None if u is None else next(given)
-
-
-def _pair(inputs: tuple[Array, ...]) -> tuple[Array, Array | None]:
-    return inputs if len(inputs) == 2 else (inputs[0], None)
 
 
 def sigmoid(e: float, x: Array, z: Array, p: Array | None, absent: Array | None) -> Array:
