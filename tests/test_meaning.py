@@ -121,7 +121,7 @@ def test_narrow_labels_against_many_classes(live, a):
 
 
 def test_class_weights_with_mean(live, a):
-    """0.229 for ids, 0.459 for the same labels one-hot in torch."""
+    """0.245 for ids, 0.491 for the same labels one-hot in torch."""
     x = np.log([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.15, 0.05, 0.8]])
     hard = xent.sparse_ce(a(x), a([0, 1, 2]), class_weights=[1, 2, 3])
     soft = xent.softmax_ce(a(x), a(np.eye(3)), class_weights=[1, 2, 3])

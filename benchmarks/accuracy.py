@@ -1,0 +1,37 @@
+"""Writes README's accuracy table: python benchmarks/accuracy.py"""
+
+from __future__ import annotations
+
+import datetime
+import math
+import platform
+import re
+from pathlib import Path
+
+import xent
+
+README = Path(__file__).parents[1] / "README.md"
+START, END = "<!-- accuracy: python benchmarks/accuracy.py -->\n", "<!-- /accuracy -->"
+
+
+def figure(x: float) -> str:
+    return "∞" if math.isinf(x) else "-" if math.isnan(x) else f"{x:.0e}"
+
+
+def table() -> str:
+    found = xent.compare(["numpy", "torch", "tensorflow", "jax"], losses=["sparse_ce"], dtypes=["float32", "float64"])
+    lines = ["| sparse_ce | dtype | mode | xent: loss, gradient | its own loss: loss, gradient | |", "|" + " --- |" * 6]
+    for row in found.rows:
+        own = f"{figure(row.native_value)}, {figure(row.native_gradient)}" if row.native else ""
+        name = f"`{row.native}`" if row.native else ""
+        ours = f"{figure(row.value)}, {figure(row.gradient)}"
+        lines.append(f"| {row.backend} | {row.dtype} | {row.mode} | {ours} | {own} | {name} |")
+    versions = ", ".join(f"{name} {number}" for name, number in found.versions.items())
+    lines += ["", f"{versions}; {platform.machine()}, CPU; {datetime.date.today()}.", ""]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    text = README.read_text(encoding="utf-8")
+    pattern = re.escape(START) + ".*?" + re.escape(END)
+    README.write_text(re.sub(pattern, lambda _: START + table() + END, text, flags=re.DOTALL), encoding="utf-8")

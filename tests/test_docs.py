@@ -1,0 +1,66 @@
+"""What the README and the docstrings show runs, and everything public is documented."""
+
+import doctest
+import importlib.util
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+import xent
+from typer.main import get_command
+from xent import cli, oracle
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=["numpy", "torch", "tensorflow", "jax"])
+def test_readme_code(block):
+    framework = re.match(r"import (\w+)", block)[1]
+    if importlib.util.find_spec(framework) is None:
+        pytest.skip(f"{framework} is not installed")
+    names = {}
+    exec(compile(block, "README.md", "exec"), names)
+    assert abs(float(names["loss"]) - 1.5609143) < 1e-6
+
+
+def test_readme_is_short():
+    assert len(README.splitlines()) < 150
+
+
+def test_readme_signatures():
+    """Every option of every loss is in the README's list."""
+    shown = README[README.index("## The losses") :]
+    for loss in (xent.softmax_ce, xent.sparse_ce, xent.sigmoid_ce):
+        missing = [name for name in inspect.signature(loss).parameters if not re.search(rf"\b{name}\b", shown)]
+        assert not missing, loss.__name__
+
+
+@pytest.mark.parametrize("name", xent.__all__)
+def test_docstrings(name):
+    """Public functions explain their arguments, results and errors, with an example that runs."""
+    thing = getattr(xent, name)
+    assert inspect.getdoc(thing)
+    if inspect.isfunction(thing):
+        text = inspect.getdoc(thing)
+        for part in ("Args:", "Returns:", "Raises:", "Example:"):
+            assert part in text, part
+        finder = doctest.DocTestFinder(recurse=False)
+        for test in finder.find(thing, name, globs={}):
+            assert test.examples
+            assert doctest.DocTestRunner().run(test).failed == 0
+
+
+def test_commands_are_documented():
+    for name, command in get_command(cli.app).commands.items():
+        assert command.help, name
+        assert f"xent {name}" in README
+
+
+def test_oracle_has_the_losses_signatures():
+    """The same names in the same order; only `invalid` knows no "auto" there."""
+    for name in ("softmax_ce", "sparse_ce", "sigmoid_ce"):
+        ours, theirs = (list(inspect.signature(getattr(m, name)).parameters) for m in (xent, oracle))
+        assert ours == theirs
