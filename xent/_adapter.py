@@ -95,7 +95,8 @@ class Adapter:
     #     loss = sum_j t_j (lse - x_j), t one-hot at ids where it is None;  smooth = sum_j u_j (lse - x_j)
     #     Differentiable in x and t; u is a constant.
     #   sigmoid(e, x, z, p, absent) -> loss                               elementwise, shaped like x
-    #     e: label smoothing, a Python number: t = (1 - e) z + e / 2; z: labels like x; p: weight of the positive term, broadcasting against x, or None; absent: mask, or None.
+    #     e: label smoothing, a Python number: t = (1 - e) z + e / 2; z: labels like x; p: weight of the positive term,
+    #     broadcasting against x, or None; absent: mask, broadcasting against x, or None.
     #     loss = p t log(1 + exp(-x)) + (1 - t) log(1 + exp(x)).  Differentiable in x and z; p is a constant.
     rows: Callable[..., tuple[Array, Array | None, Array | None]]
     sigmoid: Callable[..., Array]

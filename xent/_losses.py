@@ -1,4 +1,4 @@
-"""The losses: signature and meaning, then find the adapter, check, run the kernel, reduce."""
+"""The losses: signature and meaning. Each finds the adapter, checks its arguments, and runs the plan."""
 
 from __future__ import annotations
 
@@ -21,6 +21,44 @@ def softmax_ce(
     z_loss: float = 0.0,
     denom: Scalar | None = None,
 ) -> Array:
+    """Cross-entropy of softmax(logits) against labels that are distributions over the classes.
+
+    For each example, l = sum_j t_j (lse - x_j), where lse = log(sum_j exp(x_j)), in nats. Labels that do not add up
+    to 1 follow the formula as written; a class without label adds nothing, even at a logit of -inf. Differentiable in
+    `logits`, `labels` and `weights`.
+
+    Args:
+        logits: unnormalised log-probabilities [..., C, ...], float16, bfloat16, float32 or float64, of NumPy, PyTorch,
+            TensorFlow or JAX. Their type decides where the loss is computed.
+        labels: t, of the logits' shape, any real dtype; of the same framework, or NumPy's, or lists.
+        axis: where the classes are.
+        reduce: "none" w l of each example; "sum"; "mean" sum(w l) / sum(w); "mean_nonzero" sum(w l) / count(w != 0);
+            "mean_all" sum(w l) / number of examples. An empty denominator gives 0.
+        weights: a scalar, or of the loss's shape or that with 1s. A weight of 0 leaves the example out: loss and
+            gradients are exactly 0, whatever it holds.
+        class_weights: [C]. They weight the terms of the sum; an example's weight w is multiplied by their average over
+            its label.
+        label_smoothing: e from 0 to 1: labels become (1 - e) t + e / C.
+        z_loss: adds z_loss * lse^2 to each example, weighted like the loss.
+        denom: a number or 0-d array in place of the denominator of "mean".
+
+    Returns:
+        An array of the logits' framework, on their device: 0-d, or of the logits' shape without `axis` for "none".
+        float32 for 16-bit logits, else of the logits' dtype.
+
+    Raises:
+        TypeError: logits that are not floating, labels of another framework, a dtype that makes no sense.
+        ValueError: shapes that do not fit, options out of range.
+
+    Source:
+        docs/semantics.md; numerics in xent/formulas.py.
+
+    Example:
+        >>> import numpy as np, xent
+        >>> logits = np.array([[2.0, 0.5, 6.0], [0.1, 0.0, 3.0]])
+        >>> print(xent.softmax_ce(logits, [[0.4, 0.1, 0.5], [0.3, 0.6, 0.1]], reduce="none").round(4))
+        [2.1722 2.7697]
+    """
     xp = find(logits)
     plan, arrays = _plan.softmax(
         xp, logits, labels, axis, reduce, weights, class_weights, label_smoothing, z_loss, denom
@@ -42,6 +80,48 @@ def sparse_ce(
     invalid: str = "auto",
     denom: Scalar | None = None,
 ) -> Array:
+    """Cross-entropy of softmax(logits) against labels that are class ids.
+
+    For each example, l = lse - x_y, where lse = log(sum_j exp(x_j)), in nats: `softmax_ce` of the one-hot labels, with
+    the same options. Accurate relative to its value however small it is. Differentiable in `logits` and `weights`.
+
+    Args:
+        logits: unnormalised log-probabilities [..., C, ...], float16, bfloat16, float32 or float64, of NumPy, PyTorch,
+            TensorFlow or JAX. Their type decides where the loss is computed.
+        labels: y, of the logits' shape without `axis`, any integer or bool dtype; of the same framework, or NumPy's,
+            or lists.
+        axis: where the classes are.
+        reduce: "none" w l of each example; "sum"; "mean" sum(w l) / sum(w); "mean_nonzero" sum(w l) / count(w != 0);
+            "mean_all" sum(w l) / number of examples. An empty denominator gives 0.
+        weights: a scalar, or of the loss's shape or that with 1s. A weight of 0 leaves the example out: loss and
+            gradients are exactly 0, whatever it holds.
+        class_weights: [C]. An example's weight w is multiplied by that of its label.
+        label_smoothing: e from 0 to 1: labels become (1 - e) one-hot + e / C, class weights acting class by class.
+        z_loss: adds z_loss * lse^2 to each example, weighted like the loss.
+        ignore_index: a class id that leaves the example out, as a weight of 0 does.
+        invalid: what an id does that is no class and not ignored. "raise" a `LabelError`; "nan" makes the example's
+            loss and gradient NaN; "ignore" leaves it out; "auto" raises where ids are concrete and in host memory and
+            is "nan" elsewhere: inside a compiler, on a GPU.
+        denom: a number or 0-d array in place of the denominator of "mean".
+
+    Returns:
+        An array of the logits' framework, on their device: 0-d, or of the labels' shape for "none". float32 for
+        16-bit logits, else of the logits' dtype.
+
+    Raises:
+        LabelError: class ids out of range; says how many, the first one's position and value, and the range.
+        TypeError: logits that are not floating, labels that are, arrays of two frameworks.
+        ValueError: shapes that do not fit, options out of range.
+
+    Source:
+        docs/semantics.md; numerics in xent/formulas.py.
+
+    Example:
+        >>> import numpy as np, xent
+        >>> logits = np.array([[2.0, 0.5, 6.0], [0.1, 0.0, 3.0]])
+        >>> print(xent.sparse_ce(logits, [2, 1], reduce="none").round(4))
+        [0.0222 3.0997]
+    """
     xp = find(logits)
     plan, arrays = _plan.sparse(
         xp, logits, labels, axis, reduce, weights, class_weights, label_smoothing, z_loss, ignore_index, invalid, denom
@@ -59,6 +139,39 @@ def sigmoid_ce(
     label_smoothing: float = 0.0,
     denom: Scalar | None = None,
 ) -> Array:
+    """Binary cross-entropy of sigmoid(logits), element by element.
+
+    For each element, l = p z log(1 + exp(-x)) + (1 - z) log(1 + exp(x)), in nats, p being `pos_weight` or 1. At
+    logits of +-inf the exact limits. Differentiable in `logits`, `labels` and `weights`.
+
+    Args:
+        logits: log-odds x of any shape, float16, bfloat16, float32 or float64, of NumPy, PyTorch, TensorFlow or JAX.
+            Their type decides where the loss is computed.
+        labels: z, of the logits' shape, from 0 to 1, any real dtype; of the same framework, or NumPy's, or lists.
+        reduce: "none" w l of each element; "sum"; "mean" sum(w l) / sum(w); "mean_nonzero" sum(w l) / count(w != 0);
+            "mean_all" sum(w l) / number of elements. An empty denominator gives 0.
+        weights: w, a scalar, or of the logits' shape or that with 1s. A weight of 0 leaves the element out: loss and
+            gradients are exactly 0, whatever it holds.
+        pos_weight: p, broadcasting to the logits' shape: [C] weights the positives of each class. Not part of w.
+        label_smoothing: e from 0 to 1: labels become (1 - e) z + e / 2.
+        denom: a number or 0-d array in place of the denominator of "mean".
+
+    Returns:
+        An array of the logits' framework, on their device: 0-d, or of the logits' shape for "none". float32 for
+        16-bit logits, else of the logits' dtype.
+
+    Raises:
+        TypeError: logits that are not floating, labels of another framework, a dtype that makes no sense.
+        ValueError: shapes that do not fit, options out of range.
+
+    Source:
+        docs/semantics.md; numerics in xent/formulas.py.
+
+    Example:
+        >>> import numpy as np, xent
+        >>> print(xent.sigmoid_ce(np.array([2.0, -1.0, 40.0]), [1, 0, 1], reduce="none").round(4))
+        [0.1269 0.3133 0.    ]
+    """
     xp = find(logits)
     plan, arrays = _plan.sigmoid(xp, logits, labels, reduce, weights, pos_weight, label_smoothing, denom)
     return xp.run(_plan.sigmoid_loss, plan, *arrays)
