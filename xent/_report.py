@@ -20,7 +20,6 @@ p.note,footer{color:#666;max-width:48rem} .key span{display:inline-block;padding
 
 
 def page(result: Comparison) -> str:
-    versions = ", ".join(f"{name} {number}" for name, number in result.versions.items())
     verdict = "ok" if result.agrees else "bad"
     skipped = "".join(f"<li>{html.escape(reason)}</li>" for reason in result.skipped)
     return f"""<!doctype html>
@@ -29,7 +28,7 @@ def page(result: Comparison) -> str:
 <h1>xent compare</h1>
 <p class="{verdict}"><strong>{html.escape(result.summary())}</strong></p>
 <p class="note">Worst relative error against float64 truth over {len(_regimes.REGIMES)} kinds of logits
-({", ".join(_regimes.REGIMES)}), or over your own. Hover over a cell for where it is worst. {html.escape(versions)}</p>
+({", ".join(_regimes.REGIMES)}), or over your own. Hover over a cell for where it is worst.</p>
 <p class="key">{_key()}</p>
 <h2>xent</h2>{_heat(result.rows, _ours)}
 <h2>the frameworks' own losses</h2>{_heat([r for r in result.rows if r.native], _theirs)}

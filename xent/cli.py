@@ -116,7 +116,7 @@ class _progress:
 
 
 def _print(result: Comparison) -> None:
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")  # fits 80 columns
     for heading in ("backend", "loss", "dtype", "mode"):
         table.add_column(heading, no_wrap=True)
     for heading in ("value", "gradient", "limit", "own value", "gradient"):
@@ -170,15 +170,13 @@ def _print_pairs(result: Comparison) -> None:
     """The largest difference between any two backends, a line a dtype."""
     if not result.pairs:
         return
-    out.print("\n[bold]largest difference between two backends[/] [dim](value, gradient; relative)[/]")
+    out.print("\n[bold]largest difference between two backends[/] [dim](relative)[/]")
     for dtype in dict.fromkeys(pair.dtype for pair in result.pairs):
         pairs = [pair for pair in result.pairs if pair.dtype == dtype]
         value, gradient = max(pairs, key=lambda p: p.value), max(pairs, key=lambda p: p.gradient)
-        out.print(
-            f"{dtype:10}{figure(value.value):>7} [dim]{' - '.join(value.backends)}, {value.loss}[/]   "
-            f"{figure(gradient.gradient):>7} [dim]{' - '.join(gradient.backends)}, {gradient.loss}[/]",
-            highlight=False,
-        )
+        for what, size, pair in (("value", value.value, value), ("gradient", gradient.gradient, gradient)):
+            where = f"[dim]{' - '.join(pair.backends)}, {pair.loss}[/]"
+            out.print(f"{dtype:9} {what:9}{figure(size):>6}  {where}", highlight=False)
     out.print()
 
 
