@@ -148,6 +148,16 @@ def _sigmoid_jvp(e: float, primals: Any, tangents: Any) -> Any:
     return sigmoid(e, *primals), tangent(*tangents[:2], *primals)
 
 
+def rows_vjp(lay: Layout, x: Array, t: Array | None, u: Array | None, ids: Array | None) -> Any:
+    results, pull = jax.vjp(lambda x: rows(lay, x, t, u, ids), x)
+    return results, lambda *upstream: pull(upstream)[0]
+
+
+def sigmoid_vjp(e: float, x: Array, z: Array, p: Array | None, absent: Array | None) -> Any:
+    loss, pull = jax.vjp(lambda x: sigmoid(e, x, z, p, absent), x)
+    return loss, lambda g: pull(g)[0]
+
+
 def value_and_grad(f: Callable[[Array], Array], x: Array) -> tuple[Array, Array]:
     def summed(x: Array) -> tuple[Array, Array]:
         value = f(x)
@@ -166,5 +176,7 @@ ADAPTER = Adapter(
     rows=rows,
     sigmoid=sigmoid,
     value_and_grad=value_and_grad,
+    rows_vjp=rows_vjp,
+    sigmoid_vjp=sigmoid_vjp,
     run=compiled,
 )

@@ -101,8 +101,9 @@ class Adapter:
     rows: Callable[..., tuple[Array, Array | None, Array | None]]
     sigmoid: Callable[..., Array]
 
-    # value_and_grad(f, x) -> (f(x), d sum(f(x)) / dx), by the framework's own differentiation. None where it has none;
-    # then rows_vjp and sigmoid_vjp take a kernel's arguments and return (its results, pull), where
+    # value_and_grad(f, x) -> (f(x), d sum(f(x)) / dx), by the framework's own differentiation; None where it has none.
+    # There, or where it is better to run loss and derivative in one go, rows_vjp and sigmoid_vjp take a kernel's
+    # arguments and return (its results, pull):
     # pull(a, b, c) = d/dx of sum(a loss + b lse + c smooth), b or c None for 0;  pull(g) = d/dx of sum(g loss).
     value_and_grad: Callable[[Callable[[Array], Array], Array], tuple[Array, Array]] | None = None
     rows_vjp: Callable[..., tuple[tuple[Array, Array | None, Array | None], Callable[..., Array]]] | None = None

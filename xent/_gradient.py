@@ -47,7 +47,7 @@ def value_and_grad(loss: Callable[..., Array]) -> Callable[..., tuple[Array, Arr
 
     def loss_and_grad(logits: Array, *args: Any, **kwargs: Any) -> tuple[Array, Array]:
         xp = find(logits)
-        if xp.value_and_grad is None:
+        if xp.value_and_grad is None or (xp.rows_vjp is not None and _own(loss)):
             return _by_kernel(xp, loss, (logits, *args), kwargs)
         x = xp.ops.asarray(logits, logits)
         _check.floating("logits", xp.ops.dtype(x))
@@ -56,16 +56,20 @@ def value_and_grad(loss: Callable[..., Array]) -> Callable[..., tuple[Array, Arr
     return loss_and_grad
 
 
+def _own(loss: Any) -> Any:
+    """xent's own loss inside keyword partials, or None."""
+    while isinstance(loss, functools.partial) and not loss.args:
+        loss = loss.func
+    return loss if loss in _PLANS else None
+
+
 def _by_kernel(xp: Adapter, loss: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Array, Array]:
-    """Without the framework's help: xent knows its own losses' derivatives."""
-    own = loss
-    while isinstance(own, functools.partial):
-        if own.args:
-            break
-        kwargs = {**own.keywords, **kwargs}
-        own = own.func
-    if own not in _PLANS:
+    """xent knows its own losses' derivatives, and the framework runs loss and derivative in one go."""
+    own = _own(loss)
+    if own is None:
         raise _check.not_differentiable(xp.name, loss, [known.__name__ for known in _PLANS])
+    while isinstance(loss, functools.partial):
+        kwargs, loss = {**loss.keywords, **kwargs}, loss.func
     bound = inspect.signature(own).bind(*args, **kwargs)
     bound.apply_defaults()
     plan, derive = _PLANS[own]
