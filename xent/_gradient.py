@@ -18,6 +18,11 @@ _PLANS: dict[Any, tuple[Callable[..., Any], Callable[..., tuple[Array, Array]]]]
     sigmoid_ce: (_plan.sigmoid, _plan.sigmoid_vjp),
 }
 
+_DEFAULTS = {
+    loss: {p.name: p.default for p in inspect.signature(loss).parameters.values() if p.kind is p.KEYWORD_ONLY}
+    for loss in _PLANS
+}
+
 
 def value_and_grad(loss: Callable[..., Array]) -> Callable[..., tuple[Array, Array]]:
     """A function of the same arguments that returns the loss and its derivative in the logits.
@@ -70,9 +75,7 @@ def _by_kernel(xp: Adapter, loss: Any, args: tuple[Any, ...], kwargs: dict[str, 
         raise _check.not_differentiable(xp.name, loss, [known.__name__ for known in _PLANS])
     while isinstance(loss, functools.partial):
         kwargs, loss = {**loss.keywords, **kwargs}, loss.func
-    bound = inspect.signature(own).bind(*args, **kwargs)
-    bound.apply_defaults()
     plan, derive = _PLANS[own]
-    static, arrays = plan(xp, **bound.arguments)
+    static, arrays = plan(xp, *args, **{**_DEFAULTS[own], **kwargs})
     result: tuple[Array, Array] = xp.run(derive, static, *arrays)
     return result
