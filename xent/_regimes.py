@@ -139,16 +139,16 @@ def rounded(x: Array, dtype: str) -> Array:
     return np.asarray(np.ldexp(np.round(np.ldexp(mantissa, bits)), exponent - bits))
 
 
-def batch(loss: str, dtype: str, classes: int = 1000, seed: int = 0) -> Batch:
-    """All regimes that the dtype can hold, stacked."""
+def batch(loss: str, dtype: str, classes: int = 1000, seed: int = 0, every: int = 1) -> Batch:
+    """All regimes that the dtype can hold, stacked; or only every so many of their rows."""
     rng = np.random.default_rng(seed)
     rows, labels, names = [], [], []
     for name, make in REGIMES.items():
         x, y = make(rng, classes)
         fits = np.isfinite(rounded(np.where(np.isneginf(x), 0, x), dtype)).all(axis=1)
-        rows.append(rounded(x[fits], dtype))
-        labels.append(y[fits])
-        names += [name] * int(fits.sum())
+        rows.append(rounded(x[fits], dtype)[::every])
+        labels.append(y[fits][::every])
+        names += [name] * len(labels[-1])
     x, y = np.concatenate(rows), np.concatenate(labels)
     if loss == "softmax_ce":
         y = _soft(rng, x, y, dtype)

@@ -22,7 +22,8 @@ from xent._regimes import Batch
 from xent._worker import Answer, Outcome, Task
 
 MODES = ("eager", "compiled")
-CLASSES = {"eager": (10, 1000, 33333), "compiled": (1000,)}  # compiling costs seconds for every shape
+CLASSES = {"eager": _regimes.CLASSES[:5], "compiled": (1000,)}  # compiling costs seconds for every shape
+WIDE = _regimes.CLASSES[5]  # for ids alone, in the dtypes that compute: the truth takes seconds there, too
 Progress = Callable[[str, int, int], None]  # (what was just done, how much is done, of how much)
 
 
@@ -135,7 +136,7 @@ def compare(
         losses: "sparse_ce", "softmax_ce", "sigmoid_ce"; all, or with your own arrays the one that fits the labels.
         dtypes: "float32", "float64", "float16", "bfloat16"; all, or with your own arrays the logits' own.
         modes: "eager", "compiled" (torch.compile, tf.function with XLA, jax.jit); both.
-        device: "cpu", "cuda:0" (PyTorch, JAX), "gpu:0" (TensorFlow).
+        device: "cpu", "cuda:0" (PyTorch), "gpu:0" (TensorFlow, JAX).
         logits, labels: your own arrays instead of xent's regimes, classes last: float [..., C], and class ids [...] or
             distributions like the logits.
         ignore_index: a class id that marks your own labels to be left out.
@@ -169,8 +170,10 @@ def compare(
         skipped += reasons
     if not tasks:
         raise ValueError(f"nothing to compare: {'; '.join(skipped) or 'no framework is installed'}")
-    truths = {id(b): b.truth() for _, b in batches}
-    answers = _run(tasks, progress)
+    with ThreadPoolExecutor(1) as pool:  # the truth meanwhile
+        running = pool.submit(_run, tasks, progress)
+        truths = {key: batch.truth() for key, batch in {id(task.batch): task.batch for task in tasks}.items()}
+        answers = running.result()
     rows = _rows(tasks, answers, truths)
     return Comparison(rows, _pairs(tasks, answers, truths), skipped, versions)
 
@@ -187,9 +190,10 @@ def _batches(losses: list[str], dtypes: list[str]) -> list[tuple[str, Batch]]:
     made: dict[tuple[str, str, int], Batch] = {}
     found = []
     for (loss, dtype), mode in itertools.product(combinations, MODES):
-        for classes in CLASSES[mode]:
+        wide = loss == "sparse_ce" and _regimes.PRECISION[dtype].compute == dtype
+        for classes in (*CLASSES[mode], WIDE) if wide else CLASSES[mode]:
             key = (loss, dtype, classes)
-            made[key] = made.get(key) or _regimes.batch(*key)
+            made[key] = made.get(key) or _regimes.batch(*key, every=3 if classes == WIDE else 1)
             found.append((mode, made[key]))
     return found
 
