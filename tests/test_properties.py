@@ -171,5 +171,6 @@ def test_arguments_are_left_alone(framework, x, y, t, w):
 @given(x=eighths(ROWS, CLASSES), y=hnp.arrays(np.int64, ROWS, elements=st.integers(0, 1)))
 def test_integers_of_any_width_are_ids(framework, dtype, x, y):
     want, got = (run(framework, xent.sparse_ce, x, labels, **OPTIONS) for labels in (y, y.astype(dtype)))
-    np.testing.assert_array_equal(got[0], want[0])
-    np.testing.assert_array_equal(got[1], want[1])
+    # not to the bit: for another dtype JAX compiles another program, which may add up in another order
+    np.testing.assert_allclose(got[0], want[0], rtol=8 * 2.0**-53)
+    np.testing.assert_allclose(got[1], want[1], rtol=8 * 2.0**-53, atol=8 * 2.0**-53 * np.abs(want[1]).max())
