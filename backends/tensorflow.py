@@ -35,6 +35,16 @@ def where(condition: Array, a: Any, b: Any) -> Array:
     return tf.where(condition, a, b if tf.is_tensor(b) else tf.cast(b, a.dtype))
 
 
+def same_shape(value: Array, like: Array, axis: int | None) -> Array:
+    """An assertion for its sentence, and a reshape because XLA drops assertions."""
+    shape = tf.shape(like)
+    if axis is not None:
+        shape = tf.concat([shape[:axis], shape[axis + 1 :]], 0)
+    message = "labels: expected another shape"
+    with tf.control_dependencies([tf.debugging.assert_equal(tf.shape(value), shape, message)]):
+        return tf.reshape(value, shape)
+
+
 # ---- mathematics along an axis
 
 
@@ -94,6 +104,7 @@ OPS = Ops(
     top=top,
     pick=pick,
     put=put,
+    same_shape=same_shape,
     index_dtype="int32",
 )
 

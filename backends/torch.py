@@ -55,8 +55,10 @@ def asarray(value: Any, like: Array) -> Array:
             value = np.asarray(value)
         dtype = torch.float64 if isinstance(value, float) else None  # not the default dtype, float32
         return torch.as_tensor(value, dtype=dtype, device=like.device)
-    if isinstance(value, np.ndarray) and not value.flags.writeable:
-        value = value.copy()  # torch shares memory, and warns where it must not write
+    if isinstance(value, torch.Tensor) and value.device == like.device:
+        return value  # not wrapped anew by a torch.func transform
+    if isinstance(value, np.ndarray) and not (value.flags.writeable and all(s >= 0 for s in value.strides)):
+        value = value.copy()  # torch shares memory, warns where it must not write, and knows no negative strides
     return torch.as_tensor(value, device=like.device)
 
 

@@ -98,9 +98,9 @@ def save(folder, suffix, *arrays):
     [
         (["--backend", "mxnet"], "backend 'mxnet': expected one of 'numpy', 'torch', 'tensorflow', 'jax'"),
         (["--backend", "numpy", "--device", "cuda:9"], "nothing to compare: numpy: no device 'cuda:9', only cpu"),
-        (["--logits", "nowhere.npy"], "No such file or directory: 'nowhere.npy'"),
+        (["--logits", "nowhere.npy"], "nowhere.npy: no such file"),
         (["--logits", "x.csv"], "x.csv: expected .npy, .npz or .safetensors"),
-        (["--labels", "y.npy"], "No such file or directory: 'y.npy'"),
+        (["--labels", "y.npy"], "y.npy: no such file"),
     ],
 )
 def test_what_cannot_be_run(arguments, sentence):
@@ -154,3 +154,35 @@ def test_without_typer():
     done = subprocess.run([sys.executable, "-c", setup + code], capture_output=True, text=True, check=False)
     assert done.stderr.strip() == "xent: the command line needs typer: pip install 'xent[cli]'"
     assert done.returncode == 1
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz", ".safetensors"])
+@pytest.mark.parametrize("content", [b"", b"no such format" * 9])
+def test_files_that_are_none(tmp_path, suffix, content):
+    if suffix == ".safetensors":
+        pytest.importorskip("safetensors", reason="safetensors is not installed")
+    path = tmp_path / f"junk{suffix}"
+    path.write_bytes(content)
+    done = invoke("compare", "--logits", path, "--labels", path)
+    assert done.exit_code == 2
+    assert f"not a readable {suffix} file" in done.stderr.replace("\n", " ").replace("  ", " ")
+
+
+def test_own_arrays_that_do_not_fit(tmp_path):
+    paths = save(tmp_path, ".npy", np.zeros((2, 3, 4)), np.zeros((3, 2), int))
+    done = invoke("compare", "--backend", "numpy", "--logits", paths[0], "--labels", paths[1])
+    assert done.exit_code == 2
+    assert "labels: expected shape (2, 3)" in done.stderr
+
+
+def test_a_framework_that_does_not_import(tmp_path, monkeypatch):
+    """It is reported, and the others are compared."""
+    (tmp_path / "jax.py").write_text("raise ImportError('its library is missing')")
+    monkeypatch.syspath_prepend(tmp_path)
+    shown = invoke("backends")
+    assert shown.exit_code == 0
+    assert "broken" in shown.stdout
+    assert json.loads(invoke("backends", "--json").stdout)["jax"]["problem"].endswith("its library is missing")
+    found = xent.compare(["numpy", "jax"], losses=["sigmoid_ce"], dtypes=["float32"])
+    assert found.agrees
+    assert found.skipped == ["jax: ImportError: its library is missing"]

@@ -276,3 +276,29 @@ def test_smoothed_away(live, a):
     x = np.array([[1.0, 2.0, -np.inf]])
     loss = xent.sparse_ce(a(x), a([1]), label_smoothing=1.0, class_weights=[1, 1, 0])
     close(live, loss, ((np.log1p(np.exp(1.0)) + np.log1p(np.exp(-1.0))) / 3), rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("weight", [0.5, -1.5])
+def test_weights_that_add_up_to_less_than_one(live, dtype, weight):
+    """A weighted mean does not depend on the weights' scale, however small or negative their sum."""
+    with live.double():
+        x = live.array(LOGITS, dtype, "cpu")
+        want = [live.numpy(k) for k in xent.value_and_grad(xent.sparse_ce)(x, [2, 1])]
+        got = xent.value_and_grad(xent.sparse_ce)(x, [2, 1], weights=[weight / 4, weight / 4])
+        for one, other in zip(got, want, strict=True):
+            np.testing.assert_allclose(live.numpy(one), other, rtol=1e-6)
+        each = xent.sigmoid_ce(x, np.ones((2, 3)), weights=0.1)
+        np.testing.assert_allclose(live.numpy(each), live.numpy(xent.sigmoid_ce(x, np.ones((2, 3)))), rtol=1e-6)
+
+
+def test_masked_invalid_label_beside_class_weights(live, a):
+    loss = xent.sparse_ce(a(LOGITS), a([2, 100]), weights=[1, 0], class_weights=[1, 2, 3])
+    close(live, loss, 0.02215516)
+
+
+def test_reversed_views(live, a):
+    """NumPy views that run backwards are labels and weights like any other."""
+    ids, weights = np.array([1, 2]), np.array([1.0, 3.0])
+    loss = xent.sparse_ce(a(LOGITS), ids[::-1], weights=weights[::-1])
+    close(live, loss, (3 * 0.02215516 + 3.0996735) / 4)

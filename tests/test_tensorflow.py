@@ -95,3 +95,33 @@ def test_transform(loss, transform, mode):
     want = TRANSFORMS[transform](reference)(x, t)
     for g, w in zip(tf.nest.flatten(got), tf.nest.flatten(want), strict=True):
         np.testing.assert_allclose(g, w, rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize("transform", ["jvp", "grad", "grad_of_vmap"])
+@pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
+def test_labels_of_exactly_zero(loss, transform):
+    """Their derivative is the gap, not 0."""
+    ours, reference, second = PAIRS[loss]
+    x, t = tf.constant(X), tf.constant(np.round(second))
+    got, want = TRANSFORMS[transform](ours)(x, t), TRANSFORMS[transform](reference)(x, t)
+    for g, w in zip(tf.nest.flatten(got), tf.nest.flatten(want), strict=True):
+        np.testing.assert_allclose(g, w, rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize("xla", [False, True])
+def test_labels_do_not_broadcast_in_a_graph_of_unknown_shape(xla):
+    """What cannot be checked while the graph is traced is checked when it runs."""
+    unknown = [tf.TensorSpec([None, 4], tf.float64), tf.TensorSpec([None], tf.int32)]
+    sparse = tf.function(xent.sparse_ce, input_signature=unknown, jit_compile=xla)
+    assert np.isfinite(sparse(X, Y.astype("int32")))
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        sparse(X, np.array([0], np.int32))
+    soft = tf.function(xent.softmax_ce, input_signature=[unknown[0], unknown[0]], jit_compile=xla)
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        soft(X, T[:1])
+
+
+def test_label_error_inside_a_function():
+    """AutoGraph hands it on as what it is."""
+    with pytest.raises(xent.LabelError, match="class ids out of range"):
+        tf.function(lambda x: xent.sparse_ce(x, [0, 9, 1]))(tf.constant(X))

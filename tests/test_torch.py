@@ -90,6 +90,15 @@ def test_transform(loss, transform):
     assert_trees_close(TRANSFORMS[transform](ours)(x, t), TRANSFORMS[transform](reference)(x, t))
 
 
+@pytest.mark.parametrize("transform", ["jvp", "func_grad"])
+@pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
+def test_labels_of_exactly_zero(loss, transform):
+    """Their derivative is the gap, not 0."""
+    ours, reference, second = PAIRS[loss]
+    x, t = torch.tensor(X), torch.tensor(np.round(second))
+    assert_trees_close(TRANSFORMS[transform](ours)(x, t), TRANSFORMS[transform](reference)(x, t))
+
+
 @pytest.mark.compiled
 @pytest.mark.parametrize("transform", ["value", "backward", "func_grad", "vmap_grad"])
 @pytest.mark.parametrize("loss", PAIRS)

@@ -60,6 +60,9 @@ class Ops:
     put: Callable[[Array, Array, Array, int], Array]
     #   (x, ids, values, axis): x with values at ids; may be x itself where the framework has no differentiation
 
+    # (value, like, axis): value, made to fail when it runs if its shape is not like's (without axis, if not None); for
+    # frameworks that trace graphs whose shapes are not known
+    same_shape: Callable[[Array, Array, int | None], Array] = lambda value, _like, _axis: value
     # whether a compiler is tracing that turns NumPy's arrays into this framework's too (torch.compile does)
     adopts_numpy: Callable[[], bool] = lambda: False
     index_dtype: str = "int64"  # what `take`, `pick` and `put` want their ids in

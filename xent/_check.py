@@ -24,6 +24,8 @@ Shape = tuple[int | None, ...]
 class LabelError(ValueError):
     """A class id is neither a class nor the ignored one."""
 
+    __init__ = Exception.__init__  # AutoGraph re-raises errors of other constructors as something else
+
 
 # ---- arrays and their frameworks
 

@@ -35,16 +35,19 @@ def _look_up(x: Any, argument: str) -> Adapter:
     """By instance: JAX's tracers are instances of jax.Array, but their classes are no subclasses of it."""
     if isinstance(x, list | tuple | int | float):
         return load("numpy")
-    for name, types in FRAMEWORKS.items():
-        module = sys.modules.get(name)
-        if module is not None and any(isinstance(x, getattr(module, t, ())) for t in types):
-            adapter = load(name)
-            break
-    else:
-        adapter = _third_party(x, argument)
+    name = _framework(x)
+    adapter = _third_party(x, argument) if name is None else load(name)
     _check.array(x, argument)
     _by_type[type(x)] = adapter
     return adapter
+
+
+def _framework(x: Any) -> str | None:
+    for name, types in FRAMEWORKS.items():
+        module = sys.modules.get(name)
+        if isinstance(x, tuple([getattr(module, t, ()) for t in types])):  # () where it is not imported, or half
+            return name
+    return None
 
 
 def _third_party(x: Any, argument: str) -> Adapter:

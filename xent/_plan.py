@@ -50,7 +50,7 @@ def softmax(
     x, dtype, shape = _logits(xp, logits)
     axis = _check.class_axis(shape, axis)
     labels = _real(xp, "labels", labels, x, dtype)
-    _check.shapes_equal("labels", xp.ops.shape(labels), shape, "the logits'")
+    labels = _same_shape(xp, labels, x, shape)
     weights, table, denom = _row_arguments(xp, x, shape, axis, dtype, reduce, weights, class_weights, denom)
     plan = SoftmaxPlan(
         xp,
@@ -91,17 +91,23 @@ def sparse(
 
     _check.choice("invalid", invalid, _check.INVALID_MODES)
     ignore_index = _check.representable(_check.index("ignore_index", ignore_index), label_dtype)
-    if invalid in ("auto", "raise"):
-        values = own.ops.host(labels) if invalid == "auto" else own.ops.fetch(labels)
-        if values is not None:
-            _check.ids_in_range(values, classes, ignore_index, weights, xp.ops)
-        elif invalid == "raise":
-            raise _check.unreadable_ids()
+    if invalid == "auto":
+        readable = weights is None or xp.ops.host(weights) is not None  # an id of weight 0 may be anything
+        values = own.ops.host(labels) if readable else None
         invalid = "nan" if values is None else "raise"
+    elif invalid == "raise":
+        values = own.ops.fetch(labels)
+        if values is None:
+            raise _check.unreadable_ids()
+    if invalid == "raise":
+        _check.ids_in_range(values, classes, ignore_index, weights, xp.ops)
+        invalid = "raise" if weights is None else "ignore"  # what is left of them has weight 0
     masked = invalid != "raise" or ignore_index is not None or weights is not None or table is not None
     coded = own is not xp
     if coded:
         labels = xp.ops.asarray(_reduce.code(own.ops, labels, classes, ignore_index, invalid), x)
+    if None in shape or None in xp.ops.shape(labels):
+        labels = xp.ops.same_shape(labels, x, axis)
     plan = SoftmaxPlan(
         xp,
         axis,
@@ -130,7 +136,7 @@ def sigmoid(
 ) -> tuple[SigmoidPlan, tuple[Any, ...]]:
     x, dtype, shape = _logits(xp, logits)
     labels = _real(xp, "labels", labels, x, dtype)
-    _check.shapes_equal("labels", xp.ops.shape(labels), shape, "the logits'")
+    labels = _same_shape(xp, labels, x, shape)
     _check.reduction(reduce, denom)
     weights = _real(xp, "weights", weights, x, dtype)
     if weights is not None:
@@ -148,6 +154,13 @@ def _logits(xp: Adapter, logits: Array) -> tuple[Array, str, tuple[Any, ...]]:
     dtype = xp.ops.dtype(x)
     _check.floating("logits", dtype)
     return x, "float64" if dtype == "float64" else "float32", xp.ops.shape(x)
+
+
+def _same_shape(xp: Adapter, labels: Array, x: Array, shape: tuple[Any, ...]) -> Array:
+    """Soft labels of the logits' shape, now or, where it is not known yet, when the graph runs."""
+    given = xp.ops.shape(labels)
+    _check.shapes_equal("labels", given, shape, "the logits'")
+    return xp.ops.same_shape(labels, x, None) if None in shape or None in given else labels
 
 
 def _own(xp: Adapter, argument: str, value: Any, x: Array) -> tuple[Adapter, Array]:

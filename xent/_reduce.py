@@ -130,7 +130,7 @@ def inverse(ops: Ops, divisor: Scalar | None, value: Array) -> Scalar:
     """1 / divisor, and 0 for 0: a mean over nothing is 0."""
     if divisor is None:
         return 1.0
-    if isinstance(divisor, int | float):
+    if isinstance(divisor, int):
         return 1.0 / divisor if divisor else 0.0
     divisor = ops.astype(divisor, ops.dtype(value))
     return ops.where(divisor == 0, 0.0, 1.0 / ops.where(divisor == 0, 1.0, divisor))
@@ -142,7 +142,7 @@ def reduced(ops: Ops, reduce: str, value: Array, divisor: Scalar | None) -> Arra
     total = ops.sum(value, None)
     if divisor is None:
         return total
-    if isinstance(divisor, int | float):
-        return total / max(divisor, 1)  # of no examples the sum is 0 already
+    if isinstance(divisor, int):  # a count: of no examples the sum is 0 already
+        return total / max(divisor, 1)
     divisor = ops.astype(divisor, ops.dtype(value))
     return ops.where(divisor == 0, 0.0, total / ops.where(divisor == 0, 1.0, divisor))

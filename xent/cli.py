@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from xent import _live, _regimes, _report
@@ -46,6 +47,8 @@ def backends(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] =
     for name, known in found.items():
         if known is None:
             table.add_row(name, "[dim]not installed[/]", f"[dim]pip install 'xent\\[{name}]'[/]")
+        elif "problem" in known:
+            table.add_row(name, "[red]broken[/]", escape(known["problem"]))
         else:
             modes = (f"{mode} [dim]({why})[/]" if why else mode for mode, why in known["modes"].items())
             table.add_row(
@@ -80,8 +83,8 @@ def compare_command(
                 dtypes=[choice.value for choice in dtype or ()],
                 modes=[choice.value for choice in mode or ()] or MODES,
                 device=device,
-                logits=_load(logits),
-                labels=_load(labels),
+                logits=_load(logits, "logits"),
+                labels=_load(labels, "labels"),
                 ignore_index=ignore_index,
                 progress=step,
             )
@@ -180,28 +183,34 @@ def _print_pairs(result: Comparison) -> None:
     out.print()
 
 
-def _load(path: Path | None) -> Any:
-    """The array in a file; of an archive, its only one, or the one that is named like the option."""
+def _load(path: Path | None, name: str) -> Any:
+    """The array in a file; of an archive, the one of this name, or its only one."""
     if path is None:
         return None
+    if path.suffix not in (".npy", ".npz", ".safetensors"):
+        raise ValueError(f"{path}: expected .npy, .npz or .safetensors")
+    if not path.exists():
+        raise ValueError(f"{path}: no such file")
+    try:
+        arrays = _arrays(path, name)
+    except ImportError:
+        raise ValueError(f"{path}: reading .safetensors needs: pip install safetensors") from None
+    except Exception as error:  # whatever a reader makes of a file that is not one
+        raise ValueError(f"{path}: not a readable {path.suffix} file ({type(error).__name__})") from None
+    if name not in arrays and len(arrays) != 1:
+        raise ValueError(f"{path}: expected one array or one named {name!r}, found {', '.join(arrays) or 'none'}")
+    return arrays.get(name, next(iter(arrays.values())))
+
+
+def _arrays(path: Path, name: str) -> dict[str, Any]:
     if path.suffix == ".npy":
-        return np.load(path, allow_pickle=False)
+        return {name: np.load(path, allow_pickle=False)}
     if path.suffix == ".npz":
         with np.load(path, allow_pickle=False) as archive:
-            return _only(path, {name: archive[name] for name in archive.files})
-    if path.suffix == ".safetensors":
-        try:
-            from safetensors.numpy import load_file
-        except ImportError:
-            raise ValueError(f"{path}: reading .safetensors needs: pip install safetensors") from None
-        return _only(path, load_file(path))
-    raise ValueError(f"{path}: expected .npy, .npz or .safetensors")
+            return {member: archive[member] for member in archive.files}
+    from safetensors.numpy import load_file
 
-
-def _only(path: Path, arrays: dict[str, Any]) -> Any:
-    if len(arrays) != 1:
-        raise ValueError(f"{path}: expected one array, found {len(arrays)}: {', '.join(arrays)}")
-    return next(iter(arrays.values()))
+    return dict(load_file(path))
 
 
 def _finite(value: Any) -> Any:

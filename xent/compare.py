@@ -209,12 +209,12 @@ def _own(
     options = {} if ignore_index is None else {"ignore_index": ignore_index}
     found = []
     for loss, dtype in itertools.product(losses, dtypes):
-        own = _regimes.rounded(x.astype(np.float64).reshape(-1, x.shape[-1]) if x.ndim else x, dtype)
-        shaped = y.reshape(-1) if hard else y.reshape(-1, x.shape[-1])
-        # the same checks and sentences as any call's
         import xent
 
-        getattr(xent, loss)(own, shaped, **(options if loss == "sparse_ce" else {}))
+        # the same checks and sentences as any call's
+        getattr(xent, loss)(x.astype(np.float64), y, **(options if loss == "sparse_ce" else {}))
+        own = _regimes.rounded(x.astype(np.float64).reshape(-1, x.shape[-1]), dtype)
+        shaped = y.reshape(-1) if hard else y.reshape(own.shape)
         shaped = shaped if hard else _regimes.rounded(shaped.astype(np.float64), _regimes.PRECISION[dtype].compute)
         batch = Batch(loss, dtype, own, shaped, ("yours",) * len(own), options if loss == "sparse_ce" else {})
         found += [(mode, batch) for mode in MODES]
@@ -234,12 +234,17 @@ def _present(backends: Sequence[str] | None) -> tuple[list[str], list[str]]:
 def facts(name: str) -> dict[str, Any]:
     """A framework's version, devices, dtypes and modes, asked in a process of its own."""
     code = f"import json; from xent import _worker; print(json.dumps(_worker.facts({name!r})))"
-    return json.loads(_python(["-c", code]).splitlines()[-1])  # type: ignore[no-any-return]
+    try:
+        return json.loads(_python(["-c", code]).splitlines()[-1])  # type: ignore[no-any-return]
+    except RuntimeError as error:  # installed, but it does not import
+        return {"version": "?", "devices": [], "dtypes": [], "modes": {}, "problem": str(error).splitlines()[-1]}
 
 
 def _tasks(
     name: str, known: dict[str, Any], modes: Iterable[str], device: str, batches: list[tuple[str, Batch]]
 ) -> tuple[list[Task], list[str]]:
+    if "problem" in known:
+        return [], [f"{name}: {known['problem']}"]
     if device not in known["devices"]:
         return [], [f"{name}: no device {device!r}, only {', '.join(known['devices'])}"]
     why = {mode: known["modes"].get(mode) for mode in modes}  # "" where it runs, None where there is no such thing

@@ -68,8 +68,11 @@ def add_pairs(parts: list[Array]) -> Array:
 
 
 def _times(ops: Ops, weight: Array, gap: Array) -> Array:
-    """weight * gap with 0 * inf = 0: a class that has no weight adds nothing, however impossible it is."""
-    return ops.where(weight == 0, 0.0, weight * gap)
+    """weight * gap with 0 * inf = 0: a class that has no weight adds nothing, however impossible it is.
+
+    Only the infinite gap is replaced: the derivative in a weight of 0 is the gap.
+    """
+    return weight * ops.where((weight == 0) & (gap == INF), 0.0, gap)
 
 
 def _class(ops: Ops, lay: Layout, ids: Array) -> Array:
