@@ -86,5 +86,6 @@ def _import(name: str) -> None:
     setattr(_adapters, name, adapter)
 
 
-# Where torch.compile traces a first dispatch, it then calls this for real instead of tracing an import.
+# Where a first dispatch is traced, torch.compile and AutoGraph then call this for real instead of tracing an import.
 _import._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_import.autograph_info__ = {}  # type: ignore[attr-defined]
