@@ -66,10 +66,6 @@ def astype(x: Array, dtype: str) -> Array:
     return x.to(getattr(torch, dtype))
 
 
-def where(condition: Array, a: Any, b: Any) -> Array:
-    return torch.where(condition, a, b)
-
-
 # ---- mathematics along an axis
 
 
@@ -106,7 +102,7 @@ OPS = Ops(
     asarray=asarray,
     astype=astype,
     integer=lambda x: x.to(torch.int64),
-    where=where,
+    where=torch.where,
     expand_dims=torch.unsqueeze,
     squeeze=torch.squeeze,
     zeros_like=torch.zeros_like,

@@ -208,9 +208,9 @@ def _own(
     dtypes = dtypes or [x.dtype.name if x.dtype.name in _regimes.DTYPES else "float32"]
     options = {} if ignore_index is None else {"ignore_index": ignore_index}
     found = []
-    for loss, dtype in itertools.product(losses, dtypes):
-        import xent
+    import xent  # which imports this module
 
+    for loss, dtype in itertools.product(losses, dtypes):
         # the same checks and sentences as any call's
         getattr(xent, loss)(x.astype(np.float64), y, **(options if loss == "sparse_ce" else {}))
         own = _regimes.rounded(x.astype(np.float64).reshape(-1, x.shape[-1]), dtype)
