@@ -5,13 +5,9 @@ from __future__ import annotations
 import datetime
 import math
 import platform
-import re
-from pathlib import Path
 
 import xent
-
-README = Path(__file__).parents[1] / "README.md"
-START, END = "<!-- accuracy: python benchmarks/accuracy.py -->\n", "<!-- /accuracy -->"
+from xent.benchmarks.readme import write
 
 
 def figure(x: float) -> str:
@@ -32,6 +28,4 @@ def table() -> str:
 
 
 if __name__ == "__main__":
-    text = README.read_text(encoding="utf-8")
-    pattern = re.escape(START) + ".*?" + re.escape(END)
-    README.write_text(re.sub(pattern, lambda _: START + table() + END, text, flags=re.DOTALL), encoding="utf-8")
+    write("accuracy", table())

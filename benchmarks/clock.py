@@ -1,0 +1,114 @@
+"""How one contender is timed, how its memory is taken, and how a clock that stopped too early is found out."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import psutil
+
+Call = Callable[[], Any]
+Wait = Callable[[Any], None]
+LATE = 0.25  # of a call's time: so much may a result's first fetch take longer than a later one's
+
+
+def seconds(calls: Iterator[Call], wait: Wait, repeat: int) -> float:
+    """Per call, over the next `repeat` of them; giving back the results' memory is part of it."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        start = time.perf_counter()
+        for _ in range(repeat):
+            result = next(calls)()
+            wait(result)
+            del result
+        return (time.perf_counter() - start) / repeat
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def late(call: Call, wait: Wait, fetch: Callable[[Any], Any], tries: int = 5) -> bool:
+    """Whether the result is not there yet when `wait` returns.
+
+    A result fetched at once is compared with one fetched after a pause: it may not take longer by a part of the
+    call's own time. Knows nothing of any framework, so it also finds out a framework's own `wait`.
+    """
+    whole: list[float] = []
+    at_once: list[float] = []
+    rested: list[float] = []
+    for _ in range(tries):
+        for took, pause in ((at_once, 0.0), (rested, min(1.0, 0.01 + 4 * max(whole, default=0.0)))):
+            start = time.perf_counter()
+            result = call()
+            wait(result)
+            time.sleep(pause)
+            fetched = time.perf_counter()
+            fetch(result)
+            took.append(time.perf_counter() - fetched)
+            if not pause:
+                whole.append(time.perf_counter() - start)
+            del result
+    return median(at_once) - median(rested) > max(LATE * median(whole), 20e-6)
+
+
+def peak_memory(call: Call) -> int:
+    """Bytes of host memory at the peak of a call beyond those before it, its result included."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)  # what the allocator keeps for later would hide what is used
+    before: int = psutil.Process().memory_info().rss
+    watch = _KernelPeak() if sys.platform == "linux" and _KernelPeak.works() else _SampledPeak()
+    with watch:
+        call()
+    return max(0, watch.peak - before)
+
+
+class _KernelPeak:
+    """Linux keeps the peak, and forgets it on demand."""
+
+    status, forget = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+    peak = 0
+
+    @classmethod
+    def works(cls) -> bool:
+        try:
+            cls.forget.write_text("5")
+        except OSError:
+            return False
+        return True
+
+    def __enter__(self) -> None:
+        self.forget.write_text("5")
+
+    def __exit__(self, *_: object) -> None:
+        line = next(line for line in self.status.read_text().splitlines() if line.startswith("VmHWM"))
+        self.peak = 1024 * int(line.split()[1])
+
+
+class _SampledPeak:
+    """Elsewhere a thread looks every half a millisecond."""
+
+    def __init__(self) -> None:
+        self.peak, self.stop = 0, threading.Event()
+        self.thread = threading.Thread(target=self._look, daemon=True)
+
+    def _look(self) -> None:
+        process = psutil.Process()
+        while not self.stop.wait(0.0005):
+            self.peak = max(self.peak, process.memory_info().rss)
+
+    def __enter__(self) -> None:
+        self.thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop.set()
+        self.thread.join()

@@ -1,0 +1,240 @@
+"""The driver: the processes, and the rounds in which all contenders take turns."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import machine
+from .result import Case, Result, Series
+from .rows import size
+from .workers import Died, Failed, Worker, each
+from .workloads import PASSES, WIDTH, Workload
+
+SEED = 0
+SLOW = 0.25  # seconds a call: longer samples are steadier, and are taken in every other round only
+Progress = Callable[[str, int, int], None]  # (what is being done, how much is done, of how much)
+
+
+@dataclass(frozen=True)
+class Settings:
+    backends: tuple[str, ...]
+    modes: tuple[str, ...]
+    device: str
+    rivals: bool
+    threads: int
+    rounds: int
+    sample: float
+    sweep: str | None
+    seed: int  # of the order of turns
+
+    @property
+    def kind(self) -> str:
+        """What a process calls the one device that it sees."""
+        return self.device.partition(":")[0]
+
+
+@dataclass
+class Entry:
+    """A contender in one pass, and the process it is in."""
+
+    worker: Worker
+    index: int
+    series: Series
+    each: float = 0.0  # seconds a call
+    samples: list[float | None] = field(default_factory=list)
+
+
+class Driver:
+    """One run: its settings, its result so far, and the processes that are alive."""
+
+    def __init__(self, settings: Settings, result: Result, save: Path | str | None, progress: Progress | None) -> None:
+        self.settings, self.result, self.file, self.progress = settings, result, save, progress
+        self.workers: list[Worker] = []
+        self.done, self.of = 0, 1
+
+    def all(self, cases: list[tuple[int | None, Workload, str]], times: int = 1) -> None:
+        self.of = len(cases) * times
+        self.workers = self._start()
+        for value, workload, dtype in cases:
+            need = self._memory_needed(workload, dtype, 1)
+            if need > machine.memory("available"):  # what the processes had once, some of them keep
+                self.end()
+                self.workers = self._start()
+            if need > machine.memory("available"):
+                here = machine.memory("available")
+                self._absent(f"{workload.name} {dtype}: needs {size(need, 2)} of free memory, {size(here, 2)} are")
+                continue
+            try:
+                self._case(value, workload, dtype)
+            except Died as died:  # the memory's
+                self._absent(f"memory: lost at {workload.name} {dtype}: {died}")
+                break
+            finally:
+                self.save()
+
+    def save(self) -> None:
+        if self.file is not None and self.result.cases:
+            self.result.save(self.file)
+
+    def end(self) -> None:
+        for worker in self.workers:
+            worker.end()
+        self.workers = []
+
+    # ---- processes
+
+    def _start(self) -> list[Worker]:
+        """The memory's first, then a process for each framework and for Keras on each."""
+        names = ["memory", *self.settings.backends]
+        if self.settings.rivals:
+            if importlib.util.find_spec("keras"):
+                names += [f"keras-{name}" for name in self.settings.backends if name != "numpy"]
+            else:
+                self._absent("keras: not installed (pip install keras)")
+        self._say("starting the frameworks", 0)
+        self.workers = [Worker(name, self.settings.device, self.settings.threads) for name in names]
+        started = each(self._started, self.workers)
+        kept = [worker for worker, fine in zip(self.workers, started, strict=True) if fine]
+        for worker in self.workers:
+            if worker not in kept:
+                worker.end()
+        if len(kept) < 2 or kept[0].backend != "memory":
+            raise ValueError(f"nothing to time: {'; '.join(self.result.absent) or 'no framework is installed'}")
+        return kept
+
+    def _started(self, worker: Worker) -> bool:
+        try:
+            found = worker.ask(
+                "start", backend=worker.backend, device=self.settings.kind, threads=self.settings.threads
+            )
+        except Died as died:
+            found = {"problem": str(died)}
+        if "problem" in found:
+            self._absent(f"{worker.backend}: {found['problem']}")
+            return False
+        self.result.machine.setdefault("versions", {}).update(found["versions"])
+        for reason in found["absent"] if self.settings.rivals else ():
+            self._absent(reason)
+        return True
+
+    def _absent(self, reason: str) -> None:
+        if reason not in self.result.absent:
+            self.result.absent.append(reason)
+
+    def _lost(self, worker: Worker, died: Died, what: str) -> None:
+        self._absent(f"{worker.backend}: lost at {what}: {died}")
+        worker.end()
+        self.workers.remove(worker)
+
+    def _memory_needed(self, workload: Workload, dtype: str, at_once: int) -> int:
+        """Each process holds its logits, and labels that may be as large; one that prepares some seven times as much,
+        in float32."""
+        arrays = workload.copies(dtype) + (workload.loss != "sparse_ce")
+        return workload.size * (arrays * WIDTH[dtype] * len(self.workers) + 7 * WIDTH["float32"] * at_once)
+
+    # ---- one case
+
+    def _case(self, value: int | None, workload: Workload, dtype: str) -> None:
+        memory, *workers = self.workers
+        self._say(f"preparing {workload.name} {dtype}", 0)
+        moved = memory.ask("memory", size=workload.size * WIDTH[dtype])["size"]
+        room = self._memory_needed(workload, dtype, machine.cores()) < machine.memory("available")
+        prepared = each(lambda worker: self._prepare(worker, workload, dtype), workers, room)
+        entries = [entry for found, _ in prepared for entry in found]
+        samples: dict[str, list[float | None]] = {"read": [], "write": [], "copy": []}
+        try:
+            self._rounds(memory, samples, entries, f"{workload.name} {dtype}")
+        finally:  # after Ctrl-C, with the rounds that are whole
+            timed = [entry.samples for entry in entries if entry.samples or not entry.series.problem]
+            whole = min(map(len, [*samples.values(), *timed]))
+            read, write = workload.traffic(dtype, "both")
+            case = Case(
+                workload.name,
+                workload.why,
+                workload.loss,
+                workload.shape,
+                workload.axis,
+                dtype,
+                buffers=max((buffers for _, buffers in prepared), default=0),
+                read=read,
+                write=write,
+                moved=moved,
+                memory={what: tuple(column[:whole]) for what, column in samples.items()},
+                series=[replace(entry.series, seconds=tuple(entry.samples[:whole])) for entry in entries],
+                value=value,
+            )
+            if whole:
+                self.result.cases.append(case)
+        for worker in list(self.workers):
+            self._clear(worker, f"{workload.name} {dtype}")
+
+    def _clear(self, worker: Worker, what: str) -> None:
+        try:
+            worker.ask("end")
+        except Died as died:
+            self._lost(worker, died, what)
+
+    def _prepare(self, worker: Worker, workload: Workload, dtype: str) -> tuple[list[Entry], int]:
+        """Makes the arrays and checks every contender."""
+        try:
+            found = worker.ask("case", workload=asdict(workload), dtype=dtype, seed=SEED)
+            entries = [self._check(worker, index, c, which) for index, c, which in self._wanted(found["contenders"])]
+            if "absent" in found:
+                self._absent(f"{worker.backend}: {found['absent']}")
+                return [], 0
+            worker.ask("checked")
+            return entries, found["buffers"]
+        except Failed as failed:
+            self._absent(f"{worker.backend}: left out at {workload.name} {dtype}: {failed}")
+            return [], 0
+        except Died as died:
+            self._lost(worker, died, f"{workload.name} {dtype}")
+            return [], 0
+
+    def _wanted(self, contenders: list[dict[str, Any]]) -> Iterator[tuple[int, dict[str, Any], str]]:
+        modes = {*self.settings.modes, *(("graph",) if "compiled" in self.settings.modes else ())}
+        for index, contender in enumerate(contenders):
+            if contender["mode"] in modes and (contender["ours"] or self.settings.rivals):
+                for which in PASSES:
+                    yield index, contender, which
+
+    def _check(self, worker: Worker, index: int, contender: dict[str, Any], which: str) -> Entry:
+        backend = worker.backend.removeprefix("keras-")
+        self._say(f"checking {contender['name']}, {backend} {contender['mode']}", 0)
+        found = worker.ask("check", index=index, which=which)
+        each_call = found.pop("seconds", 0.0)
+        series = Series(contender["name"], backend, contender["mode"], contender["ours"], which, **found)
+        return Entry(worker, index, series, each_call)
+
+    def _rounds(self, memory: Worker, samples: dict[str, list[float | None]], entries: list[Entry], what: str) -> None:
+        """Every contender once a round, in another order each time."""
+        rng, rounds = np.random.default_rng(self.settings.seed), self.settings.rounds
+        timed = [entry for entry in entries if not entry.series.problem]
+        for number in range(rounds):
+            self._say(f"timing {what}, round {number + 1} of {rounds}", (1 + number / rounds) / 2)
+            for one, column in samples.items():
+                column.append(memory.ask("move", what=one)["seconds"])
+            for i in rng.permutation(len(timed)):
+                skip = timed[i].each > SLOW and number % 2 == 1
+                timed[i].samples.append(None if skip else self._time(timed[i]))
+        self.done += 1
+
+    def _time(self, entry: Entry) -> float | None:
+        repeat = int(min(max(self.settings.sample / max(entry.each, 1e-9), 1), 10_000))
+        try:
+            found = entry.worker.ask("time", index=entry.index, which=entry.series.which, repeat=repeat)
+        except Died as died:  # `_case` sees to the process
+            entry.series = replace(entry.series, problem=str(died))
+            return None
+        seconds: float = found["seconds"]
+        return seconds
+
+    def _say(self, what: str, part: float) -> None:
+        if self.progress:
+            self.progress(what, int(100 * (self.done + part) / self.of), 100)

@@ -1,0 +1,204 @@
+"""One framework's process: builds the contenders, checks them, and times them one call at a time as the driver asks.
+
+Speaks JSON, a line a message, on the standard output it was started with; whatever the frameworks print goes to
+standard error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import itertools
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from xent import _live
+
+from . import clock, memory_traffic, truth
+from .frameworks import Contender, Framework
+from .workloads import PASSES, Workload
+
+SLOW = 0.1  # seconds: what takes so long has not come back early
+REST = 0.01  # seconds: threads of a framework that has just been timed still spin
+
+
+class Server:
+    """The state between messages."""
+
+    framework: Framework
+
+    def start(self, backend: str, device: str, threads: int) -> dict[str, Any]:
+        """Imports the framework; answers with what it is, and with what cannot be run here."""
+        name, _, keras = backend.partition("-")
+        if name == "memory":
+            self.threads, self.device = threads, device
+            return {"versions": {}, "absent": []}
+        live = _live.live(keras or name)
+        self.dtypes, self.device = live.dtypes, _live.device(live.devices(), device)
+        if not self.device:
+            return {"problem": f"no {device} here, only {', '.join(live.devices())}"}
+        _limit(keras or name, threads)
+        module = importlib.import_module(f"xent.benchmarks.frameworks.{name}")
+        self.framework = module.make(self.device, keras) if keras else module.make(self.device)
+        return {"versions": {name: _version(name) for name in self.framework.versions}, "absent": self.framework.absent}
+
+    def case(self, workload: dict[str, Any], dtype: str, seed: int) -> dict[str, Any]:
+        """Makes the arrays; answers with the contenders' names and modes."""
+        self.end()
+        workload["shape"] = tuple(workload["shape"])
+        self.workload, self.dtype = Workload(**workload), dtype
+        if dtype not in self.dtypes:
+            return {"contenders": [], "buffers": 0, "absent": f"no {dtype} without ml_dtypes"}
+        self.framework.begin(dtype)
+        x, y = self.workload.arrays(seed)
+        x = truth.rounded(x, dtype)
+        if self.workload.loss != "sparse_ce":
+            y = truth.rounded(y, dtype)
+        self.x, self.y = x, y
+        self.labels = self.framework.array(y, dtype)
+        self.logits = [self.framework.array(x, dtype) for _ in range(self.workload.copies(dtype))]
+        self.turns = itertools.cycle(range(len(self.logits)))
+        self.contenders = self.framework.contenders(self.workload)
+        self.true: truth.Truth | None = None
+        named = [{"name": c.name, "mode": c.mode, "ours": c.ours} for c in self.contenders]
+        return {"contenders": named, "buffers": len(self.logits)}
+
+    def check(self, index: int, which: str) -> dict[str, Any]:
+        """First call, correctness, whether it waits, memory, and about how long a call takes."""
+        try:
+            return self._checked(self.contenders[index], which)
+        except Exception as error:  # whatever a framework raises is what the report is to say
+            return {"problem": f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}"}
+
+    def _checked(self, contender: Contender, which: str) -> dict[str, Any]:
+        wait = self.framework.wait
+        self._restore(contender)
+        start = time.perf_counter()
+        result = next(self._calls(contender, which))()
+        wait(result)
+        first = time.perf_counter() - start
+        errors = self._errors(result, which)
+        del result
+        self._restore(contender)
+        call = next(self._calls(contender, which))
+        peak, once = self._memory_and_time(call)
+        self._restore(contender)
+        waits = once > SLOW or not clock.late(call, wait, partial(_fetch, self.framework))
+        return {"first": first, "waits": waits, "memory": peak, "seconds": once, **errors}
+
+    def _memory_and_time(self, call: Callable[[], Any]) -> tuple[int | None, float]:
+        """Of the second call, which compiles nothing."""
+        times: list[float] = []
+
+        def timed() -> None:
+            times.append(clock.seconds(iter([call]), self.framework.wait, 1))
+
+        stop = self.framework.peak() if self.framework.peak else lambda: 0
+        of_process = clock.peak_memory(timed)
+        counted = stop()
+        if self.device == "cpu" and counted is not None:  # TensorFlow's count knows nothing of memory it was lent
+            counted = max(counted, of_process)
+        return counted, times[0]
+
+    def checked(self) -> dict[str, Any]:
+        """Gives back what only checks need: every process holds its own arrays."""
+        if not any(contender.overwrites for contender in self.contenders):
+            del self.x, self.y
+            self.true = None
+        return {}
+
+    def time(self, index: int, which: str, repeat: int) -> dict[str, Any]:
+        contender = self.contenders[index]
+        self._restore(contender)
+        calls = self._calls(contender, which)
+        time.sleep(REST)
+        if repeat > 1:
+            clock.seconds(calls, self.framework.wait, 1 + repeat // 10)  # caches and thread pools wake up
+        return {"seconds": clock.seconds(calls, self.framework.wait, repeat)}
+
+    def memory(self, size: int) -> dict[str, Any]:
+        self.traffic = memory_traffic.make(size, self.device, self.threads)
+        for what in ("read", "write", "copy"):
+            getattr(self.traffic, what)()
+        return {"size": self.traffic.size}
+
+    def move(self, what: str) -> dict[str, Any]:
+        time.sleep(REST)
+        return {"seconds": clock.seconds(iter([getattr(self.traffic, what)]), lambda result: None, 1)}
+
+    def end(self) -> dict[str, Any]:
+        for name in ("x", "y", "labels", "logits", "contenders", "true", "traffic"):
+            self.__dict__.pop(name, None)
+        gc.collect()
+        return {}
+
+    def _calls(self, contender: Contender, which: str) -> Iterator[Callable[[], Any]]:
+        """Each with the next of the logits, which all contenders take turns on."""
+        function = contender.forward if which == PASSES[0] else contender.both
+        return map([partial(function, x, self.labels) for x in self.logits].__getitem__, self.turns)
+
+    def _restore(self, contender: Contender) -> None:
+        if contender.overwrites:
+            self.logits = [self.framework.array(self.x, self.dtype) for _ in self.logits]
+
+    def _errors(self, result: Any, which: str) -> dict[str, Any]:
+        if self.true is None:
+            self.true = truth.truth(self.workload, self.x, self.y)
+        loss, gradient = (result, None) if which == PASSES[0] else result
+        found = {"value_error": truth.value_error(self.true, self.framework.numpy(loss)), "returns": _dtype(loss)}
+        if gradient is not None:
+            if _dtype(gradient) != self.dtype:
+                raise TypeError(f"gradient: expected {self.dtype}, got {_dtype(gradient)}")
+            found["gradient_error"] = truth.gradient_error(self.true, self.framework.numpy(gradient), self.dtype)
+        return found
+
+
+def _dtype(array: Any) -> str:
+    """Its NumPy name, whatever the framework; "" for what is no array."""
+    dtype = getattr(array, "dtype", "")
+    return str(getattr(dtype, "name", None) or str(dtype).removeprefix("torch."))
+
+
+def _fetch(framework: Framework, result: Any) -> None:
+    """A number of each array: it is not there before the array is, and takes no time to bring over."""
+    for array in result if isinstance(result, tuple) else (result,):
+        framework.numpy(array[(0,) * array.ndim] if getattr(array, "ndim", 0) else array)
+
+
+def _limit(backend: str, threads: int) -> None:
+    """The affinity this process was given does it where the system knows one; these two have a setting."""
+    if backend == "torch":
+        importlib.import_module("torch").set_num_threads(threads)
+    if backend == "tensorflow":
+        threading = importlib.import_module("tensorflow").config.threading
+        threading.set_intra_op_parallelism_threads(threads)
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "?"
+
+
+def main() -> None:
+    with contextlib.suppress(AttributeError):  # frameworks count the processors that they may use
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(sys.argv[1])])
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    server = Server()
+    for line in sys.stdin:
+        message = json.loads(line)
+        try:
+            answer = getattr(server, message.pop("do"))(**message)
+        except Exception:
+            answer = {"crash": traceback.format_exc()}
+        print(json.dumps(answer), file=answers, flush=True)

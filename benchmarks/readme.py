@@ -1,0 +1,19 @@
+"""Puts a table that a command made into a page, between the two comments that name the command."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+README = Path(__file__).parents[1] / "README.md"
+PERFORMANCE = README.parent / "docs" / "performance.md"
+
+
+def marked(name: str, text: str) -> str:
+    return f"<!-- {name}: python benchmarks/{name}.py -->\n{text}<!-- /{name} -->"
+
+
+def write(name: str, text: str, page: Path = README) -> None:
+    pattern = marked(re.escape(name), ".*?")
+    old = page.read_text(encoding="utf-8")
+    page.write_text(re.sub(pattern, lambda _: marked(name, text), old, flags=re.DOTALL), encoding="utf-8")

@@ -1,0 +1,95 @@
+"""Writes docs/performance.md's table of targets, met or not: python benchmarks/targets.py"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from xent.benchmarks.readme import PERFORMANCE, write
+from xent.benchmarks.result import Case, Result, Series, ratio
+from xent.benchmarks.rows import origin, times
+from xent.benchmarks.speed import RESULT
+
+
+class Target(NamedTuple):
+    """How many times as long a rival takes as xent, at least."""
+
+    least: float
+    workload: str
+    dtype: str
+    which: str
+    backend: str
+    mode: str  # xent's
+    rival: str  # its mode; "best": the fastest of all
+
+
+TARGETS = (
+    Target(4, "lm", "float32", "both", "torch", "eager", "eager"),
+    Target(2.5, "lm", "float32", "both", "torch", "eager", "compiled"),
+    Target(2, "lm", "float32", "both", "jax", "compiled", "compiled"),
+    Target(5, "lm", "float32", "both", "tensorflow", "eager", "eager"),
+    Target(1.7, "lm", "float32", "both", "tensorflow", "eager", "compiled"),
+    Target(4, "lm", "float32", "both", "numpy", "eager", "best"),
+    Target(4, "lm", "float32", "forward", "torch", "eager", "eager"),
+    Target(1.3, "lm", "float32", "forward", "torch", "eager", "compiled"),
+    Target(1.8, "lm", "float32", "forward", "jax", "compiled", "compiled"),
+    Target(8, "lm", "float32", "forward", "numpy", "eager", "best"),
+    Target(4, "lm-large", "bfloat16", "both", "torch", "eager", "eager"),
+    Target(3, "images", "float32", "both", "torch", "eager", "eager"),
+    Target(2, "segmentation", "float32", "both", "torch", "eager", "eager"),
+    Target(3, "soft-large", "float32", "both", "torch", "eager", "eager"),
+    Target(4, "multilabel", "float32", "both", "torch", "eager", "eager"),
+    Target(1 / 1.3, "tiny", "float32", "both", "torch", "eager", "eager"),
+)
+FLOOR = 1.3  # times the floor, at most, of lm in float32 with its gradient
+EXTRA = 0.02  # of the logits, beyond the gradient
+
+
+def table(result: Result) -> str:
+    lines = ["| workload | xent on | against | target | measured | |", "|" + " --- |" * 6]
+    lines += [_against(result, target) for target in TARGETS]
+    case = _case(result, "lm", "float32")
+    assert case is not None
+    for backend, mode in (("numpy", "eager"), ("torch", "eager"), ("tensorflow", "eager"), ("jax", "compiled")):
+        series = case.find("xent", backend, mode, "both")
+        if series is not None:
+            distance = ratio(series.seconds, case.floor("both")).median
+            extra = max(0, (series.memory or 0) - case.write) / case.write
+            name = f"| lm float32, with gradient | {backend} {mode}"
+            lines.append(f"{name} | the floor | at most {FLOOR}x | {times(distance)} | {_met(distance <= FLOOR)} |")
+            lines.append(f"{name} | extra memory | at most {EXTRA:.0%} | {extra:.1%} | {_met(extra <= EXTRA)} |")
+    return "\n".join([*lines, "", origin(result), ""])
+
+
+def _against(result: Result, target: Target) -> str:
+    what = f"{target.workload} {target.dtype}, {'forward' if target.which == 'forward' else 'with gradient'}"
+    case = _case(result, target.workload, target.dtype)
+    if case is None:
+        wanted = f"at least {times(target.least)}"
+        return f"| {what} | {target.backend} {target.mode} | {target.rival} | {wanted} | | not measured |"
+    ours = case.find("xent", target.backend, target.mode, target.which)
+    rivals = [s for s in case.series if _is(s, target) and not s.problem and not case.wrong(s)]
+    rival = min(rivals, key=lambda s: s.time.median)
+    assert ours is not None
+    found = ratio(rival.seconds, ours.seconds)
+    return (
+        f"| {what} | {target.backend} {target.mode} | `{rival.name}` {rival.mode} | at least {times(target.least)} | "
+        f"{times(found.median)} ({times(found.low)} to {times(found.high)}) | {_met(found.median >= target.least)} |"
+    )
+
+
+def _is(series: Series, target: Target) -> bool:
+    """The framework's own, not Keras on it."""
+    same = (series.backend, series.which, series.ours) == (target.backend, target.which, False)
+    return same and target.rival in (series.mode, "best") and not series.name.startswith("keras")
+
+
+def _case(result: Result, workload: str, dtype: str) -> Case | None:
+    return next((case for case in result.cases if (case.workload, case.dtype) == (workload, dtype)), None)
+
+
+def _met(met: bool) -> str:
+    return "met" if met else "**missed**"
+
+
+if __name__ == "__main__":
+    write("targets", table(Result.load(RESULT)), PERFORMANCE)

@@ -1,0 +1,687 @@
+"""The timing harness: that it checks before it times, that its clock waits, and that nothing finished is lost."""
+
+import dataclasses
+import gc
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import time
+import types
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import xent
+from typer.testing import CliRunner
+from xent import _live, _regimes, cli, oracle
+from xent.benchmarks import clock, diff, driver, memory_traffic, run, truth
+from xent.benchmarks.frameworks import Contender
+from xent.benchmarks.frameworks import numpy as with_numpy
+from xent.benchmarks.process import Server
+from xent.benchmarks.result import Case, Result, Series
+from xent.benchmarks.workloads import WORKLOADS, Traffic, Workload, sweep
+
+SMALL = {
+    "rows": Workload("rows", "classes last", "sparse_ce", (6, 11)),
+    "pixels": Workload("pixels", "classes in the middle", "sparse_ce", (2, 5, 3, 4), axis=1),
+    "soft": Workload("soft", "distributions", "softmax_ce", (6, 11)),
+    "tags": Workload("tags", "elementwise", "sigmoid_ce", (6, 11)),
+}
+NEVER = Path(__file__).parent / "toy"  # any folder that holds no results
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(cli.app, [str(a) for a in arguments], env={"COLUMNS": "100"})
+
+
+# ---- workloads
+
+
+def test_traffic():
+    """Each array once: logits and labels in, a gradient out."""
+    lm = WORKLOADS["lm"]
+    logits, ids = 4096 * 32000, 4 * 4096
+    assert lm.traffic("float32", "forward") == Traffic(4 * logits + ids, 0)
+    assert lm.traffic("bfloat16", "both") == Traffic(2 * logits + ids, 2 * logits)
+    assert WORKLOADS["soft-large"].traffic("float32", "both") == Traffic(8 * logits, 4 * logits)
+    assert WORKLOADS["segmentation"].rows == 8 * 256 * 256
+
+
+@pytest.mark.parametrize("workload", SMALL.values(), ids=SMALL)
+def test_arrays_are_the_same_everywhere(workload):
+    """Every process makes its own."""
+    (x, y), (x2, y2) = workload.arrays(0), workload.arrays(0)
+    np.testing.assert_array_equal(x, x2)
+    np.testing.assert_array_equal(y, y2)
+    assert x.shape == workload.shape
+    assert x.dtype == np.float32
+    if workload.loss == "softmax_ce":
+        np.testing.assert_allclose(y.sum(workload.axis), 1, rtol=1e-5)
+
+
+def test_sweeps():
+    found = list(sweep(WORKLOADS["lm"], "classes"))
+    assert [value for value, _ in found][:3] == [16, 64, 256]
+    assert all(w.shape == (256, value) and w.classes == value for value, w in found)
+    assert [w.shape for _, w in sweep(SMALL["rows"], "rows", largest=50_000)] == [(256, 11), (1024, 11), (4096, 11)]
+    with pytest.raises(ValueError, match=r"sweep: expected a workload of shape \(rows, classes\)"):
+        list(sweep(SMALL["pixels"], "rows"))
+
+
+# ---- the truth
+
+
+@pytest.mark.parametrize("workload", SMALL.values(), ids=SMALL)
+def test_truth_is_the_oracle(workload, monkeypatch):
+    monkeypatch.setattr(truth, "BLOCK", 22)  # more than one block
+    x, y = workload.arrays(1)
+    axis = {} if workload.loss == "sigmoid_ce" else {"axis": workload.axis}
+    want = getattr(oracle, workload.loss)(x.astype(np.float64), y, **axis)
+    true = truth.truth(workload, x, y)
+    assert truth.value_error(true, want.loss) < 1e-14
+    assert truth.gradient_error(true, want.logits, "float64") < 1e-13
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_rounded(dtype):
+    x = np.concatenate([np.random.default_rng(0).normal(size=1000), [0, -0.0, 1, 1 + 2**-9, 1 + 3 * 2**-9]])
+    np.testing.assert_array_equal(truth.rounded(x.astype(np.float32), dtype), _regimes.rounded(x, dtype))
+
+
+# ---- checking contenders
+
+
+def serve(workload, framework, contender=None, dtype="float32"):
+    """The process's server, in this one, with the contender in the place of the framework's own."""
+    server = Server()
+    server.framework, server.dtypes, server.device = framework, ("float32", "bfloat16"), "cpu"
+    server.case(dataclasses.asdict(workload), dtype, 0)
+    if contender:
+        server.contenders = [contender]
+    return server
+
+
+def verdict(answer, which="both", dtype="float32"):
+    """What the report says of an answer."""
+    answer = {name: value for name, value in answer.items() if name != "seconds"}
+    series = Series("planted", "numpy", "eager", False, which, seconds=(1.0,), **answer)
+    return Case("w", "", "sparse_ce", (6, 11), -1, dtype, 1, 1, 1, 1, {}, [series]).wrong(series)
+
+
+def planted(change):
+    """xent, with something done to its gradient."""
+
+    def both(x, y):
+        loss, gradient = xent.value_and_grad(xent.sparse_ce)(x, y)
+        return loss, change(gradient.copy())
+
+    return Contender("planted", "eager", False, xent.sparse_ce, both)
+
+
+def scaled_entry(gradient):
+    gradient[3, 2] *= 1 + 1e-3
+    return gradient
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda g: g, ""),
+        (scaled_entry, "gradient wrong: 1e-03"),
+        (lambda g: g * np.nan, "gradient wrong: not finite"),
+        (lambda g: g * 6, "gradient wrong: 5e+00"),  # a sum for a mean
+    ],
+    ids=["right", "one entry", "nan", "sum"],
+)
+def test_a_planted_error_is_caught(change, says):
+    server = serve(SMALL["rows"], with_numpy.make("cpu"), planted(change))
+    assert verdict(server.check(0, "both")) == says
+
+
+def test_a_wrong_loss_is_caught():
+    contender = Contender("planted", "eager", False, lambda x, y: xent.sparse_ce(x, y) * 1.001, None)
+    server = serve(SMALL["rows"], with_numpy.make("cpu"), contender)
+    assert verdict(server.check(0, "forward"), "forward") == "loss wrong: 1e-03"
+
+
+def test_what_a_contender_raises_is_reported():
+    def broken(x, y):
+        raise RuntimeError("no such kernel\nat line 3")
+
+    server = serve(SMALL["rows"], with_numpy.make("cpu"), Contender("broken", "eager", False, broken, broken))
+    assert server.check(0, "forward") == {"problem": "RuntimeError: no such kernel"}
+
+
+def test_logits_that_are_overwritten_are_restored():
+    """As Liger-Kernel does to its logits."""
+
+    def both(x, y):
+        loss, gradient = xent.value_and_grad(xent.sparse_ce)(x, y)
+        x[...] = gradient
+        return loss, x
+
+    contender = Contender("in place", "eager", False, None, both, overwrites=True)
+    server = serve(SMALL["rows"], with_numpy.make("cpu"), contender)
+    assert verdict(server.check(0, "both")) == ""
+    server.time(0, "both", 1)
+    server._restore(contender)
+    np.testing.assert_array_equal(server.logits[0], server.x)
+
+
+# ---- the clock
+
+
+def later(pool, seconds):
+    """A contender that hands over its result before it is there."""
+
+    def forward(x, y):
+        return pool.submit(lambda: (time.sleep(seconds), xent.sparse_ce(x, y))[1])
+
+    return Contender("in the background", "eager", False, forward, None)
+
+
+def test_missing_synchronisation_is_caught():
+    base = with_numpy.make("cpu")
+    read = lambda x: np.asarray(x.result() if hasattr(x, "result") else x)  # noqa: E731
+    with ThreadPoolExecutor(1) as pool:
+        for wait, says in ((lambda result: None, "not synchronised"), (lambda result: result.result(), "")):
+            framework = dataclasses.replace(base, numpy=read, wait=wait)
+            server = serve(SMALL["rows"], framework, later(pool, 0.02))
+            assert verdict(server.check(0, "forward"), "forward") == says
+
+
+@pytest.mark.backend("jax")
+def test_missing_synchronisation_in_jax():
+    jax = pytest.importorskip("jax")
+    from xent.benchmarks.frameworks import jax as with_jax
+
+    workload = Workload("rows", "", "sparse_ce", (2048, 4000), cold=False)  # long enough to run in the background
+    for wait, says in ((lambda result: None, "not synchronised"), (jax.block_until_ready, "")):
+        server = serve(workload, dataclasses.replace(with_jax.make("cpu"), wait=wait))
+        index = next(i for i, c in enumerate(server.contenders) if c.name == "xent" and c.mode == "compiled")
+        assert verdict(server.check(index, "both")) == says
+
+
+def test_a_result_that_takes_long_to_fetch_does_not_hide_it():
+    """As a gradient on a GPU does: only a number of it is fetched."""
+
+    def read(x):
+        x = np.asarray(x.result() if hasattr(x, "result") else x)
+        time.sleep(0.05 if x.ndim else 0)
+        return x
+
+    with ThreadPoolExecutor(1) as pool:
+        framework = dataclasses.replace(with_numpy.make("cpu"), numpy=read, wait=lambda result: None)
+        server = serve(SMALL["rows"], framework, later(pool, 0.01))
+        assert not server.check(0, "forward")["waits"]
+
+
+def test_seconds_are_for_one_call():
+    done, waited, collecting = [], [], []
+
+    def call():
+        done.append(time.sleep(0.01))
+        collecting.append(gc.isenabled())
+        return len(done)
+
+    assert 0.01 <= clock.seconds(iter([call] * 4), waited.append, 4) < 0.1
+    assert waited == [1, 2, 3, 4]  # for each result
+    assert not any(collecting)
+    assert gc.isenabled()
+
+
+def test_buffers_take_turns():
+    """Over all samples and contenders; a sample of several calls is preceded by some that wake things up."""
+    seen = []
+    contender = Contender("recorder", "eager", False, lambda x, y: seen.append(id(x)), None)
+    server = serve(dataclasses.replace(SMALL["rows"], shape=(512, 1024)), with_numpy.make("cpu"), contender)
+    places = {id(x): place for place, x in enumerate(server.logits)}
+    assert len(places) == 256  # 512 MB of them
+    server.time(0, "forward", 1)
+    server.time(0, "forward", 20)
+    assert [places[i] for i in seen] == list(range(1 + 3 + 20))
+
+
+def test_limits_on_threads():
+    """In a process of its own, for every thread that a framework starts."""
+    worker = driver.Worker("torch", "cpu", 1)
+    try:
+        worker.ask("start", backend="memory", device="cpu", threads=1)
+        assert len(os.sched_getaffinity(worker.process.pid)) == 1
+        environment = Path(f"/proc/{worker.process.pid}/environ").read_bytes().split(b"\0")
+        assert {b"OMP_NUM_THREADS=1", b"XENT_NUM_THREADS=1", b"CUDA_VISIBLE_DEVICES="} <= set(environment)
+    finally:
+        worker.end()
+    assert worker.process.returncode is not None
+
+
+def test_torch_is_told_its_threads(monkeypatch):
+    torch = pytest.importorskip("torch")
+    told = []
+    monkeypatch.setattr(torch, "set_num_threads", told.append)
+    Server().start("torch", "cpu", 3)
+    assert told == [3]
+
+
+class Recorder:
+    """A process that answers without doing anything; its first contender takes half a second, the second 1 ms."""
+
+    asked: ClassVar[list] = []
+
+    def __init__(self, backend, device, threads):
+        self.backend = backend
+
+    def ask(self, do, **message):
+        self.asked.append((self.backend, do, message))
+        found = [{"name": name, "mode": "eager", "ours": name == "xent"} for name in ("slow", "xent", "other")]
+        return {
+            "start": {"versions": {}, "absent": []},
+            "memory": {"size": 1 << 26},
+            "move": {"seconds": 1e-3},
+            "case": {"contenders": found, "buffers": 1},
+            "check": {"first": 1.0, "memory": 0, "waits": True, "value_error": 0.0, "gradient_error": 0.0}
+            | {"seconds": 0.5 if message.get("index") == 0 else 1e-3},
+            "time": {"seconds": 1e-3},
+        }.get(do, {})
+
+    def end(self):
+        self.asked.append((self.backend, "ended", {}))
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    monkeypatch.setattr(driver, "Worker", Recorder)
+    monkeypatch.setattr(Recorder, "asked", [])
+    return Recorder.asked
+
+
+def test_rounds(asked):
+    """All in each, in another order; the slow in every other one; the quick repeated within a sample."""
+    found = run.bench(["tiny"], backends=["numpy"], rounds=6)
+    times = [(m["index"], m["which"], m["repeat"]) for _, do, m in asked if do == "time"]
+    assert {repeat for index, _, repeat in times if index == 0} == {1}
+    assert {repeat for index, _, repeat in times if index == 1} == {20}  # of 1 ms each: 20 ms
+    assert [sum(t[0] == index for t in times) for index in (0, 1, 2)] == [6, 12, 12]  # two passes
+    series = found.cases[0].series
+    assert [s is None for s in series[0].seconds] == [False, True] * 3
+    whole = [t[:2] for t in times]
+    orders = [tuple(whole[start : start + 6]) for start in (0, 10, 20)]  # of the rounds with everybody in them
+    assert len(set(orders)) > 1
+    assert len({frozenset(order) for order in orders}) == 1
+    assert [do for _, do, _ in asked].count("ended") == 2
+
+
+def test_without_rivals_or_modes(asked):
+    run.bench(["tiny"], backends=["numpy"], rivals=False, rounds=1)
+    assert {m["index"] for _, do, m in asked if do == "check"} == {1}
+    with pytest.raises(ValueError, match="mode: expected"):
+        run.bench(["tiny"], backends=["numpy"], modes=["fast"], rounds=1)
+
+
+def test_saved_after_each_workload(asked, tmp_path):
+    saved = []
+
+    def progress(what, done, of):
+        if "preparing image" in what:
+            saved.append(len(Result.load(tmp_path / "f.json").cases))
+
+    run.bench(["tiny", "image"], backends=["numpy"], rounds=1, save=tmp_path / "f.json", progress=progress)
+    assert saved == [1]
+    assert [p.name for p in tmp_path.iterdir()] == ["f.json"]
+
+
+@pytest.mark.parametrize("watch", [None, clock._SampledPeak], ids=["kernel", "sampled"])
+def test_peak_memory(watch, monkeypatch):
+    if watch:
+        monkeypatch.setattr(clock._KernelPeak, "works", lambda: False)
+    size = 1 << 26
+
+    def call():
+        temporary = np.ones(size // 8)
+        time.sleep(0.01)
+        return temporary[:10].copy()
+
+    assert 0.9 * size < clock.peak_memory(call) < 1.3 * size
+
+
+# ---- contenders
+
+
+@pytest.fixture(scope="module")
+def everyone():
+    """Every contender of every framework, eager, on every kind of workload: one round."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "WORKLOADS", SMALL)
+        return run.bench(list(SMALL), modes=["eager"], rounds=1)
+
+
+RIVALS = {
+    ("numpy", "sparse_ce"): {"NumPy, in place", "SciPy logsumexp, softmax"},
+    ("numpy", "softmax_ce"): {"NumPy, in place", "SciPy logsumexp, softmax"},
+    ("numpy", "sigmoid_ce"): {"NumPy, in place"},
+    ("torch", "sparse_ce"): {"F.cross_entropy", "keras.losses"},
+    ("torch", "softmax_ce"): {"F.cross_entropy", "keras.losses"},
+    ("torch", "sigmoid_ce"): {"F.binary_cross_entropy_with_logits", "keras.losses"},
+    ("tensorflow", "sparse_ce"): {"tf.nn.sparse_softmax_cross_entropy_with_logits"},
+    ("tensorflow", "softmax_ce"): {"tf.nn.softmax_cross_entropy_with_logits"},
+    ("tensorflow", "sigmoid_ce"): {"tf.nn.sigmoid_cross_entropy_with_logits"},
+}
+
+
+@pytest.mark.parametrize("workload", SMALL)
+def test_everyone_is_right(everyone, workload):
+    """The harness tells no one wrong who is not."""
+    case = next(case for case in everyone.cases if case.workload == workload)
+    for series in case.series:
+        assert not series.problem, series
+        assert series.waits, series
+        assert case.wrong(series) == "", series
+        assert len(series.seconds) == 1
+        assert series.seconds[0] > 0
+
+
+@pytest.mark.parametrize(("backend", "loss"), RIVALS, ids=lambda part: part)
+def test_every_rival_is_there(everyone, backend, loss):
+    if importlib.util.find_spec(backend) is None:
+        pytest.skip(f"{backend} is not installed")
+    for case in everyone.cases:
+        if case.loss == loss:
+            for which in ("forward", "both"):
+                found = {s.name for s in case.series if s.backend == backend and s.which == which}
+                assert {name.removesuffix(", transposed") for name in found} == RIVALS[backend, loss] | {"xent"}
+
+
+def test_everyone_is_named(everyone):
+    assert {"numpy", "scipy"} <= set(everyone.machine["versions"])
+    assert everyone.machine["cpu"]
+    assert everyone.absent == [] or all("not installed" in reason for reason in everyone.absent)
+
+
+def test_what_is_not_installed_is_listed(monkeypatch):
+    monkeypatch.setattr(_live, "available", lambda: iter(["numpy"]))
+    found = run.bench(["tiny"], rounds=1)
+    assert {reason.partition(":")[0] for reason in found.absent} >= {"torch", "tensorflow", "jax"}
+    assert all("pip install" in reason for reason in found.absent)
+
+
+def test_too_large_for_the_memory(monkeypatch):
+    monkeypatch.setattr(run.machine, "memory", lambda which: 1 << 20)
+    with pytest.raises(ValueError, match=r"nothing was timed: image float32: needs .* GB of free memory, 1.0 MB are"):
+        run.bench(["image"], backends=["numpy"], rivals=False, rounds=1)
+
+
+def test_a_process_that_dies(monkeypatch):
+    """The others go on."""
+    real = driver.Worker.ask
+
+    def ask(worker, do, **message):
+        if do == "case":
+            worker.process.kill()
+            worker.process.wait()
+        return real(worker, do, **message)
+
+    monkeypatch.setattr(driver.Worker, "ask", ask)
+    found = run.bench(["tiny"], backends=["numpy"], rivals=False, rounds=1)
+    assert "numpy: lost at tiny float32: its process died" in found.absent[0]
+
+
+# ---- the GPU's part, as far as a CPU goes
+
+
+@pytest.mark.parametrize(
+    ("found", "wanted", "name"),
+    [
+        (["cpu"], "cuda", ""),
+        (["cpu", "cuda:0", "cuda:1"], "cuda", "cuda:0"),
+        (["cpu", "gpu:0"], "cuda", "gpu:0"),
+        (["cpu", "cuda:0", "cuda:1"], "cuda:1", "cuda:1"),
+        (["cpu", "gpu:0"], "cpu", "cpu"),
+        (["cpu", "gpu:0"], "tpu", ""),
+    ],
+)
+def test_devices(found, wanted, name):
+    assert _live.device(found, wanted) == name
+
+
+@pytest.mark.backend("torch")
+def test_liger_is_a_rival_on_cuda(monkeypatch):
+    torch = pytest.importorskip("torch")
+    from xent.benchmarks.frameworks import torch as with_torch
+
+    functional = types.ModuleType("liger_kernel.transformers.functional")
+    functional.liger_cross_entropy = torch.nn.functional.cross_entropy
+    monkeypatch.setitem(sys.modules, "liger_kernel.transformers.functional", functional)
+    monkeypatch.setattr(with_torch, "liger", lambda: True)
+    found = with_torch.contenders(SMALL["rows"], cuda=True)
+    assert [c.name for c in found if c.overwrites] == ["Liger-Kernel"]
+    assert not any(c.overwrites for c in with_torch.contenders(SMALL["rows"], cuda=False))
+    monkeypatch.setattr(with_torch, "liger", lambda: False)
+    absent = " ".join(with_torch.make("cuda:0").absent)
+    assert "Liger-Kernel: not installed" in absent
+    assert "cut-cross-entropy: takes hidden states" in absent
+
+
+@pytest.mark.backend("torch")
+def test_device_memory_traffic(monkeypatch):
+    torch = pytest.importorskip("torch")
+    waited = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: waited.append(True))
+    found = memory_traffic.torch_device(1 << 12, "cpu")
+    for move in (found.read, found.write, found.copy):
+        move()
+    assert len(waited) == 3
+
+
+@pytest.mark.backend("jax")
+def test_device_memory_traffic_by_jax():
+    pytest.importorskip("jax")
+    found = memory_traffic.jax_device(1 << 12, "cpu")
+    assert found.read() == 1024
+    assert found.write().shape == found.copy().shape == (1024,)
+
+
+def test_gpu_script_says_what_is_missing(tmp_path):
+    torch = pytest.importorskip("torch")
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    script = Path(__file__).parents[1] / "benchmarks" / "gpu.sh"
+    done = subprocess.run(["bash", script, tmp_path / "out"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "expected a GPU that torch or jax can use, found none" in done.stderr
+
+
+# ---- the command
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--workload", "nonesuch"], "nonesuch"),
+        (["--dtype", "int8"], "int8"),
+        (["--device", "cuda", "--backend", "numpy"], "numpy: no cuda here, only cpu"),
+        (["--rounds", "0"], "rounds: expected 1 to"),
+        (["--threads", "100000"], "threads: expected 1 to"),
+        (["--sweep", "colour"], "colour"),
+        (["--sweep", "rows", "--workload", "segmentation"], "sweep: expected a workload of shape (rows, classes)"),
+        (["--json", NEVER / "no" / "f.json"], "no such folder"),
+        (["--json", NEVER], "expected a file that can be written"),
+        (["--diff", "nonesuch.json", "nonesuch.json"], "nonesuch.json: No such file"),
+        (["--diff", __file__, __file__], "expected JSON written by xent bench, got something else"),
+    ],
+)
+def test_bad_input(arguments, says):
+    shown = invoke("bench", *arguments)
+    assert shown.exit_code == 2
+    assert says in shown.output.replace("\n", " ")
+
+
+def test_other_json(tmp_path):
+    for text, says in (("[]", "got other JSON"), ('{"format": 1}', "parts are missing")):
+        (tmp_path / "f.json").write_text(text)
+        with pytest.raises(ValueError, match=says):
+            Result.load(tmp_path / "f.json")
+
+
+def test_command(tmp_path):
+    files = {suffix: tmp_path / f"found.{suffix}" for suffix in ("json", "html", "png")}
+    options = [part for suffix, file in files.items() for part in (f"--{suffix}", file)]
+    shown = invoke("bench", "--workload", "tiny", "--backend", "numpy", "--rounds", 2, *options)
+    assert shown.exit_code == 0, shown.output
+    assert "NumPy, in place" in shown.stdout
+    found = Result.load(files["json"])
+    assert [len(series.seconds) for series in found.cases[0].series] == [2] * 6
+    assert found.settings["threads"] >= 1
+    assert files["html"].read_text(encoding="utf-8").startswith("<!doctype html>")
+    assert files["png"].read_bytes().startswith(b"\x89PNG")
+    assert invoke("bench", "--diff", files["json"], files["json"]).exit_code == 0
+
+
+def test_sweep(monkeypatch):
+    monkeypatch.setattr(run.machine, "cores", lambda: 2)
+    found = run.bench(["tiny"], backends=["numpy"], sweep="threads", rivals=False, rounds=1)
+    assert [case.value for case in found.cases] == [1, 2]
+
+
+def test_a_result_survives_its_file(everyone, tmp_path):
+    everyone.save(tmp_path / "f.json")
+    again = Result.load(tmp_path / "f.json")
+    assert repr(again) == repr(everyone)  # NaN is not equal to itself
+
+
+def test_interrupted(tmp_path):
+    """Ctrl-C in the second workload leaves the first on disk."""
+
+    def progress(what, done, of):
+        if "timing image" in what and "round 2" in what:
+            raise KeyboardInterrupt
+
+    file = tmp_path / "f.json"
+    found = run.bench(["tiny", "image"], backends=["numpy"], rivals=False, rounds=3, save=file, progress=progress)
+    assert found.interrupted
+    again = Result.load(file)
+    assert again.interrupted
+    assert [(case.workload, len(case.series[0].seconds)) for case in again.cases] == [("tiny", 3), ("image", 1)]
+
+
+def test_interrupted_before_anything(tmp_path):
+    """What an earlier run left stays."""
+
+    def progress(what, done, of):
+        raise KeyboardInterrupt
+
+    (tmp_path / "f.json").write_text("earlier")
+    assert run.bench(["tiny"], backends=["numpy"], save=tmp_path / "f.json", progress=progress).interrupted
+    assert (tmp_path / "f.json").read_text() == "earlier"
+
+
+def test_not_from_the_current_folder(tmp_path):
+    """A file of the caller's that is called as a module is."""
+    (tmp_path / "platform.py").write_text("raise SystemExit('the wrong one')")
+    command = [Path(sys.executable).with_name("xent"), "bench", "--workload", "tiny", "--backend", "numpy"]
+    done = subprocess.run(
+        [*command, "--rounds", "1", "--no-rivals"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_command(tmp_path, sent):
+    """By Ctrl-C, which the children of pytest-xdist's processes would ignore, and by a time limit."""
+    listening = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    start = [sys.executable, "-c", f"{listening}; from xent.__main__ import main; main()"]
+    command = [*start, "bench", "--workload", "tiny", "--workload", "soft", "--backend", "numpy"]
+    child = subprocess.Popen(
+        [*command, "--rounds", "3", "--json", tmp_path / "f.json"], cwd=tmp_path, stdout=subprocess.PIPE, text=True
+    )
+    while not (tmp_path / "f.json").exists():
+        assert child.poll() is None
+        time.sleep(0.05)
+    child.send_signal(sent)
+    shown, _ = child.communicate(timeout=300)
+    assert child.returncode == 130
+    assert "f.json" in shown
+    assert Result.load(tmp_path / "f.json").cases[0].workload == "tiny"
+
+
+# ---- two runs beside each other
+
+
+def case(rival, xent_time, floor=1e-3):
+    """xent and one rival on torch, by round."""
+    ours = Series("xent", "torch", "eager", True, "both", tuple(xent_time), 1, 1, 0, 0)
+    theirs = Series("F.cross_entropy", "torch", "eager", False, "both", tuple(rival), 1, 1, 0, 0)
+    memory = {what: (floor,) * len(rival) for what in ("read", "write", "copy")}
+    return Case("lm", "", "sparse_ce", (4, 8), -1, "float32", 1, 1, 1, 2, memory, [ours, theirs])
+
+
+def found(*cases):
+    return Result({}, {"device": "cpu", "threads": 2}, list(cases))
+
+
+STEADY = (1.0, 1.02, 0.98, 1.01, 0.99)
+
+
+@pytest.mark.parametrize(
+    ("factor", "load", "word"),
+    [(1, 1, "same"), (1.05, 1, "same"), (0.5, 1, "faster"), (2, 1, "slower"), (1, 3, "same"), (2, 3, "slower")],
+)
+def test_diff(factor, load, word):
+    """A busier machine is no change: everything takes longer, the rivals and the memory, too."""
+    old = found(case([3 * s for s in STEADY], STEADY))
+    new = found(case([3 * load * s for s in STEADY], [factor * load * s for s in STEADY], load * 1e-3))
+    (verdict,) = diff.diff(old, new)
+    assert verdict.word == word
+    assert verdict.factor == pytest.approx(1 / factor)
+    assert [change.against for change in verdict.changes] == ["F.cross_entropy", "memory"]
+
+
+def test_too_few_rounds_prove_nothing():
+    old, new = found(case([3.0] * 3, [1.0] * 3)), found(case([3.0] * 3, [2.0] * 3))
+    assert diff.diff(old, new)[0].word == "same"
+
+
+def test_diff_of_different_machines():
+    old, new = found(case(STEADY, STEADY)), found(case(STEADY, STEADY))
+    new.settings["device"] = "cuda"
+    with pytest.raises(ValueError, match="diff: expected runs with the same device, got cpu and cuda"):
+        diff.diff(old, new)
+
+
+def test_diff_of_noise():
+    """Medians far apart, and quartiles that meet."""
+    wild = (1.0, 2.0, 0.5, 1.5, 0.7)
+    (verdict,) = diff.diff(found(case(wild, STEADY)), found(case([1.3 * s for s in wild], STEADY)))
+    assert verdict.word == "same"
+
+
+def test_a_rival_that_got_faster_is_no_loss():
+    old, new = found(case([3 * s for s in STEADY], STEADY)), found(case(STEADY, STEADY))
+    assert diff.diff(old, new)[0].word == "same"
+
+
+def test_diff_command(tmp_path):
+    """Exit status 1 for CI where something got slower."""
+    found(case([3 * s for s in STEADY], STEADY)).save(tmp_path / "old.json")
+    found(case([3 * s for s in STEADY], [2 * s for s in STEADY])).save(tmp_path / "new.json")
+    slower = invoke("bench", "--diff", tmp_path / "old.json", tmp_path / "new.json")
+    assert slower.exit_code == 1
+    assert "slower" in slower.stdout
+    assert "0.50x" in slower.stdout
+    assert "medians differ by 100.0% in the middle" in slower.stdout
+    assert invoke("bench", "--diff", tmp_path / "new.json", tmp_path / "old.json").exit_code == 0
+    found(dataclasses.replace(case(STEADY, STEADY), workload="other")).save(tmp_path / "other.json")
+    assert "nothing that is in both" in invoke("bench", "--diff", tmp_path / "old.json", tmp_path / "other.json").output
+
+
+def test_ratio_by_name():
+    both = found(case([3 * s for s in STEADY], STEADY))
+    slow, fast = ("F.cross_entropy", "torch", "eager", "both"), ("xent", "torch", "eager", "both")
+    assert both.ratio("lm", "float32", slow, fast).median == pytest.approx(3)
+    with pytest.raises(ValueError, match="workload: expected one that was measured, got 'tiny'"):
+        both.ratio("tiny", "float32", slow, fast)
+    with pytest.raises(ValueError, match="fast: expected"):
+        both.ratio("lm", "float32", slow, ("nobody", "torch", "eager", "both"))

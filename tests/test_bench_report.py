@@ -1,0 +1,338 @@
+"""How `xent bench` shows what it found: on a result made by hand, so that every figure is known."""
+
+import dataclasses
+import io
+import math
+import re
+import sys
+from html.parser import HTMLParser
+
+import pytest
+from rich.console import Console
+from xent.benchmarks import plot, report, rows, speed, targets
+from xent.benchmarks.readme import PERFORMANCE, README, marked
+from xent.benchmarks.result import Case, Result, Series
+from xent.benchmarks.show import show
+from xent.benchmarks.sweeps import slope, sweeps
+
+MEGA = 1_000_000
+LONG = "tf.nn.sparse_softmax_cross_entropy_with_logits"
+MACHINE = {
+    "cpu": "A Processor <fast>",
+    "cores": 2,
+    "caches": {"L1d": "48K", "L2": "2048K"},
+    "memory": 25 * 10**9,
+    "gpus": [],
+    "system": "Linux",
+    "python": "3.11",
+    "xent": "0.1.0",
+    "kernels": "avx512",
+    "commit": "abc1234+",
+    "versions": {"torch": "2.13.0", "tensorflow": "2.21.0"},
+}
+
+
+def series(name, backend="torch", mode="eager", which="both", seconds=(1e-3, 1e-3, 1e-3, 1e-3), **kw):
+    errors = {"value_error": 1e-7, "gradient_error": 2e-7 if which == "both" else math.nan}
+    return Series(name, backend, mode, name == "xent", which, tuple(seconds), **(errors | {"memory": 8 * MEGA} | kw))
+
+
+def case(found, workload="image", value=None, shape=(1000, 1000), dtype="float32", read=4 * MEGA, write=4 * MEGA):
+    """Reads 16 GB/s, writes 8 GB/s: the floor is 0.25 ms forward, 0.75 ms with the gradient."""
+    memory = {"read": (1e-3,) * 4, "write": (2e-3,) * 4, "copy": (4e-3,) * 4}
+    return Case(workload, "a use", "sparse_ce", shape, -1, dtype, 3, read, write, 16 * MEGA, memory, found, value)
+
+
+def result(*cases, sweep=None, **kw):
+    return Result(MACHINE, {"threads": 2, "rounds": 4, "device": "cpu", "sweep": sweep}, list(cases), **kw)
+
+
+@pytest.fixture
+def one():
+    """On torch xent wins against one rival, loses to one, is level with one; one is wrong and one failed."""
+    return result(
+        case(
+            [
+                series("xent"),
+                series("wins", seconds=(3e-3, 3.2e-3, 3.2e-3, 3.4e-3)),
+                series("loses", seconds=(5e-4, 5e-4, 5e-4, 5e-4)),
+                series("level", seconds=(5e-4, 5e-4, 2e-3, 2e-3)),
+                series("<wrong>", gradient_error=0.25),
+                series("fails", seconds=(), problem="no kernel & no hope"),
+                series("xent", "tensorflow", "graph"),
+                series(LONG, "tensorflow", "graph", seconds=(2e-3,) * 4),
+                series("xent", which="forward", memory=0),
+                series("wins", which="forward", seconds=(2e-3,) * 4),
+            ]
+        ),
+        absent=["jax: not installed (pip install 'xent[jax]')"],
+    )
+
+
+@pytest.fixture
+def swept():
+    """Time in proportion to the classes from 64 on; xent's grows with the root."""
+    found = []
+    for classes in (16, 64, 256, 1024):
+        ours = series("xent", seconds=(1e-4 * classes**0.5,) * 4)
+        theirs = series("rival", seconds=(1e-3 if classes == 16 else 1e-5 * classes,) * 4)
+        found.append(case([ours, theirs], f"lm 256x{classes}", classes, (256, classes)))
+    return result(*found, sweep="classes")
+
+
+def printed(shown, width=100):
+    out = io.StringIO()
+    show(shown, Console(file=out, width=width))
+    return out.getvalue()
+
+
+def line_of(text, name):
+    return next(line for line in text.splitlines() if f" {name} " in line)
+
+
+# ---- figures
+
+
+def test_every_cell(one):
+    found = {row.series.name: row for row in rows.rows(one.cases[0], "both")}
+    assert found["wins"].cells == ("3.20x", "3.15-3.25", "wins", "eager", "3.20 ms", "2.5", "23%", "2.00x", "2e-07")
+    assert found["xent"].cells[:5] == ("1x", "", "xent", "eager", "1.00 ms")
+    assert {name: row.verdict for name, row in found.items()} == {
+        "xent": "",
+        "wins": "win",
+        "loses": "loss",
+        "level": "level",
+        "<wrong>": "",
+        "fails": "",
+        LONG: "win",
+    }
+    forward = rows.rows(one.cases[0], "forward")
+    assert forward[0].cells[4:] == ("1.00 ms", "4.0", "25%", "0.00x", "1e-07")
+
+
+def test_floor_and_bandwidth(one):
+    assert rows.floor(one.cases[0], "forward") == pytest.approx(0.25e-3)
+    assert rows.floor(one.cases[0], "both") == pytest.approx(0.75e-3)
+    assert rows.bandwidth(one) == "read 16, write (fresh) 8.0, copy 8.0 GB/s"
+    assert "floor 750 µs for 8.00 MB" in printed(one)
+
+
+def test_nothing_is_compared_with_a_wrong_xent(one):
+    ours = dataclasses.replace(one.cases[0].series[0], gradient_error=0.5)
+    row = next(r for r in rows.rows(case([ours, series("rival")]), "both") if r.series.name == "rival")
+    assert (row.cells[0], row.verdict) == ("-", "")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(1.5, "1.50 s"), (9.996e-4, "1.00 ms"), (99.96e-3, "100 ms"), (3.38e-8, "33.8 ns"), (math.nan, "-")],
+)
+def test_duration(seconds, text):
+    assert rows.duration(seconds) == text
+
+
+@pytest.mark.parametrize(("x", "text"), [(0.0232, "0.023x"), (0.5, "0.50x"), (3.178, "3.18x"), (123.4, "123x")])
+def test_times(x, text):
+    assert rows.times(x) == text
+
+
+def test_slope_is_of_the_upper_half():
+    assert slope([1, 4, 16, 64], [9, 9, 2, 8]) == pytest.approx(1)
+    assert slope([1, 2, 4], [8, 4, 2]) == pytest.approx(-1)
+    assert slope([2, 8], [1, 2]) == pytest.approx(0.5)
+    assert math.isnan(slope([1, 2, 4], [1, 1, math.nan]))
+    assert math.isnan(slope([4], [1]))
+
+
+# ---- the terminal
+
+
+@pytest.mark.parametrize("width", [100, 80])
+def test_text_fits(one, swept, width):
+    for shown in (one, swept):
+        text = printed(shown, width)
+        assert max(map(len, text.splitlines())) <= width
+        assert "…" not in text
+
+
+def test_text_says_everything(one):
+    text = printed(one)
+    for needed in (
+        "A Processor <fast>",
+        "2, 2 threads used",
+        "L1d 48K, L2 2 MB",
+        "torch 2.13.0",
+        "0.1.0, commit abc1234 with changes",
+        "absent: jax: not installed (pip install 'xent[jax]')",
+        f"sparse_softmax_cross_entropy: {LONG}",
+    ):
+        assert needed in text
+    assert line_of(text, "loses").split()[:2] == ["0.50x", "0.50-0.50"]
+
+
+def test_colours(one):
+    out = io.StringIO()
+    show(one, Console(file=out, width=100, force_terminal=True, color_system="standard"))
+    lines = out.getvalue().splitlines()
+    green, red = "\x1b[32m", "\x1b[31m"
+    colour = {
+        name: [c for c in (green, red) if c in next(line for line in lines if f"  {name}" in line)]
+        for name in ("wins", "loses", "level", "<wrong>", "fails")
+    }
+    assert colour == {"wins": [green], "loses": [red], "level": [], "<wrong>": [red], "fails": [red]}
+
+
+def test_wrong_and_failed_are_marked(one):
+    text = printed(one)
+    assert line_of(text, "<wrong>").split()[0] == "wrong"
+    assert line_of(text, "fails").split()[0] == "failed"
+    assert "wrong: <wrong>, torch eager: gradient wrong: 2e-01" in text
+    assert "failed: fails, torch eager: no kernel & no hope" in text
+
+
+def test_summary_counts_losses_as_wins(one):
+    assert rows.summary(one) == [
+        "forward: xent is faster in 1 of 1 comparisons with a rival, slower in 0, level in 0",
+        "forward and backward: xent is faster in 2 of 4 comparisons with a rival, slower in 1, level in 1; "
+        "2 wrong or failed, left out",
+    ]
+
+
+def test_interruption_is_told(one):
+    one.interrupted = True
+    assert "interrupted" in printed(one)
+    assert "Interrupted" in report.page(one)
+
+
+def test_little_or_nothing_was_measured():
+    """One pass alone; no sample of anything; no case at all."""
+    forward = case([series("xent", which="forward"), series("rival", which="forward", seconds=(None,) * 4)])
+    assert "forward and backward" not in printed(result(forward))
+    silent = dataclasses.replace(forward, memory=dict.fromkeys(("read", "write", "copy"), (None,) * 4))
+    for shown in (result(forward), result(silent), result()):
+        assert "A Processor <fast>" in printed(shown)
+        assert "svg" in report.page(shown)
+        assert "A Processor <fast>" in speed.table(shown)
+
+
+# ---- sweeps
+
+
+def test_sweep(swept):
+    (found,) = sweeps(swept)
+    assert (found.varied, found.values) == ("classes", [16, 64, 256, 1024])
+    assert {line.name: round(line.slope, 6) for line in found.lines} == {"xent": 0.5, "rival": 1}
+    text = printed(swept)
+    assert "lm  256 rows  float32  forward and backward: time by classes" in text
+    assert line_of(text, "rival eager").split()[2:] == ["1.0ms", "640µs", "2.6ms", "10ms", "1.0"]
+
+
+def test_sweep_of_threads():
+    of = [case([series("xent", seconds=(1e-3 / n,) * 4)], "segmentation", n, (8, 21, 64, 64)) for n in (4, 1, 2)]
+    (found,) = sweeps(result(*of, sweep="threads"))
+    assert "8x21x64x64" in found.title
+    assert (found.varied, found.values) == ("threads", [1, 2, 4])
+    assert found.lines[0].slope == pytest.approx(-1)
+
+
+def test_sweep_marks_what_is_wrong_or_missing(swept):
+    swept.cases[1].series[1] = dataclasses.replace(swept.cases[1].series[1], value_error=1.0)
+    swept.cases[2].series[1] = series("rival", seconds=(), problem="out of memory")
+    text = printed(swept)
+    assert line_of(text, "rival eager").split()[2:] == ["1.0ms", "640µs!", "-", "10ms", "-"]
+    assert "failed: rival, torch eager: out of memory" in text
+    assert "wrong: rival, torch eager: loss wrong: 1e+00" in text
+
+
+def test_a_narrow_window_loses_the_smallest_values():
+    of = [case([series(LONG, "tensorflow")], f"lm 256x{4**n}", 4**n, (256, 4**n)) for n in range(2, 12)]
+    text = printed(result(*of, sweep="classes"), 80)
+    assert str(4**11) in text
+    assert re.search(r"classes below \d+ left out", text)
+
+
+# ---- the page and the pictures
+
+
+class _Names(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.tags, self.text, self.hovers, self.classes = set(), "", [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        self.hovers += [value for name, value in attrs if name == "title"]
+        self.classes += [value for name, value in attrs if name == "class"]
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_page(one):
+    made = report.page(one)
+    assert "http" not in made  # nothing from elsewhere
+    read = _Names()
+    read.feed(made)
+    assert not read.tags & {"script", "link", "img", "wrong", "fast"}
+    assert "svg" in read.tags
+    for needed in ("A Processor <fast>", "0.50x", "no kernel & no hope", "<wrong>", *rows.summary(one)):
+        assert needed in read.text
+    assert any(hover.startswith(f"{LONG}, tensorflow graph: 2.00 ms") for hover in read.hovers)
+    assert [read.classes.count(kind) for kind in ("win", "loss", "level", "wrong")] == [3, 1, 1, 2]
+
+
+def test_page_of_a_sweep(swept):
+    read = _Names()
+    read.feed(report.page(swept))
+    assert "lm  256 rows  float32  forward and backward: time by classes" in read.text
+    assert "2.6ms" in read.text
+
+
+def test_plot(one, swept, tmp_path):
+    for shown in (one, swept):
+        plot.png(shown, tmp_path / "a.png")
+        made = (tmp_path / "a.png").read_bytes()
+        assert made.startswith(b"\x89PNG\r\n\x1a\n")
+        assert made.endswith(b"IEND\xaeB`\x82")
+    text = plot.svg(one)
+    assert text.startswith("<svg")
+    for needed in ("&lt;wrong&gt;", "failed", "floor 750 µs", "image  1000x1000  float32"):
+        assert needed in text
+    assert "rival, torch eager: 1.0" in plot.svg(swept)
+
+
+def test_without_matplotlib(one, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ValueError, match=r"png: plots need matplotlib \(pip install 'xent\[plot\]'\)"):
+        plot.png(one, tmp_path / "a.png")
+    assert "plots need matplotlib" in report.page(one)
+
+
+# ---- README
+
+
+def test_readme_says_what_was_measured():
+    """Made by `python benchmarks/speed.py` and `targets.py` from the committed result."""
+    found = Result.load(speed.RESULT)
+    assert not found.interrupted
+    assert marked("speed", speed.table(found)) in README.read_text(encoding="utf-8")
+    assert marked("targets", targets.table(found)) in PERFORMANCE.read_text(encoding="utf-8")
+
+
+def test_speed_table(one):
+    one.cases.append(case([series("xent"), series("rival")], dtype="float16"))
+    text = speed.table(one)
+    head, _, row, *rest = text.splitlines()
+    assert head == "| forward and backward | torch | tensorflow |"
+    assert row == "| image 1000x1000 float32 | 0.50x a | 2.00x b |"  # a loss; and not the wrong one
+    assert f"a `loses` eager, b `{LONG}` graph" in text
+    assert "A Processor <fast>, 2 threads; read 16, write (fresh) 8.0, copy 8.0 GB/s" in text
+    assert "float16" not in text
+    assert len(rest) <= 6
+
+
+def test_speed_is_between_the_best_modes():
+    fast = [series("xent", mode="compiled", seconds=(1e-4,) * 4), series("rival", mode="compiled", seconds=(2e-4,) * 4)]
+    shown = result(case([series("xent"), series("rival", seconds=(9e-3,) * 4), *fast], dtype="bfloat16"))
+    assert "| image 1000x1000 bfloat16 | 2.00x a |" in speed.table(shown)
+    assert "a `rival` compiled" in speed.table(shown)
