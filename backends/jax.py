@@ -4,6 +4,7 @@ probabilities, and every transform works. Losses run jitted: op by op they would
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -13,6 +14,8 @@ import numpy as np
 from jax.custom_derivatives import SymbolicZero
 from xent import formulas
 from xent._adapter import Adapter, Layout, Ops
+
+from .cpu import native
 
 Array = Any
 
@@ -44,6 +47,12 @@ def integer(x: Array) -> Array:
     return x.astype(jnp.int32) if x.dtype.itemsize < 4 else x.astype(jnp.int64) if x.dtype == "uint64" else x
 
 
+def size(x: Array) -> Any:
+    """A dimension that jax.export leaves open is neither an int nor an array."""
+    count = jnp.size(x)
+    return count if isinstance(count, int) else jnp.asarray(count)
+
+
 def device(x: Array) -> str:
     return "traced" if isinstance(x, jax.core.Tracer) else ", ".join(sorted(str(d) for d in x.devices()))
 
@@ -57,7 +66,10 @@ def total(x: Array, axis: int | None) -> Array:
 
 
 def top(x: Array, axis: int) -> tuple[Array, Array]:
-    return formulas.top(OPS, x, axis, jax.lax.optimization_barrier)
+    """The outer barrier keeps what is done with them out of the loops over the classes: soft labels took XLA three
+    arrays like x besides."""
+    m, s = jax.lax.optimization_barrier(formulas.top(OPS, x, axis, jax.lax.optimization_barrier))
+    return m, s
 
 
 def put(x: Array, ids: Array, values: Array, axis: int) -> Array:
@@ -71,15 +83,15 @@ OPS = Ops(
     host=host,
     fetch=fetch,
     asarray=asarray,
-    astype=lambda x, dtype: x.astype(dtype),
+    astype=lambda x, dtype: jnp.asarray(x).astype(dtype),  # x: a count, too
     integer=integer,
     where=jnp.where,
     expand_dims=jnp.expand_dims,
     squeeze=jnp.squeeze,
     zeros_like=jnp.zeros_like,
-    full=lambda n, value, like: jnp.full(n, value, like.dtype),
+    full=lambda shape, value, dtype, _like: jnp.full(shape, value, dtype),
     take=lambda table, ids: table[ids],
-    size=jnp.size,
+    size=size,
     stop_gradient=jax.lax.stop_gradient,
     exp=jnp.exp,
     log1p=jnp.log1p,
@@ -150,16 +162,6 @@ def _sigmoid_jvp(e: float, primals: Any, tangents: Any) -> Any:
     return sigmoid(e, *primals), tangent(*tangents[:2], *primals)
 
 
-def rows_vjp(lay: Layout, x: Array, t: Array | None, u: Array | None, ids: Array | None) -> Any:
-    results, pull = jax.vjp(lambda x: rows(lay, x, t, u, ids), x)
-    return results, lambda *upstream: pull(upstream)[0]
-
-
-def sigmoid_vjp(e: float, x: Array, z: Array, p: Array | None, absent: Array | None) -> Any:
-    loss, pull = jax.vjp(lambda x: sigmoid(e, x, z, p, absent), x)
-    return loss, lambda g: pull(g)[0]
-
-
 def value_and_grad(f: Callable[[Array], Array], x: Array) -> tuple[Array, Array]:
     def summed(x: Array) -> tuple[Array, Array]:
         value = f(x)
@@ -171,14 +173,31 @@ def value_and_grad(f: Callable[[Array], Array], x: Array) -> tuple[Array, Array]
 
 compiled = jax.jit(lambda function, static, *arrays: function(static, *arrays), static_argnums=(0, 1))
 
-ADAPTER = Adapter(
-    name="jax",
-    types=(jax.Array,),
-    ops=OPS,
-    rows=rows,
-    sigmoid=sigmoid,
-    value_and_grad=value_and_grad,
-    rows_vjp=rows_vjp,
-    sigmoid_vjp=sigmoid_vjp,
-    run=compiled,
-)
+
+def adapter() -> Adapter:
+    formulas_only = Adapter(
+        name="jax",
+        types=(jax.Array,),
+        ops=OPS,
+        rows=rows,
+        sigmoid=sigmoid,
+        value_and_grad=value_and_grad,
+        run=compiled,
+    )
+    if native is None:
+        return formulas_only
+    from . import _jax_native as kernels  # which are built from what is above
+
+    return replace(
+        formulas_only,
+        rows=kernels.rows,
+        sigmoid=kernels.sigmoid,
+        sigmoid_sum=kernels.sigmoid_sum,
+        rows_both=kernels.rows_both,
+        sigmoid_both=kernels.sigmoid_both,
+        fuse=kernels.fuse,
+        narrow=True,
+    )
+
+
+ADAPTER = adapter()

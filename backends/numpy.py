@@ -1,13 +1,16 @@
-"""NumPy. It has no differentiation of its own, so `rows_vjp` and `sigmoid_vjp` state it."""
+"""NumPy. It has no differentiation of its own, so `rows_both` and `sigmoid_both` state it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 from xent import formulas
 from xent._adapter import Adapter, Layout, Ops
+
+from .cpu import calls
 
 Array = Any
 
@@ -25,6 +28,9 @@ def astype(x: Array, dtype: str) -> Array:
 
 def integer(x: Array) -> Array:
     return x if x.dtype.kind == "i" else x.astype(np.int64)
+
+
+_name = cache(lambda dtype: dtype.name)  # NumPy puts it together each time
 
 
 # ---- mathematics along an axis
@@ -57,7 +63,7 @@ def logistic(x: Array) -> Array:
 
 
 OPS = Ops(
-    dtype=lambda x: x.dtype.name,
+    dtype=lambda x: _name(x.dtype),
     shape=np.shape,
     device=lambda x: "cpu",
     host=lambda x: x,
@@ -69,7 +75,7 @@ OPS = Ops(
     expand_dims=np.expand_dims,
     squeeze=np.squeeze,
     zeros_like=np.zeros_like,
-    full=lambda n, value, like: np.full(n, value, like.dtype),
+    full=lambda shape, value, dtype, like: np.full(shape, value, dtype),
     take=np.take,
     size=np.size,
     stop_gradient=lambda x: x,
@@ -89,25 +95,40 @@ OPS = Ops(
 # ---- kernels
 
 
+def address(x: Array) -> int:
+    place: int = x.__array_interface__["data"][0]
+    return place
+
+
+def dense(x: Array, shape: tuple[int, ...]) -> Array:
+    return np.asarray(x if x.shape == shape else np.broadcast_to(x, shape), x.dtype.newbyteorder("="), order="C")
+
+
+KERNELS = calls.Kernels(
+    ops=OPS,
+    address=address,
+    dense=dense,
+    empty=lambda shape, dtype, like: np.empty(
+        shape, like.dtype.newbyteorder("=") if dtype == like.dtype.name else dtype
+    ),
+    threads=lambda: 0,
+)
+
+
 def rows(lay: Layout, x: Array, t: Array | None, u: Array | None, ids: Array | None) -> Any:
-    return formulas.rows(OPS, lay, x, t, u, ids)[0]
-
-
-def rows_vjp(lay: Layout, x: Array, t: Array | None, u: Array | None, ids: Array | None) -> Any:
-    results, stats = formulas.rows(OPS, lay, x, t, u, ids)
-
-    def pull(*coefficients: Array | None) -> Array:
-        return formulas.pull(OPS, lay, formulas.pieces(OPS, lay, x, ids, *stats), x, t, u, ids, coefficients)
-
-    return results, pull
+    if calls.native is None:
+        return formulas.rows(OPS, lay, x, t, u, ids)[0]
+    return KERNELS.rows(lay, x, t, u, ids)[0]
 
 
 def sigmoid(e: float, x: Array, z: Array, p: Array | None, absent: Array | None) -> Array:
-    return formulas.sigmoid(OPS, e, x, z, p, absent)
+    if calls.native is None:
+        return formulas.sigmoid(OPS, e, x, z, p, absent)
+    return KERNELS.sigmoid(e, x, z, p, None if absent is None else (~absent).astype(z.dtype), each=True)
 
 
-def sigmoid_vjp(e: float, x: Array, z: Array, p: Array | None, absent: Array | None) -> Any:
-    return sigmoid(e, x, z, p, absent), lambda g: formulas.sigmoid_pull(OPS, e, x, z, p, absent, g)[0]
+def sigmoid_sum(e: float, x: Array, z: Array, p: Array | None, w: Array | None) -> Array:
+    return KERNELS.sigmoid(e, x, z, p, w, each=False)
 
 
 def quietly(function: Callable[..., Any], static: Any, *arrays: Any) -> Any:
@@ -116,13 +137,16 @@ def quietly(function: Callable[..., Any], static: Any, *arrays: Any) -> Any:
         return function(static, *arrays)
 
 
+NATIVE = calls.native is not None
 ADAPTER = Adapter(
     name="numpy",
     types=(np.ndarray, np.generic),
     ops=OPS,
     rows=rows,
     sigmoid=sigmoid,
-    rows_vjp=rows_vjp,
-    sigmoid_vjp=sigmoid_vjp,
+    sigmoid_sum=sigmoid_sum if NATIVE else None,
+    rows_both=KERNELS.rows_both if NATIVE else partial(formulas.rows_both, OPS),
+    sigmoid_both=KERNELS.sigmoid_both if NATIVE else partial(formulas.sigmoid_both, OPS),
     run=quietly,
+    narrow=NATIVE,
 )

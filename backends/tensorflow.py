@@ -3,12 +3,19 @@ whose gradient is made of operations with right gradients of their own."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
+from tensorflow.python import pywrap_tfe  # no public name says which tapes watch a tensor
 from xent import formulas
 from xent._adapter import Adapter, Layout, Ops
+
+from . import numpy as host_numpy
+from .cpu import calls
 
 Array = Any
 
@@ -51,7 +58,10 @@ def same_shape(value: Array, like: Array, axis: int | None) -> Array:
 def total(x: Array, axis: int | None) -> Array:
     """Reductions by XLA do not block, and a graph does not know whether XLA will compile it."""
     if axis is None:
-        return tf.squeeze(total(tf.reshape(x, [-1]), 0), 0)
+        x = tf.reshape(x, [-1])
+        if x.dtype == tf.float32:  # XLA takes minutes to compile many levels of additions
+            return tf.cast(tf.reduce_sum(tf.cast(x, tf.float64)), x.dtype)
+        return tf.squeeze(total(x, 0), 0)
 
     def add_eighths(x: Array, n: int) -> Array:
         pad = [[0, 8 * n - x.shape[axis] if i == axis else 0] for i in range(len(x.shape))]
@@ -90,9 +100,9 @@ OPS = Ops(
     expand_dims=tf.expand_dims,
     squeeze=tf.squeeze,
     zeros_like=tf.zeros_like,
-    full=lambda n, value, like: tf.fill([n], tf.constant(value, like.dtype)),
+    full=lambda shape, value, dtype, like: tf.fill(shape, tf.constant(value, dtype)),
     take=lambda table, ids: tf.gather(table, ids),
-    size=tf.size,
+    size=lambda x: tf.size(x, tf.int64),
     stop_gradient=tf.stop_gradient,
     exp=tf.exp,
     log1p=tf.math.log1p,
@@ -109,21 +119,93 @@ OPS = Ops(
 )
 
 
+# ---- eager: the native kernels, on the memory of tensors that are values
+
+
+def reachable(*arrays: Array | None) -> bool:
+    return (
+        NATIVE
+        and tf.executing_eagerly()
+        and all(k is None or (isinstance(k, EAGER) and k.device.endswith("CPU:0")) for k in arrays)
+    )
+
+
+def order(*arrays: Array | None) -> int:
+    """The highest derivative in these that somebody may ask for: 2 stands for forward mode, and for all above 1."""
+    given = [k for k in arrays if k is not None]
+    if pywrap_tfe.TFE_Py_PackJVPs(given)[0]:
+        return 2
+    found: int = pywrap_tfe.TFE_Py_TapeSetPossibleGradientTypes(given)
+    return found
+
+
+def constant(*upstream: Array | None) -> bool:
+    """Upstream gradients may be mapped over (tape.jacobian does), or depend on what another tape watches."""
+    return reachable(*upstream) and order(*upstream) == 0
+
+
+def view(x: Array | None) -> Any:
+    return None if x is None else x._numpy_internal()
+
+
+def empty(shape: tuple[int, ...], dtype: str, like: Any) -> Any:
+    """Aligned as TensorFlow wants memory that it adopts."""
+    kind = like.dtype if like.dtype.name == dtype else np.dtype(dtype)
+    size = math.prod(shape) * kind.itemsize
+    memory = np.empty(size + 64, np.uint8)
+    start = -host_numpy.address(memory) % 64
+    return memory[start : start + size].view(kind).reshape(shape)
+
+
+def tensor(x: Any) -> Array:
+    """Without a copy where x is aligned."""
+    x = np.asarray(x)
+    if host_numpy.address(x) % 64:
+        x, unaligned = empty(x.shape, x.dtype.name, x), x
+        x[...] = unaligned
+    if x.dtype.name == "bfloat16":  # unknown to NumPy's DLPack
+        return tf.bitcast(tensor(x.view(np.uint16)), tf.bfloat16)
+    return tf.experimental.dlpack.from_dlpack(x.__dlpack__())
+
+
+NATIVE = calls.native is not None
+EAGER = tf.__internal__.EagerTensor
+KERNELS = replace(host_numpy.KERNELS, empty=empty)
+HOST = replace(host_numpy.ADAPTER, rows_both=KERNELS.rows_both, sigmoid_both=KERNELS.sigmoid_both)
+
+
+def on_host(function: Callable[..., Any], static: Any, *arrays: Array | None) -> Any:
+    """A loss of values is NumPy's, on the same memory."""
+    results = HOST.run(function, static._replace(xp=HOST), *map(view, arrays))
+    return tuple(map(tensor, results)) if isinstance(results, tuple) else tensor(results)
+
+
 # ---- kernels
 
 
 def rows(lay: Layout, x: Array, t: Array | None, u: Array | None, ids: Array | None) -> Any:
+    native = reachable(x, t, u, ids) and order(x, t) < 2
+    wanted = True, t is not None and (not native or order(t) > 0)
+
     @tf.custom_gradient
     def kernel(x: Array, t: Array | None = None) -> Any:
-        # vectorized_map drops custom gradients, and forward mode looks through them
-        results, (m, s) = formulas.rows(OPS, lay, x, t, u, ids, differentiable=True)
+        if native:
+            results, (m, s) = KERNELS.rows(lay, *map(view, (x, t, u, ids)))
+            results = [None if result is None else tensor(result) for result in results]
+        else:  # vectorized_map drops custom gradients, and forward mode looks through them
+            results, (m, s) = formulas.rows(OPS, lay, formulas.widened(OPS, x), t, u, ids, differentiable=True)
 
         def backward(*upstream: Array) -> Any:
             given = iter(upstream)
-            coefficients = tuple(None if result is None else next(given) for result in results)
-            parts = formulas.smooth_pieces(OPS, lay, x, ids, m, s)
-            dx = formulas.pull(OPS, lay, parts, x, t, u, ids, coefficients)
-            return dx if t is None else (dx, formulas.pull_labels(OPS, lay, parts, x, m, ids, coefficients))
+            up = tuple(None if result is None else next(given) for result in results)
+            if native and constant(*up):
+                coefficients = tuple(map(view, up))
+                dx, dt = KERNELS.rows_backward(lay, view(x), view(t), view(u), view(ids), (m, s), coefficients, wanted)
+                return tensor(dx) if t is None else (tensor(dx), None if dt is None else tensor(dt))
+            wide = formulas.widened(OPS, x)
+            parts = formulas.smooth_pieces(OPS, lay, wide, ids, *stats(m, s))
+            dx = tf.cast(formulas.pull(OPS, lay, parts, wide, t, u, ids, up), x.dtype)
+            return dx if t is None else (dx, formulas.pull_labels(OPS, lay, parts, wide, stats(m, s)[0], ids, up))
 
         return [result for result in results if result is not None], backward
 
@@ -131,13 +213,55 @@ def rows(lay: Layout, x: Array, t: Array | None, u: Array | None, ids: Array | N
     return next(given), next(given) if lay.lse else None, None if u is None else next(given)
 
 
+def stats(m: Any, s: Any) -> tuple[Array, Array]:
+    return tf.convert_to_tensor(m), tf.convert_to_tensor(s)
+
+
 def sigmoid(e: float, x: Array, z: Array, p: Array | None, absent: Array | None) -> Array:
     @tf.custom_gradient
     def kernel(x: Array, z: Array) -> Any:
-        loss = formulas.sigmoid(OPS, e, x, z, p, absent)
-        return loss, lambda g: formulas.sigmoid_pull(OPS, e, x, z, p, absent, g)
+        wide = formulas.widened(OPS, x)
+        loss = formulas.sigmoid(OPS, e, wide, z, p, absent)
+
+        def backward(g: Array) -> Any:
+            dx, dz = formulas.sigmoid_pull(OPS, e, formulas.widened(OPS, x), z, p, absent, g)
+            return tf.cast(dx, x.dtype), dz
+
+        return loss, backward
 
     return kernel(x, z)
+
+
+# ---- loss and derivative in one visit
+
+
+@tf.autograph.experimental.do_not_convert
+def fuse(loss: Any, both: Any, static: Any, x: Array, *arrays: Array | None) -> Array:
+    if not reachable(x, *arrays) or order(*arrays):
+        return loss(static, x, *arrays)
+    highest = order(x)
+    if highest == 0:
+        return on_host(loss, static, x, *arrays)
+    if highest > 1 or x.dtype.size == 2:  # 16 bits are not rounded twice
+        return loss(static, x, *arrays)
+
+    @tf.custom_gradient
+    def fused(x: Array) -> Any:
+        value, dx = on_host(both, static, x, *arrays)
+        return value, lambda g: dx if constant(g) and float(g) == 1 else dx * g
+
+    return fused(x)
+
+
+@tf.autograph.experimental.do_not_convert
+def run(function: Callable[..., Any], static: Any, *arrays: Any) -> Any:
+    if reachable(*arrays) and order(*arrays) == 0:
+        return on_host(function, static, *arrays)
+    return function(static, *arrays)
+
+
+def watched(x: Array) -> bool:
+    return not (tf.executing_eagerly() and NATIVE and pywrap_tfe.TFE_Py_TapeSetIsEmpty())
 
 
 def value_and_grad(f: Callable[[Array], Array], x: Array) -> tuple[Array, Array]:
@@ -147,9 +271,12 @@ def value_and_grad(f: Callable[[Array], Array], x: Array) -> tuple[Array, Array]
     return value, tape.gradient(value, x)
 
 
-@tf.autograph.experimental.do_not_convert
-def run(function: Callable[..., Any], static: Any, *arrays: Any) -> Any:
-    return function(static, *arrays)
+def rows_both(lay: Layout, x: Array, *rest: Any) -> Any:
+    return formulas.rows_both(OPS, lay, formulas.widened(OPS, x), *rest)
+
+
+def sigmoid_both(e: float, x: Array, *rest: Any) -> Any:
+    return formulas.sigmoid_both(OPS, e, formulas.widened(OPS, x), *rest)
 
 
 ADAPTER = Adapter(
@@ -158,6 +285,11 @@ ADAPTER = Adapter(
     ops=OPS,
     rows=rows,
     sigmoid=sigmoid,
+    rows_both=rows_both,
+    sigmoid_both=sigmoid_both,
     value_and_grad=value_and_grad,
+    watched=watched,
+    fuse=fuse,
     run=run,
+    narrow=True,
 )

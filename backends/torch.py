@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 from xent import formulas
 from xent._adapter import Adapter, Layout, Ops
+
+from .cpu import calls, torch_operators
 
 Array = Any
 
@@ -95,7 +98,7 @@ def top(x: Array, axis: int) -> tuple[Array, Array]:
 
 OPS = Ops(
     dtype=lambda x: str(x.dtype).removeprefix("torch."),
-    shape=lambda x: tuple(x.shape),
+    shape=lambda x: x.shape,
     device=lambda x: str(x.device),
     host=host,
     fetch=fetch,
@@ -106,7 +109,7 @@ OPS = Ops(
     expand_dims=torch.unsqueeze,
     squeeze=torch.squeeze,
     zeros_like=torch.zeros_like,
-    full=lambda n, value, like: torch.full((n,), value, dtype=like.dtype, device=like.device),
+    full=lambda shape, value, dtype, like: torch.full(shape, value, dtype=getattr(torch, dtype), device=like.device),
     take=lambda table, ids: table[ids],
     size=lambda x: x.numel(),
     stop_gradient=torch.Tensor.detach,
@@ -127,12 +130,44 @@ OPS = Ops(
 # ---- kernels
 
 
+def dense(x: Array, shape: tuple[int, ...]) -> Array:
+    x = x if x.shape == shape else x.expand(shape)
+    return (x.resolve_neg() if x.is_neg() else x).contiguous()
+
+
+DIRECT = calls.Kernels(
+    ops=OPS,
+    address=torch.Tensor.data_ptr,
+    dense=dense,
+    empty=lambda shape, dtype, like: torch.empty(shape, dtype=getattr(torch, dtype)),
+    threads=torch.get_num_threads,
+)
+OPERATORS = None if calls.native is None else torch_operators.register(DIRECT)
+PLAIN = {torch.Tensor, torch.nn.Parameter, torch.nn.Buffer}  # others may hold no memory of their own
+
+
+def kernels(*arrays: Array | None) -> Any:
+    """The native kernels in the form that does here, or None."""
+    if OPERATORS is None or torch._C._are_functorch_transforms_active():
+        return None
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state():
+        return OPERATORS if all(x is None or x.is_cpu for x in arrays) else None
+    for x in arrays:
+        if x is not None and not (type(x) in PLAIN and x.is_cpu and torch._C._has_storage(x)):
+            return None
+    return DIRECT
+
+
 class Rows(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
     def forward(lay: Layout, x: Array, t: Array, u: Array, ids: Array) -> Any:
-        results, stats = formulas.rows(OPS, lay, x, t, u, ids)
+        native = kernels(x, t, u, ids)
+        if native:
+            results, stats = native.rows(lay, x, t, u, ids)
+        else:
+            results, stats = formulas.rows(OPS, lay, formulas.widened(OPS, x), t, u, ids)
         return (*results, *stats)
 
     @staticmethod
@@ -146,12 +181,17 @@ class Rows(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, a: Array, b: Array, c: Array, *_: Any) -> Any:
         x, t, u, ids, m, s = ctx.saved_tensors
-        lay = ctx.lay
-        a = torch.zeros_like(m).squeeze(lay.axis) if a is None else a
+        lay, up = ctx.lay, (torch.zeros_like(m).squeeze(ctx.lay.axis) if a is None else a, b, c)
+        wanted = ctx.needs_input_grad[1], ctx.needs_input_grad[2]
+        native = None if torch.is_grad_enabled() else kernels(x, t, u, ids, m, *up)
+        if native:
+            return None, *native.rows_backward(lay, x, t, u, ids, (m, s), up, wanted), None, None
         make = formulas.smooth_pieces if torch.is_grad_enabled() else formulas.pieces
-        parts = make(OPS, lay, x, ids, m, s)
-        dt = formulas.pull_labels(OPS, lay, parts, x, m, ids, (a,)) if ctx.needs_input_grad[2] else None
-        return None, formulas.pull(OPS, lay, parts, x, t, u, ids, (a, b, c)), dt, None, None
+        wide = formulas.widened(OPS, x)
+        parts = make(OPS, lay, wide, ids, m, s)
+        dx = formulas.pull(OPS, lay, parts, wide, t, u, ids, up).to(x.dtype) if wanted[0] else None
+        dt = formulas.pull_labels(OPS, lay, parts, wide, m, ids, up[:1]) if wanted[1] else None
+        return None, dx, dt, None, None
 
 
 class Sigmoid(torch.autograd.Function):
@@ -159,7 +199,10 @@ class Sigmoid(torch.autograd.Function):
 
     @staticmethod
     def forward(e: float, x: Array, z: Array, p: Array, absent: Array) -> Array:
-        return formulas.sigmoid(OPS, e, x, z, p, absent)
+        native = kernels(x, z, p, absent)
+        if native:
+            return native.sigmoid(e, x, z, p, None if absent is None else (~absent).to(z.dtype), True)
+        return formulas.sigmoid(OPS, e, formulas.widened(OPS, x), z, p, absent)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -169,19 +212,128 @@ class Sigmoid(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Array) -> Any:
         x, z, p, absent = ctx.saved_tensors
-        return (None, *formulas.sigmoid_pull(OPS, ctx.e, x, z, p, absent, g), None, None)
+        native = None if torch.is_grad_enabled() else kernels(x, z, p, absent, g)
+        if native:
+            g = g if absent is None else g.masked_fill(absent, 0)
+            return None, *native.sigmoid_backward(ctx.e, x, z, p, g, 1.0, ctx.needs_input_grad[1:3]), None, None
+        dx, dz = formulas.sigmoid_pull(OPS, ctx.e, formulas.widened(OPS, x), z, p, absent, g)
+        return None, dx.to(x.dtype), dz, None, None
+
+
+class SigmoidSum(torch.autograd.Function):
+    """Where there are kernels."""
+
+    @staticmethod
+    def forward(ctx: Any, e: float, x: Array, z: Array, p: Array, w: Array) -> Array:
+        ctx.e = e
+        ctx.save_for_backward(x, z, p, w)
+        return kernels(x, z, p, w).sigmoid(e, x, z, p, w, False)
+
+    @staticmethod
+    def backward(ctx: Any, g: Array) -> Any:
+        x, z, p, w = ctx.saved_tensors
+        native = None if torch.is_grad_enabled() else kernels(x, z, p, w, g)
+        if native:
+            return None, *native.sigmoid_backward(ctx.e, x, z, p, w, g, ctx.needs_input_grad[1:3]), None, None
+        slope = g.expand(x.shape) if w is None else g * w
+        absent = None if w is None else w == 0
+        dx, dz = formulas.sigmoid_pull(OPS, ctx.e, formulas.widened(OPS, x), z, p, absent, slope)
+        return None, dx.to(x.dtype), dz, None, None
 
 
 def rows(lay: Layout, x: Array, t: Array | None, u: Array | None, ids: Array | None) -> Any:
     if plain():
-        return formulas.rows(OPS, lay, x, t, u, ids, differentiable=True)[0]
+        return formulas.rows(OPS, lay, formulas.widened(OPS, x), t, u, ids, differentiable=True)[0]
     return Rows.apply(lay, x, t, u, ids)[:3]
 
 
 def sigmoid(e: float, x: Array, z: Array, p: Array | None, absent: Array | None) -> Array:
     if plain():
-        return formulas.sigmoid(OPS, e, x, z, p, absent)
+        return formulas.sigmoid(OPS, e, formulas.widened(OPS, x), z, p, absent)
     return Sigmoid.apply(e, x, z, p, absent)
+
+
+def sigmoid_sum(e: float, x: Array, z: Array, p: Array | None, w: Array | None) -> Array:
+    if plain() or (w is not None and w.requires_grad) or kernels(x, z, p, w) is None:
+        loss = sigmoid(e, x, z, p, None if w is None else w == 0)
+        return total(loss if w is None else w * loss, None)
+    return SigmoidSum.apply(e, x, z, p, w)
+
+
+# ---- loss and derivative in one visit
+
+
+def rows_both(
+    lay: Layout, x: Array, t: Array | None, u: Array | None, ids: Array | None, a: Any, z: Any, c: Any
+) -> Any:
+    native = kernels(x, t, u, ids, *(k for k in (a, z, c) if not isinstance(k, float)))
+    if native:
+        return native.rows_both(lay, x, t, u, ids, a, z, c)
+    with torch.no_grad():
+        return formulas.rows_both(OPS, lay, formulas.widened(OPS, x), t, u, ids, a, z, c)
+
+
+def sigmoid_both(e: float, x: Array, z: Array, p: Array | None, w: Array | None, g: Any, each: bool) -> Any:
+    with torch.no_grad():
+        native = kernels(x, z, p, w)
+        if native:
+            return native.sigmoid_both(e, x, z, p, w, g, each)
+        return formulas.sigmoid_both(OPS, e, formulas.widened(OPS, x), z, p, w, g, each)
+
+
+class Fused(torch.autograd.Function):
+    """A whole loss, whose derivative in the logits is there before anybody asks for it.
+
+    It is handed out once, times the upstream gradient. Asked again, or in a way that wants to be differentiated
+    further, the loss is computed anew by the functions above.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, loss: Any, both: Any, static: Any, *arrays: Any) -> Array:
+        value, dx = both(static, *arrays)
+        ctx.loss, ctx.static, ctx.spent = loss, static, False
+        ctx.save_for_backward(*arrays, dx)  # so that hooks on saved tensors, checkpointing among them, see it
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, g: Array) -> Any:
+        *arrays, dx = ctx.saved_tensors
+        further = torch.is_grad_enabled()
+        reached = kernels(g) is DIRECT  # otherwise g is traced or batched, and has no value to look at
+        if further or ctx.spent or (reached and not _exact(dx, g)):
+            with torch.enable_grad():
+                x = arrays[0] if further else arrays[0].detach().requires_grad_()
+                value = ctx.loss(ctx.static, x, *arrays[1:])
+            (dx,) = torch.autograd.grad(value, x, g, create_graph=further)
+        elif not reached:
+            dx = dx * g
+        else:
+            ctx.spent = True
+            dx = dx.data  # the caller's to change, without a trace in what is saved
+            dx = dx if g.item() == 1 else dx.mul_(g)
+        return None, None, None, dx, *(None for _ in arrays[1:])
+
+
+def _exact(dx: Array, g: Array) -> bool:
+    """16 bits are not rounded twice, unless the second time is by a power of two."""
+    return dx.element_size() > 2 or abs(math.frexp(g.item())[0]) == 0.5
+
+
+def fuse(loss: Any, both: Any, static: Any, x: Array, *arrays: Any) -> Array:
+    if (
+        torch.is_grad_enabled()
+        and x.requires_grad
+        and x.dtype != torch.float16  # GradScaler's factor has to go in before rounding: what is left may be 0
+        and not any(k is not None and k.requires_grad for k in arrays)
+        and not plain()
+        and kernels(x, *arrays) is DIRECT
+    ):
+        return Fused.apply(loss, both, static, x, *arrays)
+    return loss(static, x, *arrays)
+
+
+def watched(x: Array) -> bool:
+    return torch._C._are_functorch_transforms_active() or plain() or (torch.is_grad_enabled() and x.requires_grad)
 
 
 def value_and_grad(f: Callable[[Array], Array], x: Array) -> tuple[Array, Array]:
@@ -201,6 +353,18 @@ def _summed(value: Array) -> tuple[Array, Array]:
     return value.sum(), value
 
 
+NATIVE = OPERATORS is not None
 ADAPTER = Adapter(
-    name="torch", types=(torch.Tensor,), ops=OPS, rows=rows, sigmoid=sigmoid, value_and_grad=value_and_grad
+    name="torch",
+    types=(torch.Tensor,),
+    ops=OPS,
+    rows=rows,
+    sigmoid=sigmoid,
+    sigmoid_sum=sigmoid_sum if NATIVE else None,
+    rows_both=rows_both if NATIVE else None,
+    sigmoid_both=sigmoid_both if NATIVE else None,
+    value_and_grad=value_and_grad,
+    watched=watched,
+    fuse=fuse if NATIVE else None,
+    narrow=True,
 )

@@ -1,6 +1,7 @@
 """Which frameworks the tests run on, and in what order they may be imported."""
 
 import contextlib
+import dataclasses
 import importlib
 import importlib.util
 import os
@@ -11,6 +12,7 @@ import pytest
 
 HERE = Path(__file__).parent
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ["COLUMNS"] = "100"  # what the commands print is checked
 sys.path[:0] = [str(HERE), str(HERE / "toy")]
 for name in ("torch", "triton"):  # TensorFlow before Triton aborts the process
     with contextlib.suppress(ImportError):
@@ -21,6 +23,7 @@ BACKENDS = ("numpy", "torch", "tensorflow", "jax", "toy_framework")
 
 def pytest_addoption(parser):
     parser.addoption("--backend", action="append", choices=BACKENDS, help="only these backends; repeat for more")
+    parser.addoption("--device", default="cpu", help="where `live` puts its arrays: cuda, gpu, cuda:1")
     parser.addoption("--compiled", action="store_true", help="the compiled tests, which want a process a framework")
 
 
@@ -63,4 +66,9 @@ def live(request):
 
     if importlib.util.find_spec(request.param) is None:
         pytest.skip(f"{request.param} is not installed")
-    return _live.live(request.param)
+    found = _live.live(request.param)
+    wanted = request.config.getoption("--device")
+    device = _live.device(found.devices(), wanted)
+    if not device:
+        pytest.skip(f"{found.name} has no {wanted}, only {', '.join(found.devices())}")
+    return dataclasses.replace(found, array=lambda value, dtype, _: found.array(value, dtype, device))

@@ -181,7 +181,7 @@ def test_adapter_with_a_field_missing():
     ops = _dispatch.load("numpy").ops
     with pytest.raises(TypeError, match="missing"):
         xent.Adapter(name="half", types=(), ops=ops)
-    with pytest.raises(TypeError, match="give value_and_grad, or both rows_vjp and sigmoid_vjp"):
+    with pytest.raises(TypeError, match="give value_and_grad, or both rows_both and sigmoid_both"):
         xent.Adapter(name="half", types=(), ops=ops, rows=None, sigmoid=None)
 
 

@@ -1,4 +1,11 @@
-"""JAX's own transforms: every derivative of every order, batched, compiled, against log_softmax in float64."""
+"""JAX's own transforms: every derivative of every order, batched, compiled, sharded; and which kernels they run on."""
+
+import functools
+import os
+import re
+import subprocess
+import sys
+import textwrap
 
 import numpy as np
 import pytest
@@ -6,8 +13,10 @@ import pytest
 jax = pytest.importorskip("jax", reason="jax is not installed")
 jnp = jax.numpy
 
+import cases  # noqa: E402
 import xent  # noqa: E402
 from cases import T, W, X, Y, Z  # noqa: E402
+from xent.backends.cpu import native  # noqa: E402
 
 pytestmark = pytest.mark.backend("jax")
 
@@ -16,6 +25,9 @@ pytestmark = pytest.mark.backend("jax")
 def x64():
     with jax.enable_x64(True):
         yield
+
+
+# ---- derivatives of every order, against log_softmax in float64
 
 
 def softmax_reference(x, t, z_loss=0.0):
@@ -70,3 +82,267 @@ def test_transform(loss, transform, mode):
     got = MODES[mode](TRANSFORMS[transform](ours))(jnp.asarray(X), jnp.asarray(second))
     want = TRANSFORMS[transform](reference)(jnp.asarray(X), jnp.asarray(second))
     jax.tree.map(lambda g, w: np.testing.assert_allclose(g, w, rtol=1e-11, atol=1e-13), got, want)
+
+
+AT_ONCE = {
+    "sparse": (xent.sparse_ce, Y, {"label_smoothing": 0.1, "z_loss": 0.3, "weights": W}),
+    "softmax": (xent.softmax_ce, T, {"weights": W}),
+    "sigmoid": (xent.sigmoid_ce, Z, {"pos_weight": 2.0}),
+}
+
+
+@pytest.mark.parametrize("transform", ["hessian", "rev_over_rev", "fwd_over_fwd", "vmap_grad", "grad_of_vmap"])
+@pytest.mark.parametrize("loss", AT_ONCE)
+def test_transforms_of_value_and_grad(loss, transform):
+    """The derivative that comes along with the value can itself be differentiated and batched."""
+    function, labels, options = AT_ONCE[loss]
+
+    def transformed(value_and_grad):
+        def f(x, t):
+            value, grad = value_and_grad(lambda x, y: function(x, y, **options))(x, jnp.asarray(labels))
+            return value + (grad * jnp.cos(t)).sum()
+
+        return TRANSFORMS[transform](f)(jnp.asarray(X), jnp.asarray(T))
+
+    got = transformed(lambda f: xent.value_and_grad(functools.partial(function, **options)))
+    want = transformed(jax.value_and_grad)
+    jax.tree.map(lambda g, w: np.testing.assert_allclose(g, w, rtol=1e-11, atol=1e-13), got, want)
+
+
+# ---- both ways of a gradient: eager in two visits of the logits, compiled in one
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("loss", ["sparse_ce", "softmax_ce", "sigmoid_ce"])
+def test_gradients_by_jax(loss, dtype):
+    """Masked rows, the class axis in the middle, 16-bit logits as they are: against the oracle."""
+    with jax.enable_x64(dtype == "float64"):
+        for case in cases.cases(loss):
+            if "+" in case.name or case.options["reduce"] not in ("none", "mean"):
+                continue
+            options = cases.held(case.options, dtype)
+            x, y = cases.arguments(loss, dtype, options)
+            want = cases.truth(loss, x, y, options).logits
+            logits, labels = jnp.asarray(x, dtype), jnp.asarray(y, None if loss == "sparse_ce" else logits_type(dtype))
+            grad = jax.grad(lambda x: getattr(xent, loss)(x, labels, **options).sum())  # noqa: B023
+            got = (grad if options["reduce"] == "none" else jax.jit(grad))(logits)
+            assert got.dtype == dtype
+            cases.assert_close(np.asarray(got, np.float64), want, dtype, f"{case} {dtype} gradient")
+
+
+def logits_type(dtype):
+    return "float64" if dtype == "float64" else "float32"
+
+
+# ---- which kernels a program runs on
+
+
+def sparse(x, y):
+    return xent.sparse_ce(x, y, label_smoothing=0.1)
+
+
+def each(x, y):
+    return jnp.cos(xent.sparse_ce(x, y, reduce="none")).sum()
+
+
+def sigmoid(x, z):
+    return xent.sigmoid_ce(x, z, pos_weight=2.0)
+
+
+TWICE = "rows_backward rows_forward"
+PROGRAMS = {
+    "value": (sparse, Y, "rows_forward"),
+    "soft": (xent.softmax_ce, T, "rows_forward"),
+    "grad": (jax.grad(sparse), Y, "rows_both"),
+    "soft_grad": (jax.grad(xent.softmax_ce), T, "rows_both"),
+    "labels_grad": (jax.value_and_grad(xent.softmax_ce, (0, 1)), T, TWICE),
+    "each_grad": (jax.value_and_grad(each), Y, TWICE),
+    "value_and_grad": (xent.value_and_grad(xent.sparse_ce), Y, "rows_both"),
+    "vmap_grad": (jax.vmap(jax.grad(sparse)), Y, "rows_both"),
+    "grad_vmap": (jax.grad(lambda x, y: jax.vmap(sparse)(x, y).sum()), Y, "rows_both"),
+    "each_vmap_grad": (jax.vmap(jax.value_and_grad(each)), Y, TWICE),
+    "each_grad_vmap": (jax.value_and_grad(lambda x, y: jax.vmap(each)(x, y).sum()), Y, TWICE),
+    "checkpoint": (jax.value_and_grad(lambda x, y: jax.checkpoint(sparse)(x, y)), Y, "rows_both rows_forward"),
+    "sigmoid": (sigmoid, Z, "sigmoid_forward"),
+    "sigmoid_grad": (jax.value_and_grad(sigmoid), Z, "sigmoid_both"),
+    "sigmoid_vmap_grad": (jax.vmap(jax.value_and_grad(sigmoid)), Z, "sigmoid_both"),
+}
+
+
+def custom_calls(text):
+    return " ".join(sorted(set(re.findall(r"custom_call @xent_(\w+)", text))))
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_native_kernels_are_used(program):
+    function, labels, want = PROGRAMS[program]
+    lowered = jax.jit(function).lower(jnp.asarray(X), jnp.asarray(labels))
+    assert custom_calls(lowered.as_text()) == ("" if native is None else want)
+    assert 'custom_call_target="xent' in lowered.compile().as_text() or native is None
+
+
+def test_native_kernels_are_used_eagerly():
+    """The gradient in a second visit: scaling the first's would cost more."""
+    x, y = jnp.asarray(X), jnp.asarray(Y)
+    value = str(jax.make_jaxpr(lambda: sparse(x, y))())
+    grad = str(jax.make_jaxpr(lambda: jax.grad(sparse)(x, y))())
+    assert ("xent_rows_forward" in value) == (native is not None)
+    assert ("xent_rows_backward" in grad) == (native is not None)
+    assert "xent_rows_both" not in grad
+
+
+def test_16_bit_logits_are_not_copied():
+    if native is None:
+        pytest.skip("the formulas convert 16-bit logits")
+    x, y = jnp.zeros((4, 100, 3), "bfloat16"), jnp.zeros((4, 3), int)
+    text = jax.jit(jax.value_and_grad(lambda x: xent.sparse_ce(x, y, axis=1))).lower(x).compile().as_text()
+    assert "f32[4,100,3]" not in text
+    assert "transpose(" not in re.sub(r"metadata={.*}", "", text)
+
+
+def test_other_programs_use_the_formulas():
+    """On a GPU, and where a program is exported for some other process."""
+    x, y = jnp.asarray(X), jnp.asarray(Y)
+    traced = jax.jit(jax.value_and_grad(sparse)).trace(x, y)
+    assert custom_calls(traced.lower(lowering_platforms=("cuda",)).as_text()) == ""
+    exported = jax.export.export(jax.jit(jax.value_and_grad(sparse)))(x, y)
+    assert custom_calls(exported.mlir_module()) == ""
+    jax.tree.map(np.testing.assert_allclose, exported.call(x, y), jax.value_and_grad(sparse)(x, y))
+
+
+def test_dimensions_left_open_by_export():
+    n = jax.export.symbolic_shape("n")
+    shapes = jax.ShapeDtypeStruct((*n, 4), X.dtype), jax.ShapeDtypeStruct(n, Y.dtype)
+    exported = jax.export.export(jax.jit(jax.value_and_grad(sparse)))(*shapes)
+    jax.tree.map(np.testing.assert_allclose, exported.call(X, Y), jax.value_and_grad(sparse)(X, jnp.asarray(Y)))
+
+
+def test_smoothing_weights_that_differ_by_batch():
+    """One vector of class weights is all that a kernel knows."""
+    tables = jnp.asarray([[1.0, 2.0, 0.5, 0.1], [0.0, 1.0, 1.0, 3.0]])
+
+    def f(table):
+        return jax.value_and_grad(
+            lambda x: xent.sparse_ce(x, jnp.asarray(Y), class_weights=table, label_smoothing=0.2, z_loss=0.1)
+        )(jnp.asarray(X))
+
+    for i, got in enumerate(zip(*jax.vmap(f)(tables), strict=True)):
+        jax.tree.map(lambda g, w: np.testing.assert_allclose(g, w, rtol=1e-12), got, f(tables[i]))
+
+
+def test_without_jit():
+    x, y = jnp.asarray(X), jnp.asarray(Y)
+    want = jax.value_and_grad(sparse)(x, y)
+    with jax.disable_jit():
+        got = jax.value_and_grad(sparse)(x, y)
+    jax.tree.map(lambda g, w: np.testing.assert_allclose(g, w, rtol=1e-12), got, want)
+
+
+def test_donated_logits():
+    y = jnp.arange(64) % 10
+    step = lambda x: x - jax.grad(xent.sparse_ce)(x, y)  # noqa: E731
+    x = jnp.cos(jnp.arange(640.0)).reshape(64, 10)
+    want = np.asarray(jax.jit(step)(x))
+    np.testing.assert_array_equal(jax.jit(step, donate_argnums=0)(x), want)
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (3, 0, 5), (0, 2, 5)])
+def test_no_rows(shape):
+    x, y = jnp.zeros(shape), jnp.zeros(shape[:-1], int)
+    for f, labels in ((sparse, y), (each, y), (xent.softmax_ce, x), (sigmoid, x)):
+        grad = jax.jit(jax.grad(f))(x, labels)
+        assert grad.shape == shape
+        assert jax.vmap(jax.grad(f))(x, labels).shape == shape
+
+
+# ---- in processes of their own
+
+
+def run(code, **environment):
+    code = "import jax, jax.numpy as jnp, numpy as np, re, xent\n" + textwrap.dedent(code)
+    path = os.pathsep.join(p for p in sys.path if p)
+    environment = {**os.environ, "PYTHONPATH": path, **environment}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_switched_off():
+    code = """
+    f = jax.jit(jax.value_and_grad(xent.sparse_ce))
+    print("xent_" in f.lower(jnp.zeros((2, 3)), jnp.zeros(2, int)).as_text())
+    """
+    assert run(code, XENT_NATIVE="0").strip() == "False"
+
+
+SHARDED = """
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+
+rng = np.random.default_rng(0)
+x = rng.normal(size=(8, 12)).astype("f")
+y = rng.integers(0, 12, 8)
+y[3] = -7
+
+def loss(x, y):
+    return xent.sparse_ce(x, y, ignore_index=-7, label_smoothing=0.1, z_loss=0.1)
+
+f = jax.value_and_grad(loss)
+at_once = xent.value_and_grad(xent.sparse_ce)
+want = f(jnp.asarray(x), jnp.asarray(y))
+
+def check(got, want=want):
+    jax.tree.map(lambda g, w: np.testing.assert_allclose(g, w, rtol=3e-6, atol=1e-7), got, want)
+
+def calls(f, *args):
+    return len(re.findall('custom_call_target="xent', jax.jit(f).lower(*args).compile().as_text()))
+
+native = calls(f, jnp.asarray(x), jnp.asarray(y)) > 0
+
+# arrays that are spread over devices, by rows, classes, both: no custom call, which would gather them
+mesh = jax.make_mesh((2, 2), ("a", "b"), axis_types=(AxisType.Auto, AxisType.Auto))
+for spec, rows in ((P(("a", "b")), P(("a", "b"))), (P(None, "a"), P()), (P("a", "b"), P("a"))):
+    here, labels = (jax.device_put(k, NamedSharding(mesh, s)) for k, s in ((x, spec), (y, rows)))
+    for how in (f, jax.jit(f), lambda x, y: at_once(x, y, ignore_index=-7, label_smoothing=0.1, z_loss=0.1)):
+        value, grad = how(here, labels)
+        check((value, grad))
+        assert grad.sharding.is_equivalent_to(here.sharding, 2), grad.sharding
+    text = jax.jit(f).lower(here, labels).compile().as_text()
+    assert "xent_rows" not in re.sub("metadata={.*}", "", text)
+    assert "all-gather(" not in text
+
+# whole arrays on one device, wherever it is
+here = jax.device_put(x, jax.devices()[2])
+check(jax.jit(f)(here, jax.device_put(y, jax.devices()[2])))
+
+# shards by hand: kernels, on each
+def local(x, y):
+    return xent.sparse_ce(x, y, ignore_index=-7, reduce="none", label_smoothing=0.1)
+
+def whole(x, y):
+    return jax.lax.psum(xent.sparse_ce(x, y, ignore_index=-7, reduce="sum", label_smoothing=0.1), ("a", "b"))
+
+every = P(("a", "b"))
+mapped = jax.shard_map(local, mesh=mesh, in_specs=(every, every), out_specs=every)
+summed = jax.shard_map(whole, mesh=mesh, in_specs=(every, every), out_specs=P())
+partly = jax.shard_map(local, mesh=mesh, in_specs=(P("a"), P("a")), out_specs=P("a"), axis_names={"a"})
+sum_of = jax.value_and_grad(lambda x, y: local(x, y).sum())
+want = sum_of(jnp.asarray(x), jnp.asarray(y))
+for g in (mapped, partly):
+    check(jax.jit(jax.value_and_grad(lambda x, y: g(x, y).sum()))(x, y), want)
+check(jax.jit(jax.value_and_grad(summed))(x, y), want)
+check(jax.value_and_grad(summed)(jnp.asarray(x), jnp.asarray(y)), want)
+assert (calls(summed, x, y) > 0) == native
+assert calls(partly, x, y) == 0
+
+# logits that every shard has, labels that each has its own of: their gradients add up
+shared = jax.shard_map(whole, mesh=mesh, in_specs=(P(), every), out_specs=P())
+four = np.concatenate([y, y, y, y])
+check(jax.jit(jax.grad(shared))(x, four), 4 * want[1])
+
+values, grads = jax.pmap(jax.value_and_grad(lambda x, y: local(x, y).sum()))(x.reshape(4, 2, 12), y.reshape(4, 2))
+check((np.sum(values), np.reshape(grads, x.shape)), want)
+"""
+
+
+def test_sharded():
+    run(SHARDED, XLA_FLAGS="--xla_force_host_platform_device_count=4")

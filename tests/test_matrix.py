@@ -159,11 +159,11 @@ def off(factor):
     """Kernels whose loss is wrong by a factor."""
 
     def wrap(adapter):
-        def rows_vjp(*args):
-            (loss, *rest), pull = adapter.rows_vjp(*args)
-            return (loss * factor, *rest), pull
+        def rows_both(*args):
+            (loss, *rest), dx = adapter.rows_both(*args)
+            return (loss * factor, *rest), dx
 
-        return replace(adapter, rows_vjp=rows_vjp)
+        return replace(adapter, rows_both=rows_both)
 
     return wrap
 
@@ -171,31 +171,27 @@ def off(factor):
 def bent_gradient(adapter):
     """One entry of the gradient is off by 1e-4 of itself."""
 
-    def rows_vjp(*args):
-        results, pull = adapter.rows_vjp(*args)
+    def rows_both(*args):
+        results, dx = adapter.rows_both(*args)
+        dx.reshape(-1)[dx.size // 2] *= 1 + 1e-4
+        return results, dx
 
-        def bent(*upstream):
-            grad = pull(*upstream)
-            grad.reshape(-1)[grad.size // 2] *= 1 + 1e-4
-            return grad
-
-        return results, bent
-
-    return replace(adapter, rows_vjp=rows_vjp)
+    return replace(adapter, rows_both=rows_both)
 
 
 def no_mask(adapter):
     """Masked rows are computed like any other."""
 
-    def rows_vjp(lay, x, t, u, ids):
-        return adapter.rows_vjp(lay._replace(masked=False), x, t, u, None if ids is None else np.maximum(ids, 0))
+    def rows_both(lay, x, t, u, ids, *slopes):
+        ids = None if ids is None else np.maximum(ids, 0)
+        return adapter.rows_both(lay._replace(masked=False), x, t, u, ids, *slopes)
 
-    return replace(adapter, rows_vjp=rows_vjp)
+    return replace(adapter, rows_both=rows_both)
 
 
 def wrong_size(adapter):
-    """The mean divides by one too many."""
-    return replace(adapter, ops=replace(adapter.ops, size=lambda x: np.size(x) + 1))
+    """The mean divides by twice as many."""
+    return replace(adapter, ops=replace(adapter.ops, size=lambda x: 2 * np.size(x)))
 
 
 def textbook(adapter):
@@ -206,12 +202,7 @@ def textbook(adapter):
         return m, np.exp(x - m).sum(axis, keepdims=True) - 1
 
     ops = replace(adapter.ops, top=top)
-
-    def rows_vjp(lay, x, t, u, ids):
-        results, stats = formulas.rows(ops, lay, x, t, u, ids)
-        return results, lambda *up: formulas.pull(ops, lay, formulas.pieces(ops, lay, x, ids, *stats), x, t, u, ids, up)
-
-    return replace(adapter, ops=ops, rows_vjp=rows_vjp)
+    return replace(adapter, ops=ops, rows_both=functools.partial(formulas.rows_both, ops))
 
 
 WRONG = {

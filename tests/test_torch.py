@@ -111,3 +111,32 @@ def test_compiled(loss, transform):
     else:
         compiled = torch.compile(TRANSFORMS[transform](ours), fullgraph=True)
     assert_trees_close(compiled(x, t), TRANSFORMS[transform](reference)(x, t))
+
+
+@pytest.mark.compiled
+@pytest.mark.parametrize("run", ["backward", "value_and_grad"])
+def test_compiled_code_calls_the_kernels(run):
+    """As operators that torch.compile leaves as they are, where they are installed."""
+    from torch._inductor.utils import run_and_get_code
+    from xent.backends.cpu import native
+
+    torch._dynamo.reset()
+    x = torch.tensor(X, dtype=torch.float32, requires_grad=run == "backward")
+    loss = xent.value_and_grad(xent.sparse_ce) if run == "value_and_grad" else xent.sparse_ce
+    compiled = torch.compile(lambda x: loss(x, Y1), fullgraph=True)
+
+    def both(x):
+        if run == "value_and_grad":
+            return compiled(x)[1]
+        return torch.autograd.grad(compiled(x), x)[0]
+
+    grad, code = run_and_get_code(both, x)
+    expected = {"value_and_grad": ["rows_both"], "backward": ["rows", "rows_backward"]}[run]
+    assert [f"torch.ops.xent.{name}.default(" in "".join(code) for name in expected] == [native is not None] * len(
+        expected
+    )
+    np.testing.assert_allclose(grad, reverse(sparse_plain)(torch.tensor(X), torch.tensor(T))[0], rtol=1e-5, atol=1e-7)
+
+
+def sparse_plain(x, t):
+    return F.cross_entropy(x, Y1)

@@ -4,7 +4,7 @@ An adapter is two frozen records of functions. `Ops` is array glue and a few for
 array-API spelling; `Adapter` adds the two losses' kernels, which carry the framework's own derivative rules. A
 missing field is a `TypeError` when the adapter's module is imported. docs/backends.md walks through a whole one.
 
-Conventions: `axis` is never negative; kernels only ever see float32 or float64.
+Conventions: `axis` is never negative. "The compute dtype" is float64 for logits of float64, else float32.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Ops:
     expand_dims: Callable[[Array, int], Array]
     squeeze: Callable[[Array, int], Array]
     zeros_like: Callable[[Array], Array]
-    full: Callable[[int, float, Array], Array]  # (n, value, like): a vector of like's dtype, on like's device
+    full: Callable[[tuple[int, ...], float, str, Array], Array]  # (shape, value, dtype, like): on like's device
     take: Callable[[Array, Array], Array]  # table[ids]: 1-d table, ids of any shape, all in range
     size: Callable[[Array], Scalar]  # how many elements; a 0-d array of any real dtype where that is not known
     stop_gradient: Callable[[Array], Array]
@@ -90,11 +90,12 @@ class Adapter:
     types: tuple[type, ...]  # what its arrays are instances of
     ops: Ops
 
-    # The kernels: differentiable functions, correct under every transform of the framework, on logits x of float32 or
-    # wider.
+    # The kernels: differentiable functions, correct under every transform of the framework. Logits x are in the compute
+    # dtype (in 16 bits too where `narrow`), everything else is, and so are the results; ids are of `index_dtype`.
     #   rows(lay, x, t, u, ids) -> (loss, lse, smooth)                   each without the class axis, None if not asked
     #     t: soft labels like x, or None; u: smoothing weights [C], or None; ids, without the axis: class ids where
     #     labels are hard, else 0 for a row that is there; negative for one that is not; None where soft and unmasked.
+    #     Where labels are soft, ids may have 1s in place of the loss's lengths.
     #     loss = sum_j t_j (lse - x_j), t one-hot at ids where it is None;  smooth = sum_j u_j (lse - x_j)
     #     Differentiable in x and t; u is a constant.
     #   sigmoid(e, x, z, p, absent) -> loss                               elementwise, shaped like x
@@ -104,17 +105,35 @@ class Adapter:
     rows: Callable[..., tuple[Array, Array | None, Array | None]]
     sigmoid: Callable[..., Array]
 
+    # sigmoid_sum(e, x, z, p, w) -> sum(w loss), 0-d, where that can be had without storing every element's loss.
+    #   w: weights of x's rank that broadcast against it, or None for 1s; where one is 0, its elements add exactly 0.
+    #   Differentiable in x, z and w.
+    sigmoid_sum: Callable[..., Array] | None = None
+
+    # Loss and derivative in one visit of the logits; the derivative is like x, in x's dtype or the compute dtype.
+    #   rows_both(lay, x, t, u, ids, a, z, c) -> (the results of `rows`, d/dx of sum(a loss + z lse^2 + c smooth))
+    #     a, z, c: numbers, or arrays of the loss's rank that broadcast against it; z and c None where `rows` has no
+    #     such result.
+    #   sigmoid_both(e, x, z, p, w, g, each) -> (w loss, shaped like x, where `each`, else sum(w loss);
+    #                                            d/dx of g sum(w loss))   g: a number or a 0-d array
+    rows_both: Callable[..., tuple[tuple[Array, Array | None, Array | None], Array]] | None = None
+    sigmoid_both: Callable[..., tuple[Array, Array]] | None = None
+
     # value_and_grad(f, x) -> (f(x), d sum(f(x)) / dx), by the framework's own differentiation; None where it has none.
-    # There, or where it is better to run loss and derivative in one go, rows_vjp and sigmoid_vjp take a kernel's
-    # arguments and return (its results, pull):
-    # pull(a, b, c) = d/dx of sum(a loss + b lse + c smooth), b or c None for 0;  pull(g) = d/dx of sum(g loss).
     value_and_grad: Callable[[Callable[[Array], Array], Array], tuple[Array, Array]] | None = None
-    rows_vjp: Callable[..., tuple[tuple[Array, Array | None, Array | None], Callable[..., Array]]] | None = None
-    sigmoid_vjp: Callable[..., tuple[Array, Callable[[Array], Array]]] | None = None
+    # whether a derivative in x has to be the framework's own work, since somebody differentiates or maps through it;
+    # where not, xent.value_and_grad of a loss of xent's own is rows_both or sigmoid_both
+    watched: Callable[[Array], bool] = lambda _x: False
+
+    # fuse(loss, both, static, x, *arrays) = loss(static, x, *arrays), a scalar. Where only x is to be differentiated,
+    # and to first order, an adapter may take the derivative along: both(static, x, *arrays) = (loss, d loss / dx).
+    fuse: Callable[..., Array] | None = None
+
+    narrow: bool = False  # the kernels take 16-bit logits as they are
 
     # run(f, static, *arrays) = f(static, *arrays): how a loss is best executed (JAX compiles it; others just call).
     run: Callable[..., Any] = call
 
     def __post_init__(self) -> None:
-        if self.value_and_grad is None and (self.rows_vjp is None or self.sigmoid_vjp is None):
-            raise TypeError(f"adapter {self.name!r}: give value_and_grad, or both rows_vjp and sigmoid_vjp")
+        if self.value_and_grad is None and (self.rows_both is None or self.sigmoid_both is None):
+            raise TypeError(f"adapter {self.name!r}: give value_and_grad, or both rows_both and sigmoid_both")

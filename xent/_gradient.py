@@ -12,15 +12,11 @@ from xent._adapter import Adapter, Array
 from xent._dispatch import find
 from xent._losses import sigmoid_ce, softmax_ce, sparse_ce
 
-_PLANS: dict[Any, tuple[Callable[..., Any], Callable[..., tuple[Array, Array]]]] = {
-    softmax_ce: (_plan.softmax, _plan.softmax_vjp),
-    sparse_ce: (_plan.sparse, _plan.softmax_vjp),
-    sigmoid_ce: (_plan.sigmoid, _plan.sigmoid_vjp),
-}
+_LOSSES: dict[Any, _plan.Loss] = {softmax_ce: _plan.SOFTMAX, sparse_ce: _plan.SPARSE, sigmoid_ce: _plan.SIGMOID}
 
 _DEFAULTS = {
     loss: {p.name: p.default for p in inspect.signature(loss).parameters.values() if p.kind is p.KEYWORD_ONLY}
-    for loss in _PLANS
+    for loss in _LOSSES
 }
 
 
@@ -52,7 +48,7 @@ def value_and_grad(loss: Callable[..., Array]) -> Callable[..., tuple[Array, Arr
 
     def loss_and_grad(logits: Array, *args: Any, **kwargs: Any) -> tuple[Array, Array]:
         xp = find(logits)
-        if xp.value_and_grad is None or (xp.rows_vjp is not None and _own(loss)):
+        if xp.value_and_grad is None or (xp.rows_both is not None and _own(loss) and not xp.watched(logits)):
             return _by_kernel(xp, loss, (logits, *args), kwargs)
         x = xp.ops.asarray(logits, logits)
         _check.floating("logits", xp.ops.dtype(x))
@@ -65,17 +61,14 @@ def _own(loss: Any) -> Any:
     """xent's own loss inside keyword partials, or None."""
     while isinstance(loss, functools.partial) and not loss.args:
         loss = loss.func
-    return loss if loss in _PLANS else None
+    return loss if loss in _LOSSES else None
 
 
 def _by_kernel(xp: Adapter, loss: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Array, Array]:
     """xent knows its own losses' derivatives, and the framework runs loss and derivative in one go."""
     own = _own(loss)
     if own is None:
-        raise _check.not_differentiable(xp.name, loss, [known.__name__ for known in _PLANS])
+        raise _check.not_differentiable(xp.name, loss, [known.__name__ for known in _LOSSES])
     while isinstance(loss, functools.partial):
         kwargs, loss = {**loss.keywords, **kwargs}, loss.func
-    plan, derive = _PLANS[own]
-    static, arrays = plan(xp, *args, **{**_DEFAULTS[own], **kwargs})
-    result: tuple[Array, Array] = xp.run(derive, static, *arrays)
-    return result
+    return _LOSSES[own].with_gradient(xp, *args, **{**_DEFAULTS[own], **kwargs})

@@ -247,6 +247,13 @@ def live(name: str) -> Live:
     return Live(name, array, lambda x: _wide(ops.fetch(x)), {"eager": eager}, lambda: ["cpu"], dict, dtypes)
 
 
+def device(found: list[str], wanted: str) -> str:
+    """A framework's own name for a device: exactly the one named, for "cuda" or "gpu" its first; "" if not there."""
+    accelerators = ("cuda", "gpu")
+    kinds = accelerators if wanted in accelerators else ()
+    return wanted if wanted in found else next((name for name in found if name.partition(":")[0] in kinds), "")
+
+
 def available() -> Iterator[str]:
     """The names of the frameworks that are installed, without importing any."""
     from xent._dispatch import FRAMEWORKS, installed

@@ -59,11 +59,9 @@ def softmax_ce(
         >>> print(xent.softmax_ce(logits, [[0.4, 0.1, 0.5], [0.3, 0.6, 0.1]], reduce="none").round(4))
         [2.1722 2.7697]
     """
-    xp = find(logits)
-    plan, arrays = _plan.softmax(
-        xp, logits, labels, axis, reduce, weights, class_weights, label_smoothing, z_loss, denom
+    return _plan.SOFTMAX(
+        find(logits), logits, labels, axis, reduce, weights, class_weights, label_smoothing, z_loss, denom
     )
-    return xp.run(_plan.softmax_loss, plan, *arrays)
 
 
 def sparse_ce(
@@ -122,11 +120,12 @@ def sparse_ce(
         >>> print(xent.sparse_ce(logits, [2, 1], reduce="none").round(4))
         [0.0222 3.0997]
     """
-    xp = find(logits)
-    plan, arrays = _plan.sparse(
-        xp, logits, labels, axis, reduce, weights, class_weights, label_smoothing, z_loss, ignore_index, invalid, denom
+    # fmt: off
+    return _plan.SPARSE(
+        find(logits), logits, labels, axis, reduce, weights, class_weights, label_smoothing, z_loss, ignore_index,
+        invalid, denom
     )
-    return xp.run(_plan.softmax_loss, plan, *arrays)
+    # fmt: on
 
 
 def sigmoid_ce(
@@ -172,6 +171,4 @@ def sigmoid_ce(
         >>> print(xent.sigmoid_ce(np.array([2.0, -1.0, 40.0]), [1, 0, 1], reduce="none").round(4))
         [0.1269 0.3133 0.    ]
     """
-    xp = find(logits)
-    plan, arrays = _plan.sigmoid(xp, logits, labels, reduce, weights, pos_weight, label_smoothing, denom)
-    return xp.run(_plan.sigmoid_loss, plan, *arrays)
+    return _plan.SIGMOID(find(logits), logits, labels, reduce, weights, pos_weight, label_smoothing, denom)

@@ -228,34 +228,38 @@ class Rows(NamedTuple):
 def softmax_loss(
     plan: SoftmaxPlan, x: Array, labels: Array, weights: Array | None, table: Array | None, denom: Scalar | None
 ) -> Array:
-    ops = plan.xp.ops
     rows = _rows(plan, x, labels, weights, table)
-    value = rows.scale.contribution(*plan.xp.rows(*rows[:5]))
-    return _reduce.reduced(ops, plan.reduce, value, _divisor(plan, rows, value, denom))
+    return _softmax_value(plan, rows, plan.xp.rows(*rows[:5]), _divisor(plan, rows, denom))
 
 
-def softmax_vjp(
+def softmax_both(
     plan: SoftmaxPlan, x: Array, labels: Array, weights: Array | None, table: Array | None, denom: Scalar | None
 ) -> tuple[Array, Array]:
-    """The loss and its derivative in the logits, for a framework without differentiation."""
-    assert plan.xp.rows_vjp is not None
+    """The loss and its derivative in the logits, in one visit of them."""
+    assert plan.xp.rows_both is not None
     ops = plan.xp.ops
     rows = _rows(plan, x, labels, weights, table)
-    results, pull = plan.xp.rows_vjp(*rows[:5])
-    value = rows.scale.contribution(*results)
-    divisor = _divisor(plan, rows, value, denom)
-    slopes = rows.scale.slopes(ops, *results[:2], _reduce.inverse(ops, divisor, value))
-    return _reduce.reduced(ops, plan.reduce, value, divisor), ops.astype(pull(*slopes), ops.dtype(x))
+    divisor = _divisor(plan, rows, denom)
+    slopes = rows.scale.slopes(_reduce.inverse(ops, divisor, plan.dtype))
+    rank = len(ops.shape(x)) - 1
+    results, dx = plan.xp.rows_both(*rows[:5], *(k if isinstance(k, float) else _ranked(ops, k, rank) for k in slopes))
+    return _softmax_value(plan, rows, results, divisor), ops.astype(dx, ops.dtype(x))
 
 
-def _divisor(plan: SoftmaxPlan, rows: Rows, value: Array, denom: Scalar | None) -> Scalar | None:
-    ids = rows.ids if rows.lay.masked else None
-    return _reduce.denominator(plan.xp.ops, plan.reduce, value, rows.w, ids, denom)
+def _softmax_value(plan: SoftmaxPlan, rows: Rows, results: tuple[Any, ...], divisor: Scalar | None) -> Array:
+    ops, value = plan.xp.ops, rows.scale.contribution(*results)
+    return value if plan.reduce == "none" else _reduce.divided(ops, ops.sum(value, None), divisor)
+
+
+def _divisor(plan: SoftmaxPlan, rows: Rows, denom: Scalar | None) -> Scalar | None:
+    ops, ids = plan.xp.ops, rows.ids if rows.lay.masked else None
+    count = ops.size(rows.x) // plan.classes
+    return _reduce.denominator(ops, plan.reduce, count, plan.dtype, rows.w, ids, denom)
 
 
 def _rows(plan: SoftmaxPlan, x: Array, labels: Array, weights: Array | None, table: Array | None) -> Rows:
     ops, axis, e = plan.xp.ops, plan.axis, plan.smoothing
-    x = ops.astype(x, plan.dtype)
+    x = x if plan.xp.narrow else ops.astype(x, plan.dtype)
     weights = _ranked(ops, weights, len(ops.shape(x)) - 1)
     table = None if table is None else ops.stop_gradient(table)
     k = t = ids = None
@@ -279,7 +283,7 @@ def _rows(plan: SoftmaxPlan, x: Array, labels: Array, weights: Array | None, tab
     w, weights = _reduce.zero_absent(ops, ids, w), _reduce.zero_absent(ops, ids, weights)
     u = None
     if e:
-        u = ops.full(plan.classes, 1 / plan.classes, x) if table is None else table / plan.classes
+        u = ops.full((plan.classes,), 1 / plan.classes, plan.dtype, x) if table is None else table / plan.classes
     scale = _reduce.row_weights(w if plan.hard else weights, w, weights, e, plan.z_loss)
     return Rows(Layout(axis, plan.hard, plan.masked, bool(plan.z_loss)), x, t, u, ids, scale, w)
 
@@ -287,35 +291,35 @@ def _rows(plan: SoftmaxPlan, x: Array, labels: Array, weights: Array | None, tab
 def sigmoid_loss(
     plan: SigmoidPlan, x: Array, z: Array, weights: Array | None, p: Array | None, denom: Scalar | None
 ) -> Array:
-    ops = plan.xp.ops
-    arguments, w = _elements(plan, x, z, weights, p)
-    value = _reduce.RowWeights(w).contribution(plan.xp.sigmoid(*arguments), None, None)
-    return _reduce.reduced(ops, plan.reduce, value, _reduce.denominator(ops, plan.reduce, value, w, None, denom))
+    xp, ops = plan.xp, plan.xp.ops
+    e, x, z, p, w = _elements(plan, x, z, weights, p)
+    divisor = _reduce.denominator(ops, plan.reduce, ops.size(x), plan.dtype, w, None, denom)
+    if plan.reduce != "none" and xp.sigmoid_sum is not None:
+        return _reduce.divided(ops, xp.sigmoid_sum(e, x, z, p, w), divisor)
+    loss = _reduce.RowWeights(w).contribution(xp.sigmoid(e, x, z, p, None if w is None else w == 0), None, None)
+    return loss if plan.reduce == "none" else _reduce.divided(ops, ops.sum(loss, None), divisor)
 
 
-def sigmoid_vjp(
+def sigmoid_both(
     plan: SigmoidPlan, x: Array, z: Array, weights: Array | None, p: Array | None, denom: Scalar | None
 ) -> tuple[Array, Array]:
-    assert plan.xp.sigmoid_vjp is not None
+    assert plan.xp.sigmoid_both is not None
     ops = plan.xp.ops
-    arguments, w = _elements(plan, x, z, weights, p)
-    loss, pull = plan.xp.sigmoid_vjp(*arguments)
-    scale = _reduce.RowWeights(w)
-    value = scale.contribution(loss, None, None)
-    divisor = _reduce.denominator(ops, plan.reduce, value, w, None, denom)
-    g, *_ = scale.slopes(ops, loss, None, _reduce.inverse(ops, divisor, value))
-    return _reduce.reduced(ops, plan.reduce, value, divisor), ops.astype(pull(g), ops.dtype(x))
+    arguments = _elements(plan, x, z, weights, p)
+    divisor = _reduce.denominator(ops, plan.reduce, ops.size(x), plan.dtype, arguments[-1], None, denom)
+    slope = _reduce.inverse(ops, divisor, plan.dtype)
+    loss, dx = plan.xp.sigmoid_both(*arguments, slope, plan.reduce == "none")
+    return _reduce.divided(ops, loss, divisor), ops.astype(dx, ops.dtype(x))
 
 
 def _elements(
     plan: SigmoidPlan, x: Array, z: Array, weights: Array | None, p: Array | None
-) -> tuple[Any, Array | None]:
+) -> tuple[float, Array, Array, Array | None, Array | None]:
     ops = plan.xp.ops
-    x = ops.astype(x, plan.dtype)
+    x = x if plan.xp.narrow else ops.astype(x, plan.dtype)
     p = None if p is None else ops.stop_gradient(p)
     w = _ranked(ops, weights, len(ops.shape(x)))
-    absent = None if w is None else w == 0
-    return (plan.smoothing, x, z, p, absent), None if w is None else ops.where(absent, 0.0, w)
+    return plan.smoothing, x, z, p, None if w is None else ops.where(w == 0, 0.0, w)
 
 
 def _ranked(ops: Ops, weights: Array | None, rank: int) -> Array | None:
@@ -323,3 +327,30 @@ def _ranked(ops: Ops, weights: Array | None, rank: int) -> Array | None:
     while weights is not None and len(ops.shape(weights)) < rank:
         weights = ops.expand_dims(weights, 0)
     return weights
+
+
+# ---- a loss, whole
+
+
+class Loss(NamedTuple):
+    """plan(xp, ...) -> (static, arrays); value(static, *arrays); both(static, *arrays) -> (value, derivative)."""
+
+    plan: Any
+    value: Any
+    both: Any
+
+    def __call__(self, xp: Adapter, *args: Any) -> Array:
+        static, arrays = self.plan(xp, *args)
+        if xp.fuse is None or static.reduce == "none":
+            return xp.run(self.value, static, *arrays)
+        return xp.fuse(self.value, self.both, static, *arrays)
+
+    def with_gradient(self, xp: Adapter, *args: Any, **kwargs: Any) -> tuple[Array, Array]:
+        static, arrays = self.plan(xp, *args, **kwargs)
+        result: tuple[Array, Array] = xp.run(self.both, static, *arrays)
+        return result
+
+
+SOFTMAX = Loss(softmax, softmax_loss, softmax_both)
+SPARSE = Loss(sparse, softmax_loss, softmax_both)
+SIGMOID = Loss(sigmoid, sigmoid_loss, sigmoid_both)

@@ -1,7 +1,7 @@
 """From per-row statistics to the loss: masks, weights, class weights, smoothing, z-loss, reductions. Once, for all.
 
 A row contributes  w_loss * loss + w_lse * lse^2 + w_smooth * smooth  (for sigmoid, w_loss * loss), so that the same
-weights give the value and, where a framework has no differentiation, what the kernel's derivative is scaled with.
+weights give the value and, known before the kernel runs, what its derivative is scaled with.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def zero_absent(ops: Ops, ids: Array | None, w: Array | None) -> Array | None:
 class RowWeights(NamedTuple):
     """What a row's three statistics are multiplied by; None: 1 for `loss`, not there for the others."""
 
-    loss: Array | None
+    loss: Scalar | None
     lse: Any = None
     smooth: Any = None
 
@@ -78,13 +78,12 @@ class RowWeights(NamedTuple):
             value = value + self.lse * (lse * lse)
         return value if smooth is None else value + self.smooth * smooth
 
-    def slopes(self, ops: Ops, loss: Array, lse: Array | None, g: Scalar) -> tuple[Array, Array | None, Array | None]:
-        """d(sum of g * contribution) in the three statistics, row by row."""
-        zero = ops.zeros_like(loss)
+    def slopes(self, g: Scalar) -> tuple[Scalar, Scalar | None, Scalar | None]:
+        """What g times the sum of all contributions has in front of loss, lse^2 and smooth."""
         return (
-            zero + (g if self.loss is None else g * self.loss),
-            None if lse is None else g * (2 * (self.lse * lse)),
-            None if self.smooth is None else zero + g * self.smooth,
+            g if self.loss is None else g * self.loss,
+            None if self.lse is None else g * self.lse,
+            None if self.smooth is None else g * self.smooth,
         )
 
 
@@ -108,41 +107,45 @@ def row_weights(
 
 
 def denominator(
-    ops: Ops, reduce: str, value: Array, w: Array | None, ids: Array | None, denom: Scalar | None
+    ops: Ops, reduce: str, count: Scalar, dtype: str, w: Array | None, ids: Array | None, denom: Scalar | None
 ) -> Scalar | None:
-    """What the sum is divided by; None where it is not. w: every row's weight, None where all present ones have 1;
-    ids: None where every row is present."""
+    """What the sum over `count` examples is divided by; None where it is not. w: every example's weight, broadcasting,
+    None where all present ones have 1; ids: None where every one is present."""
     if reduce in ("none", "sum"):
         return None
     if denom is not None:
         return denom
     if reduce == "mean_all" or (w is None and ids is None):
-        return ops.size(value)
-    zero = ops.zeros_like(value)
+        return count
     if w is None:
-        w = ops.where(ids == ABSENT, zero, 1.0)
+        w = ops.astype(ids != ABSENT, dtype)
     elif reduce == "mean_nonzero":
-        w = ops.where(w == 0, zero, 1.0)
-    return ops.sum(zero + w, None)
+        w = ops.astype(w != 0, dtype)
+    return ops.sum(w, None) * _repeats(ops, count, ops.size(w), dtype)
 
 
-def inverse(ops: Ops, divisor: Scalar | None, value: Array) -> Scalar:
+def _repeats(ops: Ops, count: Scalar, given: Scalar, dtype: str) -> Scalar:
+    """How many examples each of the given weights stands for."""
+    if isinstance(count, int) and isinstance(given, int):
+        return count // max(given, 1)
+    given = ops.astype(given, dtype)
+    return ops.astype(count, dtype) / ops.where(given == 0, 1.0, given)
+
+
+def inverse(ops: Ops, divisor: Scalar | None, dtype: str) -> Scalar:
     """1 / divisor, and 0 for 0: a mean over nothing is 0."""
     if divisor is None:
         return 1.0
     if isinstance(divisor, int):
         return 1.0 / divisor if divisor else 0.0
-    divisor = ops.astype(divisor, ops.dtype(value))
+    divisor = ops.astype(divisor, dtype)
     return ops.where(divisor == 0, 0.0, 1.0 / ops.where(divisor == 0, 1.0, divisor))
 
 
-def reduced(ops: Ops, reduce: str, value: Array, divisor: Scalar | None) -> Array:
-    if reduce == "none":
-        return value
-    total = ops.sum(value, None)
+def divided(ops: Ops, total: Array, divisor: Scalar | None) -> Array:
     if divisor is None:
         return total
     if isinstance(divisor, int):  # a count: of no examples the sum is 0 already
         return total / max(divisor, 1)
-    divisor = ops.astype(divisor, ops.dtype(value))
+    divisor = ops.astype(divisor, ops.dtype(total))
     return ops.where(divisor == 0, 0.0, total / ops.where(divisor == 0, 1.0, divisor))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import json
 from collections.abc import Iterable
@@ -11,11 +12,11 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from xent import _live, _regimes, _report
+from xent._console import Steps, err, out
+from xent.benchmarks.command import bench_command
 from xent.compare import MODES, Comparison, Row, compare, facts, figure
 
 Loss = Enum("Loss", {name: name for name in _regimes.LOSSES})  # type: ignore[misc]
@@ -28,18 +29,18 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-out = Console()
-err = Console(stderr=True)
+app.command(name="bench")(bench_command)
 
 
 @app.command()
 def backends(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False) -> None:
-    """Which frameworks are here, their versions and devices, and what installs the missing ones."""
+    """Which frameworks are here, their versions and devices, what installs the missing ones; the CPU kernels."""
     here = set(_live.available())
     names = [*dict.fromkeys([*_live.KNOWN, *sorted(here)])]
     found = {name: facts(name) if name in here else None for name in names}
+    kernels = native()
     if as_json:
-        print(json.dumps(found, indent=2))
+        print(json.dumps({**found, "native": kernels}, indent=2))
         return
     table = Table(box=None, pad_edge=False)
     for heading in ("backend", "version", "devices", "runs", "dtypes"):
@@ -55,6 +56,17 @@ def backends(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] =
                 name, known["version"], ", ".join(known["devices"]), ", ".join(modes), ", ".join(known["dtypes"])
             )
     out.print(table)
+    problem = kernels.get("problem")
+    text = f"not in use: {problem}" if problem else f"{kernels['isa']}, up to {kernels['threads']} threads"
+    out.print(f"\nnative CPU kernels: {escape(text)}", highlight=False, soft_wrap=True)
+
+
+def native() -> dict[str, Any]:
+    """Whether the kernels that all frameworks share on a CPU are in use: how, or why not."""
+    cpu = importlib.import_module("xent.backends.cpu")
+    if cpu.native is None:
+        return {"problem": cpu.why_not}
+    return {"isa": cpu.native.isa(), "threads": cpu.native.max_threads()}
 
 
 @app.command(name="compare")
@@ -76,7 +88,7 @@ def compare_command(
     to 1e4, ties, ruled-out classes. Exit status: 0 all agree, 1 something does not, 2 it could not be run.
     """
     try:
-        with _progress(quiet=as_json) as step:
+        with Steps("starting the frameworks", quiet=as_json) as step:
             result = compare(
                 backend,
                 losses=[choice.value for choice in loss or ()],
@@ -91,7 +103,7 @@ def compare_command(
         if html is not None:
             html.write_text(_report.page(result), encoding="utf-8")
     except (ValueError, TypeError, OSError) as error:
-        err.print(f"xent: {error}", style="red", markup=False, highlight=False)
+        err.print(f"xent: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(2) from None
     if as_json:
         print(json.dumps(_finite(result.to_dict()), indent=2))
@@ -100,22 +112,6 @@ def compare_command(
         if html is not None:
             out.print(f"[dim]wrote {html}[/]")
     raise typer.Exit(0 if result.agrees else 1)
-
-
-class _progress:
-    """A bar on standard error while there is somebody to look at it."""
-
-    def __init__(self, quiet: bool) -> None:
-        columns = (TextColumn("{task.description:42.42}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        self.bar = Progress(*columns, console=err, transient=True, disable=quiet or not err.is_terminal)
-
-    def __enter__(self) -> Any:
-        self.bar.start()
-        task = self.bar.add_task("starting the frameworks", total=None)
-        return lambda what, done, of: self.bar.update(task, description=what, completed=done, total=of)
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.stop()
 
 
 def _print(result: Comparison) -> None:

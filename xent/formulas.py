@@ -17,11 +17,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from xent._adapter import ABSENT, INVALID, Array, Layout, Ops
+from xent._adapter import ABSENT, INVALID, Array, Layout, Ops, Scalar
 from xent._reduce import along
 
 INF, NAN = float("inf"), float("nan")
 _STEEP = 1e30  # (m - x) * _STEEP exceeds 1 for every difference that exp can tell from 0
+
+
+def widened(ops: Ops, x: Array) -> Array:
+    """Logits in the compute dtype."""
+    return ops.astype(x, "float64" if ops.dtype(x) == "float64" else "float32")
 
 
 def finite_or_nan(ops: Ops, m: Array) -> Array:
@@ -84,9 +89,10 @@ def _blank(ops: Ops, x: Array, ids: Array) -> Array:
     return ops.where(ids < 0, 0.0, x)
 
 
-def _present(ops: Ops, k: Array, ids: Array) -> Array:
+def _present(ops: Ops, k: Scalar, ids: Array, like: Array) -> Array:
     """Per-row k, linearly: k itself, 0 in an absent row, NaN in an invalid one."""
-    return ops.where(ids == ABSENT, 0.0, k) * ops.where(ids == INVALID, NAN, ops.zeros_like(k) + 1)
+    one = ops.zeros_like(like) + 1
+    return ops.where(ids == ABSENT, 0.0, one * k) * ops.where(ids == INVALID, NAN, one)
 
 
 # Softmax: results and statistics
@@ -130,7 +136,7 @@ def rows(
     def finish(result: Array | None) -> Array | None:
         if result is None:
             return None
-        return ops.squeeze(_present(ops, result, ids) if lay.masked else result, axis)
+        return ops.squeeze(_present(ops, result, ids, result) if lay.masked else result, axis)
 
     if lay.masked:
         m, s = _blank(ops, m, ids), _blank(ops, s, ids)
@@ -215,11 +221,11 @@ def pull(
     t: Array | None,
     u: Array | None,
     ids: Array | None,
-    coefficients: tuple[Array | None, ...],
+    coefficients: tuple[Scalar | None, ...],
 ) -> Array:
     """Reverse mode: d/dx of sum(a loss + b lse + c smooth), with (a, b, c) = coefficients, None for 0."""
     e, e_y, miss, r, _ = parts
-    scaled: tuple[Any, ...] = _scaled(ops, lay, ids, coefficients)
+    scaled: tuple[Any, ...] = _scaled(ops, lay, ids, coefficients, parts.r)
     a, b, c = scaled
     t = _unmasked(ops, lay, t, ids)
     rest: Any = 0.0 if b is None else b
@@ -238,7 +244,7 @@ def pull_labels(
     ops: Ops, lay: Layout, parts: Pieces, x: Array, m: Array, ids: Array | None, coefficients: tuple[Array | None, ...]
 ) -> Array:
     """Reverse mode in the soft labels: a (lse - x)."""
-    a: Any = _scaled(ops, lay, ids, coefficients)[0]
+    a: Any = _scaled(ops, lay, ids, coefficients, parts.r)[0]
     return a * _gap(ops, lay, parts, x, ids, m)
 
 
@@ -247,14 +253,16 @@ def _gap(ops: Ops, lay: Layout, parts: Pieces, x: Array, ids: Array | None, m: A
 
 
 def _scaled(
-    ops: Ops, lay: Layout, ids: Array | None, coefficients: tuple[Array | None, ...]
-) -> tuple[Array | None, ...]:
+    ops: Ops, lay: Layout, ids: Array | None, coefficients: tuple[Scalar | None, ...], like: Array
+) -> tuple[Scalar | None, ...]:
     """Per-row coefficients with the class axis: 0 in absent rows, NaN in invalid ones."""
-    kept = tuple(None if k is None else ops.expand_dims(k, lay.axis) for k in coefficients)
-    if not lay.masked:
-        return kept
-    ids = ops.expand_dims(ids, lay.axis)
-    return tuple(None if k is None else _present(ops, k, ids) for k in kept)
+
+    def scaled(k: Scalar | None) -> Scalar | None:
+        kept = k if k is None or isinstance(k, float) else ops.expand_dims(k, lay.axis)
+        return kept if k is None or not lay.masked else _present(ops, kept, ids, like)
+
+    ids = ops.expand_dims(ids, lay.axis) if lay.masked else None
+    return tuple(map(scaled, coefficients))
 
 
 def push(
@@ -285,10 +293,27 @@ def push(
 
     def finish(tangent: Array) -> Array:
         if lay.masked:
-            tangent = _present(ops, tangent, ops.expand_dims(ids, axis))
+            tangent = _present(ops, tangent, ops.expand_dims(ids, axis), tangent)
         return ops.squeeze(tangent, axis)
 
     return finish(loss), finish(mean) if lay.lse else None, None if smooth is None else finish(smooth)
+
+
+def rows_both(
+    ops: Ops,
+    lay: Layout,
+    x: Array,
+    t: Array | None,
+    u: Array | None,
+    ids: Array | None,
+    a: Scalar,
+    z: Scalar | None,
+    c: Scalar | None,
+) -> tuple[tuple[Array, Array | None, Array | None], Array]:
+    """`Adapter.rows_both`, for x in the compute dtype."""
+    results, stats = rows(ops, lay, x, t, u, ids)
+    b = None if z is None else 2 * z * results[1]
+    return results, pull(ops, lay, pieces(ops, lay, x, ids, *stats), x, t, u, ids, (a, b, c))
 
 
 # Sigmoid
@@ -316,6 +341,17 @@ def sigmoid_pull(
         return dx, ops.zeros_like(x)
     slope = -x if p is None else _times(ops, p, _softplus(ops, -x)) - _softplus(ops, x)
     return dx, g * (slope * (1 - e))
+
+
+def sigmoid_both(
+    ops: Ops, e: float, x: Array, z: Array, p: Array | None, w: Array | None, g: Scalar, each: bool
+) -> tuple[Array, Array]:
+    """`Adapter.sigmoid_both`, for x in the compute dtype."""
+    absent = None if w is None else w == 0
+    loss = sigmoid(ops, e, x, z, p, absent)
+    loss = loss if w is None else w * loss
+    slope = g + ops.zeros_like(x) if w is None else g * w
+    return loss if each else ops.sum(loss, None), sigmoid_pull(ops, e, x, z, p, absent, slope)[0]
 
 
 def _both(e: float, z: Array, p: Array | None) -> tuple[Array, Array]:

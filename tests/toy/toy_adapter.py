@@ -1,5 +1,7 @@
 """A third party's adapter: everything it knows of xent is the contract and the formulas."""
 
+from functools import partial
+
 import numpy as np
 import toy_framework as toy
 import xent
@@ -34,7 +36,7 @@ OPS = xent.Ops(
     expand_dims=lift(np.expand_dims),
     squeeze=lift(np.squeeze),
     zeros_like=lift(np.zeros_like),
-    full=lambda n, value, like: toy.array(np.full(n, value, toy.values(like).dtype)),
+    full=lambda shape, value, dtype, like: toy.array(np.full(shape, value, dtype)),
     take=lift(lambda table, ids: table[ids]),
     size=lambda x: toy.values(x).size,
     stop_gradient=lambda x: x,
@@ -51,16 +53,6 @@ OPS = xent.Ops(
 )
 
 
-def rows_vjp(lay, x, t, u, ids):
-    results, stats = formulas.rows(OPS, lay, x, t, u, ids)
-    parts = formulas.pieces(OPS, lay, x, ids, *stats)
-    return results, lambda *upstream: formulas.pull(OPS, lay, parts, x, t, u, ids, upstream)
-
-
-def sigmoid(e, x, z, p, absent):
-    return formulas.sigmoid(OPS, e, x, z, p, absent)
-
-
 def quietly(function, static, *arrays):
     with np.errstate(all="ignore"):
         return function(static, *arrays)
@@ -70,9 +62,9 @@ ADAPTER = xent.Adapter(
     name="toy_framework",
     types=(toy.Array,),
     ops=OPS,
-    rows=lambda *args: rows_vjp(*args)[0],
-    sigmoid=sigmoid,
-    rows_vjp=rows_vjp,
-    sigmoid_vjp=lambda *args: (sigmoid(*args), lambda g: formulas.sigmoid_pull(OPS, *args, g)[0]),
+    rows=lambda *args: formulas.rows(OPS, *args)[0],
+    sigmoid=partial(formulas.sigmoid, OPS),
+    rows_both=partial(formulas.rows_both, OPS),
+    sigmoid_both=partial(formulas.sigmoid_both, OPS),
     run=quietly,
 )

@@ -1,0 +1,282 @@
+"""JAX on the native CPU kernels: each with xent's formula, which serves other devices and all higher derivatives.
+
+Reverse mode is a kernel as well: the tangent of a loss is a primitive that is linear in the tangents and whose
+transpose is the kernel's backward pass, so that it keeps (m, s), not the probabilities, and forward mode still works.
+In `static` is what a kernel knows before it sees a number; None is an array that is not there, in and out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
+from xent import formulas
+from xent._adapter import Layout
+
+from ._jax_primitive import ELEMENTS, ROWS, kernel, linear, pattern, spare
+from .jax import OPS, compiled, pieces
+
+Array = Any
+
+
+wide = partial(formulas.widened, OPS)
+
+
+def tangents_of(*tangents: Any) -> list[Any]:
+    return [None if isinstance(d, SymbolicZero) else d for d in tangents]
+
+
+# ---- rows: the formulas
+
+
+def _forward(static: Any, x: Array, t: Any, u: Any, ids: Any) -> tuple[Any, ...]:
+    (lay,) = static
+    results, stats = formulas.rows(OPS, lay, wide(x), t, u, ids)
+    return *(jnp.squeeze(k, lay.axis) for k in stats), *results
+
+
+def _backward(
+    static: Any, x: Array, t: Any, u: Any, ids: Any, m: Array, s: Array, *up: Any, pieces: Any = formulas.pieces
+) -> tuple[Any, Any]:
+    lay, wrt_x, wrt_t = static
+    m, s = jnp.expand_dims(m, lay.axis), jnp.expand_dims(s, lay.axis)
+    parts = pieces(OPS, lay, wide(x), ids, m, s)
+    dx = formulas.pull(OPS, lay, parts, x, t, u, ids, up).astype(x.dtype) if wrt_x else None
+    return dx, formulas.pull_labels(OPS, lay, parts, wide(x), m, ids, up) if wrt_t else None
+
+
+def _both(static: Any, x: Array, t: Any, u: Any, ids: Any, a: Array, z: Any, c: Any) -> tuple[Any, ...]:
+    m, s, loss, lse, smooth = _forward(static, x, t, u, ids)
+    b = None if z is None else 2 * z * lse
+    return loss, lse, smooth, _backward((*static, True, False), x, t, u, ids, m, s, a, b, c)[0]
+
+
+def _push(static: Any, dx: Any, dt: Any, x: Array, t: Any, u: Any, ids: Any, m: Array, s: Array) -> tuple[Any, ...]:
+    (lay,) = static
+    m, s = jnp.expand_dims(m, lay.axis), jnp.expand_dims(s, lay.axis)
+    x = wide(x)
+    dx = jnp.zeros_like(x) if dx is None else wide(dx)
+    return formulas.push(OPS, lay, pieces(lay, x, ids, m, s), x, t, u, ids, m, dx, dt)
+
+
+def _pull(static: Any, wrt: tuple[bool, ...], *operands: Any) -> list[Array]:
+    *residuals, a, b, c = operands
+    a = jnp.zeros_like(residuals[4]) if a is None else a
+    return [d for d in rows_pull((*static, *wrt), *residuals, a, b, c) if d is not None]
+
+
+forward = kernel("rows_forward", ROWS, _forward, lambda static, there: (True, True, True, static[0].lse, there[2]))
+backward = kernel("rows_backward", ROWS, _backward, lambda static, _there: static[1:])
+both = kernel("rows_both", ROWS, _both, lambda static, there: (True, static[0].lse, there[2], True))
+spare("rows_both", "rows_forward", 4, 2)
+push = linear("rows_push", ROWS, _push, _pull, lambda static, there: (True, static[0].lse, there[4]))
+
+
+# ---- rows: the derivatives
+
+
+def rows(lay: Layout, x: Array, t: Any, u: Any, ids: Any) -> Any:
+    return _rows(lay, x, t, u, _each_row(lay, x, ids))[2:]
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _rows(lay: Layout, x: Array, t: Any, u: Any, ids: Any) -> Any:
+    return forward((lay,), x, t, u, ids)
+
+
+@partial(_rows.defjvp, symbolic_zeros=True)
+def _rows_jvp(lay: Layout, primals: Any, tangents: Any) -> Any:
+    dx, dt = tangents_of(*tangents[:2])
+    m, s, *results = _rows(lay, *primals)
+    moved = push((lay,), jnp.zeros_like(primals[0]) if dx is None and dt is None else dx, dt, *primals, m, s)
+    # nothing but the kernel's own derivative uses the statistics, and it does not depend on how they move
+    return (m, s, *results), (jnp.zeros_like(m), jnp.zeros_like(s), *moved)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def rows_pull(static: Any, *operands: Any) -> Any:
+    return backward(static, *operands)
+
+
+@rows_pull.defjvp
+def _rows_pull_jvp(static: Any, primals: Any, tangents: Any) -> Any:
+    x, t, u, ids, m, s, *up = primals
+
+    def smooth(x: Array, t: Any, *up: Any) -> Any:
+        return _backward(static, x, t, u, ids, m, s, *up, pieces=formulas.smooth_pieces)
+
+    return rows_pull(static, *primals), jax.jvp(smooth, (x, t, *up), (*tangents[:2], *tangents[6:]))[1]
+
+
+def rows_both(lay: Layout, x: Array, t: Any, u: Any, ids: Any, *coefficients: Any) -> Any:
+    shape = x.shape[: lay.axis] + x.shape[lay.axis + 1 :]
+    like = wide(x[:0]).dtype
+    full = (None if k is None else jnp.broadcast_to(jnp.asarray(k, like), shape) for k in coefficients)
+    return _rows_both(lay, x, t, u, _each_row(lay, x, ids), *full)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _rows_both(lay: Layout, *operands: Any) -> Any:
+    *results, dx = both((lay,), *operands)
+    return tuple(results), dx
+
+
+@_rows_both.defjvp
+def _rows_both_jvp(lay: Layout, primals: Any, tangents: Any) -> Any:
+    x, t, u, ids, *coefficients = primals
+
+    def smooth(x: Array, t: Any, a: Array, z: Any, c: Any) -> Any:
+        m, s, *results = _rows(lay, x, t, u, ids)
+        b = None if z is None else 2 * z * results[1]
+        static = (lay, True, False)
+        return tuple(results), _backward(static, x, t, u, ids, m, s, a, b, c, pieces=formulas.smooth_pieces)[0]
+
+    return _rows_both(lay, *primals), jax.jvp(smooth, (x, t, *coefficients), (*tangents[:2], *tangents[4:]))[1]
+
+
+def _each_row(lay: Layout, x: Array, ids: Any) -> Any:
+    return None if ids is None else jnp.broadcast_to(ids, x.shape[: lay.axis] + x.shape[lay.axis + 1 :])
+
+
+# ---- elements
+
+
+def _elements(static: Any, x: Array, z: Array, p: Any, w: Any) -> tuple[Any, Array]:
+    e, lead, each = static
+    loss = formulas.sigmoid(OPS, e, wide(x), z, p, None if w is None else w == 0)
+    return loss if each else None, jnp.sum(loss if w is None else w * loss, tuple(range(lead, x.ndim)))
+
+
+def _elements_backward(static: Any, x: Array, z: Array, p: Any, w: Any, scale: Array) -> tuple[Any, Any]:
+    e, _, wrt_x, wrt_z = static
+    g = jnp.broadcast_to(jnp.reshape(scale, scale.shape + (1,) * (x.ndim - scale.ndim)), x.shape)
+    g = g if w is None else g * w
+    dx, dz = formulas.sigmoid_pull(OPS, e, wide(x), z, p, None if w is None else w == 0, g)
+    return dx.astype(x.dtype) if wrt_x else None, dz if wrt_z else None
+
+
+def _elements_both(static: Any, x: Array, z: Array, p: Any, w: Any, scale: Array) -> tuple[Any, Array, Array]:
+    e, lead, _ = static
+    loss, total = _elements(static, x, z, p, w)
+    return loss, total, _elements_backward((e, lead, True, False), x, z, p, w, scale)[0]
+
+
+def _elements_push(static: Any, dx: Any, dz: Any, x: Array, z: Array, p: Any, w: Any) -> tuple[Array]:
+    e, lead, each = static
+    absent = None if w is None else w == 0
+    slope_x, slope_z = formulas.sigmoid_pull(OPS, e, wide(x), z, p, absent, jnp.ones_like(z))
+    moved = 0 if dx is None else slope_x * wide(dx)
+    moved = moved if dz is None else moved + slope_z * dz
+    if each:
+        return (moved,)
+    return (jnp.sum(moved if w is None else w * moved, tuple(range(lead, x.ndim))),)
+
+
+def _elements_transpose(static: Any, wrt: tuple[bool, ...], x: Array, z: Array, p: Any, w: Any, g: Any) -> list[Array]:
+    e, lead, each = static
+    if each:  # every element has a scale of its own, which is what w is to the kernel
+        w, g = g if w is None else jnp.where(w == 0, 0.0, g), jnp.ones(g.shape[:lead], g.dtype)
+    return [d for d in elements_pull((e, lead, *wrt), x, z, p, w, g) if d is not None]
+
+
+elements = kernel("sigmoid_forward", ELEMENTS, _elements, lambda static, _there: (static[2], True))
+elements_backward = kernel("sigmoid_backward", ELEMENTS, _elements_backward, lambda static, _there: static[2:])
+elements_both = kernel("sigmoid_both", ELEMENTS, _elements_both, lambda static, _there: (static[2], True, True))
+spare("sigmoid_both", "sigmoid_forward", 4, 0)
+elements_push = linear("sigmoid_push", ELEMENTS, _elements_push, _elements_transpose, lambda _static, _there: (True,))
+
+
+def sigmoid(e: float, x: Array, z: Array, p: Any, absent: Any) -> Array:
+    return _sigmoid((e, True), x, z, pattern(p, x), pattern(None if absent is None else 1 - absent.astype(z.dtype), x))
+
+
+def sigmoid_sum(e: float, x: Array, z: Array, p: Any, w: Any) -> Array:
+    return _sigmoid((e, False), x, z, pattern(p, x), pattern(w, x))
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _sigmoid(static: Any, x: Array, z: Array, p: Any, w: Any) -> Array:
+    e, each = static
+    loss, total = elements((e, 0, each), x, z, p, w)
+    return loss if each else total
+
+
+@partial(_sigmoid.defjvp, symbolic_zeros=True)
+def _sigmoid_jvp(static: Any, primals: Any, tangents: Any) -> Any:
+    e, each = static
+    dx, dz, _, dw = tangents_of(*tangents)
+    value = _sigmoid(static, *primals)
+    moved = jnp.zeros_like(value)
+    if dx is not None or dz is not None:
+        (moved,) = elements_push((e, 0, each), dx, dz, *primals)
+    if dw is not None and not each:
+        moved = moved + jnp.sum(dw * _sigmoid((e, True), *primals))
+    return value, moved
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def elements_pull(static: Any, *operands: Any) -> Any:
+    return elements_backward(static, *operands)
+
+
+@elements_pull.defjvp
+def _elements_pull_jvp(static: Any, primals: Any, tangents: Any) -> Any:
+    return elements_pull(static, *primals), jax.jvp(partial(_elements_backward, static), primals, tangents)[1]
+
+
+def sigmoid_both(e: float, x: Array, z: Array, p: Any, w: Any, g: Any, each: bool) -> tuple[Array, Array]:
+    loss, dx = _sigmoid_both((e, each), x, z, pattern(p, x), pattern(w, x), jnp.asarray(g, z.dtype))
+    return loss if w is None or not each else w * loss, dx
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _sigmoid_both(static: Any, *operands: Any) -> tuple[Array, Array]:
+    e, each = static
+    loss, total, dx = elements_both((e, 0, each), *operands)
+    return loss if each else total, dx
+
+
+@_sigmoid_both.defjvp
+def _sigmoid_both_jvp(static: Any, primals: Any, tangents: Any) -> Any:
+    def apart(*operands: Any) -> tuple[Array, Array]:
+        return _sigmoid(static, *operands[:4]), elements_pull((static[0], 0, True, False), *operands)[0]
+
+    return _sigmoid_both(static, *primals), jax.jvp(apart, primals, tangents)[1]
+
+
+# ---- a loss with its derivative
+
+
+def fuse(loss: Callable[..., Array], both: Callable[..., Any], static: Any, x: Array, *arrays: Any) -> Array:
+    """One visit of the logits for loss and derivative, wherever the derivative's factor is known to the compiler.
+
+    It nearly always is, and 1, inside jax.jit. Outside, scaling the derivative would cost more than a second visit.
+    In float16 the factor is often there to keep the derivative from underflowing.
+    """
+    if not isinstance(x, jax.core.Tracer) or x.to_concrete_value() is not None or x.dtype == "float16":
+        return compiled(loss, static, x, *arrays)
+    return _fused(loss, both, static, x, *arrays)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
+def _fused(loss: Any, both: Any, static: Any, *arrays: Any) -> Array:
+    return compiled(loss, static, *arrays)
+
+
+@partial(_fused.defjvp, symbolic_zeros=True)
+def _fused_jvp(loss: Any, both: Any, static: Any, primals: Any, tangents: Any) -> Any:
+    moving = [d is not None and not isinstance(d, SymbolicZero) for d in tangents]
+    if moving[0] and not any(moving[1:]):
+        value, grad = compiled(both, static, *primals)
+        return value, jnp.sum(grad.astype(value.dtype) * tangents[0].astype(value.dtype))
+
+    def moved(*some: Any) -> Array:
+        given = iter(some)
+        return compiled(loss, static, *(next(given) if m else k for k, m in zip(primals, moving, strict=True)))
+
+    chosen = [(k, d) for k, d, m in zip(primals, tangents, moving, strict=True) if m]
+    return jax.jvp(moved, tuple(k for k, _ in chosen), tuple(d for _, d in chosen))

@@ -1,0 +1,232 @@
+"""A kernel as a JAX primitive: a custom call where a program is compiled for one CPU, xent's formulas everywhere else.
+
+A primitive of our own, not `jax.ffi.ffi_call` alone, because two things have to be decided late: the platform and the
+number of devices when a program is lowered (XLA would gather the operands of a custom call, which it cannot
+partition), and the layout when `vmap` adds an axis (the batch joins the rows, whatever `vmap` is nested in).
+
+A formula is a function (static, *operands) -> results; None is an operand or a result that is not there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import DropVar, Primitive
+from jax.interpreters import ad, batching, mlir, partial_eval
+
+from .cpu import native
+
+Array = Any
+Formula = Callable[..., Any]
+
+assert native is not None  # nobody asks for this module without it
+for _name, _handler in native.ffi_handlers().items():
+    jax.ffi.register_ffi_target(f"xent_{_name}", _handler, platform="cpu")
+
+_PRIMITIVES: dict[str, Primitive] = {}
+
+
+class Family(NamedTuple):
+    """What kernels on the same operands have in common."""
+
+    batched: Callable[..., Any]  # (static, operands, dims, size) -> static and operands, batch first; None: cannot be
+    attributes: Callable[..., dict[str, Any]]  # (static, avals of all operands) -> what the handler wants to be told
+    ids: int | None = None  # which operand is integral
+
+
+def kernel(name: str, family: Family, formula: Formula, slots: Callable[..., tuple[bool, ...]]) -> Formula:
+    """The primitive that stands for a formula, as a function that is called like it.
+
+    slots(static, there): which results there are, where `there` says it of the operands. For what is not there, the
+    custom call has arrays without elements.
+    """
+    primitive, call = _primitive(name, family, formula, slots)
+
+    def lower(ctx: Any, *operands: Any, static: Any, there: tuple[bool, ...]) -> Any:
+        if not _whole(ctx.module_context) or 0 in ctx.avals_in[0].shape:
+            return mlir.lower_fun(partial(_flat, formula))(ctx, *operands, static=static, there=there)
+        compute = np.dtype("float64" if ctx.avals_in[0].dtype == "float64" else "float32")
+        wanted = slots(static, there)
+        avals = [
+            _nothing(np.dtype("int32") if i == family.ids else compute) if aval is None else aval
+            for i, aval in enumerate(_full(ctx.avals_in, there))
+        ]
+        values = [
+            mlir.ir_constant(np.zeros(0, aval.dtype)) if value is None else value
+            for value, aval in zip(_full(operands, there), avals, strict=True)
+        ]
+        results = [_nothing(compute) if aval is None else aval for aval in _full(ctx.avals_out, wanted)]
+        rule = jax.ffi.ffi_lowering(f"xent_{name}")
+        ctx = ctx.replace(avals_in=avals, avals_out=results)
+        out = rule(ctx, *values, **family.attributes(static, avals))
+        return [result for result, is_wanted in zip(out, wanted, strict=True) if is_wanted]
+
+    mlir.register_lowering(primitive, lower, platform="cpu")
+    return call
+
+
+def linear(
+    name: str, family: Family, push: Formula, pull: Callable[..., Any], slots: Callable[..., tuple[bool, ...]]
+) -> Formula:
+    """push(static, dx, dt, *rest), linear in dx and dt, with the transpose
+    pull(static, wrt, *rest, *cotangents) -> [dx, dt], those of the two that `wrt` says."""
+    primitive, call = _primitive(name, family, push, slots, linear=2)
+
+    def jvp(primals: Any, tangents: Any, **params: Any) -> Any:
+        return jax.jvp(partial(_flat, push, **params), primals, tuple(ad.instantiate_zeros(d) for d in tangents))
+
+    def transpose(cotangents: Any, *operands: Any, static: Any, there: tuple[bool, ...]) -> Any:
+        unknown = [ad.is_undefined_primal(k) for k in operands]
+        up = [None if isinstance(g, ad.Zero) else g for g in _full(cotangents, slots(static, there))]
+        wrt = tuple(bool(k) for k in _full(unknown, there)[:2])
+        grads = iter(pull(static, wrt, *_full(operands, there)[2:], *up))
+        return [next(grads) if k else None for k in unknown]
+
+    ad.primitive_jvps[primitive] = jvp
+    ad.primitive_transposes[primitive] = transpose
+    return call
+
+
+def spare(both: str, forward: str, operands: int, more: int) -> None:
+    """Where nobody uses the last result of the kernel `both`, as in jax.checkpoint's first pass, `forward` will do: on
+    the first so many operands, with so many more results before the others."""
+
+    def eliminate(used: list[bool], eqn: Any) -> Any:
+        if used[-1]:
+            return [True] * len(eqn.invars), eqn
+        if not any(used):
+            return [False] * len(eqn.invars), None
+        there = eqn.params["there"][:operands]
+        count, all_of_them = sum(there), len(eqn.invars)
+        dropped = [DropVar(eqn.outvars[0].aval) for _ in range(more)]
+        eqn = eqn.replace(
+            primitive=_PRIMITIVES[forward],
+            invars=eqn.invars[:count],
+            outvars=dropped + eqn.outvars[:-1],
+            params={**eqn.params, "there": there},
+        )
+        return [i < count for i in range(all_of_them)], eqn
+
+    partial_eval.dce_rules[_PRIMITIVES[both]] = eliminate
+
+
+def _primitive(
+    name: str, family: Family, formula: Formula, slots: Callable[..., tuple[bool, ...]], linear: int = 0
+) -> tuple[Primitive, Formula]:
+    primitive = _PRIMITIVES[name] = Primitive(f"xent_{name}")
+    primitive.multiple_results = True
+    run = partial(_flat, formula)
+    primitive.def_impl(run)  # only under jax.disable_jit
+    # tracing the formula gives shapes, and shardings and varying axes where there are such
+    primitive.def_abstract_eval(lambda *avals, **params: jax.make_jaxpr(partial(run, **params))(*avals).out_avals)
+    mlir.register_lowering(primitive, mlir.lower_fun(run))
+
+    def call(static: Any, *operands: Array | None) -> tuple[Array | None, ...]:
+        there = tuple(k is not None for k in operands)
+        results = primitive.bind(*(k for k in operands if k is not None), static=static, there=there)
+        return tuple(_full(results, slots(static, there)))
+
+    def batch(operands: Any, dims: Any, *, static: Any, there: tuple[bool, ...]) -> Any:
+        size = next(k.shape[d] for k, d in zip(operands, dims, strict=True) if d is not None)
+        tangents, rest = _full(operands, there)[:linear], _full(operands, there)[linear:]
+        tangent_dims, rest_dims = _full(dims, there)[:linear], _full(dims, there)[linear:]
+        moved = family.batched(static, rest, rest_dims, size)
+        if moved is None:
+            results = jax.vmap(partial(run, static=static, there=there), tuple(dims))(*operands)
+        else:
+            static, rest = moved
+            tangents = [batch_first(k, d, size) for k, d in zip(tangents, tangent_dims, strict=True)]
+            results = primitive.bind(*(k for k in (*tangents, *rest) if k is not None), static=static, there=there)
+        return results, [0] * len(results)
+
+    batching.primitive_batchers[primitive] = batch
+    return primitive, call
+
+
+def batch_first(k: Array | None, dim: int | None, size: int) -> Array | None:
+    if k is None:
+        return None
+    return jnp.broadcast_to(k, (size, *k.shape)) if dim is None else jnp.moveaxis(k, dim, 0)
+
+
+def _flat(formula: Formula, *operands: Array, static: Any, there: tuple[bool, ...]) -> list[Array]:
+    return [result for result in formula(static, *_full(operands, there)) if result is not None]
+
+
+def _full(given: Any, there: tuple[bool, ...]) -> list[Any]:
+    left = iter(given)
+    return [next(left) if is_there else None for is_there in there]
+
+
+def _nothing(dtype: Any) -> Any:
+    return jax.core.ShapedArray((0,), dtype)
+
+
+def _whole(module: Any) -> bool:
+    """Whether a custom call sees whole arrays, in a program that runs in this process."""
+    if module.lowering_parameters.for_export or len(module.platforms) > 1:
+        return False
+    context = module.axis_context
+    manual = getattr(context, "manual_axes", None)
+    if manual:  # inside shard_map, over every axis of the mesh?
+        return set(manual) == set(context.mesh.axis_names)
+    return getattr(context, "num_devices", None) == 1
+
+
+# Rows: static is (Layout, ...), operands are x, t, u, ids and what has the rows' shape
+
+
+def _rows_batched(static: Any, operands: Any, dims: Any, size: int) -> Any:
+    if dims[2] is not None:  # the handler knows one vector u
+        return None
+    lay, *rest = static
+    moved = [k if i == 2 else batch_first(k, d, size) for i, (k, d) in enumerate(zip(operands, dims, strict=True))]
+    return (lay._replace(axis=lay.axis + 1), *rest), moved
+
+
+ROWS = Family(
+    batched=_rows_batched,
+    attributes=lambda static, avals: {"trailing": np.int64(avals[0].ndim - 1 - static[0].axis)},
+    ids=3,
+)
+
+
+# Elements: static is (e, how many axes are vmap's, ...), operands are x, z, p, w and maybe a scale. p and w have x's
+# rank and broadcast against it as patterns: one run of x's axes, with 1s before and after it.
+
+
+def pattern(k: Array | None, x: Array) -> Array | None:
+    """k as a pattern: as it is, or at full size."""
+    if k is None:
+        return None
+    k = jnp.reshape(k, (1,) * (x.ndim - k.ndim) + k.shape)
+    kept = [i for i, n in enumerate(k.shape) if n != 1] or [0]
+    run = slice(kept[0], kept[-1] + 1)
+    return k if len(kept) < 2 or k.shape[run] == x.shape[run] else jnp.broadcast_to(k, x.shape)
+
+
+def _elements_batched(static: Any, operands: Any, dims: Any, size: int) -> Any:
+    e, lead, *rest = static
+    return (e, lead + 1, *rest), [batch_first(k, d, size) for k, d in zip(operands, dims, strict=True)]
+
+
+def _elements_attributes(static: Any, avals: Any) -> dict[str, Any]:
+    e, lead, *_ = static
+    shape = avals[0].shape[lead:]
+
+    def length(k: Any) -> tuple[np.int64, np.int64]:
+        own = k.shape[lead:]
+        last = max((i for i, n in enumerate(own) if n != 1), default=len(shape) - 1)
+        return np.int64(math.prod(own)), np.int64(math.prod(shape[last + 1 :]))
+
+    (p_len, p_inner), (w_len, w_inner) = length(avals[2]), length(avals[3])
+    return {"e": np.float64(e), "p_len": p_len, "p_inner": p_inner, "w_len": w_len, "w_inner": w_inner}
+
+
+ELEMENTS = Family(_elements_batched, _elements_attributes)

@@ -1,0 +1,190 @@
+"""The native CPU kernels, on raw addresses: nothing is checked here, the adapters have checked it.
+
+An address is an int; 0 stands for an argument that is not there. `dtype` is one of F32, F64, F16, BF16: that of x and
+dx; every other array is in the compute dtype: float64 for F64, else float32. Arrays are contiguous, of any alignment.
+Logits are [outer, classes, inner]; arrays of rows are [outer * inner]; u is [classes]. ids are int64 where `wide`,
+else int32; ABSENT (-2) and INVALID (-1) mark rows that are not read: their loss, lse, smooth and gradients are 0, or
+NaN, their m and s 0. Where labels are soft, ids may be there for the marks alone. Outputs must not overlap inputs.
+
+threads: how many at most, the caller's included; 0: XENT_NUM_THREADS, else the CPUs this process may use. Results do
+not depend on it. The GIL is released except where the work takes a few microseconds.
+"""
+
+from typing import Final
+
+from typing_extensions import CapsuleType
+
+F32: Final = 0
+F64: Final = 1
+F16: Final = 2
+BF16: Final = 3
+
+version: str
+
+def isa() -> str:
+    """The instruction set in use: "avx512", "avx2" or "baseline". XENT_ISA, read at import, forces one."""
+
+def isas() -> list[str]:
+    """Those that this build has and this machine runs."""
+
+def max_threads() -> int:
+    """What `threads=0` means."""
+
+def rows_forward(
+    dtype: int,
+    outer: int,
+    classes: int,
+    inner: int,
+    x: int,
+    t: int,
+    u: int,
+    ids: int,
+    wide: bool,
+    m: int,
+    s: int,
+    loss: int,
+    lse: int,
+    smooth: int,
+    threads: int,
+    /,
+) -> None:
+    """Statistics (m, s) and results of every row. In: x, t|0, u|0, ids|0. Out: m, s, loss, lse|0, smooth|0.
+
+    Hard labels where t is 0 (ids must be there), soft ones otherwise.
+    """
+
+def rows_backward(
+    dtype: int,
+    outer: int,
+    classes: int,
+    inner: int,
+    x: int,
+    t: int,
+    u: int,
+    ids: int,
+    wide: bool,
+    m: int,
+    s: int,
+    a: int,
+    b: int,
+    c: int,
+    dx: int,
+    dt: int,
+    threads: int,
+    /,
+) -> None:
+    """Gradient of sum(a loss + b lse + c smooth).
+
+    In: x, t|0, u|0, ids|0, m, s, a, b|0, c|0 (needs u). Out: dx|0, dt|0.
+    """
+
+def rows_both(
+    dtype: int,
+    outer: int,
+    classes: int,
+    inner: int,
+    x: int,
+    t: int,
+    u: int,
+    ids: int,
+    wide: bool,
+    a: int,
+    z: int,
+    c: int,
+    loss: int,
+    lse: int,
+    smooth: int,
+    m: int,
+    s: int,
+    dx: int,
+    threads: int,
+    /,
+) -> None:
+    """Results and the gradient of sum(a loss + z lse^2 + c smooth), in one visit of each row.
+
+    In: x, t|0, u|0, ids|0, a, z|0, c|0 (needs u). Out: loss|0, lse|0, smooth|0, m|0, s|0, dx.
+    """
+
+def sigmoid_forward(
+    dtype: int,
+    n: int,
+    e: float,
+    x: int,
+    z: int,
+    p: int,
+    p_len: int,
+    p_inner: int,
+    w: int,
+    w_len: int,
+    w_inner: int,
+    loss: int,
+    threads: int,
+    /,
+) -> float:
+    """Returns sum(w loss), added up in a fixed order; writes the elementwise loss, without w, to loss|0.
+
+    p and w are patterns: element i has p[(i // p_inner) % p_len]. A scalar is (1, 1), one a class on the last axis
+    (C, 1), one a row [N, 1] is (N, C), a full array (n, 1). 0 stands for ones. Where w == 0 the loss is 0, whatever
+    x and z hold.
+    """
+
+def sigmoid_backward(
+    dtype: int,
+    n: int,
+    e: float,
+    x: int,
+    z: int,
+    p: int,
+    p_len: int,
+    p_inner: int,
+    w: int,
+    w_len: int,
+    w_inner: int,
+    scale: float,
+    dx: int,
+    dz: int,
+    threads: int,
+    /,
+) -> None:
+    """Gradient of scale * sum(w loss): dx|0 in x's dtype, dz|0 in the compute dtype. Exactly 0 where w == 0."""
+
+def sigmoid_both(
+    dtype: int,
+    n: int,
+    e: float,
+    x: int,
+    z: int,
+    p: int,
+    p_len: int,
+    p_inner: int,
+    w: int,
+    w_len: int,
+    w_inner: int,
+    scale: float,
+    loss: int,
+    dx: int,
+    threads: int,
+    /,
+) -> float:
+    """sigmoid_forward, and sigmoid_backward's dx, in one visit: returns sum(w loss); loss|0, dx."""
+
+def ffi_handlers() -> dict[str, CapsuleType]:
+    """XLA FFI handlers: jax.ffi.register_ffi_target("xent_" + name, capsule, platform="cpu") for each.
+
+    Operands and results in the order below; one with 0 elements (jnp.zeros(0, dtype)) is not there. Arrays have the
+    logits' shape, their shape without the class axis, or are [classes]; attribute `trailing` (np.int64) is how many
+    axes follow the class axis. dtypes as above: x's decides; ids int32 or int64.
+
+        rows_forward   (x, t, u, ids)                  -> (m, s, loss, lse, smooth)   trailing
+        rows_backward  (x, t, u, ids, m, s, a, b, c)   -> (dx, dt)                    trailing
+        rows_both      (x, t, u, ids, a, z, c)         -> (loss, lse, smooth, dx)     trailing
+        sigmoid_forward  (x, z, p, w)                  -> (loss, sum)                 e (np.float64), p_len, p_inner,
+        sigmoid_backward (x, z, p, w, scale)           -> (dx, dz)                    w_len, w_inner (np.int64)
+        sigmoid_both     (x, z, p, w, scale)           -> (loss, sum, dx)
+
+    sum and scale are 0-d, in the compute dtype. All are right under jax.vmap with vmap_method="broadcast_all": every
+    array then has the same new leading axes (u, p, w, sum and scale too), and a handler works through them.
+
+        jax.ffi.ffi_call("xent_rows_forward", result_shape_dtypes, vmap_method="broadcast_all")(
+            x, t, u, ids, trailing=np.int64(0))
+    """

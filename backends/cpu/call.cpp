@@ -1,0 +1,171 @@
+#include "call.h"
+
+#include <cstdlib>
+#include <cstring>
+#include <initializer_list>
+#include <memory>
+
+#include "pool.h"
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+namespace xent {
+
+namespace baseline {
+extern const Kernels table;
+}
+#if defined(XENT_X86)
+namespace avx2 {
+extern const Kernels table;
+}
+namespace avx512 {
+extern const Kernels table;
+}
+#endif
+
+namespace {
+
+// Measured: waking a thread costs about 10 us, in which one core goes through this many elements.
+constexpr double kAlone = 1 << 16;
+constexpr double kChunk = 1 << 17;
+
+// Output larger than this is written past the caches where its memory is there already: the lines would be read first
+// for nothing (36 ms or 19 ms for 524 MB). Where it is fresh, the kernel has just zeroed them in the cache, and a write
+// past it costs twice as much (69 ms or 125 ms).
+constexpr int64_t kStreamBytes = 8 << 20;
+constexpr int64_t kHugeBytes = 4 << 20;
+
+int64_t size_of(Dtype dtype) { return dtype == kF64 ? 8 : dtype == kF32 ? 4 : 2; }
+
+// Fresh memory costs more to get, 4 kB at a time, than to write. Ask for 2 MB pages before it is touched; memory that is
+// there already keeps its pages.
+void huge_pages(void* p, int64_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  constexpr uintptr_t page = 2 << 20;
+  if (!p || bytes < kHugeBytes) return;
+  uintptr_t begin = (reinterpret_cast<uintptr_t>(p) + page - 1) & ~(page - 1);
+  uintptr_t end = (reinterpret_cast<uintptr_t>(p) + uintptr_t(bytes)) & ~(page - 1);
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#else
+  (void)p, (void)bytes;
+#endif
+}
+
+// Whether the middle of a buffer has memory yet
+bool touched(void* p, int64_t bytes) {
+#if defined(__linux__)
+  constexpr uintptr_t page = 1 << 16;  // a multiple of any machine's
+  unsigned char present[16] = {};
+  uintptr_t middle = (reinterpret_cast<uintptr_t>(p) + uintptr_t(bytes) / 2) & ~(page - 1);
+  return mincore(reinterpret_cast<void*>(middle), 1, present) == 0 && (present[0] & 1);
+#else
+  (void)p, (void)bytes;
+  return false;
+#endif
+}
+
+bool streams(void* p, int64_t bytes) { return p && bytes >= kStreamBytes && touched(p, bytes); }
+
+bool supported(const char* isa) {
+#if defined(XENT_X86)
+  __builtin_cpu_init();
+  if (!std::strcmp(isa, "avx512"))
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  if (!std::strcmp(isa, "avx2")) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#endif
+  (void)isa;
+  return true;
+}
+
+struct Choice {
+  const Kernels* all[3];
+  int n = 0;
+  const Kernels* best;
+
+  Choice() {
+#if defined(XENT_X86)
+    for (const Kernels* k : {&avx512::table, &avx2::table}) {
+      if (supported(k->isa)) all[n++] = k;
+    }
+#endif
+    all[n++] = &baseline::table;
+    best = all[0];
+    if (const char* wanted = std::getenv("XENT_ISA")) {
+      for (int i = 0; i < n; ++i) {
+        if (!std::strcmp(all[i]->isa, wanted)) best = all[i];
+      }
+    }
+  }
+};
+
+const Choice& choice() {
+  static const Choice made;
+  return made;
+}
+
+template <class K>
+struct Call {
+  const K* k;
+  void (*kernel)(const K&, int64_t, int64_t);
+  static void work(void* self, int64_t begin, int64_t end) {
+    auto* call = static_cast<Call*>(self);
+    call->kernel(*call->k, begin, end);
+  }
+};
+
+template <class K>
+void spread(const K& k, void (*kernel)(const K&, int64_t, int64_t), int64_t units, double cost, int threads) {
+  if (units == 0) return;
+  Call<K> call{&k, kernel};
+  if (cost < kAlone) threads = 1;
+  double chunk = kChunk / (cost / double(units));
+  parallel(threads, units, chunk < 1 ? 1 : chunk > double(units) ? units : int64_t(chunk), Call<K>::work, &call);
+}
+
+}  // namespace
+
+const Kernels* kernels() { return choice().best; }
+const Kernels* const* available(int* n) {
+  *n = choice().n;
+  return choice().all;
+}
+
+double cost(const Rows& k) {
+  double visits = (k.task != Task::kBackward) + (k.dx != nullptr) + (k.dt != nullptr);
+  return double(k.outer * k.inner) * (double(k.classes) + 32) * visits * (k.dtype == kF64 ? 3 : 1);
+}
+
+double run(Rows k, int threads) {
+  int64_t bytes = k.outer * k.classes * k.inner * size_of(k.dtype);
+  k.streaming = streams(k.dx, bytes);
+  huge_pages(k.dx, bytes);
+  huge_pages(k.dt, k.dtype == kF64 || k.dtype == kF32 ? bytes : 2 * bytes);
+  spread(k, kernels()->rows, kernels()->row_units(k), cost(k), threads);
+  return 0;
+}
+
+double run(Sigmoid k, int threads) {
+  int64_t units = (k.n + kSigmoidBlock - 1) / kSigmoidBlock, wide = k.dtype == kF64 ? 8 : 4;
+  huge_pages(k.loss, k.n * wide);
+  huge_pages(k.dz, k.n * wide);
+  huge_pages(k.dx, k.n * size_of(k.dtype));
+  k.streaming = streams(k.dx, k.n * size_of(k.dtype));
+  std::unique_ptr<double[]> sums;
+  double one[8];
+  if (!k.backward && units > 8) sums.reset(new double[size_t(units)]);
+  k.sums = sums ? sums.get() : one;
+  spread(k, kernels()->sigmoid, units, double(k.n) * (k.dtype == kF64 ? 6 : 2), threads);
+  if (k.backward) return 0;
+  double total = 0, low = 0;  // two-sum: as good for 10^9 elements as for 10
+  for (int64_t i = 0; i < units; ++i) {
+    double v = k.sums[i], sum = total + v, moved = sum - total;
+    low += (total - (sum - moved)) + (v - moved);
+    total = sum;
+  }
+  return low == low ? total + low : total;  // inf - inf: the sum is infinite all the same
+}
+
+}  // namespace xent

@@ -1,0 +1,219 @@
+// Rows beside each other, the class axis in the middle: [outer, classes, inner] with inner > 1. Included by kernels.cpp,
+// after rows.h.
+//
+// A unit is a tile: all classes of up to kTile neighbouring rows, few enough to stay in L2 between visits. Class by
+// class, it reads pieces of kTile elements side by side, for the maximum; then sums strip by strip (a vector of rows),
+// then writes the gradient class by class again. Everything is a vector of rows, so rows never meet.
+
+constexpr int64_t kTile = 512, kTileBytes = 256 << 10;
+
+inline int64_t tile_width(const Rows& k) {
+  int64_t size = k.dtype == kF64 ? 8 : k.dtype == kF32 ? 4 : 2;
+  int64_t fits = kTileBytes / (k.classes * size) / 64 * 64;
+  return fits < 64 ? 64 : fits > kTile ? kTile : fits;
+}
+inline int64_t tiles(const Rows& k) { return (k.inner + tile_width(k) - 1) / tile_width(k); }
+
+// What is known of a tile's rows; lanes past the last row hold harmless numbers.
+template <class T>
+struct Tile {
+  using Int = typename Float<T>::Int;
+  T m[kTile], s[kTile], share[kTile];
+  T k[kTile], a[kTile], c[kTile], at_label[kTile];
+  Int label[kTile];   // -1 where there is none
+  T nothing[kTile];   // gradient of a masked row
+  Int masked[kTile];  // all bits set where it is
+  bool any_masked;
+};
+
+template <class T>
+XENT_INLINE inline Vec<T> lanes_of(const T* p, int64_t i) {
+  return get<Vec<T>>(p + i, 0);
+}
+
+// From memory to lanes and back, `width` rows of which may be less than whole vectors
+template <class T>
+void take(T* lanes, const void* p, int64_t first, int64_t width) {
+  if (p) std::memcpy(lanes, static_cast<const char*>(p) + first * int64_t(sizeof(T)), size_t(width) * sizeof(T));
+}
+template <class T>
+void give(void* p, int64_t first, int64_t width, const T* lanes) {
+  if (p) std::memcpy(static_cast<char*>(p) + first * int64_t(sizeof(T)), lanes, size_t(width) * sizeof(T));
+}
+
+// body(i, width) for each vector of a tile's rows
+template <class T, class F>
+XENT_INLINE inline void each_strip(int64_t width, F&& body) {
+  constexpr int n = kLanes<T>;
+  int64_t i = 0;
+  for (; i + n <= width; i += n) body(i, Full{});
+  if (i < width) body(i, int(width - i));
+}
+
+// Sums of one strip over the classes
+template <class X, bool kSoft, bool kSmooth, class W>
+XENT_INLINE inline void strip(const Rows& k, const X* x, const Compute<X>* t, int64_t i, W width, Tile<Compute<X>>& tile,
+                              Compute<X>* soft, Compute<X>* smooth) {
+  using T = Compute<X>;
+  using V = Vec<T>;
+  V m = lanes_of(tile.m, i), ties = V{} - T(1);
+  m = select(magnitude(m) == all(kInf<T>), all(kNaN<T>), m);
+  Sum<T> s, gaps, shares, smooth_gaps;
+  for (int64_t begin = 0; begin < k.classes; begin += kTerms) {
+    int64_t end = begin + kTerms < k.classes ? begin + kTerms : k.classes;
+    V e{}, g{}, w{}, h{};
+    for (int64_t j = begin; j < end; ++j) {
+      V at = load_some(x, j * k.inner + i, width, T(0)), gap = at - m;
+      auto same = at == m;
+      e += select(same, V{}, exp_neg<T>(gap));
+      ties += select(same, all(T(1)), V{});
+      if constexpr (kSoft) {
+        V weight = load_some(t, j * k.inner + i, width, T(0));
+        g = g - select(weight == V{}, V{}, weight * gap);
+        w += weight;
+      }
+      if constexpr (kSmooth) {
+        T weight = get<T>(k.u, j);
+        if (weight != 0) h = h - gap * weight;
+      }
+    }
+    s.add(e);
+    if constexpr (kSoft) gaps.add(g), shares.add(w);
+    if constexpr (kSmooth) smooth_gaps.add(h);
+  }
+  s.add(ties);
+  store(tile.m, i, m);
+  store(tile.s, i, s.lanes());
+  if constexpr (kSoft) store(soft, i, gaps.lanes()), store(tile.share, i, shares.lanes());
+  if constexpr (kSmooth) store(smooth, i, smooth_gaps.lanes());
+}
+
+template <class X, bool kSoft, bool kSmooth>
+void tile_gradient(const Rows& k, const X* x, const Compute<X>* t, int64_t width, const Tile<Compute<X>>& tile, X* dx) {
+  using T = Compute<X>;
+  using V = Vec<T>;
+  using Int = typename Float<T>::Int;
+  bool aligned = misaligned(dx, 1) == 0 && k.inner * int64_t(sizeof(X)) % int64_t(sizeof(Raw<X>)) == 0;
+  bool streaming = k.streaming && aligned;
+  for (int64_t j = 0; j < k.classes; ++j) {
+    T u = kSmooth ? get<T>(k.u, j) : T(0);
+    each_strip<T>(width, [&](int64_t i, auto count) XENT_INLINE {
+      int64_t at = j * k.inner + i;
+      V v = exp_neg<T>(load_some(x, at, count, T(0)) - lanes_of(tile.m, i)) * lanes_of(tile.k, i);
+      if constexpr (kSoft) {
+        v = v - lanes_of(tile.a, i) * load_some(t, at, count, T(0));
+      } else {
+        v = select(get<Ints<T>>(tile.label + i, 0) == Ints<T>{} + Int(j), lanes_of(tile.at_label, i), v);
+      }
+      if constexpr (kSmooth) v = v - lanes_of(tile.c, i) * u;
+      if (tile.any_masked) v = select(get<Ints<T>>(tile.masked + i, 0) != Ints<T>{}, lanes_of(tile.nothing, i), v);
+      if constexpr (!std::is_same_v<decltype(count), Full>) {
+        store_part(dx, at, count, v);
+      } else if (streaming) {
+        stream(dx, at, v);
+      } else {
+        store(dx, at, v);
+      }
+    });
+  }
+}
+
+template <class X, bool kSoft, bool kSmooth>
+void one_tile(const Rows& k, int64_t unit, double u_total) {
+  using T = Compute<X>;
+  using V = Vec<T>;
+  using Int = typename Float<T>::Int;
+  int64_t outer = unit / tiles(k), first = unit % tiles(k) * tile_width(k);
+  int64_t width = k.inner - first < tile_width(k) ? k.inner - first : tile_width(k);
+  int64_t row = outer * k.inner + first, origin = outer * k.classes * k.inner + first;
+  const X* x = static_cast<const X*>(k.x) + origin;
+  const T* t = kSoft ? static_cast<const T*>(k.t) + origin : nullptr;
+  const T U = T(u_total);
+
+  Tile<T> tile;
+  T soft[kTile], smooth[kTile], lse[kTile], loss[kTile], x_y[kTile];
+  tile.any_masked = false;
+  for (int64_t i = 0; i < kTile; ++i) {
+    int64_t id = k.ids && i < width ? id_at(k, row + i) : 0;
+    tile.masked[i] = id < 0 ? -1 : 0;
+    tile.nothing[i] = id == kInvalid ? kNaN<T> : T(0);
+    tile.any_masked |= id < 0;
+    tile.label[i] = kSoft || id < 0 ? Int(-1) : Int(id);
+    tile.m[i] = k.task == Task::kBackward ? T(0) : -kInf<T>;
+    tile.s[i] = tile.share[i] = tile.a[i] = tile.c[i] = lse[i] = x_y[i] = T(0);
+    if (!kSoft && id >= 0 && i < width) x_y[i] = load_one(x, id * k.inner + i);
+  }
+
+  if (k.task == Task::kBackward) {
+    take(tile.m, k.m, row, width);
+    take(tile.s, k.s, row, width);
+    if (kSoft) {
+      each_strip<T>(width, [&](int64_t i, auto count) {
+        Sum<T> share;
+        for (int64_t j = 0; j < k.classes; ++j) share.add(load_some(t, j * k.inner + i, count, T(0)));
+        store(tile.share, i, share.lanes());
+      });
+    }
+  } else {
+    for (int64_t j = 0; j < k.classes; ++j) {
+      each_strip<T>(width, [&](int64_t i, auto count) XENT_INLINE {
+        store(tile.m, i, max(lanes_of(tile.m, i), load_some(x, j * k.inner + i, count, T(0))));
+      });
+    }
+    each_strip<T>(width, [&](int64_t i, auto count) XENT_INLINE {
+      strip<X, kSoft, kSmooth>(k, x, t, i, count, tile, soft, smooth);
+      V m = lanes_of(tile.m, i), s = lanes_of(tile.s, i), spread = log1p_any<T>(s), zero{};
+      m = select(s == s, m, s);
+      auto masked = get<Ints<T>>(tile.masked + i, 0) != Ints<T>{};
+      V nothing = lanes_of(tile.nothing, i);
+      V hard = (m - lanes_of(x_y, i)) + spread;
+      store(loss, i, select(masked, nothing, kSoft ? lanes_of(soft, i) + lanes_of(tile.share, i) * spread : hard));
+      store(lse, i, select(masked, nothing, m + spread));
+      if constexpr (kSmooth) store(smooth, i, select(masked, nothing, lanes_of(smooth, i) + spread * U));
+      store(tile.m, i, select(masked, zero, m));
+      store(tile.s, i, select(masked, zero, s));
+    });
+    give(k.loss, row, width, loss);
+    give(k.lse, row, width, lse);
+    give(kSmooth ? k.smooth : nullptr, row, width, smooth);
+    give(k.m, row, width, tile.m);
+    give(k.s, row, width, tile.s);
+  }
+  if (!k.dx && !k.dt) return;
+
+  T b[kTile] = {}, z[kTile] = {};
+  take(tile.a, k.a, row, width);
+  take(tile.c, k.c, row, width);
+  take(b, k.b, row, width);
+  take(z, k.z, row, width);
+  each_strip<T>(width, [&](int64_t i, auto) XENT_INLINE {
+    V m = lanes_of(tile.m, i), s = lanes_of(tile.s, i), a = lanes_of(tile.a, i), label = lanes_of(x_y, i);
+    V rest = lanes_of(b, i) + lanes_of(z, i) * lanes_of(lse, i) * T(2) + lanes_of(tile.c, i) * U;
+    V r = T(1) / (s + T(1)), e_y = exp_neg<T>(label - m);
+    V miss = select(label == m, V{} - s, e_y - (s + T(1)));
+    store(tile.k, i, ((kSoft ? a * lanes_of(tile.share, i) : a) + rest) * r);
+    store(tile.at_label, i, (a * miss + rest * e_y) * r);
+  });
+  if (k.dx) tile_gradient<X, kSoft, kSmooth>(k, x, t, width, tile, static_cast<X*>(k.dx) + origin);
+  if (!k.dt) return;
+  for (int64_t j = 0; j < k.classes; ++j) {
+    T* dt = static_cast<T*>(k.dt) + origin;
+    each_strip<T>(width, [&](int64_t i, auto count) XENT_INLINE {
+      V gap = lanes_of(tile.m, i) - load_some(x, j * k.inner + i, count, T(0));
+      V v = (gap + log1p_any<T>(lanes_of(tile.s, i))) * lanes_of(tile.a, i);
+      v = select(get<Ints<T>>(tile.masked + i, 0) != Ints<T>{}, lanes_of(tile.nothing, i), v);
+      if constexpr (std::is_same_v<decltype(count), Full>) {
+        store(dt, j * k.inner + i, v);
+      } else {
+        store_part(dt, j * k.inner + i, count, v);
+      }
+    });
+  }
+}
+
+template <class X, bool kSoft, bool kSmooth>
+void beside(const Rows& k, int64_t begin, int64_t end) {
+  using T = Compute<X>;
+  double u_total = kSmooth ? total(static_cast<const T*>(k.u), k.classes) : 0;
+  for (int64_t unit = begin; unit < end; ++unit) one_tile<X, kSoft, kSmooth>(k, unit, u_total);
+}

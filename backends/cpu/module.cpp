@@ -1,0 +1,154 @@
+// The Python module `_native`: integers and addresses in, kernels called. _native.pyi says what each argument is.
+
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <chrono>
+#include <exception>
+#include <thread>
+#if defined(__GLIBCXX__)
+#include <cxxabi.h>
+#endif
+
+#include "call.h"
+#include "ffi.h"
+#include "pool.h"
+
+namespace nb = nanobind;
+using namespace xent;
+using Int = int64_t;
+using Address = uintptr_t;
+
+namespace {
+
+void* at(Address address) { return reinterpret_cast<void*>(address); }
+
+// Before Python 3.14, a daemon thread that asks for the GIL while the interpreter exits is ended by unwinding its stack,
+// which C++ in between answers by ending the process. Such a thread waits instead, as 3.14 has it.
+void take_gil_back(PyThreadState* state) {
+#if defined(__GLIBCXX__)
+  try {
+    PyEval_RestoreThread(state);
+  } catch (abi::__forced_unwind&) {
+    for (;;) std::this_thread::sleep_for(std::chrono::hours(1));
+  }
+#else
+  PyEval_RestoreThread(state);
+#endif
+}
+
+template <class K>
+double without_gil(const K& k, double cost, int threads) {
+  if (cost < 1 << 13) return run(k, threads);  // a few microseconds: about what giving it up costs
+  double result = 0;
+  std::exception_ptr failed;
+  PyThreadState* state = PyEval_SaveThread();
+  try {
+    result = run(k, threads);
+  } catch (...) {
+    failed = std::current_exception();
+  }
+  take_gil_back(state);
+  if (failed) std::rethrow_exception(failed);
+  return result;
+}
+
+Rows rows(Task task, int dtype, Int outer, Int classes, Int inner, Address x, Address t, Address u, Address ids,
+          bool wide) {
+  Rows k{};
+  k.task = task;
+  k.dtype = Dtype(dtype);
+  k.outer = outer, k.classes = classes, k.inner = inner;
+  k.x = at(x), k.t = at(t), k.u = at(u), k.ids = at(ids), k.wide = wide;
+  return k;
+}
+
+void rows_forward(int dtype, Int outer, Int classes, Int inner, Address x, Address t, Address u, Address ids, bool wide,
+                  Address m, Address s, Address loss, Address lse, Address smooth, int threads) {
+  Rows k = rows(Task::kForward, dtype, outer, classes, inner, x, t, u, ids, wide);
+  k.m = at(m), k.s = at(s), k.loss = at(loss), k.lse = at(lse), k.smooth = at(smooth);
+  without_gil(k, cost(k), threads);
+}
+
+void rows_backward(int dtype, Int outer, Int classes, Int inner, Address x, Address t, Address u, Address ids, bool wide,
+                   Address m, Address s, Address a, Address b, Address c, Address dx, Address dt, int threads) {
+  Rows k = rows(Task::kBackward, dtype, outer, classes, inner, x, t, u, ids, wide);
+  k.m = at(m), k.s = at(s), k.a = at(a), k.b = at(b), k.c = at(c), k.dx = at(dx), k.dt = at(dt);
+  without_gil(k, cost(k), threads);
+}
+
+void rows_both(int dtype, Int outer, Int classes, Int inner, Address x, Address t, Address u, Address ids, bool wide,
+               Address a, Address z, Address c, Address loss, Address lse, Address smooth, Address m, Address s,
+               Address dx, int threads) {
+  Rows k = rows(Task::kBoth, dtype, outer, classes, inner, x, t, u, ids, wide);
+  k.a = at(a), k.z = at(z), k.c = at(c), k.dx = at(dx);
+  k.loss = at(loss), k.lse = at(lse), k.smooth = at(smooth), k.m = at(m), k.s = at(s);
+  without_gil(k, cost(k), threads);
+}
+
+Sigmoid sigmoid(int dtype, Int n, double e, Address x, Address z, Address p, Int p_len, Int p_inner, Address w, Int w_len,
+                Int w_inner) {
+  Sigmoid k{};
+  k.dtype = Dtype(dtype);
+  k.n = n, k.e = e, k.x = at(x), k.z = at(z);
+  k.p = {at(p), p_len, p_inner};
+  k.w = {at(w), w_len, w_inner};
+  return k;
+}
+
+double sigmoid_forward(int dtype, Int n, double e, Address x, Address z, Address p, Int p_len, Int p_inner, Address w,
+                       Int w_len, Int w_inner, Address loss, int threads) {
+  Sigmoid k = sigmoid(dtype, n, e, x, z, p, p_len, p_inner, w, w_len, w_inner);
+  k.loss = at(loss);
+  return without_gil(k, double(n), threads);
+}
+
+void sigmoid_backward(int dtype, Int n, double e, Address x, Address z, Address p, Int p_len, Int p_inner, Address w,
+                      Int w_len, Int w_inner, double scale, Address dx, Address dz, int threads) {
+  Sigmoid k = sigmoid(dtype, n, e, x, z, p, p_len, p_inner, w, w_len, w_inner);
+  k.backward = true;
+  k.scale = scale, k.dx = at(dx), k.dz = at(dz);
+  without_gil(k, double(n), threads);
+}
+
+double sigmoid_both(int dtype, Int n, double e, Address x, Address z, Address p, Int p_len, Int p_inner, Address w,
+                    Int w_len, Int w_inner, double scale, Address loss, Address dx, int threads) {
+  Sigmoid k = sigmoid(dtype, n, e, x, z, p, p_len, p_inner, w, w_len, w_inner);
+  k.scale = scale, k.loss = at(loss), k.dx = at(dx);
+  return without_gil(k, double(n), threads);
+}
+
+nb::dict ffi_handlers() {
+  nb::dict all;
+  for (const Handler& handler : handlers()) {
+    all[handler.name] = nb::capsule(handler.function, "xla._CUSTOM_CALL_TARGET");
+  }
+  return all;
+}
+
+}  // namespace
+
+NB_MODULE(_native, module) {
+  module.attr("F32") = int(kF32);
+  module.attr("F64") = int(kF64);
+  module.attr("F16") = int(kF16);
+  module.attr("BF16") = int(kBF16);
+  module.attr("version") = XENT_VERSION;
+  module.def("isa", [] { return kernels()->isa; });
+  module.def("isas", [] {
+    int n;
+    auto* all = available(&n);
+    std::vector<std::string> names;
+    for (int i = 0; i < n; ++i) names.emplace_back(all[i]->isa);
+    return names;
+  });
+  module.def("max_threads", max_threads);
+  module.def("rows_forward", rows_forward);
+  module.def("rows_backward", rows_backward);
+  module.def("rows_both", rows_both);
+  module.def("sigmoid_forward", sigmoid_forward);
+  module.def("sigmoid_backward", sigmoid_backward);
+  module.def("sigmoid_both", sigmoid_both);
+  module.def("ffi_handlers", ffi_handlers);
+}

@@ -1,0 +1,135 @@
+#include "pool.h"
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdlib>
+#include <mutex>
+#include <system_error>
+#include <thread>
+
+#if defined(__linux__)
+#include <sched.h>
+#endif
+#if !defined(_WIN32)
+#include <pthread.h>
+#endif
+
+namespace xent {
+namespace {
+
+constexpr int kMost = 256;
+
+struct Job {
+  int64_t units, chunk;
+  void (*work)(void*, int64_t, int64_t);
+  void* context;
+};
+
+class Pool {
+ public:
+  // Only for who holds `busy`.
+  void run(int helpers, const Job& job) {
+    {
+      std::lock_guard lock(mutex_);
+      grow(helpers);
+      job_ = job;
+      next_.store(0, std::memory_order_relaxed);
+      open_ = helpers;
+    }
+    for (int i = 0; i < helpers; ++i) start_.notify_one();
+    take_chunks();
+    std::unique_lock lock(mutex_);
+    open_ = 0;  // who has not come yet need not
+    done_.wait(lock, [&] { return at_work_ == 0; });
+  }
+
+  std::mutex busy;
+
+ private:
+  void grow(int helpers) {
+    try {
+      for (; threads_ < helpers; ++threads_) std::thread(&Pool::help, this).detach();
+    } catch (const std::system_error&) {  // no more to be had: fewer will do
+    }
+  }
+
+  void help() {
+    std::unique_lock lock(mutex_);
+    for (;;) {
+      start_.wait(lock, [&] { return open_ > 0; });
+      --open_;
+      ++at_work_;
+      lock.unlock();
+      take_chunks();
+      lock.lock();
+      if (--at_work_ == 0) done_.notify_one();
+    }
+  }
+
+  void take_chunks() {
+    for (;;) {
+      int64_t begin = next_.fetch_add(job_.chunk, std::memory_order_relaxed);
+      if (begin >= job_.units) return;
+      job_.work(job_.context, begin, begin + job_.chunk < job_.units ? begin + job_.chunk : job_.units);
+    }
+  }
+
+  std::mutex mutex_;
+  std::condition_variable start_, done_;
+  Job job_{};
+  std::atomic<int64_t> next_{0};
+  int threads_ = 0, open_ = 0, at_work_ = 0;
+};
+
+// Never destroyed: its threads may outlive main, and a forked child has a copy whose locks nobody will open again.
+std::atomic<Pool*> current{nullptr};
+
+Pool& pool() {
+  Pool* now = current.load(std::memory_order_acquire);
+  if (now) return *now;
+  Pool* made = new Pool;
+  if (current.compare_exchange_strong(now, made, std::memory_order_acq_rel)) {
+#if !defined(_WIN32)
+    static std::once_flag once;
+    std::call_once(once, [] { pthread_atfork(nullptr, nullptr, [] { current.store(nullptr); }); });
+#endif
+    return *made;
+  }
+  delete made;
+  return *now;
+}
+
+int usable_cpus() {
+  if (const char* given = std::getenv("XENT_NUM_THREADS")) {
+    int n = std::atoi(given);
+    if (n > 0) return n < kMost ? n : kMost;
+  }
+#if defined(__linux__)
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof set, &set) == 0) return CPU_COUNT(&set);
+#endif
+  int n = int(std::thread::hardware_concurrency());
+  return n > 0 ? n : 1;
+}
+
+}  // namespace
+
+int max_threads() {
+  static const int n = usable_cpus();
+  return n < kMost ? n : kMost;
+}
+
+void parallel(int threads, int64_t units, int64_t chunk, void (*work)(void*, int64_t, int64_t), void* context) {
+  if (threads <= 0) threads = max_threads();
+  if (threads > kMost) threads = kMost;
+  int64_t chunks = (units + chunk - 1) / chunk;
+  if (threads > chunks) threads = int(chunks);
+  if (threads > 1) {
+    Pool& here = pool();
+    std::unique_lock alone(here.busy, std::try_to_lock);
+    if (alone) return here.run(threads - 1, {units, chunk, work, context});
+  }
+  work(context, 0, units);
+}
+
+}  // namespace xent

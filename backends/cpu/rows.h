@@ -1,0 +1,338 @@
+// Rows whose classes lie side by side. Included by kernels.cpp, after simd.h.
+//
+// Statistics take one trip over memory. A block (kTerms vectors for each of four sums) is added up relative to the
+// maximum so far, while its own maximum is taken; only where that is a new one, or a tie, is the block, by now in L1,
+// gone through again. Bytes moved, a row of n: forward n x; backward and both n x (the second visit is in L2) + n dx;
+// n more for soft labels.
+
+struct Full {
+  constexpr operator int() const { return 0; }
+};
+
+template <class X, class W>
+XENT_INLINE inline Vec<Compute<X>> load_some(const X* p, int64_t i, W width, Compute<X> fill) {
+  if constexpr (std::is_same_v<W, Full>) {
+    return load(p, i);
+  } else {
+    return load_part(p, i, width, fill);
+  }
+}
+
+// body(i, k, width) for each vector: from i, into sum k of 4; width is Full or, at the end, how many elements there are
+template <class T, class F>
+XENT_INLINE inline void sweep(int64_t i, int64_t end, F&& body) {
+  constexpr int n = kLanes<T>;
+  for (; i + 4 * n <= end; i += 4 * n) {
+    body(i, 0, Full{});
+    body(i + n, 1, Full{});
+    body(i + 2 * n, 2, Full{});
+    body(i + 3 * n, 3, Full{});
+  }
+  for (; i + n <= end; i += n) body(i, 0, Full{});
+  if (i < end) body(i, 0, int(end - i));
+}
+
+template <class V>
+XENT_INLINE inline V add4(const V (&v)[4]) {
+  return (v[0] + v[1]) + (v[2] + v[3]);
+}
+
+template <class V>
+XENT_INLINE inline V max4(const V (&v)[4]) {
+  return max(max(v[0], v[1]), max(v[2], v[3]));
+}
+
+// A sum that is linear in exp(m) or moves with m: what was added up relative to an older m is kept apart, in float64.
+template <class T>
+struct Moving {
+  Sum<T> now;
+  double before = 0;
+  double value() const { return before + now.value(); }
+  void restart(double value) {
+    before = value;
+    now = Sum<T>{};
+  }
+};
+
+template <class T>
+struct Stats {
+  T m;
+  double s;
+  double soft, share;      // sum t (m - x), sum t
+  double smooth, u_total;  // the same for u
+};
+
+// Sum of w (m - x) with 0 * inf = 0, and of w
+template <class T>
+struct Weighted {
+  Moving<T> gap;
+  Sum<T> total;
+  void rise(double d) {
+    double share = total.value();
+    gap.restart(gap.value() + (share == 0 ? 0 : d * share));
+  }
+};
+
+template <class X, bool kSoft, bool kSmooth>
+Stats<Compute<X>> statistics(const X* x, const Compute<X>* t, const Compute<X>* u, int64_t n) {
+  using T = Compute<X>;
+  using V = Vec<T>;
+  constexpr int64_t block = 4 * kTerms * kLanes<T>;
+  T m = -kInf<T>;
+  Moving<T> s;
+  Weighted<T> soft, smooth;
+
+  for (int64_t begin = 0; begin < n; begin += block) {
+    int64_t end = begin + block < n ? begin + block : n;
+    V most[4], e[4], g[4], w[4], h[4], v[4];
+    // Adds up the block relative to `to`; where `careful`, without the elements equal to m, which are counted.
+    auto add_up = [&](auto careful, T to) XENT_INLINE {
+      for (int k = 0; k < 4; ++k) most[k] = careful ? V{} : all(-kInf<T>), e[k] = g[k] = w[k] = h[k] = v[k] = V{};
+      sweep<T>(begin, end, [&](int64_t i, int k, auto width) XENT_INLINE {
+        fetch_ahead(x, i);
+        V at = load_some(x, i, width, -kInf<T>), gap = at - all(to);  // <= 0
+        V term = exp_neg<T>(gap);
+        if constexpr (careful) {
+          auto same = at == all(m);
+          term = select(same, V{}, term);
+          most[k] += select(same, all(T(1)), V{});
+        } else {
+          most[k] = max(most[k], at);
+        }
+        e[k] += term;
+        if constexpr (kSoft) {
+          V weight = load_some(t, i, width, T(0));
+          g[k] = g[k] - select(weight == V{}, V{}, weight * gap);
+          w[k] += weight;
+        }
+        if constexpr (kSmooth) {
+          V weight = load_some(u, i, width, T(0));
+          h[k] = h[k] - select(weight == V{}, V{}, weight * gap);
+          v[k] += weight;
+        }
+      });
+    };
+
+    bool rises = begin == 0;
+    if (!rises) {
+      add_up(std::false_type{}, m == -kInf<T> ? T(0) : m);
+      rises = any_at_least<T>(max4(most), m);
+    }
+    if (rises) {
+      for (int k = 0; k < 4; ++k) most[k] = all(-kInf<T>);
+      sweep<T>(begin, end, [&](int64_t i, int k, auto width) XENT_INLINE {
+        most[k] = max(most[k], load_some(x, i, width, -kInf<T>));
+      });
+      double excluded = 0;
+      T top = largest<T>(max4(most));
+      if (top > m) {  // the older maximum is now one of the others
+        double d = double(top) - double(m);
+        s.restart(begin == 0 ? 0 : (s.value() + 1) * std::exp(-d));
+        if (m > -kInf<T>) soft.rise(d), smooth.rise(d);
+        m = top;
+        excluded = 1;
+      }
+      add_up(std::true_type{}, m == -kInf<T> ? T(0) : m);
+      double count = -excluded;
+      V counts = add4(most);
+      for (int k = 0; k < kLanes<T>; ++k) count += double(counts[k]);
+      s.before += count;
+    }
+    s.now.add(add4(e));
+    if constexpr (kSoft) soft.gap.now.add(add4(g)), soft.total.add(add4(w));
+    if constexpr (kSmooth) smooth.gap.now.add(add4(h)), smooth.total.add(add4(v));
+  }
+
+  double sum = s.value();
+  if (!(sum == sum) || m == kInf<T> || m == -kInf<T>) m = kNaN<T>, sum = kNaN<double>;
+  return {m, sum, soft.gap.value(), soft.total.value(), smooth.gap.value(), smooth.total.value()};
+}
+
+// ---- results and coefficients of one row, in float64
+
+template <class T>
+struct Slopes {
+  T k, a, c;   // dx_j = k exp(x_j - m) - a t_j - c u_j
+  T at_label;  // instead of the first term, where labels are hard
+};
+
+// pull's per-row part; `rest` = b + c sum u
+template <class T>
+Slopes<T> slopes(const Stats<T>& row, bool hard, T x_y, double a, double rest, double c) {
+  double r = 1 / (1 + row.s), e_y = 0, miss = 0;
+  if (hard) {
+    e_y = std::exp(double(x_y) - double(row.m));
+    miss = x_y == row.m ? -row.s : e_y - (1 + row.s);
+  }
+  double share = hard ? 1 : row.share;
+  return {T((a * share + rest) * r), T(a), T(c), T((a * miss + rest * e_y) * r)};
+}
+
+// Sum of a vector, block by block
+template <class T>
+double total(const T* t, int64_t n) {
+  constexpr int64_t block = 4 * kTerms * kLanes<T>;
+  Sum<T> sum;
+  for (int64_t begin = 0; begin < n; begin += block) {
+    Vec<T> w[4] = {};
+    sweep<T>(begin, begin + block < n ? begin + block : n,
+             [&](int64_t i, int k, auto width) XENT_INLINE { w[k] += load_some(t, i, width, T(0)); });
+    sum.add(add4(w));
+  }
+  return sum.value();
+}
+
+// How many elements from p on until vectors in memory are aligned; n where they never are
+template <class X>
+int64_t misaligned(const X* p, int64_t n) {
+  constexpr uintptr_t size = sizeof(Raw<X>);
+  uintptr_t short_by = (size - reinterpret_cast<uintptr_t>(p) % size) % size;
+  int64_t count = int64_t(short_by / sizeof(X));
+  return short_by % sizeof(X) || count > n ? n : count;
+}
+
+template <class X, bool kSoft, bool kSmooth, bool kStream>
+void gradient(const X* x, const Compute<X>* t, const Compute<X>* u, int64_t n, int64_t label, Compute<X> m,
+              Slopes<Compute<X>> slope, X* dx) {
+  using T = Compute<X>;
+  using V = Vec<T>;
+  constexpr int lanes = kLanes<T>;
+  auto subtract = [&](V v, int64_t i, auto width) XENT_INLINE {
+    if constexpr (kSoft) v = v - load_some(t, i, width, T(0)) * slope.a;
+    if constexpr (kSmooth) v = v - load_some(u, i, width, T(0)) * slope.c;
+    return v;
+  };
+  auto span = [&](int64_t i, int64_t end) XENT_INLINE {  // whole vectors without the label
+    for (; i < end; i += lanes) {
+      V v = subtract(exp_neg<T>(load(x, i) - m) * slope.k, i, Full{});
+      kStream ? stream(dx, i, v) : store(dx, i, v);
+    }
+  };
+  auto some = [&](int64_t i, int64_t end) {  // any, a vector at a time
+    for (; i < end; i += lanes) {
+      int width = end - i < lanes ? int(end - i) : lanes;
+      V at = width == lanes ? load(x, i) : load_part(x, i, width, T(0));
+      V v = exp_neg<T>(at - m) * slope.k;
+      if (label >= i && label < i + width) v[int(label - i)] = slope.at_label;
+      if (width == lanes) {
+        v = subtract(v, i, Full{});
+        kStream ? stream(dx, i, v) : store(dx, i, v);
+      } else {
+        store_part(dx, i, width, subtract(v, i, width));
+      }
+    }
+  };
+  int64_t first = kStream ? misaligned(dx, n) : 0;
+  if (first == n) {
+    if constexpr (kStream) return gradient<X, kSoft, kSmooth, false>(x, t, u, n, label, m, slope, dx);
+  }
+  int64_t whole = first + (n - first) / lanes * lanes;
+  some(0, first);
+  if (label >= first && label < whole) {
+    int64_t its = first + (label - first) / lanes * lanes;
+    span(first, its);
+    some(its, its + lanes);
+    span(its + lanes, whole);
+  } else {
+    span(first, whole);
+  }
+  some(whole, n);
+}
+
+template <class X>
+void fill(X* p, int64_t n, Compute<X> value) {
+  sweep<Compute<X>>(0, n, [&](int64_t i, int, auto width) XENT_INLINE {
+    if constexpr (std::is_same_v<decltype(width), Full>) {
+      store(p, i, all(value));
+    } else {
+      store_part(p, i, width, all(value));
+    }
+  });
+}
+
+// dt_j = a (lse - x_j)
+template <class X>
+void label_gradient(const X* x, int64_t n, Compute<X> m, Compute<X> spread, Compute<X> a, Compute<X>* dt) {
+  using T = Compute<X>;
+  sweep<T>(0, n, [&](int64_t i, int, auto width) XENT_INLINE {
+    Vec<T> v = ((all(m) - load_some(x, i, width, T(0))) + spread) * a;
+    if constexpr (std::is_same_v<decltype(width), Full>) {
+      store(dt, i, v);
+    } else {
+      store_part(dt, i, width, v);
+    }
+  });
+}
+
+// ---- one row
+
+template <class T>
+void put_result(void* p, int64_t row, double value) {
+  if (p) put(p, row, T(value));
+}
+
+inline int64_t id_at(const Rows& k, int64_t row) {
+  return k.wide ? get<int64_t>(k.ids, row) : get<int32_t>(k.ids, row);
+}
+
+template <class X, bool kSoft, bool kSmooth>
+void one_row(const Rows& k, int64_t row, double u_total) {
+  using T = Compute<X>;
+  int64_t n = k.classes, id = k.ids ? id_at(k, row) : 0;
+  const X* x = static_cast<const X*>(k.x) + row * n;
+  const T* t = kSoft ? static_cast<const T*>(k.t) + row * n : nullptr;
+  const T* u = static_cast<const T*>(k.u);
+  X* dx = k.dx ? static_cast<X*>(k.dx) + row * n : nullptr;
+  T* dt = k.dt ? static_cast<T*>(k.dt) + row * n : nullptr;
+
+  if (id < 0) {
+    T nothing = id == kInvalid ? kNaN<T> : T(0);
+    if (k.task != Task::kBackward) {
+      for (void* p : {k.loss, k.lse, k.smooth}) put_result<T>(p, row, double(nothing));
+      for (void* p : {k.m, k.s}) put_result<T>(p, row, 0);
+    }
+    if (dx) fill(dx, n, nothing);
+    if (dt) fill(dt, n, nothing);
+    return;
+  }
+
+  Stats<T> stats{};
+  T x_y = kSoft ? T(0) : load_one(x, id);
+  double lse = 0;
+  if (k.task == Task::kBackward) {
+    stats.m = get<T>(k.m, row);
+    stats.s = double(get<T>(k.s, row));
+    stats.share = kSoft ? total(t, n) : 0;
+    stats.u_total = u_total;
+  } else {
+    stats = statistics<X, kSoft, kSmooth>(x, t, u, n);
+    double spread = std::log1p(stats.s), m = double(stats.m);
+    lse = m + spread;
+    put_result<T>(k.loss, row, kSoft ? stats.soft + stats.share * spread : (m - double(x_y)) + spread);
+    put_result<T>(k.lse, row, lse);
+    put_result<T>(k.smooth, row, stats.smooth + stats.u_total * spread);
+    put_result<T>(k.m, row, m);
+    put_result<T>(k.s, row, stats.s);
+  }
+  if (dt) {
+    label_gradient(x, n, stats.m, T(std::log1p(stats.s)), get<T>(k.a, row), dt);
+  }
+  if (dx) {
+    double a = double(get<T>(k.a, row)), c = k.c ? double(get<T>(k.c, row)) : 0;
+    double b = k.b ? double(get<T>(k.b, row)) : k.z ? 2 * double(get<T>(k.z, row)) * lse : 0;
+    Slopes<T> slope = slopes<T>(stats, !kSoft, x_y, a, b + (kSmooth ? c * stats.u_total : 0), c);
+    int64_t label = kSoft ? -1 : id;
+    if (k.streaming) {
+      gradient<X, kSoft, kSmooth, true>(x, t, u, n, label, stats.m, slope, dx);
+    } else {
+      gradient<X, kSoft, kSmooth, false>(x, t, u, n, label, stats.m, slope, dx);
+    }
+  }
+}
+
+template <class X, bool kSoft, bool kSmooth>
+void side_by_side(const Rows& k, int64_t begin, int64_t end) {
+  using T = Compute<X>;
+  double u_total = kSmooth && k.task == Task::kBackward ? total(static_cast<const T*>(k.u), k.classes) : 0;
+  for (int64_t row = begin; row < end; ++row) one_row<X, kSoft, kSmooth>(k, row, u_total);
+}

@@ -1,0 +1,407 @@
+// Vectors as wide as the instruction set's registers, and the two functions that cross-entropy is made of: exp of what
+// is not positive, and log1p. Included by kernels.cpp, inside the namespace of the instruction set being compiled.
+//
+// GNU vector extensions where the compiler has them, else structs with loops (MSVC); intrinsics only where plain
+// operators do not say it. Nothing from <algorithm>: a template instantiated here with AVX-512 could be the copy that
+// the linker keeps for everybody.
+
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__)
+#define XENT_AVX512 1
+constexpr int kBytes = 64;
+#elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
+#define XENT_AVX2 1
+constexpr int kBytes = 32;
+#else
+constexpr int kBytes = 16;
+#endif
+
+#if defined(__GNUC__) && !defined(XENT_PORTABLE)
+#if !defined(XENT_INLINE)  // the sanitizers' build has it empty: inlined, it would compile for minutes
+#define XENT_INLINE __attribute__((always_inline))
+#endif
+template <class T, int N>
+struct PackOf {
+  typedef T type __attribute__((vector_size(N * sizeof(T))));
+};
+template <class T, int N>
+using Pack = typename PackOf<T, N>::type;
+template <class To, class From>
+XENT_INLINE inline To convert(From v) {
+  return __builtin_convertvector(v, To);
+}
+template <class M, class V>
+XENT_INLINE inline V select(M mask, V yes, V no) {
+  return mask ? yes : no;
+}
+#else
+#define XENT_INLINE
+#include "pack.h"
+#endif
+
+template <class To, class From>
+XENT_INLINE inline To bits(From v) {
+  static_assert(sizeof(To) == sizeof(From), "same bits");
+  To to;
+  std::memcpy(&to, &v, sizeof to);
+  return to;
+}
+
+// ---- element types: X is what memory holds, T = Compute<X> what is computed in
+
+struct f16 {
+  uint16_t bits;
+};
+struct bf16 {
+  uint16_t bits;
+};
+
+template <class X>
+struct ComputeOf {
+  using type = float;
+};
+template <>
+struct ComputeOf<double> {
+  using type = double;
+};
+template <class X>
+using Compute = typename ComputeOf<X>::type;
+
+template <class T>
+struct Float;
+template <>
+struct Float<float> {
+  using Int = int32_t;
+  static constexpr int mantissa = 23, bias = 127;
+  static constexpr float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+  static constexpr float lowest = -87.3365f;   // exp of less is no normal number
+};
+template <>
+struct Float<double> {
+  using Int = int64_t;
+  static constexpr int mantissa = 52, bias = 1023;
+  static constexpr double magic = 6755399441055744.0;
+  static constexpr double lowest = -708.396;
+};
+
+template <class T>
+constexpr int kLanes = kBytes / int(sizeof(T));
+template <class T>
+using Vec = Pack<T, kLanes<T>>;
+template <class T>
+using Ints = Pack<typename Float<T>::Int, kLanes<T>>;
+
+template <class T>
+constexpr T kInf = std::numeric_limits<T>::infinity();
+template <class T>
+constexpr T kNaN = std::numeric_limits<T>::quiet_NaN();
+
+template <class T>
+XENT_INLINE inline Vec<T> all(T value) {
+  return Vec<T>{} + value;
+}
+
+// ---- memory: any alignment
+
+template <class T>
+XENT_INLINE inline T get(const void* p, int64_t i) {
+  T value;
+  std::memcpy(&value, static_cast<const char*>(p) + i * int64_t(sizeof(T)), sizeof value);
+  return value;
+}
+template <class T>
+XENT_INLINE inline void put(void* p, int64_t i, T value) {
+  std::memcpy(static_cast<char*>(p) + i * int64_t(sizeof(T)), &value, sizeof value);
+}
+
+using Half = Pack<uint16_t, kLanes<float>>;
+using Word = Pack<uint32_t, kLanes<float>>;
+
+// One vector as memory holds it
+template <class X>
+struct RawOf {
+  using type = Half;
+};
+template <>
+struct RawOf<float> {
+  using type = Vec<float>;
+};
+template <>
+struct RawOf<double> {
+  using type = Vec<double>;
+};
+template <class X>
+using Raw = typename RawOf<X>::type;
+
+template <class X>
+XENT_INLINE inline Vec<Compute<X>> widen(Raw<X> v);
+template <>
+XENT_INLINE inline Vec<float> widen<float>(Vec<float> v) {
+  return v;
+}
+template <>
+XENT_INLINE inline Vec<double> widen<double>(Vec<double> v) {
+  return v;
+}
+template <>
+XENT_INLINE inline Vec<float> widen<bf16>(Half h) {
+  return bits<Vec<float>>(convert<Word>(h) << 16);
+}
+template <>
+XENT_INLINE inline Vec<float> widen<f16>(Half h) {
+#if XENT_AVX512
+  return bits<Vec<float>>(_mm512_cvtph_ps(bits<__m256i>(h)));
+#elif XENT_AVX2
+  return bits<Vec<float>>(_mm256_cvtph_ps(bits<__m128i>(h)));
+#else
+  Word w = convert<Word>(h);
+  Word size = (w & 0x7fffu) << 13;  // exponents are 112 too small, which a product repairs, subnormals included
+  Vec<float> value = bits<Vec<float>>(size) * 0x1p112f;
+  Word special = bits<Word>(value) | 0x7f800000u;  // infinities and NaN
+  Word is_special = Word{} - (((w & 0x7c00u) + 0x400u) >> 15);
+  return bits<Vec<float>>((bits<Word>(value) & ~is_special) | (special & is_special) | (w & 0x8000u) << 16);
+#endif
+}
+
+template <class X>
+XENT_INLINE inline Raw<X> narrow(Vec<Compute<X>> v);
+template <>
+XENT_INLINE inline Vec<float> narrow<float>(Vec<float> v) {
+  return v;
+}
+template <>
+XENT_INLINE inline Vec<double> narrow<double>(Vec<double> v) {
+  return v;
+}
+template <>
+XENT_INLINE inline Half narrow<bf16>(Vec<float> v) {
+  Word w = bits<Word>(v);
+  Word rounded = (w + 0x7fffu + ((w >> 16) & 1u)) >> 16;  // to nearest, ties to even
+  return convert<Half>(select(v == v, rounded, (w >> 16) | 0x40u));
+}
+template <>
+XENT_INLINE inline Half narrow<f16>(Vec<float> v) {
+#if XENT_AVX512
+  return bits<Half>(_mm512_cvtps_ph(bits<__m512>(v), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+#elif XENT_AVX2
+  return bits<Half>(_mm256_cvtps_ph(bits<__m256>(v), _MM_FROUND_TO_NEAREST_INT));
+#else
+  Word w = bits<Word>(v), sign = (w >> 16) & 0x8000u, size = w & 0x7fffffffu;
+  Word normal = (size - (112u << 23) + 0xfffu + ((size >> 13) & 1u)) >> 13;
+  Word subnormal = bits<Word>(bits<Vec<float>>(size) + 0.5f) - 0x3f000000u;  // the addition rounds at 2^-24
+  Vec<float> a = bits<Vec<float>>(size);
+  Word result = select(a < all(0x1p-14f), subnormal, normal);
+  result = select(a >= all(65520.0f), Word{} + 0x7c00u, result);
+  result = select(v == v, result, Word{} + 0x7e00u);
+  return convert<Half>(result | sign);
+#endif
+}
+
+template <class X>
+XENT_INLINE inline Vec<Compute<X>> load(const X* p, int64_t i) {
+  return widen<X>(get<Raw<X>>(reinterpret_cast<const char*>(p) + i * int64_t(sizeof(X)), 0));
+}
+// The hardware fetches ahead within 4 kB only: with this, a forward pass took 27 ms instead of 35 (4096x32000, float32).
+template <class X>
+XENT_INLINE inline void fetch_ahead(const X* p, int64_t i) {
+#if defined(__GNUC__) && !defined(XENT_PORTABLE)
+  __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(p + i) + 4096));
+#endif
+}
+
+template <class X>
+XENT_INLINE inline void store(X* p, int64_t i, Vec<Compute<X>> v) {
+  put(reinterpret_cast<char*>(p) + i * int64_t(sizeof(X)), 0, narrow<X>(v));
+}
+
+template <class X>
+XENT_INLINE inline Compute<X> load_one(const X* p, int64_t i) {
+  Raw<X> raw{};
+  std::memcpy(&raw, reinterpret_cast<const char*>(p) + i * int64_t(sizeof(X)), sizeof(X));
+  return widen<X>(raw)[0];
+}
+
+// The first n < kLanes elements; the others are `fill`
+template <class X>
+XENT_INLINE inline Vec<Compute<X>> load_part(const X* p, int64_t i, int n, Compute<X> fill) {
+  const char* from = reinterpret_cast<const char*>(p) + i * int64_t(sizeof(X));
+  Vec<Compute<X>> lanes;
+#if XENT_AVX512
+  if constexpr (sizeof(X) == 8) {
+    __mmask8 some = __mmask8((1u << n) - 1);
+    return bits<Vec<Compute<X>>>(_mm512_mask_loadu_pd(bits<__m512d>(all(fill)), some, from));
+  } else if constexpr (sizeof(X) == 4) {
+    __mmask16 some = __mmask16((1u << n) - 1);
+    return bits<Vec<Compute<X>>>(_mm512_mask_loadu_ps(bits<__m512>(all(fill)), some, from));
+  } else {
+    __mmask16 some = __mmask16((1u << n) - 1);
+    lanes = widen<X>(bits<Raw<X>>(_mm256_maskz_loadu_epi16(some, from)));
+    return bits<Vec<Compute<X>>>(_mm512_mask_mov_ps(bits<__m512>(all(fill)), some, bits<__m512>(lanes)));
+  }
+#endif
+  Raw<X> raw{};
+  std::memcpy(&raw, from, size_t(n) * sizeof(X));
+  lanes = widen<X>(raw);
+  for (int k = n; k < kLanes<Compute<X>>; ++k) lanes[k] = fill;
+  return lanes;
+}
+template <class X>
+XENT_INLINE inline void store_part(X* p, int64_t i, int n, Vec<Compute<X>> v) {
+  Raw<X> raw = narrow<X>(v);
+  std::memcpy(reinterpret_cast<char*>(p) + i * int64_t(sizeof(X)), &raw, size_t(n) * sizeof(X));
+}
+
+// Past the caches, for output larger than they are: p + i must be a multiple of the vector in memory
+template <class X>
+XENT_INLINE inline void stream(X* p, int64_t i, Vec<Compute<X>> v) {
+  Raw<X> raw = narrow<X>(v);
+  char* to = reinterpret_cast<char*>(p) + i * int64_t(sizeof(X));
+#if XENT_AVX512 || XENT_AVX2
+  if constexpr (sizeof raw == 64) {
+#if XENT_AVX512
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(to), bits<__m512i>(raw));
+#endif
+  } else if constexpr (sizeof raw == 32) {
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(to), bits<__m256i>(raw));
+  } else {
+    _mm_stream_si128(reinterpret_cast<__m128i*>(to), bits<__m128i>(raw));
+  }
+#else
+  put(to, 0, raw);
+#endif
+}
+inline void stream_end() {
+#if XENT_AVX512 || XENT_AVX2
+  _mm_sfence();
+#endif
+}
+
+// ---- arithmetic
+
+template <class V>
+XENT_INLINE inline V max(V a, V b) {
+  return select(a > b, a, b);
+}
+template <class V>
+XENT_INLINE inline auto magnitude(V x) {
+  return select(x < V{}, V{} - x, x);
+}
+
+template <class T>
+XENT_INLINE inline bool any_at_least(Vec<T> v, T bound) {
+#if XENT_AVX512
+  if constexpr (sizeof(T) == 4) return _mm512_cmp_ps_mask(bits<__m512>(v), _mm512_set1_ps(bound), _CMP_GE_OQ) != 0;
+  if constexpr (sizeof(T) == 8) return _mm512_cmp_pd_mask(bits<__m512d>(v), _mm512_set1_pd(bound), _CMP_GE_OQ) != 0;
+#endif
+  bool any = false;
+  for (int k = 0; k < kLanes<T>; ++k) any |= v[k] >= bound;
+  return any;
+}
+
+template <class T>
+XENT_INLINE inline T largest(Vec<T> v) {
+  T most = v[0];
+  for (int k = 1; k < kLanes<T>; ++k) most = v[k] > most ? v[k] : most;
+  return most;
+}
+
+// Highest power first; every coefficient a compile-time constant
+template <class V>
+XENT_INLINE inline V horner(V, V sum) {
+  return sum;
+}
+template <class V, class T, class... Ts>
+XENT_INLINE inline V horner(V x, V sum, T next, Ts... more) {
+  return horner(x, V(sum * x + next), more...);
+}
+
+// exp(x) for x <= 0, within 1 ulp; 0 where the result is no normal number, and for -inf; NaN for NaN. exp(0) is 1.
+// 2^n e^r with n = round(x / ln 2). Coefficients: polynomials.py. No subnormal results: a product of one takes 100 times
+// as long.
+template <class T>
+XENT_INLINE inline Vec<T> exp_neg(Vec<T> x) {
+  using V = Vec<T>;
+  using F = Float<T>;
+#if !XENT_AVX512
+  x = select(x < all(F::lowest), all(F::lowest - 1), x);
+#endif
+  V shifted = x * T(1.44269504088896340736) + F::magic, n = shifted - F::magic, r, p;
+  if constexpr (sizeof(T) == 4) {
+#if XENT_AVX512  // fused, the product does not round; what float32's ln 2 lacks is 2e-9
+    r = bits<V>(_mm512_fnmadd_ps(bits<__m512>(n), _mm512_set1_ps(0.693147180559945309f), bits<__m512>(x)));
+#elif XENT_AVX2
+    r = bits<V>(_mm256_fnmadd_ps(bits<__m256>(n), _mm256_set1_ps(0.693147180559945309f), bits<__m256>(x)));
+#else
+    r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+#endif
+    p = horner(r, all(0.00139261761f), 0.00836317307f, 0.0416665547f, 0.16666577f, 0.5f, 1.0f, 1.0f);
+  } else {
+    r = (x - n * 0x1.62e42fee00000p-1) - n * 0x1.a39ef35793c76p-33;
+    p = horner(r, all(2.0914679376583935e-09), 2.5105206373957011e-08, 2.7557273661348637e-07, 2.7557255425746435e-06,
+               2.4801587325533363e-05, 0.00019841269874800493, 0.0013888888888883752, 0.0083333333333261411,
+               0.041666666666666671, 0.16666666666666671, 0.5, 1.0, 1.0);
+  }
+#if XENT_AVX512
+  if constexpr (sizeof(T) == 4) {
+    __mmask16 normal = _mm512_cmp_ps_mask(bits<__m512>(x), _mm512_set1_ps(F::lowest), _CMP_NLT_UQ);
+    return bits<V>(_mm512_maskz_scalef_ps(normal, bits<__m512>(p), bits<__m512>(n)));
+  } else {
+    __mmask8 normal = _mm512_cmp_pd_mask(bits<__m512d>(x), _mm512_set1_pd(F::lowest), _CMP_NLT_UQ);
+    return bits<V>(_mm512_maskz_scalef_pd(normal, bits<__m512d>(p), bits<__m512d>(n)));
+  }
+#endif
+  // The low bits of `shifted` are n. Below `lowest` n + bias is 0, and so is the power.
+  return p * bits<V>((bits<Ints<T>>(shifted) + F::bias) << F::mantissa);
+}
+
+// log1p(q) for 0 <= q <= 1, accurate relative to itself down to q = 0
+template <class T>
+XENT_INLINE inline Vec<T> log1p_unit(Vec<T> q) {
+  if constexpr (sizeof(T) == 4) {
+    return q * horner(Vec<T>(q - 0.5f), all(0.00198669659f), -0.0032543436f, 0.00401169083f, -0.00674410465f,
+                      0.0118477561f, -0.0205713852f, 0.0366112233f, -0.067687623f, 0.132609762f, -0.288527112f,
+                      0.810930216f);
+  } else {
+    Vec<T> w = q / (q + 2.0), y = w * w;  // 2 atanh(w)
+    Vec<T> p = horner(y, all(0.078152889004614257), 0.037460718977753833, 0.054225891974400073, 0.058671395306515987,
+                      0.066675893157246285, 0.076922719824302752, 0.090909099489813572, 0.11111111099118386,
+                      0.1428571428580005, 0.19999999999999762, 0.33333333333333331);
+    return (w + w) * (y * p + 1.0);
+  }
+}
+
+// log1p(s) for any s >= 0: k ln 2 + log1p of what is left
+template <class T>
+XENT_INLINE inline Vec<T> log1p_any(Vec<T> s) {
+  using F = Float<T>;
+  using I = Ints<T>;
+  I u = bits<I>(Vec<T>(s + T(1)));
+  I k = (u >> F::mantissa) - F::bias;
+  I one = I{} + (typename F::Int(F::bias) << F::mantissa);
+  Vec<T> rest = bits<Vec<T>>(I((u & ((typename F::Int(1) << F::mantissa) - 1)) | one)) - T(1);
+  auto small = s < all(T(1));
+  Vec<T> exponent = select(small, Vec<T>{}, convert<Vec<T>>(k));
+  return exponent * T(0.693147180559945309) + log1p_unit<T>(select(small, s, rest)) + s * T(0);  // NaN stays NaN
+}
+
+// ---- sums: terms are added 16 to a lane, and those sums with what their addition rounds off (two-sum)
+
+constexpr int kTerms = 16;
+
+template <class T>
+struct Sum {
+  Vec<T> high{}, low{};
+  XENT_INLINE void add(Vec<T> v) {
+    Vec<T> sum = high + v, moved = sum - high;
+    low += (high - (sum - moved)) + (v - moved);
+    high = sum;
+  }
+  // inf - inf: what is rounded off an infinite sum is no number, but the sum is
+  XENT_INLINE Vec<T> rest() const { return select(low == low, low, Vec<T>{}); }
+  XENT_INLINE Vec<T> lanes() const { return high + rest(); }
+  XENT_INLINE double value() const {
+    Vec<T> more = rest();
+    double part[4] = {};
+    for (int k = 0; k < kLanes<T>; ++k) part[k % 4] += double(high[k]) + double(more[k]);
+    return (part[0] + part[1]) + (part[2] + part[3]);
+  }
+};

@@ -1,0 +1,525 @@
+"""The native kernels in their own right: numbers against the oracle and the formulas, memory, threads, forks."""
+
+import os
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from xent import _regimes, formulas
+from xent._adapter import ABSENT, INVALID, Layout
+from xent.backends.cpu import native, why_not
+from xent.backends.numpy import OPS
+
+if native is None:
+    pytest.skip(f"native kernels: {why_not}", allow_module_level=True)
+
+CODES = {"float32": native.F32, "float64": native.F64, "float16": native.F16, "bfloat16": native.BF16}
+DTYPES = list(CODES)
+# 1, 2, 3: less than a vector; 15, 16, 17: around one; 1000: one block of a sum; 33333: many, and a rest.
+SIZES = [1, 2, 3, 15, 16, 17, 1000, 33333]
+CANARY = 0xA5
+NOISE = np.random.default_rng(0)
+
+
+# ---- the kernels on NumPy arrays
+
+
+def compute(dtype):
+    return np.float64 if dtype == "float64" else np.float32
+
+
+def stored(x, dtype):
+    """x, which the dtype holds exactly, as it lies in memory."""
+    if dtype == "bfloat16":
+        return (np.asarray(x, np.float32).view(np.uint32) >> 16).astype(np.uint16)
+    with np.errstate(over="ignore"):
+        return np.asarray(x, dtype)
+
+
+def loaded(x, dtype):
+    if dtype == "bfloat16":
+        return (x.astype(np.uint32) << 16).view(np.float32)
+    return x.astype(compute(dtype))
+
+
+class Memory:
+    """Buffers at any offset, with canaries around them."""
+
+    def __init__(self, offset=0):
+        self.offset, self.buffers = offset, []
+
+    def new(self, shape, dtype, value=None):
+        dtype = np.dtype(dtype)
+        size = int(np.prod(shape)) * dtype.itemsize
+        raw = np.full(size + 256, CANARY, np.uint8)
+        start = 128 - raw.ctypes.data % 64 + self.offset
+        self.buffers.append((raw, start, size))
+        array = np.ndarray(shape, dtype, raw.data, start)
+        if value is not None:
+            array[...] = value
+        return array
+
+    def check(self):
+        for raw, start, size in self.buffers:
+            assert (raw[:start] == CANARY).all(), "written before a buffer"
+            assert (raw[start + size :] == CANARY).all(), "written past a buffer"
+
+
+def address(array):
+    return 0 if array is None else array.ctypes.data
+
+
+class Rows:
+    """Arguments of the rows kernels; x is [outer, classes, inner] in float64, exact in the dtype."""
+
+    def __init__(self, dtype, x, *, ids=None, t=None, u=None, wide=True, offset=0, threads=0):
+        self.dtype, self.shape, self.memory, self.threads = dtype, x.shape, Memory(offset), threads
+        self.T, self.X = compute(dtype), np.uint16 if dtype == "bfloat16" else np.dtype(dtype)
+        self.rows = x.shape[0] * x.shape[2]
+        self.x = self.put(stored(x, dtype))
+        self.t = None if t is None else self.put(np.asarray(t, self.T))
+        self.u = None if u is None else self.put(np.asarray(u, self.T))
+        self.ids = None if ids is None else self.put(np.asarray(ids, np.int64 if wide else np.int32))
+        self.head = (CODES[dtype], *x.shape, *map(address, (self.x, self.t, self.u, self.ids)), wide)
+
+    def put(self, value):
+        return self.memory.new(value.shape, value.dtype, value)
+
+    def vector(self, value=None):
+        return self.memory.new(self.rows, self.T, value)
+
+    def forward(self, lse=True):
+        self.m, self.s, loss = self.vector(), self.vector(), self.vector()
+        lse = self.vector() if lse else None
+        smooth = None if self.u is None else self.vector()
+        native.rows_forward(*self.head, *map(address, (self.m, self.s, loss, lse, smooth)), self.threads)
+        self.memory.check()
+        return loss, lse, smooth
+
+    def backward(self, a, b=None, c=None, labels=False):
+        a, b, c = (None if k is None else self.vector(k) for k in (a, b, c))
+        dx = self.memory.new(self.shape, self.X)
+        dt = self.memory.new(self.shape, self.T) if labels else None
+        native.rows_backward(*self.head, *map(address, (self.m, self.s, a, b, c, dx, dt)), self.threads)
+        self.memory.check()
+        return loaded(dx, self.dtype), dt
+
+    def both(self, a, z=None, c=None):
+        a, z, c = (None if k is None else self.vector(k) for k in (a, z, c))
+        results = loss, lse, smooth, m, s = [self.vector() for _ in range(5)]
+        dx = self.memory.new(self.shape, self.X)
+        if self.u is None:
+            results[2] = smooth = None
+        native.rows_both(*self.head, *map(address, (a, z, c, loss, lse, smooth, m, s, dx)), self.threads)
+        self.memory.check()
+        self.m, self.s = m, s
+        return (loss, lse, smooth), loaded(dx, self.dtype)
+
+
+class Elements:
+    """Arguments of the sigmoid kernels; p and w are (values, inner) or None."""
+
+    def __init__(self, dtype, x, z, e=0.0, p=None, w=None, offset=0, threads=0):
+        self.dtype, self.shape, self.memory, self.threads = dtype, x.shape, Memory(offset), threads
+        self.T, self.X = compute(dtype), np.uint16 if dtype == "bfloat16" else np.dtype(dtype)
+        self.x, self.z = self.put(stored(x, dtype)), self.put(np.asarray(z, self.T))
+        self.keep, self.patterns = [], []
+        for values, inner in (k or (None, 1) for k in (p, w)):
+            array = None if values is None else self.put(np.asarray(values, self.T))
+            self.keep.append(array)
+            self.patterns += [address(array), 1 if array is None else array.size, inner]
+        self.head = (CODES[dtype], x.size, e, address(self.x), address(self.z), *self.patterns)
+
+    put = Rows.put
+
+    def forward(self, write=True):
+        loss = self.memory.new(self.shape, self.T) if write else None
+        total = native.sigmoid_forward(*self.head, address(loss), self.threads)
+        self.memory.check()
+        return total, loss
+
+    def both(self, scale):
+        loss, dx = self.memory.new(self.shape, self.T), self.memory.new(self.shape, self.X)
+        total = native.sigmoid_both(*self.head, scale, address(loss), address(dx), self.threads)
+        self.memory.check()
+        return total, loss, loaded(dx, self.dtype)
+
+    def backward(self, scale=1.0):
+        dx, dz = self.memory.new(self.shape, self.X), self.memory.new(self.shape, self.T)
+        native.sigmoid_backward(*self.head, scale, address(dx), address(dz), self.threads)
+        self.memory.check()
+        return loaded(dx, self.dtype), dz
+
+
+# ---- against the truth
+
+
+def share(batch, loss, grad):
+    with np.errstate(over="ignore"):
+        errors = _regimes.errors(batch, batch.truth(), loss, grad)
+    return errors.loss_share.max(), errors.grad_share.max()
+
+
+@pytest.mark.parametrize("middle", [False, True], ids=["last", "middle"])
+@pytest.mark.parametrize("classes", SIZES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("loss", ["sparse_ce", "softmax_ce"])
+def test_rows_are_as_accurate_as_promised(loss, dtype, classes, middle):
+    batch = _regimes.batch(loss, dtype, classes, every=3 if classes > 1000 else 1)
+    n = len(batch.logits)
+    place = (lambda k: k.T[None]) if middle else (lambda k: k[:, :, None])
+    labels = {"ids": batch.labels} if loss == "sparse_ce" else {"t": place(batch.labels)}
+    rows = Rows(dtype, place(batch.logits), **labels)
+    back = (lambda k: k[0].T) if middle else (lambda k: k[..., 0])
+    results = [(rows.forward()[0], rows.backward(np.ones(n))[0])]
+    (value, *_), dx = rows.both(np.ones(n))
+    results.append((value, dx))
+    for value, dx in results:
+        in_loss, in_grad = share(batch, value.astype(np.float64), back(dx).astype(np.float64))
+        assert in_loss <= 1
+        assert in_grad <= 1
+
+
+@pytest.mark.parametrize("classes", [1, 17, 1000])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_sigmoid_is_as_accurate_as_promised(dtype, classes):
+    batch = _regimes.batch("sigmoid_ce", dtype, classes)
+    call = Elements(dtype, batch.logits, batch.labels)
+    (_, loss), (dx, _) = call.forward(), call.backward()
+    in_loss, in_grad = share(batch, loss.astype(np.float64), dx.astype(np.float64))
+    assert in_loss <= 1
+    assert in_grad <= 1
+
+
+def test_equal_terms_do_not_pile_up_errors():
+    for c in (262144, 1_000_003):
+        rows = Rows("float32", np.zeros((1, c, 1)), ids=[5])
+        assert rows.forward()[0][0] == pytest.approx(np.log(c), rel=2e-7)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("rising", [True, False])
+def test_sorted_logits(dtype, rising):
+    """The maximum moves in every block."""
+    x = np.linspace(-3, 3, 100_000).astype(dtype).astype(np.float64)
+    x = x if rising else x[::-1]
+    rows = Rows(dtype, x[None, :, None], ids=[500])
+    exact = np.log(np.exp(x - 3).sum(dtype=np.longdouble)) + 3
+    loss, lse, _ = rows.forward()
+    tolerance = 3e-7 if dtype == "float32" else 4e-15
+    assert lse[0] == pytest.approx(float(exact), rel=tolerance)
+    assert loss[0] == pytest.approx(float(exact - x[500]), rel=tolerance)
+
+
+# ---- against the formulas: every option
+
+
+def close(got, want, dtype, scale=1.0):
+    unit = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}[dtype]
+    tiny = 2.0**-1022 if dtype == "float64" else 2.0**-125  # below, results are rounded to 0
+    np.testing.assert_allclose(got, want, rtol=40 * unit, atol=max(40 * unit * scale, tiny))
+
+
+def by_formulas(dtype, x, ids, t, u, a, b, c, z=None):
+    """(loss, lse, smooth), dx and dt by xent.formulas, for logits [outer, classes, inner]."""
+    T = compute(dtype)
+    x, t, u = (None if k is None else np.asarray(k, T) for k in (x, t, u))
+    row = (x.shape[0], x.shape[2])
+    a, b, c, z = (None if k is None else np.asarray(k, T).reshape(row) for k in (a, b, c, z))
+    ids = None if ids is None else np.asarray(ids, np.int64).reshape(row)
+    lay = Layout(1, t is None, ids is not None, True)
+    with np.errstate(all="ignore"):
+        results, (m, s) = formulas.rows(OPS, lay, x, t, u, ids)
+        b = b if z is None else 2 * z * results[1]
+        parts = formulas.pieces(OPS, lay, x, ids, m, s)
+        dx = formulas.pull(OPS, lay, parts, x, t, u, ids, (a, b, c))
+        dt = None if t is None else formulas.pull_labels(OPS, lay, parts, x, m, ids, (a,))
+    return [None if k is None else k.ravel() for k in results], dx, dt
+
+
+@given(data=st.data())
+@settings(derandomize=True, max_examples=300, deadline=None)
+def test_like_the_formulas(data):
+    draw = data.draw
+    dtype = draw(st.sampled_from(DTYPES))
+    outer, inner = draw(st.integers(0, 4)), draw(st.sampled_from([1, 1, 2, 7, 16, 33, 100]))
+    classes = draw(st.sampled_from([1, 2, 3, 15, 16, 17, 63, 64, 65, 300, 1023, 1024, 1025, 2100]))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    n = outer * inner
+    x = _regimes.rounded(draw(st.sampled_from([1.0, 10.0, 300.0])) * rng.normal(size=(outer, classes, inner)), dtype)
+    kind = draw(st.sampled_from(["plain", "ties", "impossible", "nan", "inf", "all impossible"]))
+    strange = rng.random(x.shape) < draw(st.sampled_from([0.01, 0.3, 1.0]))
+    if kind == "ties":
+        x = np.round(x)
+    elif kind == "all impossible":
+        x[:] = -np.inf
+    elif kind != "plain":
+        x[strange] = {"impossible": -np.inf, "nan": np.nan, "inf": np.inf}[kind]
+    ids = t = u = b = c = z = None
+    hard, masked = draw(st.booleans()), draw(st.booleans())
+    if hard or masked:
+        ids = rng.integers(0, classes, n) if hard else np.zeros(n, int)
+        if masked:
+            marks = [ABSENT, INVALID] if hard else [ABSENT]
+            ids = np.where(rng.random(n) < 0.3, rng.choice(marks, n), ids)
+    if not hard:
+        t = rng.random((outer, classes, inner)) * (rng.random((outer, classes, inner)) < 0.5)
+    if draw(st.booleans()):
+        u, c = rng.random(classes) * (rng.random(classes) < 0.8) / classes, rng.normal(size=n)
+    both = draw(st.booleans())
+    if draw(st.booleans()):
+        b, z = (None, rng.normal(size=n)) if both else (rng.normal(size=n), None)
+    a = rng.normal(size=n)
+    offset = draw(st.sampled_from([0, 0, 4, 1, 8, 32]))
+    rows = Rows(dtype, x, ids=ids, t=t, u=u, wide=draw(st.booleans()), offset=offset)
+    if both:
+        results, dx = rows.both(a, z, c)
+        dt = None
+    else:
+        results = rows.forward()
+        dx, dt = rows.backward(a, b, c, labels=not hard)
+    want_results, want_dx, want_dt = by_formulas(dtype, x, ids, t, u, a, b, c, z)
+    T = np.dtype(compute(dtype)).name
+    finite = np.abs(np.where(np.isfinite(x), x, 0)).max(initial=1)
+    weights = max(classes, 1) if t is not None else 1
+    for got, want in zip(results, want_results, strict=True):
+        if want is not None:
+            close(got, want, T, finite * weights)
+    size = max(1.0, np.abs(b if b is not None else 0.0).max(initial=0))
+    if z is not None:
+        size = max(size, 2 * np.nan_to_num(np.abs(z * want_results[1])).max(initial=0))
+    with np.errstate(over="ignore"):
+        close(dx, want_dx, dtype, size * weights * 4)
+    if dt is not None:
+        close(dt, want_dt, T, finite * 4)
+
+
+@given(data=st.data())
+@settings(derandomize=True, max_examples=200, deadline=None)
+def test_sigmoid_like_the_formulas(data):
+    draw = data.draw
+    dtype = draw(st.sampled_from(DTYPES))
+    n, c = draw(st.integers(0, 40)), draw(st.sampled_from([1, 2, 3, 16, 17, 300, 5000]))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    x = _regimes.rounded(draw(st.sampled_from([1.0, 30.0])) * rng.normal(size=(n, c)), dtype)
+    odd = draw(st.sampled_from([0.0, np.inf, -np.inf, np.nan]))
+    x[rng.random(x.shape) < 0.05] = odd
+    z = rng.choice([0.0, 1.0, 0.25], x.shape)
+    e = draw(st.sampled_from([0.0, 0.1, 1.0]))
+    shapes = {"none": None, "scalar": (1, 1), "class": (1, c), "row": (n, 1), "full": (n, c)}
+    given = {}
+    for name in ("p", "w"):
+        shape = shapes[draw(st.sampled_from(list(shapes)))]
+        if shape is None or not n:
+            given[name] = None
+            continue
+        values = np.asarray(rng.random(shape) * (rng.random(shape) < 0.7), compute(dtype))
+        given[name] = values, (c if shape == (n, 1) and n > 1 else 1)
+    T = np.dtype(compute(dtype)).name
+    p, w = (None if k is None else k[0] for k in (given["p"], given["w"]))
+    absent = None if w is None else w == 0
+    xs, zs = np.asarray(x, T), np.asarray(z, T)
+    weight = np.ones((), T) if w is None else w
+    with np.errstate(all="ignore"):
+        want = formulas.sigmoid(OPS, e, xs, zs, p, absent)
+        want_dx, want_dz = formulas.sigmoid_pull(OPS, e, xs, zs, p, absent, np.asarray(weight * np.asarray(0.5, T)))
+        want_total = np.where(weight == 0, 0, weight * want).sum(dtype=np.float64)
+    call = Elements(dtype, x, z, e, given["p"], given["w"], draw(st.sampled_from([0, 4, 1])))
+    total, loss = call.forward()
+    assert call.forward(write=False)[0] == total or np.isnan(total)
+    dx, dz = call.backward(0.5)
+    both = np.asarray(call.both(0.5)[2], np.float64)  # below the smallest normal number nothing is promised
+    np.testing.assert_allclose(both, np.asarray(dx, np.float64), rtol=0, atol=float(np.finfo(T).tiny))
+    np.testing.assert_array_equal(call.both(0.5)[:1], total)
+    close(loss, want, T, 0)
+    finite = np.abs(np.where(np.isfinite(want), want, 0)).sum()
+    close(total, want_total, T, finite)
+    close(dx, want_dx, dtype, 1.0)
+    close(dz, want_dz, T, 1.0)
+
+
+@pytest.mark.parametrize("inner", [1, 40])
+@pytest.mark.parametrize("task", ["forward", "both"])
+def test_masked_rows_are_not_seen(task, inner):
+    """Whatever they hold; and the others do not notice."""
+    x = NOISE.normal(size=(3, 50, inner))
+    ids = np.full((3, inner), 7)
+    ids[1] = ABSENT
+    ids[2, 0] = INVALID
+    for junk in (np.nan, np.inf, -np.inf):
+        x[1] = junk
+        rows = Rows("float32", x, ids=ids.ravel(), u=np.full(50, 0.02))
+        if task == "both":
+            results, dx = rows.both(np.ones(3 * inner), np.ones(3 * inner), np.ones(3 * inner))
+        else:
+            results, (dx, _) = rows.forward(), rows.backward(*np.ones((3, 3 * inner)))
+        for k in results:
+            k = k.reshape(3, inner)
+            assert (k[1] == 0).all()
+            assert np.isnan(k[2, 0])
+            assert np.isfinite(k[0]).all()
+            assert np.isfinite(k[2, 1:]).all()
+        assert (dx[1] == 0).all()
+        assert np.isnan(dx[2, :, 0]).all()
+        assert np.isfinite(dx[0]).all()
+        assert np.isfinite(dx[2, :, 1:]).all()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_every_16_bit_number_survives(dtype):
+    """Widened exactly: dt = -(x - m) where one class of probability 1 is far ahead; narrowed to the nearest."""
+    bits = np.arange(65536, dtype=np.uint16)
+    x = loaded(bits if dtype == "bfloat16" else bits.view(np.float16), dtype)
+    x = x[np.isfinite(x)].astype(np.float64)
+    rows = Rows(dtype, x[:, None, None], ids=np.zeros(len(x), int))
+    _, lse, _ = rows.forward()
+    np.testing.assert_array_equal(lse, x)  # log-sum-exp of one class
+    values = np.float32(10.0) ** np.linspace(-9, 5, 40_001).astype(np.float32) * NOISE.choice([-1, 1], 40_001)
+    values = values.astype(np.float32)
+    dx, _ = Elements(dtype, np.zeros(values.shape), np.ones(values.shape), w=(values, 1)).backward(-2.0)
+    with np.errstate(over="ignore"):
+        if dtype == "float16":
+            want = values.astype(np.float16).astype(np.float32)
+        else:
+            want = _regimes.rounded(values.astype(np.float64), dtype).astype(np.float32)
+    np.testing.assert_array_equal(dx, want)
+
+
+# ---- memory and threads
+
+
+def big(threads, inner=1):
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(300, 1000, inner))
+    rows = Rows("float32", x, ids=rng.integers(0, 1000, 300 * inner), u=rng.random(1000), threads=threads)
+    ones = np.ones(300 * inner)
+    forward = [*rows.forward(), rows.backward(ones, ones, ones)[0]]
+    results, dx = rows.both(ones, ones, ones)
+    elements = Elements("float32", x, rng.random(x.shape), threads=threads)
+    return [*forward, *results, dx, *elements.forward(), *elements.backward()]
+
+
+@pytest.mark.parametrize("inner", [1, 3])
+def test_results_do_not_depend_on_the_thread_count(inner):
+    one = big(1, inner)
+    for threads in (2, 3, 8):
+        for a, b in zip(one, big(threads, inner), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("offset", [0, 4, 16, 2, 1])
+@pytest.mark.parametrize("classes", [1000, 1001])
+def test_large_output_at_any_address(offset, classes):
+    """More than what is written past the caches; canaries are in Memory."""
+    x = NOISE.normal(size=(2500, classes, 1))
+    ids = NOISE.integers(0, classes, 2500)
+    a = np.ones(2500)
+    rows = Rows("float32", x, ids=ids, offset=offset)
+    got = rows.both(a)[1]
+    few = Rows("float32", x[:100], ids=ids[:100])
+    np.testing.assert_array_equal(got[:100], few.both(a[:100])[1])
+    assert np.abs(got.sum(axis=1)).max() < 1e-5
+    middle = Rows("float32", x.reshape(1, 2500, classes), ids=np.zeros(classes, int), offset=offset)
+    got = middle.both(np.ones(classes))[1]
+    assert np.abs(got.sum(axis=1)).max() < 1e-5
+
+
+def test_many_python_threads_at_once():
+    want = big(0)
+    wrong = []
+
+    def work():
+        for _ in range(3):
+            for a, b in zip(want, big(0), strict=True):
+                if not np.array_equal(a, b):
+                    wrong.append((a, b))
+
+    threads = [threading.Thread(target=work) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+FORK = """
+import os, sys, threading, warnings
+import numpy as np
+from xent.backends.cpu import native
+warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of forks beside threads: that is the point
+
+x, ids = np.random.default_rng(0).normal(size=(400, 1000)).astype("f"), np.arange(400)
+
+def loss():
+    m, s, loss = np.empty((3, 400), "f")
+    at = lambda k: k.ctypes.data
+    native.rows_forward(0, 400, 1000, 1, at(x), 0, 0, at(ids), True, at(m), at(s), at(loss), 0, 0, 2)
+    return loss
+
+want = loss()
+busy = sys.argv[1] == "busy"
+stop = threading.Event()
+def work():
+    while not stop.is_set():
+        loss()
+workers = [threading.Thread(target=work) for _ in range(2)] if busy else []
+for worker in workers:
+    worker.start()
+for _ in range(30 if busy else 3):
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if all(np.array_equal(loss(), want) for _ in range(3)) else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert np.array_equal(loss(), want)
+stop.set()
+for worker in workers:
+    worker.join()
+print("done")
+"""
+
+
+def python(*arguments, **environment):
+    return subprocess.run(
+        [sys.executable, *arguments],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.parametrize("how", ["idle", "busy"])
+def test_fork(how):
+    """A child forked after use, also while other threads are inside a kernel, computes on threads of its own."""
+    run = python("-c", FORK, how, XENT_NUM_THREADS="2")
+    assert run.stdout == "done\n", run.stderr
+
+
+def test_exit_while_a_kernel_runs():
+    work = "threading.Thread(target=lambda: [loss() for _ in range(9999)], daemon=True).start()"
+    code = FORK.split("want =")[0] + work
+    run = python("-c", code + "\nloss()\nprint('done')")
+    assert (run.returncode, run.stdout) == (0, "done\n"), run.stderr
+
+
+@pytest.mark.skipif("XENT_ISA" in os.environ, reason="runs inside the runs that it starts")
+@pytest.mark.parametrize("isa", native.isas()[1:])
+def test_the_other_instruction_sets(isa):
+    """All of the above once more."""
+    run = python("-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__, XENT_ISA=isa)
+    assert run.returncode == 0, run.stdout[-4000:]
+    assert python("-c", "from xent.backends.cpu import native; print(native.isa())", XENT_ISA=isa).stdout == isa + "\n"
+
+
+def test_settings():
+    assert native.isa() in native.isas()
+    code = "from xent.backends.cpu import native; print(native.max_threads())"
+    assert python("-c", code, XENT_NUM_THREADS="3").stdout == "3\n"
+    code = "from xent.backends import cpu; print(cpu.native, cpu.why_not)"
+    assert python("-c", code, XENT_NATIVE="0").stdout == "None switched off by XENT_NATIVE=0\n"
