@@ -44,7 +44,7 @@ def touch(size: int) -> None:
     A virtual machine's host takes memory that nobody has used for some seconds. To get it again costs five times what
     fresh memory costs otherwise, and would be charged to whoever's turn it is.
     """
-    np.empty(size // 8, np.int64)[::PAGE // 8] = 1
+    np.empty(size // 8, np.int64)[:: PAGE // 8] = 1
 
 
 def late(call: Call, wait: Wait, fetch: Callable[[Any], Any], tries: int = 5) -> bool:

@@ -19,8 +19,9 @@ if native is None:
 
 CODES = {"float32": native.F32, "float64": native.F64, "float16": native.F16, "bfloat16": native.BF16}
 DTYPES = list(CODES)
-# 1, 2, 3: less than a vector; 15, 16, 17: around one; 1000: one block of a sum; 33333: many, and a rest.
-SIZES = [1, 2, 3, 15, 16, 17, 1000, 33333]
+# 1, 2, 3: less than a vector; 15, 16, 17: around one; 64: rows are turned up to here; 1000: one block of a sum; 33333:
+# many, and a rest.
+SIZES = [1, 2, 3, 15, 16, 17, 64, 65, 1000, 33333]
 CANARY = 0xA5
 NOISE = np.random.default_rng(0)
 
@@ -389,6 +390,22 @@ def test_every_16_bit_number_survives(dtype):
     np.testing.assert_array_equal(dx, want)
 
 
+def test_a_thread_that_flushes_subnormal_numbers():
+    """XLA's and TensorFlow's do; the kernels' threads that these start would, too, and 8 are more than there were."""
+    torch = pytest.importorskip("torch")
+    small = np.float32(2.0**-130)
+    many, few = (Rows("float32", np.full((n, 1, 1), 2.0**-130), ids=np.zeros(n, int), threads=8) for n in (90_000, 9))
+    torch.set_flush_denormal(True)
+    try:
+        flushes = small * np.float32(1) == 0
+        found = [rows.forward()[1] for rows in (many, few)]
+    finally:
+        torch.set_flush_denormal(False)
+    assert flushes
+    for lse in found:
+        np.testing.assert_array_equal(lse, small)
+
+
 # ---- memory and threads
 
 
@@ -426,6 +443,30 @@ def test_large_output_at_any_address(offset, classes):
     middle = Rows("float32", x.reshape(1, 2500, classes), ids=np.zeros(classes, int), offset=offset)
     got = middle.both(np.ones(classes))[1]
     assert np.abs(got.sum(axis=1)).max() < 1e-5
+
+
+@pytest.mark.parametrize("classes", [1, 10, 64])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("soft", [False, True])
+def test_a_row_of_few_classes_does_not_depend_on_its_neighbours(classes, dtype, soft):
+    """Tiles of rows are turned; the last is not full, and a masked or an impossible row is nobody else's business."""
+    n = 1100
+    x = _regimes.rounded(NOISE.normal(size=(n, classes, 1)), dtype)
+    x[7] = np.nan
+    ids = NOISE.integers(0, classes, n)
+    ids[5::9], ids[6::9] = ABSENT, INVALID
+    t, u = NOISE.random(x.shape) if soft else None, NOISE.random(classes)
+    vectors = NOISE.normal(size=(3, n))
+
+    def everything(rows):
+        one = Rows(dtype, x[rows], ids=ids[rows], t=t if t is None else t[rows], u=u)
+        a, b, c = vectors[:, rows]
+        results, dx = one.both(a, b, c)
+        return [*results, dx, *one.forward(), *(k for k in one.backward(a, b, c, labels=soft) if k is not None)]
+
+    for rows in (slice(0, 20), slice(505, 520), slice(n - 3, n)):
+        for got, want in zip(everything(slice(n)), everything(rows), strict=True):
+            close(got[rows], want, dtype)
 
 
 def test_many_python_threads_at_once():

@@ -1,5 +1,5 @@
-// Rows beside each other, the class axis in the middle: [outer, classes, inner] with inner > 1. Included by kernels.cpp,
-// after rows.h.
+// Rows beside each other, the class axis in the middle: [outer, classes, inner] with inner > 1; and rows of a few classes.
+// Included by kernels.cpp, after rows.h.
 //
 // A unit is a tile: all classes of up to kTile neighbouring rows, few enough to stay in L2 between visits. Class by
 // class, it reads pieces of kTile elements side by side, for the maximum; then sums strip by strip (a vector of rows),
@@ -133,7 +133,7 @@ void one_tile(const Rows& k, int64_t unit, double u_total) {
   Tile<T> tile;
   T soft[kTile], smooth[kTile], lse[kTile], loss[kTile], x_y[kTile];
   tile.any_masked = false;
-  for (int64_t i = 0; i < kTile; ++i) {
+  for (int64_t i = 0; i < (width + 15) / 16 * 16; ++i) {
     int64_t id = k.ids && i < width ? id_at(k, row + i) : 0;
     tile.masked[i] = id < 0 ? -1 : 0;
     tile.nothing[i] = id == kInvalid ? kNaN<T> : T(0);
@@ -216,4 +216,58 @@ void beside(const Rows& k, int64_t begin, int64_t end) {
   using T = Compute<X>;
   double u_total = kSmooth ? total(static_cast<const T*>(k.u), k.classes) : 0;
   for (int64_t unit = begin; unit < end; ++unit) one_tile<X, kSoft, kSmooth>(k, unit, u_total);
+}
+
+// ---- few classes, side by side: they would leave vectors half empty, and a row's own work would be most of it. So rows
+// are turned to lie beside each other, a tile in L1 at a time, and their gradient is turned back.
+
+constexpr int64_t kFew = 64, kTurnedBytes = 32 << 10;
+static_assert(64 * kFew * sizeof(double) <= kTurnedBytes, "64 rows fit");
+
+inline bool turns(const Rows& k) { return k.inner == 1 && k.classes <= kFew; }
+inline int64_t turned_width(const Rows& k) {
+  int64_t fits = kTurnedBytes / (k.classes * (k.dtype == kF64 ? 8 : 4)) / 64 * 64;
+  return fits > kTile ? kTile : fits;
+}
+
+template <class X>
+void turn(const X* from, int64_t rows, int64_t columns, X* to) {
+  for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t j = 0; j < columns; ++j) to[j * rows + i] = from[i * columns + j];
+  }
+}
+
+template <class T, class P>
+P* from_row(P* p, int64_t row) {
+  using Byte = std::conditional_t<std::is_const_v<P>, const char, char>;
+  return p ? reinterpret_cast<Byte*>(p) + row * int64_t(sizeof(T)) : nullptr;
+}
+
+template <class X, bool kSoft, bool kSmooth>
+void turned(const Rows& k, int64_t begin, int64_t end) {
+  using T = Compute<X>;
+  constexpr size_t most = kTurnedBytes / sizeof(T);
+  double u_total = kSmooth ? total(static_cast<const T*>(k.u), k.classes) : 0;
+  X x[most], dx[most];
+  T t[kSoft ? most : 1], dt[kSoft ? most : 1];
+  for (int64_t unit = begin; unit < end; ++unit) {
+    int64_t first = unit * turned_width(k), n = k.classes;
+    int64_t rows = k.outer - first < turned_width(k) ? k.outer - first : turned_width(k);
+    Rows tile = k;
+    tile.outer = 1, tile.inner = rows, tile.streaming = false;
+    turn(static_cast<const X*>(k.x) + first * n, rows, n, x);
+    tile.x = x, tile.dx = k.dx ? dx : nullptr;
+    if constexpr (kSoft) {
+      turn(static_cast<const T*>(k.t) + first * n, rows, n, t);
+      tile.t = t, tile.dt = k.dt ? dt : nullptr;
+    }
+    tile.ids = k.wide ? from_row<int64_t>(k.ids, first) : from_row<int32_t>(k.ids, first);
+    for (auto p : {&tile.a, &tile.b, &tile.c, &tile.z}) *p = from_row<T>(*p, first);
+    for (auto p : {&tile.m, &tile.s, &tile.loss, &tile.lse, &tile.smooth}) *p = from_row<T>(*p, first);
+    one_tile<X, kSoft, kSmooth>(tile, 0, u_total);
+    if (k.dx) turn(dx, n, rows, static_cast<X*>(k.dx) + first * n);
+    if constexpr (kSoft) {
+      if (k.dt) turn(dt, n, rows, static_cast<T*>(k.dt) + first * n);
+    }
+  }
 }

@@ -26,12 +26,13 @@ namespace {
 template <class X>
 void rows_of(const Rows& k, int64_t begin, int64_t end) {
   using Kernel = void (*)(const Rows&, int64_t, int64_t);
-  constexpr Kernel variants[2][2][2] = {
+  constexpr Kernel variants[3][2][2] = {
       {{side_by_side<X, false, false>, side_by_side<X, false, true>},
        {side_by_side<X, true, false>, side_by_side<X, true, true>}},
       {{beside<X, false, false>, beside<X, false, true>}, {beside<X, true, false>, beside<X, true, true>}},
+      {{turned<X, false, false>, turned<X, false, true>}, {turned<X, true, false>, turned<X, true, true>}},
   };
-  variants[k.inner > 1][k.t != nullptr][k.u != nullptr](k, begin, end);
+  variants[k.inner > 1 ? 1 : turns(k) ? 2 : 0][k.t != nullptr][k.u != nullptr](k, begin, end);
   if (k.streaming) stream_end();
 }
 
@@ -47,7 +48,10 @@ void sigmoid(const Sigmoid& k, int64_t begin, int64_t end) {
   of_dtype[k.dtype](k, begin, end);
 }
 
-int64_t row_units(const Rows& k) { return k.inner > 1 ? k.outer * tiles(k) : k.outer; }
+int64_t row_units(const Rows& k) {
+  if (k.inner > 1) return k.outer * tiles(k);
+  return turns(k) ? (k.outer + turned_width(k) - 1) / turned_width(k) : k.outer;
+}
 
 }  // namespace
 

@@ -10,6 +10,9 @@
 #if defined(__linux__)
 #include <sched.h>
 #endif
+#if defined(__SSE2__) || defined(_M_X64)
+#include <xmmintrin.h>
+#endif
 #if !defined(_WIN32)
 #include <pthread.h>
 #endif
@@ -18,6 +21,29 @@ namespace xent {
 namespace {
 
 constexpr int kMost = 256;
+
+// IEEE arithmetic for as long as it lives. XLA's and TensorFlow's threads flush subnormal numbers to zero, torch can be
+// told to, and a thread started by such a one does, too: the same numbers would have different losses.
+class Ieee {
+#if defined(__SSE2__) || defined(_M_X64)
+ public:
+  Ieee() { _mm_setcsr(0x1f80); }
+  ~Ieee() { _mm_setcsr(before_); }
+
+ private:
+  unsigned before_ = _mm_getcsr();
+#elif defined(__aarch64__) && defined(__GNUC__)
+ public:
+  Ieee() {
+    asm volatile("mrs %0, fpcr" : "=r"(before_));
+    asm volatile("msr fpcr, %0" ::"r"(uint64_t(0)));
+  }
+  ~Ieee() { asm volatile("msr fpcr, %0" ::"r"(before_)); }
+
+ private:
+  uint64_t before_;
+#endif
+};
 
 struct Job {
   int64_t units, chunk;
@@ -67,6 +93,7 @@ class Pool {
   }
 
   void take_chunks() {
+    Ieee ieee;
     for (;;) {
       int64_t begin = next_.fetch_add(job_.chunk, std::memory_order_relaxed);
       if (begin >= job_.units) return;
@@ -129,6 +156,7 @@ void parallel(int threads, int64_t units, int64_t chunk, void (*work)(void*, int
     std::unique_lock alone(here.busy, std::try_to_lock);
     if (alone) return here.run(threads - 1, {units, chunk, work, context});
   }
+  Ieee ieee;
   work(context, 0, units);
 }
 
