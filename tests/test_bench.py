@@ -246,6 +246,30 @@ def test_buffers_take_turns():
     assert [places[i] for i in seen] == list(range(1 + 3 + 20))
 
 
+def test_memory_is_warm(monkeypatch):
+    """As much as the contender takes is touched before each sample of one call; shorter ones wake up by themselves."""
+    touched = []
+    monkeypatch.setattr(clock, "touch", touched.append)
+    size = 1 << 26
+    contender = Contender("planted", "eager", False, lambda x, y: np.ones(size // 8)[:1].sum(), None)
+    server = serve(SMALL["rows"], with_numpy.make("cpu"), contender)
+    monkeypatch.setattr(server, "_errors", lambda result, which: {})
+    server.check(0, "forward")
+    server.time(0, "forward", 1)
+    server.time(0, "forward", 3)
+    server.memory(size)
+    server.move("read")
+    server.move("write")
+    assert len(touched) == 2
+    assert 0.9 * size < touched[0] < 1.3 * size
+    assert touched[1] == size
+
+
+def test_touched_memory_was_there():
+    size = 1 << 26
+    assert clock.peak_memory(lambda: clock.touch(size)) > 0.9 * size
+
+
 def test_limits_on_threads():
     """In a process of its own, for every thread that a framework starts."""
     worker = driver.Worker("torch", "cpu", 1)
