@@ -49,7 +49,8 @@ def fetch(x: Array) -> Any:
         return None
     if torch._C._functorch.is_functorch_wrapped_tensor(x):
         return None
-    return x.detach().cpu().numpy()
+    with torch._C._DisableFuncTorch():  # inside a transform, detach would wrap even what takes no part in it
+        return x.numpy(force=True)
 
 
 def asarray(value: Any, like: Array) -> Array:
