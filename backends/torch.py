@@ -166,8 +166,11 @@ def direct(function: Any) -> Any:
 
 
 def apply(function: Any, static: Any, *arrays: Array | None) -> Any:
-    run = direct(function) if kernels(*arrays) is DIRECT else function.apply
-    return run(static, *arrays)
+    """function.apply; where DIRECT will do, without a node that nobody asks for."""
+    if kernels(*arrays) is not DIRECT:
+        return function.apply(static, *arrays)
+    recorded = torch.is_grad_enabled() and any(k is not None and k.requires_grad for k in arrays)
+    return (direct(function) if recorded else function.forward)(static, *arrays)
 
 
 class Rows(torch.autograd.Function):
@@ -236,10 +239,10 @@ class SigmoidSum(torch.autograd.Function):
     """Where there are kernels."""
 
     @staticmethod
-    def forward(ctx: Any, e: float, x: Array, z: Array, p: Array, w: Array) -> Array:
-        ctx.e = e
-        ctx.save_for_backward(x, z, p, w)
+    def forward(e: float, x: Array, z: Array, p: Array, w: Array) -> Array:
         return kernels(x, z, p, w).sigmoid(e, x, z, p, w, False)
+
+    setup_context = Sigmoid.setup_context
 
     @staticmethod
     def backward(ctx: Any, g: Array) -> Any:
