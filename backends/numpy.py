@@ -39,7 +39,7 @@ _name = cache(lambda dtype: dtype.name)  # NumPy puts it together each time
 def total(x: Array, axis: int | None) -> Array:
     """NumPy adds pairwise along contiguous memory only, one after the other along any other axis."""
     if axis is None:
-        return np.sum(x)
+        return x.sum()
     last = np.ascontiguousarray(np.moveaxis(x, axis, -1))
     return np.expand_dims(np.sum(last, axis=-1), axis)
 
@@ -109,7 +109,7 @@ KERNELS = calls.Kernels(
     address=address,
     dense=dense,
     empty=lambda shape, dtype, like: np.empty(
-        shape, like.dtype.newbyteorder("=") if dtype == like.dtype.name else dtype
+        shape, like.dtype.newbyteorder("=") if dtype == _name(like.dtype) else dtype
     ),
     threads=lambda: 0,
 )

@@ -40,7 +40,7 @@ def plain() -> bool:
 
 
 def host(x: Array) -> Any:
-    return fetch(x) if x.device.type == "cpu" else None
+    return fetch(x) if x.is_cpu else None
 
 
 def fetch(x: Array) -> Any:
@@ -49,7 +49,8 @@ def fetch(x: Array) -> Any:
         return None
     if torch._C._functorch.is_functorch_wrapped_tensor(x):
         return None
-    return x.detach().cpu().numpy()
+    with torch._C._DisableFuncTorch():  # inside a transform, detach would wrap even what takes no part in it
+        return x.numpy(force=True)
 
 
 def asarray(value: Any, like: Array) -> Array:
@@ -66,7 +67,8 @@ def asarray(value: Any, like: Array) -> Array:
 
 
 def astype(x: Array, dtype: str) -> Array:
-    return x.to(getattr(torch, dtype))
+    kind = getattr(torch, dtype)
+    return x if x.dtype is kind else x.to(kind)
 
 
 # ---- mathematics along an axis
@@ -98,13 +100,13 @@ def top(x: Array, axis: int) -> tuple[Array, Array]:
 
 OPS = Ops(
     dtype=lambda x: str(x.dtype).removeprefix("torch."),
-    shape=lambda x: x.shape,
+    shape=lambda x: tuple(x.shape),  # quicker to cut and join than a torch.Size
     device=lambda x: str(x.device),
     host=host,
     fetch=fetch,
     asarray=asarray,
     astype=astype,
-    integer=lambda x: x.to(torch.int64),
+    integer=lambda x: astype(x, "int64"),
     where=torch.where,
     expand_dims=torch.unsqueeze,
     squeeze=torch.squeeze,
@@ -139,7 +141,7 @@ DIRECT = calls.Kernels(
     ops=OPS,
     address=torch.Tensor.data_ptr,
     dense=dense,
-    empty=lambda shape, dtype, like: torch.empty(shape, dtype=getattr(torch, dtype)),
+    empty=lambda shape, dtype, like: torch.empty(size=shape, dtype=getattr(torch, dtype)),  # by name: parsed sooner
     threads=torch.get_num_threads,
 )
 OPERATORS = None if calls.native is None else torch_operators.register(DIRECT)
@@ -156,6 +158,19 @@ def kernels(*arrays: Array | None) -> Any:
         if x is not None and not (type(x) in PLAIN and x.is_cpu and torch._C._has_storage(x)):
             return None
     return DIRECT
+
+
+def direct(function: Any) -> Any:
+    """function.apply for arrays in reach of DIRECT: no transform to look for, which takes as long as a tiny loss."""
+    return super(torch.autograd.Function, function).apply
+
+
+def apply(function: Any, static: Any, *arrays: Array | None) -> Any:
+    """function.apply; where DIRECT will do, without a node that nobody asks for."""
+    if kernels(*arrays) is not DIRECT:
+        return function.apply(static, *arrays)
+    recorded = torch.is_grad_enabled() and any(k is not None and k.requires_grad for k in arrays)
+    return (direct(function) if recorded else function.forward)(static, *arrays)
 
 
 class Rows(torch.autograd.Function):
@@ -224,10 +239,10 @@ class SigmoidSum(torch.autograd.Function):
     """Where there are kernels."""
 
     @staticmethod
-    def forward(ctx: Any, e: float, x: Array, z: Array, p: Array, w: Array) -> Array:
-        ctx.e = e
-        ctx.save_for_backward(x, z, p, w)
+    def forward(e: float, x: Array, z: Array, p: Array, w: Array) -> Array:
         return kernels(x, z, p, w).sigmoid(e, x, z, p, w, False)
+
+    setup_context = Sigmoid.setup_context
 
     @staticmethod
     def backward(ctx: Any, g: Array) -> Any:
@@ -244,20 +259,20 @@ class SigmoidSum(torch.autograd.Function):
 def rows(lay: Layout, x: Array, t: Array | None, u: Array | None, ids: Array | None) -> Any:
     if plain():
         return formulas.rows(OPS, lay, formulas.widened(OPS, x), t, u, ids, differentiable=True)[0]
-    return Rows.apply(lay, x, t, u, ids)[:3]
+    return apply(Rows, lay, x, t, u, ids)[:3]
 
 
 def sigmoid(e: float, x: Array, z: Array, p: Array | None, absent: Array | None) -> Array:
     if plain():
         return formulas.sigmoid(OPS, e, formulas.widened(OPS, x), z, p, absent)
-    return Sigmoid.apply(e, x, z, p, absent)
+    return apply(Sigmoid, e, x, z, p, absent)
 
 
 def sigmoid_sum(e: float, x: Array, z: Array, p: Array | None, w: Array | None) -> Array:
     if plain() or (w is not None and w.requires_grad) or kernels(x, z, p, w) is None:
         loss = sigmoid(e, x, z, p, None if w is None else w == 0)
         return total(loss if w is None else w * loss, None)
-    return SigmoidSum.apply(e, x, z, p, w)
+    return apply(SigmoidSum, e, x, z, p, w)
 
 
 # ---- loss and derivative in one visit
@@ -289,21 +304,21 @@ class Fused(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, loss: Any, both: Any, static: Any, *arrays: Any) -> Array:
-        value, dx = both(static, *arrays)
+    def forward(ctx: Any, x: Array, loss: Any, both: Any, static: Any, arrays: Any) -> Array:
+        value, dx = both(static, x, *arrays)
         ctx.loss, ctx.static, ctx.spent = loss, static, False
-        ctx.save_for_backward(*arrays, dx)  # so that hooks on saved tensors, checkpointing among them, see it
+        ctx.save_for_backward(x, *arrays, dx)  # so that hooks on saved tensors, checkpointing among them, see it
         return value
 
     @staticmethod
     def backward(ctx: Any, g: Array) -> Any:
-        *arrays, dx = ctx.saved_tensors
+        x, *arrays, dx = ctx.saved_tensors
         further = torch.is_grad_enabled()
         reached = kernels(g) is DIRECT  # otherwise g is traced or batched, and has no value to look at
         if further or ctx.spent or (reached and not _exact(dx, g)):
             with torch.enable_grad():
-                x = arrays[0] if further else arrays[0].detach().requires_grad_()
-                value = ctx.loss(ctx.static, x, *arrays[1:])
+                x = x if further else x.detach().requires_grad_()
+                value = ctx.loss(ctx.static, x, *arrays)
             (dx,) = torch.autograd.grad(value, x, g, create_graph=further)
         elif not reached:
             dx = dx * g
@@ -311,7 +326,7 @@ class Fused(torch.autograd.Function):
             ctx.spent = True
             dx = dx.data  # the caller's to change, without a trace in what is saved
             dx = dx if g.item() == 1 else dx.mul_(g)
-        return None, None, None, dx, *(None for _ in arrays[1:])
+        return dx, None, None, None, None
 
 
 def _exact(dx: Array, g: Array) -> bool:
@@ -328,7 +343,7 @@ def fuse(loss: Any, both: Any, static: Any, x: Array, *arrays: Any) -> Array:
         and not plain()
         and kernels(x, *arrays) is DIRECT
     ):
-        return Fused.apply(loss, both, static, x, *arrays)
+        return direct(Fused)(x, loss, both, static, arrays)
     return loss(static, x, *arrays)
 
 

@@ -99,6 +99,16 @@ def test_labels_of_exactly_zero(loss, transform):
     assert_trees_close(TRANSFORMS[transform](ours)(x, t), TRANSFORMS[transform](reference)(x, t))
 
 
+@pytest.mark.parametrize("transform", [func.grad, func.jacfwd, func.hessian])
+def test_labels_that_take_no_part_in_a_transform_are_read(transform):
+    """Inside it too they are concrete and in host memory."""
+    x, beyond = torch.tensor(X), Y1 + 4
+    got, want = (transform(f)(x) for f in (lambda x: xent.sparse_ce(x, Y1), lambda x: F.cross_entropy(x, Y1)))
+    assert_trees_close(got, want)
+    with pytest.raises(xent.LabelError, match="out of range"):
+        transform(lambda x: xent.sparse_ce(x, beyond))(x)
+
+
 @pytest.mark.compiled
 @pytest.mark.parametrize("transform", ["value", "backward", "func_grad", "vmap_grad"])
 @pytest.mark.parametrize("loss", PAIRS)

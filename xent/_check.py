@@ -18,6 +18,7 @@ HOW_TO_CONVERT = {
     "tensorflow": "tensor.numpy()",
     "jax": "numpy.asarray(array)",
 }
+REAL, INTEGRAL = (float, numbers.Real), (int, numbers.Integral)  # NumPy's too; abstract classes are slow to ask
 Shape = tuple[int | None, ...]
 
 
@@ -73,7 +74,7 @@ def integral(argument: str, dtype: str) -> None:
 
 def class_axis(shape: Shape, axis: Any) -> int:
     """axis, never negative."""
-    if not isinstance(axis, numbers.Integral) or isinstance(axis, bool):
+    if not isinstance(axis, INTEGRAL) or isinstance(axis, bool):
         raise TypeError(f"axis: expected an int, got {axis!r}")
     if not shape:
         raise ValueError("logits: expected at least one dimension, the classes; got a scalar")
@@ -114,8 +115,8 @@ def _ones_or_equal(got: Shape, expected: Shape) -> bool:
 
 def fits(got: Shape, expected: Shape) -> bool:
     """Equal as far as a graph under construction knows."""
-    return len(got) == len(expected) and all(
-        g is None or e is None or g == e for g, e in zip(got, expected, strict=True)
+    return got == expected or (
+        len(got) == len(expected) and all(g is None or e is None or g == e for g, e in zip(got, expected, strict=True))
     )
 
 
@@ -127,7 +128,7 @@ def text(shape: Shape) -> str:
 
 
 def number(argument: str, value: Any, low: float = -math.inf, high: float = math.inf) -> float:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real | np.floating | np.integer):
+    if isinstance(value, bool) or not isinstance(value, REAL):
         raise TypeError(f"{argument}: expected a number, got {value!r}")
     given = float(value)
     if not (low <= given <= high and math.isfinite(given)):
@@ -150,7 +151,7 @@ def choice(argument: str, value: Any, choices: Sequence[str]) -> None:
 def index(argument: str, value: Any) -> int | None:
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+    if isinstance(value, bool) or not isinstance(value, INTEGRAL):
         raise TypeError(f"{argument}: expected an int or None, got {value!r}")
     return int(value)
 

@@ -264,8 +264,9 @@ def _rows(plan: SoftmaxPlan, x: Array, labels: Array, weights: Array | None, tab
     table = None if table is None else ops.stop_gradient(table)
     k = t = ids = None
     if plan.hard:
-        ids = ops.astype(labels, ops.index_dtype)
-        if plan.invalid is not None:
+        if plan.invalid is None:
+            ids = ops.astype(labels, ops.index_dtype)
+        else:
             ids = _reduce.code(ops, labels, plan.classes, plan.ignore_index, plan.invalid)
         if table is not None:
             k = _reduce.hard_class_weights(ops, table, ids)

@@ -105,8 +105,18 @@ class Kernels:
         del held
         return dx, dz
 
-    def sigmoid_both(self, *arguments: Any) -> tuple[Array, Array]:
-        return sigmoid_both(self, *arguments)
+    def sigmoid_both(
+        self, e: float, x: Array, z: Array, p: Array | None, w: Array | None, g: Scalar, each: bool
+    ) -> tuple[Array, Array]:
+        """`Adapter.sigmoid_both`."""
+        problem, held, dtype = self._elements(e, x, z, p, w)
+        loss = self.empty(self.ops.shape(x), dtype, x) if each else None
+        dx = self.empty(self.ops.shape(x), self.ops.dtype(x), x)
+        total = native.sigmoid_both(*problem, float(g), *self._at(loss, dx), self.threads())
+        del held
+        if loss is None:
+            return self.ops.full((), total, dtype, x), dx
+        return loss if w is None else w * loss, dx
 
     # Each problem comes with the arrays whose addresses it holds: they have to outlive the call.
 
@@ -167,15 +177,6 @@ class Kernels:
     def _at(self, *arrays: Array | None) -> list[int]:
         address = self.address
         return [0 if array is None else address(array) for array in arrays]
-
-
-def sigmoid_both(
-    kernels: Any, e: float, x: Array, z: Array, p: Array | None, w: Array | None, g: Scalar, each: bool
-) -> tuple[Array, Array]:
-    """`Adapter.sigmoid_both`."""
-    loss = kernels.sigmoid(e, x, z, p, w, each)
-    dx, _ = kernels.sigmoid_backward(e, x, z, p, w, g, (True, False))
-    return loss if w is None or not each else w * loss, dx
 
 
 def _compute(dtype: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from xent._adapter import Layout
 
-from .calls import Kernels, sigmoid_both
+from .calls import Kernels
 
 Array = Any
 LIBRARY = torch.library.Library("xent", "DEF")
@@ -38,16 +38,20 @@ class Operators:
         return torch.ops.xent.sigmoid(e, x, z, p, w, each)
 
     def sigmoid_backward(self, e: float, x: Array, z: Array, p: Any, w: Any, scale: Any, wanted: Any) -> Any:
-        scale = torch.full((), scale, dtype=torch.float64) if isinstance(scale, float) else scale
-        dx, dz = torch.ops.xent.sigmoid_backward(e, x, z, p, w, scale, *wanted)
+        dx, dz = torch.ops.xent.sigmoid_backward(e, x, z, p, w, _scale(scale), *wanted)
         return dx if wanted[0] else None, dz if wanted[1] else None
 
-    def sigmoid_both(self, *arguments: Any) -> tuple[Array, Array]:
-        return sigmoid_both(self, *arguments)
+    def sigmoid_both(self, e: float, x: Array, z: Array, p: Any, w: Any, g: Any, each: bool) -> tuple[Array, Array]:
+        both: tuple[Array, Array] = torch.ops.xent.sigmoid_both(e, x, z, p, w, _scale(g), each)
+        return both
 
 
 def _compute(x: Array) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _scale(g: Any) -> Array:
+    return torch.full((), g, dtype=torch.float64) if isinstance(g, float) else g
 
 
 def _define(schema: str, run: Any, shapes: Any) -> None:
@@ -103,10 +107,12 @@ def register(kernels: Kernels) -> Operators:
         rows_both,
         lambda x, t, u, ids, *rest: (*rows_shapes(x, t, u, ids, *rest[:4])[:3], x.new_empty(list(x.shape))),
     )
+
+    def elements(x: Array, each: bool) -> Array:
+        return x.new_empty(list(x.shape) if each else [], dtype=_compute(x))
+
     _define(
-        f"sigmoid({_ELEMENTS}, bool each) -> Tensor",
-        kernels.sigmoid,
-        lambda e, x, z, p, w, each: x.new_empty(list(x.shape) if each else [], dtype=_compute(x)),
+        f"sigmoid({_ELEMENTS}, bool each) -> Tensor", kernels.sigmoid, lambda e, x, z, p, w, each: elements(x, each)
     )
 
     def sigmoid_backward(e: float, x: Array, z: Array, p: Any, w: Any, scale: Array, *wanted: bool) -> Any:
@@ -116,5 +122,10 @@ def register(kernels: Kernels) -> Operators:
         f"sigmoid_backward({_ELEMENTS}, Tensor scale, bool dx, bool dz) -> (Tensor, Tensor)",
         sigmoid_backward,
         lambda e, x, z, p, w, scale, dx, dz: gradient_shapes(x, dx, dz),
+    )
+    _define(
+        f"sigmoid_both({_ELEMENTS}, Tensor scale, bool each) -> (Tensor, Tensor)",
+        kernels.sigmoid_both,
+        lambda e, x, z, p, w, scale, each: (elements(x, each), x.new_empty(list(x.shape))),
     )
     return Operators()
