@@ -125,7 +125,7 @@ class Server:
         if repeat > 1:
             clock.seconds(calls, self.framework.wait, 1 + repeat // 10)  # caches and thread pools wake up
         elif self.device == "cpu":
-            clock.touch(self.peaks[index, which])
+            clock.touch(self.peaks.get((index, which), 0))
         return {"seconds": clock.seconds(calls, self.framework.wait, repeat)}
 
     def memory(self, size: int) -> dict[str, Any]:

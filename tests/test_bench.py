@@ -257,6 +257,7 @@ def test_memory_is_warm(monkeypatch):
     server.check(0, "forward")
     server.time(0, "forward", 1)
     server.time(0, "forward", 3)
+    server.threads = 1
     server.memory(size)
     server.move("read")
     server.move("write")
