@@ -55,6 +55,9 @@ def same_shape(value: Array, like: Array, axis: int | None) -> Array:
 # ---- mathematics along an axis
 
 
+BLOCK = 64  # terms that one running total may add
+
+
 def total(x: Array, axis: int | None) -> Array:
     """Reductions by XLA do not block, and a graph does not know whether XLA will compile it."""
     if axis is None:
@@ -62,7 +65,23 @@ def total(x: Array, axis: int | None) -> Array:
         if x.dtype == tf.float32:  # XLA takes minutes to compile many levels of additions
             return tf.cast(tf.reduce_sum(tf.cast(x, tf.float64)), x.dtype)
         return tf.squeeze(total(x, 0), 0)
+    n = x.shape[axis]
+    if n is None or n <= 16 * BLOCK:  # XLA would join a sum of blocks to the sum that ends a tree without additions
+        return tree(x, axis)
+    if n % BLOCK == 0:
+        return tree(block_sums(x, axis), axis)
+    head, tail = tf.split(x, [n - n % BLOCK, n % BLOCK], axis)
+    return tree(block_sums(head, axis), axis) + tf.reduce_sum(tail, axis, keepdims=True)
 
+
+def block_sums(x: Array, axis: int) -> Array:
+    """The library's own reduction, which a tree of additions is slower than."""
+    shape = tf.shape(x)
+    blocks = tf.concat([shape[:axis], [x.shape[axis] // BLOCK, BLOCK], shape[axis + 1 :]], 0)
+    return tf.reduce_sum(tf.reshape(x, blocks), axis + 1)
+
+
+def tree(x: Array, axis: int) -> Array:
     def add_eighths(x: Array, n: int) -> Array:
         pad = [[0, 8 * n - x.shape[axis] if i == axis else 0] for i in range(len(x.shape))]
         return tf.add_n(tf.split(tf.pad(x, pad), 8, axis))
@@ -75,6 +94,9 @@ def top(x: Array, axis: int) -> tuple[Array, Array]:
 
 
 def pick(x: Array, ids: Array, axis: int) -> Array:
+    """A gather where rows are whole; elsewhere it would take a transpose."""
+    if axis == len(x.shape) - 1:
+        return tf.gather(x, ids, axis=axis, batch_dims=axis)
     return tf.reduce_sum(tf.where(hot(x, ids, axis), x, tf.zeros([], x.dtype)), axis, keepdims=True)
 
 
@@ -203,7 +225,9 @@ def rows(lay: Layout, x: Array, t: Array | None, u: Array | None, ids: Array | N
                 dx, dt = KERNELS.rows_backward(lay, view(x), view(t), view(u), view(ids), (m, s), coefficients, wanted)
                 return tensor(dx) if t is None else (tensor(dx), None if dt is None else tensor(dt))
             wide = formulas.widened(OPS, x)
-            parts = formulas.smooth_pieces(OPS, lay, wide, ids, *stats(m, s))
+            # the formulas' own s knows its derivative, where the native kernels' is a number
+            pieces = formulas.smooth_pieces if native else formulas.pieces
+            parts = pieces(OPS, lay, wide, ids, *stats(m, s))
             dx = tf.cast(formulas.pull(OPS, lay, parts, wide, t, u, ids, up), x.dtype)
             return dx if t is None else (dx, formulas.pull_labels(OPS, lay, parts, wide, stats(m, s)[0], ids, up))
 

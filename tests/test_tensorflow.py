@@ -121,6 +121,18 @@ def test_labels_do_not_broadcast_in_a_graph_of_unknown_shape(xla):
         soft(X, T[:1])
 
 
+@pytest.mark.compiled
+@pytest.mark.parametrize("xla", [False, True])
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("classes", [1000, 1025, 33333, 262144])  # a tree, blocks and a tail, more, blocks alone
+def test_long_sums_of_equal_terms(classes, axis, xla):
+    x = np.zeros((2, classes), np.float32)
+    x[:, 0] = 5.3, 9.1
+    loss = tf.function(lambda x: xent.sparse_ce(x, [0, 0], axis=axis, reduce="none"), jit_compile=xla)
+    want = np.log1p((classes - 1) * np.exp(-np.float64(x[:, 0])))
+    np.testing.assert_allclose(loss(tf.constant(x if axis else x.T)), want, rtol=1e-6)
+
+
 def test_label_error_inside_a_function():
     """AutoGraph hands it on as what it is."""
     with pytest.raises(xent.LabelError, match="class ids out of range"):

@@ -115,12 +115,12 @@ def rows(
     """
     axis = lay.axis
     ids = None if ids is None else ops.expand_dims(ids, axis)
-    if differentiable and lay.masked:
-        x, t = _blank(ops, x, ids), None if t is None else _blank(ops, t, ids)
     loss = None
     if differentiable and lay.hard:
-        m, s, loss = _without_label(ops, x, _class(ops, lay, ids), axis)
+        m, s, loss, x = _without_label(ops, lay, x, ids)
     else:
+        if differentiable and lay.masked:
+            x, t = _blank(ops, x, ids), None if t is None else _blank(ops, t, ids)
         m, s = _smooth_top(ops, x, axis) if differentiable else ops.top(x, axis)
     spread = ops.log1p(s)
     lse = smooth = None
@@ -145,25 +145,29 @@ def rows(
 
 def _smooth_top(ops: Ops, x: Array, axis: int) -> tuple[Array, Array]:
     """`top`, where m is a constant and 1 + s the sum of all exp(x - m)."""
-    m, s = (ops.stop_gradient(k) for k in ops.top(x, axis))
-    everything = ops.sum(ops.exp(x - m), axis)
-    return m, s + (everything - ops.stop_gradient(everything))
+    m = finite_or_nan(ops, ops.stop_gradient(ops.max(x, axis)))
+    e, best = ops.exp(x - m), x == m
+    others = ops.sum(ops.where(best, 0.0, e), axis)
+    return m, others + (ops.sum(ops.where(best, e, 0.0), axis) - 1)
 
 
-def _without_label(ops: Ops, x: Array, label: Array, axis: int) -> tuple[Array, Array, Array]:
-    """m, s and the nll, from the sum over all classes but the label.
+def _without_label(ops: Ops, lay: Layout, x: Array, ids: Array) -> tuple[Array, Array, Array, Array]:
+    """m, s and the nll, from the sum over all classes but the label; and x without what masked rows hold.
 
     Where the label is maximal, that sum is s, and every term of d nll/dx_y is negative; elsewhere p_y <= 1/2, and
-    nothing cancels either.
+    nothing cancels either. Masks come after max and pick: compilers would store what these read.
     """
-    m = finite_or_nan(ops, ops.stop_gradient(ops.max(x, axis)))
-    x_y = ops.pick(x, label, axis)
+    axis, label = lay.axis, _class(ops, lay, ids)
+    m, x_y = ops.stop_gradient(ops.max(x, axis)), ops.pick(x, label, axis)
+    if lay.masked:
+        m, x_y, x = (_blank(ops, k, ids) for k in (m, x_y, x))
+    m = finite_or_nan(ops, m)
     e_y = ops.exp(x_y - m)
     others = ops.sum(ops.put(ops.exp(x - m), label, ops.zeros_like(m), axis), axis)
     best = x_y == m
     s = ops.where(best, others + (e_y - ops.stop_gradient(e_y)), (others - 1) + e_y)
     nll = ops.where(best, ops.log1p(others / ops.where(best, e_y, 1.0)), (m - x_y) + ops.log1p(s))
-    return m, s, nll
+    return m, s, nll, x
 
 
 # Softmax: the derivative. Its pieces come either straight from the saved statistics, or as functions of x whose own
