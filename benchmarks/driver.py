@@ -56,6 +56,7 @@ class Driver:
     def __init__(self, settings: Settings, result: Result, save: Path | str | None, progress: Progress | None) -> None:
         self.settings, self.result, self.file, self.progress = settings, result, save, progress
         self.workers: list[Worker] = []
+        self.started = 0
         self.done, self.of = 0, 1
 
     def all(self, cases: list[tuple[int | None, Workload, str]], times: int = 1) -> None:
@@ -63,7 +64,8 @@ class Driver:
         self.workers = self._start()
         for value, workload, dtype in cases:
             need = self._memory_needed(workload, dtype, 1)
-            if need > machine.memory("available"):  # what the processes had once, some of them keep
+            lost = len(self.workers) < self.started
+            if lost or need > machine.memory("available"):  # what the processes had once, some of them keep
                 self.end()
                 self.workers = self._start()
             if need > machine.memory("available"):
@@ -106,6 +108,7 @@ class Driver:
                 worker.end()
         if len(kept) < 2 or kept[0].backend != "memory":
             raise ValueError(f"nothing to time: {'; '.join(self.result.absent) or 'no framework is installed'}")
+        self.started = len(kept)
         return kept
 
     def _started(self, worker: Worker) -> bool:
@@ -134,9 +137,9 @@ class Driver:
 
     def _memory_needed(self, workload: Workload, dtype: str, at_once: int) -> int:
         """Each process holds its logits, and labels that may be as large; one that prepares some seven times as much,
-        in float32."""
+        in float32; with SciPy's temporaries ten."""
         arrays = workload.copies(dtype) + (workload.loss != "sparse_ce")
-        return workload.size * (arrays * WIDTH[dtype] * len(self.workers) + 7 * WIDTH["float32"] * at_once)
+        return workload.size * (arrays * WIDTH[dtype] * len(self.workers) + (7 * at_once + 3) * WIDTH["float32"])
 
     # ---- one case
 
