@@ -63,8 +63,8 @@ def table(result: Result) -> str:
 def _against(result: Result, target: Target) -> str:
     what = f"{target.workload} {target.dtype}, {'forward' if target.which == 'forward' else 'with gradient'}"
     case = _case(result, target.workload, target.dtype)
+    wanted = f"at least {times(target.least)}"
     if case is None:
-        wanted = f"at least {times(target.least)}"
         return f"| {what} | {target.backend} {target.mode} | {target.rival} | {wanted} | | not measured |"
     ours = case.find("xent", target.backend, target.mode, target.which)
     rivals = [s for s in case.series if _is(s, target) and not s.problem]
@@ -73,7 +73,7 @@ def _against(result: Result, target: Target) -> str:
     found = ratio(rival.seconds, ours.seconds)
     wrong = f" ({case.wrong(rival)})" if case.wrong(rival) else ""
     return (
-        f"| {what} | {target.backend} {target.mode} | `{rival.name}` {rival.mode}{wrong} | at least {times(target.least)} | "
+        f"| {what} | {target.backend} {target.mode} | `{rival.name}` {rival.mode}{wrong} | {wanted} | "
         f"{times(found.median)} ({times(found.low)} to {times(found.high)}) | {_met(found.median >= target.least)} |"
     )
 
