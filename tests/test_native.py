@@ -411,9 +411,9 @@ def test_a_thread_that_flushes_subnormal_numbers():
 
 def big(threads, inner=1):
     rng = np.random.default_rng(1)
-    x = rng.normal(size=(300, 1000, inner))
-    rows = Rows("float32", x, ids=rng.integers(0, 1000, 300 * inner), u=rng.random(1000), threads=threads)
-    ones = np.ones(300 * inner)
+    x = rng.normal(size=(1000, 1000, inner))  # enough for several threads
+    rows = Rows("float32", x, ids=rng.integers(0, 1000, 1000 * inner), u=rng.random(1000), threads=threads)
+    ones = np.ones(1000 * inner)
     forward = [*rows.forward(), rows.backward(ones, ones, ones)[0]]
     results, dx = rows.both(ones, ones, ones)
     elements = Elements("float32", x, rng.random(x.shape), threads=threads)
@@ -493,12 +493,12 @@ import numpy as np
 from xent.backends.cpu import native
 warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of forks beside threads: that is the point
 
-x, ids = np.random.default_rng(0).normal(size=(400, 1000)).astype("f"), np.arange(400)
+x, ids = np.random.default_rng(0).normal(size=(1000, 1000)).astype("f"), np.arange(1000)
 
 def loss():
-    m, s, loss = np.empty((3, 400), "f")
+    m, s, loss = np.empty((3, 1000), "f")
     at = lambda k: k.ctypes.data
-    native.rows_forward(0, 400, 1000, 1, at(x), 0, 0, at(ids), True, at(m), at(s), at(loss), 0, 0, 2)
+    native.rows_forward(0, 1000, 1000, 1, at(x), 0, 0, at(ids), True, at(m), at(s), at(loss), 0, 0, 2)
     return loss
 
 want = loss()
