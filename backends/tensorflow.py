@@ -173,7 +173,7 @@ def view(x: Array | None) -> Any:
 
 def empty(shape: tuple[int, ...], dtype: str, like: Any) -> Any:
     """Aligned as TensorFlow wants memory that it adopts."""
-    kind = like.dtype if like.dtype.name == dtype else np.dtype(dtype)
+    kind = like.dtype if host_numpy.OPS.dtype(like) == dtype else np.dtype(dtype)
     size = math.prod(shape) * kind.itemsize
     memory = np.empty(size + 64, np.uint8)
     start = -host_numpy.address(memory) % 64

@@ -71,9 +71,10 @@ def _against(result: Result, target: Target) -> str:
     rival = min(rivals, key=lambda s: (bool(case.wrong(s)), s.time.median))
     assert ours is not None
     found = ratio(rival.seconds, ours.seconds)
-    wrong = f" ({case.wrong(rival)})" if case.wrong(rival) else ""
+    wrong = case.wrong(rival)
+    name = f"`{rival.name}` {rival.mode}" + (f" ({wrong})" if wrong else "")
     return (
-        f"| {what} | {target.backend} {target.mode} | `{rival.name}` {rival.mode}{wrong} | {wanted} | "
+        f"| {what} | {target.backend} {target.mode} | {name} | {wanted} | "
         f"{times(found.median)} ({times(found.low)} to {times(found.high)}) | {_met(found.median >= target.least)} |"
     )
 
