@@ -36,7 +36,7 @@ def tangents_of(*tangents: Any) -> list[Any]:
 def _forward(static: Any, x: Array, t: Any, u: Any, ids: Any) -> tuple[Any, ...]:
     (lay,) = static
     results, stats = formulas.rows(OPS, lay, wide(x), t, u, ids)
-    return *(jnp.squeeze(k, lay.axis) for k in stats), *results
+    return *(jnp.squeeze(k, lay.axis) for k in stats), *results[:3]
 
 
 def _backward(
@@ -52,7 +52,7 @@ def _backward(
 def _both(static: Any, x: Array, t: Any, u: Any, ids: Any, a: Array, z: Any, c: Any) -> tuple[Any, ...]:
     m, s, loss, lse, smooth = _forward(static, x, t, u, ids)
     b = None if z is None else 2 * z * lse
-    return loss, lse, smooth, _backward((*static, True, False), x, t, u, ids, m, s, a, b, c)[0]
+    return m, s, loss, lse, smooth, _backward((*static, True, False), x, t, u, ids, m, s, a, b, c)[0]
 
 
 def _push(static: Any, dx: Any, dt: Any, x: Array, t: Any, u: Any, ids: Any, m: Array, s: Array) -> tuple[Any, ...]:
@@ -71,8 +71,11 @@ def _pull(static: Any, wrt: tuple[bool, ...], *operands: Any) -> list[Array]:
 
 forward = kernel("rows_forward", ROWS, _forward, lambda static, there: (True, True, True, static[0].lse, there[2]))
 backward = kernel("rows_backward", ROWS, _backward, lambda static, _there: static[1:])
-both = kernel("rows_both", ROWS, _both, lambda static, there: (True, static[0].lse, there[2], True))
-spare("rows_both", "rows_forward", 4, 2)
+both = kernel("rows_both", ROWS, _both, lambda static, there: (True, True, True, static[0].lse, there[2], True))
+spare("rows_both", "rows_forward", 4)
+both_over = kernel(
+    "rows_both", ROWS, _both, lambda static, there: (True, True, True, static[0].lse, there[2], True), over=True
+)
 push = linear("rows_push", ROWS, _push, _pull, lambda static, there: (True, static[0].lse, there[4]))
 
 
@@ -80,7 +83,8 @@ push = linear("rows_push", ROWS, _push, _pull, lambda static, there: (True, stat
 
 
 def rows(lay: Layout, x: Array, t: Any, u: Any, ids: Any) -> Any:
-    return _rows(lay, x, t, u, _each_row(lay, x, ids))[2:]
+    m, _, *results = _rows(lay, x, t, u, _each_row(lay, x, ids))
+    return *results, jnp.expand_dims(m, lay.axis)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -119,10 +123,17 @@ def rows_both(lay: Layout, x: Array, t: Any, u: Any, ids: Any, *coefficients: An
     return _rows_both(lay, x, t, u, _each_row(lay, x, ids), *full)
 
 
+def rows_both_over(lay: Layout, x: Array, t: None, u: Any, ids: Any, *coefficients: Any) -> Any:
+    """`rows_both` of logits that nobody needs any more, nor differentiates."""
+    full = (None if k is None else jnp.broadcast_to(jnp.asarray(k, x.dtype), ids.shape) for k in coefficients)
+    m, _, *results, dx = both_over((lay,), x, t, u, ids, *full)
+    return (*results, jnp.expand_dims(m, lay.axis)), dx
+
+
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _rows_both(lay: Layout, *operands: Any) -> Any:
-    *results, dx = both((lay,), *operands)
-    return tuple(results), dx
+    m, _, *results, dx = both((lay,), *operands)
+    return (*results, jnp.expand_dims(m, lay.axis)), dx
 
 
 @_rows_both.defjvp
@@ -132,8 +143,8 @@ def _rows_both_jvp(lay: Layout, primals: Any, tangents: Any) -> Any:
     def smooth(x: Array, t: Any, a: Array, z: Any, c: Any) -> Any:
         m, s, *results = _rows(lay, x, t, u, ids)
         b = None if z is None else 2 * z * results[1]
-        static = (lay, True, False)
-        return tuple(results), _backward(static, x, t, u, ids, m, s, a, b, c, pieces=formulas.smooth_pieces)[0]
+        dx = _backward((lay, True, False), x, t, u, ids, m, s, a, b, c, pieces=formulas.smooth_pieces)[0]
+        return (*results, jnp.expand_dims(m, lay.axis)), dx
 
     return _rows_both(lay, *primals), jax.jvp(smooth, (x, t, *coefficients), (*tangents[:2], *tangents[4:]))[1]
 
@@ -186,7 +197,7 @@ def _elements_transpose(static: Any, wrt: tuple[bool, ...], x: Array, z: Array, 
 elements = kernel("sigmoid_forward", ELEMENTS, _elements, lambda static, _there: (static[2], True))
 elements_backward = kernel("sigmoid_backward", ELEMENTS, _elements_backward, lambda static, _there: static[2:])
 elements_both = kernel("sigmoid_both", ELEMENTS, _elements_both, lambda static, _there: (static[2], True, True))
-spare("sigmoid_both", "sigmoid_forward", 4, 0)
+spare("sigmoid_both", "sigmoid_forward", 4)
 elements_push = linear("sigmoid_push", ELEMENTS, _elements_push, _elements_transpose, lambda _static, _there: (True,))
 
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import DropVar, Primitive
+from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir, partial_eval
 
 from .cpu import native
@@ -40,13 +40,16 @@ class Family(NamedTuple):
     ids: int | None = None  # which operand is integral
 
 
-def kernel(name: str, family: Family, formula: Formula, slots: Callable[..., tuple[bool, ...]]) -> Formula:
+def kernel(
+    name: str, family: Family, formula: Formula, slots: Callable[..., tuple[bool, ...]], over: bool = False
+) -> Formula:
     """The primitive that stands for a formula, as a function that is called like it.
 
     slots(static, there): which results there are, where `there` says it of the operands. For what is not there, the
-    custom call has arrays without elements.
+    custom call has arrays without elements. `over`: the last result goes into the first operand's memory, which XLA
+    copies first where somebody else wants it.
     """
-    primitive, call = _primitive(name, family, formula, slots)
+    primitive, call = _primitive(f"{name}_over" if over else name, family, formula, slots)
 
     def lower(ctx: Any, *operands: Any, static: Any, there: tuple[bool, ...]) -> Any:
         if not _whole(ctx.module_context) or 0 in ctx.avals_in[0].shape:
@@ -62,7 +65,7 @@ def kernel(name: str, family: Family, formula: Formula, slots: Callable[..., tup
             for value, aval in zip(_full(operands, there), avals, strict=True)
         ]
         results = [_nothing(compute) if aval is None else aval for aval in _full(ctx.avals_out, wanted)]
-        rule = jax.ffi.ffi_lowering(f"xent_{name}")
+        rule = jax.ffi.ffi_lowering(f"xent_{name}", operand_output_aliases={0: len(wanted) - 1} if over else None)
         ctx = ctx.replace(avals_in=avals, avals_out=results)
         out = rule(ctx, *values, **family.attributes(static, avals))
         return [result for result, is_wanted in zip(out, wanted, strict=True) if is_wanted]
@@ -93,9 +96,9 @@ def linear(
     return call
 
 
-def spare(both: str, forward: str, operands: int, more: int) -> None:
+def spare(both: str, forward: str, operands: int) -> None:
     """Where nobody uses the last result of the kernel `both`, as in jax.checkpoint's first pass, `forward` will do: on
-    the first so many operands, with so many more results before the others."""
+    the first so many operands, with all the other results."""
 
     def eliminate(used: list[bool], eqn: Any) -> Any:
         if used[-1]:
@@ -104,11 +107,10 @@ def spare(both: str, forward: str, operands: int, more: int) -> None:
             return [False] * len(eqn.invars), None
         there = eqn.params["there"][:operands]
         count, all_of_them = sum(there), len(eqn.invars)
-        dropped = [DropVar(eqn.outvars[0].aval) for _ in range(more)]
         eqn = eqn.replace(
             primitive=_PRIMITIVES[forward],
             invars=eqn.invars[:count],
-            outvars=dropped + eqn.outvars[:-1],
+            outvars=eqn.outvars[:-1],
             params={**eqn.params, "there": there},
         )
         return [i < count for i in range(all_of_them)], eqn

@@ -132,7 +132,8 @@ def _rows_jvp(lay: Layout, primals: Any, tangents: Any) -> Any:
 
     dx = jnp.zeros_like(x) if dx is None else dx
     # nothing but the kernel's own derivative uses the statistics, and it does not depend on how they move
-    return (results, (m, s)), (tangent(dx, dt, x, t, u, ids, m, s), (jnp.zeros_like(m), jnp.zeros_like(s)))
+    still = jnp.zeros_like(m)
+    return (results, (m, s)), ((*tangent(dx, dt, x, t, u, ids, m, s), still), (still, jnp.zeros_like(s)))
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -162,10 +163,10 @@ def _sigmoid_jvp(e: float, primals: Any, tangents: Any) -> Any:
     return sigmoid(e, *primals), tangent(*tangents[:2], *primals)
 
 
-def value_and_grad(f: Callable[[Array], Array], x: Array) -> tuple[Array, Array]:
-    def summed(x: Array) -> tuple[Array, Array]:
+def value_and_grad(f: Callable[[Any], Any], x: Any) -> tuple[Any, Any]:
+    def summed(x: Any) -> tuple[Array, Any]:
         value = f(x)
-        return value.sum(), value
+        return (value[0] if isinstance(value, tuple) else value).sum(), value
 
     (_, value), grad = jax.value_and_grad(summed, has_aux=True)(x)
     return value, grad
@@ -184,9 +185,11 @@ def adapter() -> Adapter:
         value_and_grad=value_and_grad,
         run=compiled,
     )
+    from ._jax_linear import linear  # which are built from what is above
+
     if native is None:
-        return formulas_only
-    from . import _jax_native as kernels  # which are built from what is above
+        return replace(formulas_only, linear=linear(rows, partial(formulas.rows_both, OPS)))
+    from . import _jax_native as kernels
 
     return replace(
         formulas_only,
@@ -196,6 +199,7 @@ def adapter() -> Adapter:
         rows_both=kernels.rows_both,
         sigmoid_both=kernels.sigmoid_both,
         fuse=kernels.fuse,
+        linear=linear(kernels.rows, kernels.rows_both_over),
         narrow=True,
     )
 

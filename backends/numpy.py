@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 
 import numpy as np
-from xent import formulas
-from xent._adapter import Adapter, Layout, Ops
+from xent import _linear, formulas
+from xent._adapter import Adapter, Layout, Linear, Ops
 
 from .cpu import calls
 
@@ -104,6 +105,7 @@ def dense(x: Array, shape: tuple[int, ...]) -> Array:
     return np.asarray(x if x.shape == shape else np.broadcast_to(x, shape), x.dtype.newbyteorder("="), order="C")
 
 
+NATIVE = calls.native is not None
 KERNELS = calls.Kernels(
     ops=OPS,
     address=address,
@@ -137,7 +139,67 @@ def quietly(function: Callable[..., Any], static: Any, *arrays: Any) -> Any:
         return function(static, *arrays)
 
 
-NATIVE = calls.native is not None
+# ---- matrices
+
+
+def project(h: Array, weight: Array, over: Array) -> Array:
+    x = over[: len(h)]
+    if h.dtype == x.dtype:
+        return np.matmul(h, weight.T, out=x)
+    h = h.astype(np.float32)
+    for part in _linear.blocks(*weight.shape):
+        np.matmul(h, weight[part].astype(np.float32).T, out=x[:, part])
+    return x
+
+
+def pull(dx: Array, weight: Array) -> Array:
+    if weight.dtype == dx.dtype:
+        return dx @ weight
+    return np.add.reduce([dx[:, part] @ weight[part].astype(dx.dtype) for part in _linear.blocks(*weight.shape)])
+
+
+def accumulate(sums: Array, dx: Array, h: Array) -> Array:
+    """Some classes at a time: their product is still in the cache when it is added. In one place: fresh memory for each
+    takes half as long as the product."""
+    h = h.astype(sums.dtype, copy=False)
+    parts = _linear.blocks(*sums.shape)
+    products = np.empty_like(sums[parts[0]])
+    for part in parts:
+        product = products[: part.stop - part.start]
+        sums[part] += np.matmul(dx[:, part].T, h, out=product)
+    return sums
+
+
+def head(static: Any, *operands: Any) -> Any:
+    results = _linear.forward(static, *operands)
+    return _linear.value(static, results, *operands[-3:]), results
+
+
+def empty(shape: tuple[int, ...], dtype: str, like: Array) -> Array:
+    """A chunk's derivative goes over its logits."""
+    return like if shape == like.shape else KERNELS.empty(shape, dtype, like)
+
+
+IN_PLACE = replace(KERNELS, empty=empty)
+LINEAR = Linear(
+    ops=OPS,
+    rows=rows,
+    rows_both=IN_PLACE.rows_both if NATIVE else partial(formulas.rows_both, OPS),
+    tanh=lambda x: np.tanh(x, out=x),
+    smooth_tanh=np.tanh,
+    matmul=lambda h, weight: h @ weight.T,
+    flat=lambda x, kept: x.reshape(-1, *x.shape[x.ndim - kept :]),
+    shaped=lambda x, like: x.reshape(like.shape),
+    project=project,
+    buffer=lambda rows, classes, dtype, like: np.empty((rows, classes), dtype),
+    pull=pull,
+    accumulate=accumulate,
+    scan=partial(_linear.scan, lambda shape, like, zeros: (np.zeros if zeros else np.empty)(shape, like.dtype)),
+    head=head,
+    memory=lambda x: _linear.MEMORY,
+)
+
+
 ADAPTER = Adapter(
     name="numpy",
     types=(np.ndarray, np.generic),
@@ -147,6 +209,7 @@ ADAPTER = Adapter(
     sigmoid_sum=sigmoid_sum if NATIVE else None,
     rows_both=KERNELS.rows_both if NATIVE else partial(formulas.rows_both, OPS),
     sigmoid_both=KERNELS.sigmoid_both if NATIVE else partial(formulas.sigmoid_both, OPS),
+    linear=LINEAR,
     run=quietly,
     narrow=NATIVE,
 )

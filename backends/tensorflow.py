@@ -55,7 +55,7 @@ def same_shape(value: Array, like: Array, axis: int | None) -> Array:
 # ---- mathematics along an axis
 
 
-BLOCK = 32  # terms that one running total in float32 may add
+BLOCK = 8  # terms that one running total in float32 may add
 
 
 def total(x: Array, axis: int | None) -> Array:
@@ -200,7 +200,7 @@ HOST = replace(host_numpy.ADAPTER, rows_both=KERNELS.rows_both, sigmoid_both=KER
 def on_host(function: Callable[..., Any], static: Any, *arrays: Array | None) -> Any:
     """A loss of values is NumPy's, on the same memory."""
     results = HOST.run(function, static._replace(xp=HOST), *map(view, arrays))
-    return tuple(map(tensor, results)) if isinstance(results, tuple) else tensor(results)
+    return tf.nest.map_structure(tensor, results)
 
 
 # ---- kernels
@@ -220,7 +220,7 @@ def rows(lay: Layout, x: Array, t: Array | None, u: Array | None, ids: Array | N
 
         def backward(*upstream: Array) -> Any:
             given = iter(upstream)
-            up = tuple(None if result is None else next(given) for result in results)
+            up = tuple(None if result is None else next(given) for result in results[:3])
             if native and constant(*up):
                 coefficients = tuple(map(view, up))
                 dx, dt = KERNELS.rows_backward(lay, view(x), view(t), view(u), view(ids), (m, s), coefficients, wanted)
@@ -235,7 +235,7 @@ def rows(lay: Layout, x: Array, t: Array | None, u: Array | None, ids: Array | N
         return [result for result in results if result is not None], backward
 
     given = iter(kernel(x) if t is None else kernel(x, t))
-    return next(given), next(given) if lay.lse else None, None if u is None else next(given)
+    return next(given), next(given) if lay.lse else None, None if u is None else next(given), next(given)
 
 
 def stats(m: Any, s: Any) -> tuple[Array, Array]:
@@ -289,11 +289,11 @@ def watched(x: Array) -> bool:
     return not (tf.executing_eagerly() and NATIVE and pywrap_tfe.TFE_Py_TapeSetIsEmpty())
 
 
-def value_and_grad(f: Callable[[Array], Array], x: Array) -> tuple[Array, Array]:
+def value_and_grad(f: Callable[[Any], Any], x: Any) -> tuple[Any, Any]:
     with tf.GradientTape() as tape:
         tape.watch(x)
         value = f(x)
-    return value, tape.gradient(value, x)
+    return value, tape.gradient(value[0] if isinstance(value, tuple) else value, x)
 
 
 def rows_both(lay: Layout, x: Array, *rest: Any) -> Any:
@@ -304,17 +304,24 @@ def sigmoid_both(e: float, x: Array, *rest: Any) -> Any:
     return formulas.sigmoid_both(OPS, e, formulas.widened(OPS, x), *rest)
 
 
-ADAPTER = Adapter(
-    name="tensorflow",
-    types=(tf.Tensor, tf.Variable),
-    ops=OPS,
-    rows=rows,
-    sigmoid=sigmoid,
-    rows_both=rows_both,
-    sigmoid_both=sigmoid_both,
-    value_and_grad=value_and_grad,
-    watched=watched,
-    fuse=fuse,
-    run=run,
-    narrow=True,
-)
+def adapter() -> Adapter:
+    from ._tensorflow_linear import LINEAR  # which is built from what is above
+
+    return Adapter(
+        name="tensorflow",
+        types=(tf.Tensor, tf.Variable),
+        ops=OPS,
+        rows=rows,
+        sigmoid=sigmoid,
+        rows_both=rows_both,
+        sigmoid_both=sigmoid_both,
+        value_and_grad=value_and_grad,
+        watched=watched,
+        fuse=fuse,
+        linear=LINEAR,
+        run=run,
+        narrow=True,
+    )
+
+
+ADAPTER = adapter()

@@ -183,7 +183,7 @@ class Rows(torch.autograd.Function):
             results, stats = native.rows(lay, x, t, u, ids)
         else:
             results, stats = formulas.rows(OPS, lay, formulas.widened(OPS, x), t, u, ids)
-        return (*results, *stats)
+        return (*results[:3], *stats)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -259,7 +259,7 @@ class SigmoidSum(torch.autograd.Function):
 def rows(lay: Layout, x: Array, t: Array | None, u: Array | None, ids: Array | None) -> Any:
     if plain():
         return formulas.rows(OPS, lay, formulas.widened(OPS, x), t, u, ids, differentiable=True)[0]
-    return apply(Rows, lay, x, t, u, ids)[:3]
+    return apply(Rows, lay, x, t, u, ids)[:4]
 
 
 def sigmoid(e: float, x: Array, z: Array, p: Array | None, absent: Array | None) -> Array:
@@ -351,35 +351,49 @@ def watched(x: Array) -> bool:
     return torch._C._are_functorch_transforms_active() or plain() or (torch.is_grad_enabled() and x.requires_grad)
 
 
-def value_and_grad(f: Callable[[Array], Array], x: Array) -> tuple[Array, Array]:
+def value_and_grad(f: Callable[[Any], Any], x: Any) -> tuple[Any, Any]:
     """Stays connected to the caller's graph where x is part of one."""
     if traced():
         grad, value = torch.func.grad_and_value(lambda x: _summed(f(x)), has_aux=True)(x)
         return value[1], grad
-    live = torch.is_grad_enabled() and x.requires_grad
+    arrays = x if isinstance(x, tuple) else (x,)
+    live = torch.is_grad_enabled() and any(k.requires_grad for k in arrays)
     with torch.enable_grad():
-        x = x.view_as(x) if live else x.detach().requires_grad_()
-        value = f(x)
-        (grad,) = torch.autograd.grad(value.sum(), x, create_graph=live)
-    return value if live else value.detach(), grad
+        arrays = tuple(k.view_as(k) if live and k.requires_grad else k.detach().requires_grad_() for k in arrays)
+        value = f(arrays if isinstance(x, tuple) else arrays[0])
+        total, _ = _summed(value)
+        grads = torch.autograd.grad(total, arrays, create_graph=live)
+    return value if live else detached(value), grads if isinstance(x, tuple) else grads[0]
 
 
-def _summed(value: Array) -> tuple[Array, Array]:
-    return value.sum(), value
+def _summed(value: Any) -> tuple[Array, Any]:
+    return (value[0] if isinstance(value, tuple) else value).sum(), value
 
 
-NATIVE = OPERATORS is not None
-ADAPTER = Adapter(
-    name="torch",
-    types=(torch.Tensor,),
-    ops=OPS,
-    rows=rows,
-    sigmoid=sigmoid,
-    sigmoid_sum=sigmoid_sum if NATIVE else None,
-    rows_both=rows_both if NATIVE else None,
-    sigmoid_both=sigmoid_both if NATIVE else None,
-    value_and_grad=value_and_grad,
-    watched=watched,
-    fuse=fuse if NATIVE else None,
-    narrow=True,
-)
+def detached(value: Any) -> Any:
+    """Constants beside it are that already."""
+    return (value[0].detach(), *value[1:]) if isinstance(value, tuple) else value.detach()
+
+
+def adapter() -> Adapter:
+    from ._torch_linear import LINEAR  # which is built from what is above
+
+    native = OPERATORS is not None
+    return Adapter(
+        name="torch",
+        types=(torch.Tensor,),
+        ops=OPS,
+        rows=rows,
+        sigmoid=sigmoid,
+        sigmoid_sum=sigmoid_sum if native else None,
+        rows_both=rows_both if native else None,
+        sigmoid_both=sigmoid_both if native else None,
+        value_and_grad=value_and_grad,
+        watched=watched,
+        fuse=fuse if native else None,
+        linear=LINEAR,
+        narrow=True,
+    )
+
+
+ADAPTER = adapter()

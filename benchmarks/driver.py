@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -18,6 +19,8 @@ from .workloads import PASSES, WIDTH, Workload
 
 SEED = 0
 SLOW = 0.25  # seconds a call: longer samples are steadier, and are taken in every other round only
+FEW, MANY = 7, 41  # rounds, if it is not said how many: as many as fit into
+PATIENCE = 100.0  # seconds a case
 Progress = Callable[[str, int, int], None]  # (what is being done, how much is done, of how much)
 
 
@@ -28,7 +31,7 @@ class Settings:
     device: str
     rivals: bool
     threads: int
-    rounds: int
+    rounds: int | None  # None: as many as there is time for
     sample: float
     sweep: str | None
     seed: int  # of the order of turns
@@ -217,10 +220,16 @@ class Driver:
 
     def _rounds(self, memory: Worker, samples: dict[str, list[float | None]], entries: list[Entry], what: str) -> None:
         """Every contender once a round, in another order each time."""
-        rng, rounds = np.random.default_rng(self.settings.seed), self.settings.rounds
+        rng, least = np.random.default_rng(self.settings.seed), self.settings.rounds or FEW
+        most = self.settings.rounds or MANY
         timed = [entry for entry in entries if not entry.series.problem]
-        for number in range(rounds):
-            self._say(f"timing {what}, round {number + 1} of {rounds}", (1 + number / rounds) / 2)
+        start = time.monotonic()
+        for number in range(most):
+            spent = time.monotonic() - start
+            if number >= least and spent > PATIENCE:
+                break
+            part = max(number / most, min(number / least, spent / PATIENCE))
+            self._say(f"timing {what}, round {number + 1}", (1 + part) / 2)
             for one, column in samples.items():
                 column.append(memory.ask("move", what=one)["seconds"])
             for i in rng.permutation(len(timed)):

@@ -32,7 +32,7 @@ matrix 120 "${only[@]}"
 for framework in $frameworks; do matrix 45 --backend "$framework" --compiled; done
 
 left=$((500 - SECONDS)) # of 9 minutes, with time to end in
-timeout -k 30 "$left" python -m xent bench --device cuda "${only[@]}" \
+timeout -k 30 "$left" python -m xent bench --device cuda --rounds 7 "${only[@]}" \
   --json "$folder/gpu.json" --html "$folder/gpu.html" --png "$folder/gpu.png" 2>&1 | tee "$folder/gpu.txt"
 bench=${PIPESTATUS[0]}
 # 124 and 130: out of time, with what was finished on disk

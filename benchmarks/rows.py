@@ -164,9 +164,14 @@ def facts(result: Result) -> dict[str, str]:
         "system": f"{machine['system']}, Python {machine['python']}",
         "versions": versions(result),
         "xent": f"{version(result)}; native kernels: {machine['kernels']}",
-        "timed": f"on {settings['device']}, {settings['rounds']} rounds",
+        "timed": f"on {settings['device']}, {_rounds(result)} rounds",
     }
     return {name: text for name, text in found.items() if text}
+
+
+def _rounds(result: Result) -> str:
+    counts = sorted({len(case.memory["read"]) for case in result.cases})
+    return f"{counts[0]} to {counts[-1]}" if counts[1:] else "".join(map(str, counts))
 
 
 def origin(result: Result) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 from xent import _check, _live
 
 from . import machine
-from .driver import Driver, Progress, Settings
+from .driver import FEW, Driver, Progress, Settings
 from .result import Result
 from .workloads import QUICK, SWEEPS, WIDTH, WORKLOADS, Workload
 from .workloads import sweep as variants
@@ -48,8 +48,9 @@ def bench(
         device: "cpu", "cuda", "gpu", or a framework's own name for one, such as "cuda:1".
         rivals: whether the frameworks' own losses, Keras, SciPy and others are timed, too.
         threads: processors that each framework may use; all if not given.
-        rounds: how often each contender has its turn; 7 if not given. Contenders that take longer than 0.25 s a call
-            are in every other round only.
+        rounds: how often each contender has its turn; if not given, as often as 100 seconds a workload allow, from 7
+            to 41 times; 7 times for `quick` and `sweep`. Contenders that take longer than 0.25 s a call are in every
+            other round only.
         quick: two small workloads and shorter samples, in about a minute.
         sweep: "classes", "rows" or "threads": how the cost grows with it, on "lm" if no workload is given.
         save: where to write the result as JSON, anew after each workload.
@@ -81,7 +82,7 @@ def bench(
         device,
         rivals,
         _count("threads", threads, machine.cores(), machine.cores()),
-        _count("rounds", rounds, 7, 10_000),
+        _rounds(rounds, quick or sweep is not None),
         SAMPLE / 4 if quick else SAMPLE,
         sweep,
         int(np.random.default_rng().integers(2**31)),
@@ -118,6 +119,10 @@ def _count(argument: str, given: int | None, default: int, most: int) -> int:
     if not 1 <= given <= most:
         raise ValueError(f"{argument}: expected 1 to {most}, got {given}")
     return given
+
+
+def _rounds(given: int | None, brief: bool) -> int | None:
+    return None if given is None and not brief else _count("rounds", given, FEW, 10_000)
 
 
 def _dtypes(workload: Workload, sweep: str | None) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ Y = np.array([1, 0, 3])
 T = rng.dirichlet(np.ones(4), 3)
 Z = rng.random((3, 4))
 W = np.array([0.5, 0.0, 2.0])
+V = rng.normal(size=(4, 4))  # the weight of a head with X's features
 
 # ---- options: each alone with every reduction, and every pair of them
 

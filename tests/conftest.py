@@ -18,7 +18,7 @@ for name in ("torch", "triton"):  # TensorFlow before Triton aborts the process
     with contextlib.suppress(ImportError):
         importlib.import_module(name)
 
-BACKENDS = ("numpy", "torch", "tensorflow", "jax", "toy_framework")
+BACKENDS = ("numpy", "torch", "tensorflow", "jax", "array_api_strict", "toy_framework")
 
 
 def pytest_addoption(parser):

@@ -18,7 +18,7 @@ import pytest
 import xent
 from typer.testing import CliRunner
 from xent import _live, _regimes, cli, oracle
-from xent.benchmarks import clock, diff, driver, memory_traffic, run, truth
+from xent.benchmarks import clock, diff, driver, memory_traffic, rows, run, truth, workers
 from xent.benchmarks.frameworks import Contender
 from xent.benchmarks.frameworks import numpy as with_numpy
 from xent.benchmarks.process import Server
@@ -338,6 +338,25 @@ def test_rounds(asked):
     assert len(set(orders)) > 1
     assert len({frozenset(order) for order in orders}) == 1
     assert [do for _, do, _ in asked].count("ended") == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "patience", "want"),
+    [({}, 100, 41), ({}, 1e-9, 7), ({"rounds": 3}, 1e-9, 3), ({"quick": True}, 100, 7), ({"sweep": "rows"}, 100, 7)],
+)
+def test_as_many_rounds_as_there_is_time_for(asked, monkeypatch, options, patience, want):
+    monkeypatch.setattr(driver, "PATIENCE", patience)
+    found = run.bench(["tiny"], backends=["numpy"], rivals=False, **options)
+    assert len(found.cases[0].series[0].seconds) == want
+    assert f" {want} rounds" in rows.facts(found)["timed"]
+
+
+def test_openmp_binds_its_threads(monkeypatch):
+    """Unless somebody said otherwise."""
+    monkeypatch.delenv("OMP_PROC_BIND", raising=False)
+    assert workers._environment("cpu", 2)["OMP_PROC_BIND"] == "true"
+    monkeypatch.setenv("OMP_PROC_BIND", "false")
+    assert workers._environment("cpu", 2)["OMP_PROC_BIND"] == "false"
 
 
 def test_without_rivals_or_modes(asked):

@@ -17,7 +17,7 @@ HERE = Path(__file__).parent
 def test_in_a_process_of_its_own(framework):
     if importlib.util.find_spec(framework) is None:
         pytest.skip(f"{framework} is not installed")
-    files = [str(HERE / "test_matrix.py"), str(HERE / f"test_{framework}.py")]
+    files = [str(HERE / name) for name in ("test_matrix.py", "test_linear.py", f"test_{framework}.py")]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--compiled", "--backend", framework]
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("COV_", "PYTEST_"))}
     run = subprocess.run(

@@ -157,6 +157,44 @@ def test_entry_point():
     assert "toy_framework" in [entry.name for entry in _dispatch.installed()]
 
 
+def test_array_api_standard():
+    """A library nobody has heard of, by its namespace alone; one adapter for all its arrays."""
+    strict = pytest.importorskip("array_api_strict", reason="array_api_strict is not installed")
+
+    class Namespace:
+        __name__ = "unheard_of.arrays"
+
+        def __getattr__(self, name):
+            return getattr(strict, name)
+
+    class Array:
+        def __array_namespace__(self):
+            return Namespace()
+
+    adapter = _dispatch.find(Array())
+    assert adapter.name == "unheard_of"
+    assert adapter is _dispatch.find(type("Other", (Array,), {})())
+    x = strict.asarray([[1.0, 2.0]])
+    assert _dispatch.find(x) is _dispatch.load("array_api_strict")
+
+
+def test_array_api_devices():
+    """What is not in host memory is neither read nor moved: its labels are checked as in a compiler."""
+    strict = pytest.importorskip("array_api_strict", reason="array_api_strict is not installed")
+
+    class OnDevice:
+        def __dlpack_device__(self):
+            return 2, 1
+
+    ops = _dispatch.load("array_api_strict").ops
+    assert ops.device(OnDevice()) == "cuda:1"
+    assert ops.host(OnDevice()) is None
+    other = strict.Device("device1")
+    x = strict.zeros((2, 3), device=other)
+    assert xent.sparse_ce(x, strict.asarray([0, 1], device=other)).device == other
+    assert xent.sparse_ce(x, np.array([0, 1]), weights=[1.0, 2.0]).device == other
+
+
 def test_unknown_backend():
     with pytest.raises(ValueError, match=r"^backend 'mxnet': expected one of 'numpy', 'torch'"):
         _dispatch.load("mxnet")

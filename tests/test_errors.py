@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 import xent
-from xent import _live
+from xent import _dispatch, _live
 
 X = np.zeros((2, 3), np.float32)
 Y = np.array([0, 2])
 T = np.full((2, 3), 1 / 3, np.float32)
+W = np.zeros((4, 3), np.float32)
 
 
 def sparse(x=X, y=Y, **options):
@@ -20,6 +21,10 @@ def softmax(x=X, y=T, **options):
 
 def sigmoid(x=X, y=T, **options):
     return "sigmoid_ce", x, y, options
+
+
+def linear(x=X, weight=W, y=Y, **options):
+    return "linear_ce", x, y, {"weight": weight, **options}
 
 
 REDUCE = "expected 'none', 'sum', 'mean', 'mean_nonzero' or 'mean_all'"
@@ -164,6 +169,66 @@ BAD = {
         xent.LabelError,
         "labels: 1 of 1 class ids out of range, the first is 5; expected 0 to 2",
     ),
+    "hidden of integers": (
+        linear(x=np.ones((2, 3), np.int32)),
+        TypeError,
+        f"hidden: {FLOATS}, got int32",
+    ),
+    "weight of another dtype": (
+        linear(weight=np.zeros((4, 3), np.float16)),
+        TypeError,
+        "weight: expected float32, as hidden is, got float16",
+    ),
+    "bias of another dtype": (
+        linear(bias=np.zeros(4, np.float16)),
+        TypeError,
+        "bias: expected float32, as hidden is, got float16",
+    ),
+    "weight [D, C]": (
+        linear(weight=W.T),
+        ValueError,
+        "weight: expected shape (classes, 3) (hidden's features), got (3, 4)",
+    ),
+    "weight of one class": (
+        linear(weight=W[0]),
+        ValueError,
+        "weight: expected shape (classes, 3) (hidden's features), got (3,)",
+    ),
+    "weight of no class": (
+        linear(weight=W[:0]),
+        ValueError,
+        "weight: expected at least one class, got shape (0, 3)",
+    ),
+    "scalar hidden": (
+        linear(x=np.float32(1)),
+        ValueError,
+        "hidden: expected at least one dimension, the features; got a scalar",
+    ),
+    "hidden without features": (
+        linear(x=np.zeros((2, 0), np.float32)),
+        ValueError,
+        "hidden: expected at least one feature, got shape (2, 0)",
+    ),
+    "bias too short": (
+        linear(bias=np.zeros(3, np.float32)),
+        ValueError,
+        "bias: expected shape (4,) (one for each class), got (3,)",
+    ),
+    "labels of another length than hidden": (
+        linear(y=Y[:1]),
+        ValueError,
+        "labels: expected shape (2,) (the logits' without axis), got (1,)",
+    ),
+    "softcap 0": (linear(softcap=0), ValueError, "softcap: expected a number above 0, got 0.0"),
+    "softcap a string": (linear(softcap="30"), TypeError, "softcap: expected a number, got '30'"),
+    "chunk_rows 0": (linear(chunk_rows=0), ValueError, "chunk_rows: expected 1 or more, got 0"),
+    "chunk_rows a float": (linear(chunk_rows=8.0), TypeError, "chunk_rows: expected an int or None, got 8.0"),
+    "stats a number": (sparse(stats=1), TypeError, "stats: expected True or False, got 1"),
+    "id beyond the weight": (
+        linear(y=np.array([0, 4])),
+        xent.LabelError,
+        "labels: 1 of 2 class ids out of range, the first at [1] is 4; expected 0 to 3",
+    ),
     "no array": (
         sparse(y=None),
         TypeError,
@@ -181,10 +246,18 @@ def test_an_array_of_no_framework():
 @pytest.mark.parametrize("name", BAD)
 def test_sentence(live, name, derive):
     (loss, x, y, options), kind, sentence = BAD[name]
-    labels = y if y is None else live.array(y, None, "cpu")
+    missing = loss == "linear_ce" and _dispatch.load(live.name).linear is None
+    if missing:
+        kind, sentence = TypeError, f"hidden: the adapter of {live.name} brings no linear_ce; see docs/backends.md"
+    arrays = [live.array(x, None, "cpu"), y if y is None else live.array(y, None, "cpu")]
+    options = {**options}
+    if loss == "linear_ce" and not missing:  # it may have no such dtype either
+        options |= {name: live.array(options[name], None, "cpu") for name in ("weight", "bias") if name in options}
+    if loss == "linear_ce":
+        arrays.insert(1, options.pop("weight"))
     function = xent.value_and_grad(getattr(xent, loss)) if derive else getattr(xent, loss)
     with pytest.raises(kind) as caught:
-        function(live.array(x, None, "cpu"), labels, **options)
+        function(*arrays, **options)
     assert type(caught.value) is kind
     assert str(caught.value) == sentence
 
@@ -198,7 +271,7 @@ def test_foreign_labels(live):
     with pytest.raises(TypeError) as caught:
         xent.sparse_ce(live.array(X, None, "cpu"), labels)
     how = "convert it, for example with tensor.detach().cpu().numpy()"
-    assert str(caught.value) == f"labels: a torch array beside {live.name} logits; {how}"
+    assert str(caught.value) == f"labels: a torch array beside {live.name} arrays; {how}"
 
 
 def test_masked_array():

@@ -12,10 +12,10 @@ import pytest
 
 jax = pytest.importorskip("jax", reason="jax is not installed")
 jnp = jax.numpy
-
 import cases  # noqa: E402
 import xent  # noqa: E402
-from cases import T, W, X, Y, Z  # noqa: E402
+from cases import T, V, W, X, Y, Z  # noqa: E402
+from jax.extend.core import jaxprs_in_params  # noqa: E402
 from xent.backends.cpu import native  # noqa: E402
 
 pytestmark = pytest.mark.backend("jax")
@@ -39,6 +39,21 @@ def sparse_reference(x, t):
     return softmax_reference(x, 0.9 * jax.nn.one_hot(Y, 4) + 0.1 / 4, 0.3)
 
 
+def linear_reference(x, v):
+    return sparse_reference(2 * jnp.tanh(x @ v.T / 2), None)
+
+
+EACH = np.linspace(-1, 2, 3)
+
+
+def each_reference(x, v):
+    return -EACH @ (W * (jax.nn.log_softmax(x @ v.T) * jax.nn.one_hot(Y, 4)).sum(-1))
+
+
+def each_linear(x, v):
+    return EACH @ xent.linear_ce(x, v, jnp.asarray(Y), weights=W, reduce="none", invalid="nan", chunk_rows=2)
+
+
 def sigmoid_reference(x, z):
     return (2 * z * jax.nn.softplus(-x) + (1 - z) * jax.nn.softplus(x)).mean()
 
@@ -50,6 +65,14 @@ PAIRS = {
         T,
     ),
     "softmax": (lambda x, t: xent.softmax_ce(x, t, weights=W), softmax_reference, T),
+    "linear": (
+        lambda x, v: xent.linear_ce(
+            x, v, jnp.asarray(Y), softcap=2.0, weights=W, label_smoothing=0.1, z_loss=0.3, invalid="nan", chunk_rows=2
+        ),
+        linear_reference,
+        V,
+    ),
+    "linear_each": (each_linear, each_reference, V),
     "sigmoid": (lambda x, z: xent.sigmoid_ce(x, z, pos_weight=2.0), sigmoid_reference, Z),
 }
 TRANSFORMS = {
@@ -346,3 +369,26 @@ check((np.sum(values), np.reshape(grads, x.shape)), want)
 
 def test_sharded():
     run(SHARDED, XLA_FLAGS="--xla_force_host_platform_device_count=4")
+
+
+# ---- the head's loop
+
+
+def shapes_in(jaxpr):
+    """Of every value, inside loops and calls too."""
+    for equation in jaxpr.eqns:
+        yield from (out.aval.shape for out in equation.outvars)
+        for inner in jaxprs_in_params(equation.params):
+            yield from shapes_in(inner)
+
+
+@pytest.mark.parametrize("transform", [lambda f: f, jax.grad, jax.vmap], ids=["loss", "grad", "vmap"])
+def test_head_is_a_scan(transform):
+    """Not unrolled, with all rows' logits nowhere in it."""
+    h = jnp.ones((64, 4) if transform is not jax.vmap else (2, 64, 4))
+    f = transform(lambda h: xent.linear_ce(h, jnp.ones((11, 4)), np.arange(64) % 11, chunk_rows=4))
+    jaxpr = jax.make_jaxpr(f)(h)
+    assert str(jaxpr).count(" scan[") == 1
+    found = set(shapes_in(jaxpr.jaxpr))
+    assert {(4, 11), (2, 4, 11)} & found
+    assert not {shape for shape in found if np.prod(shape) >= 64 * 11}

@@ -6,7 +6,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
 import xent  # noqa: E402
-from cases import T, W, X, Y, Z  # noqa: E402
+from cases import T, V, W, X, Y, Z  # noqa: E402
 
 Y1, W1 = torch.tensor(Y), torch.tensor(W)
 F = torch.nn.functional
@@ -23,6 +23,18 @@ def sparse_reference(x, t):
     return softmax_reference(x, 0.9 * F.one_hot(Y1, 4).to(x.dtype) + 0.1 / 4, 0.3)
 
 
+def linear_reference(x, v):
+    return sparse_reference(2 * torch.tanh(x @ v.T / 2), None)
+
+
+def each_reference(x, v):
+    return torch.linspace(-1, 2, 3, dtype=x.dtype) @ (W1 * F.cross_entropy(x @ v.T, Y1, reduction="none"))
+
+
+def each_linear(x, v):
+    return torch.linspace(-1, 2, 3, dtype=x.dtype) @ xent.linear_ce(x, v, Y1, weights=W1, reduce="none", chunk_rows=2)
+
+
 def sigmoid_reference(x, z):
     return (2 * z * F.softplus(-x, threshold=1e3) + (1 - z) * F.softplus(x, threshold=1e3)).mean()
 
@@ -34,6 +46,12 @@ PAIRS = {
         T,
     ),
     "softmax": (lambda x, t: xent.softmax_ce(x, t, weights=W1), softmax_reference, T),
+    "linear": (
+        lambda x, v: xent.linear_ce(x, v, Y1, softcap=2.0, weights=W1, label_smoothing=0.1, z_loss=0.3, chunk_rows=2),
+        linear_reference,
+        V,
+    ),
+    "linear_each": (each_linear, each_reference, V),
     "sigmoid": (lambda x, z: xent.sigmoid_ce(x, z, pos_weight=2.0), sigmoid_reference, Z),
 }
 
@@ -146,6 +164,22 @@ def test_compiled_code_calls_the_kernels(run):
         expected
     )
     np.testing.assert_allclose(grad, reverse(sparse_plain)(torch.tensor(X), torch.tensor(T))[0], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.compiled
+def test_compiled_head_is_one_operator():
+    """The loop over the chunks is not unrolled, and the logits are in no buffer of the graph's."""
+    from torch._inductor.utils import run_and_get_code
+
+    torch._dynamo.reset()
+    h, v = torch.randn(64, 4, requires_grad=True), torch.randn(11, 4, requires_grad=True)
+    y = torch.arange(64) % 11
+    compiled = torch.compile(lambda h, v: xent.linear_ce(h, v, y, chunk_rows=4), fullgraph=True)
+    grads, code = run_and_get_code(lambda: torch.autograd.grad(compiled(h, v), (h, v)))
+    assert "".join(code).count("torch.ops.xent.linear.default(") == 1
+    assert "(64, 11)" not in "".join(code)
+    for got, want in zip(grads, torch.autograd.grad(F.cross_entropy(h @ v.T, y), (h, v)), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-6)
 
 
 def sparse_plain(x, t):

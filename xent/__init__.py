@@ -2,19 +2,25 @@
 
 from typing import Any
 
-from xent._adapter import Adapter, Layout, Ops
+from xent._adapter import Adapter, Layout, Linear, Ops
 from xent._check import LabelError
 from xent._gradient import value_and_grad
-from xent._losses import sigmoid_ce, softmax_ce, sparse_ce
+from xent._linear import Grads
+from xent._losses import linear_ce, sigmoid_ce, softmax_ce, sparse_ce
+from xent._reduce import Stats
 from xent.compare import compare
 
 __all__ = [
     "Adapter",
+    "Grads",
     "LabelError",
     "Layout",
+    "Linear",
     "Ops",
+    "Stats",
     "bench",
     "compare",
+    "linear_ce",
     "sigmoid_ce",
     "softmax_ce",
     "sparse_ce",

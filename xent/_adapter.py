@@ -83,6 +83,40 @@ class Layout(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
+class Linear:
+    """What `linear_ce` takes: products of matrices, a loop over chunks of rows, and a derivative rule around both.
+
+    N rows, R of them in a chunk, D features, C classes. Where arrays can be changed, `tanh`, `rows_both` and
+    `accumulate` may write over their first array.
+    """
+
+    ops: Ops
+    rows: Callable[..., tuple[Array, ...]]  # `Adapter.rows`, for logits [R, C] in the compute dtype
+    rows_both: Callable[..., tuple[tuple[Array, ...], Array]]  # `Adapter.rows_both`, for the same
+    tanh: Callable[[Array], Array]
+    # the same, changing nothing, and a product of matrices h @ weight.T, for every transform of the framework
+    smooth_tanh: Callable[[Array], Array]
+    matmul: Callable[[Array, Array], Array]
+    flat: Callable[[Array, int], Array]  # (x, kept): all axes in one, but the last `kept`
+    shaped: Callable[[Array, Array], Array]  # (x, like): x in like's shape
+    # The products take and sum float64 in float64; for 16 bits and float32 sums and results are float32.
+    # (h [R, D], weight [C, D], over) -> h @ weight.T, in `over` where that is not None
+    project: Callable[[Array, Array, Array | None], Array]
+    # (R, C, dtype, like) -> memory that every chunk's logits go to; None where they have to be new each time
+    buffer: Callable[[int, int, str, Array], Array | None]
+    pull: Callable[[Array, Array], Array]  # (dx [R, C], weight [C, D]) -> dx @ weight
+    accumulate: Callable[[Array, Array, Array], Array]  # (total [C, D], dx [R, C], h [R, D]) -> total + dx.T @ h
+    # scan(step, carry, rows, chunk, keep) -> (carry, outputs): step(carry, *rows of a chunk) -> (carry, outputs of a
+    #   chunk), None standing for what is not there; `rows` and outputs have N rows; of these only `keep`, ids in a
+    #   NumPy array, are visited where that is not None, and the others' outputs are 0.
+    scan: Callable[..., tuple[Any, tuple[Array | None, ...]]]
+    # head(static, *operands) -> (value, results): `_linear.forward`, and what `_linear.value` makes of it, which is
+    #   differentiable under every transform of the framework in h, weight, bias, a, z and c. Results are constants.
+    head: Callable[..., tuple[Array, tuple[Array | None, ...]]]
+    memory: Callable[[Array], int]  # bytes that a chunk of logits may take, on the array's device
+
+
+@dataclass(frozen=True, eq=False)
 class Adapter:
     """One framework. `name` is the name it is imported by."""
 
@@ -92,17 +126,18 @@ class Adapter:
 
     # The kernels: differentiable functions, correct under every transform of the framework. Logits x are in the compute
     # dtype (in 16 bits too where `narrow`), everything else is, and so are the results; ids are of `index_dtype`.
-    #   rows(lay, x, t, u, ids) -> (loss, lse, smooth)                   each without the class axis, None if not asked
+    #   rows(lay, x, t, u, ids) -> (loss, lse, smooth, m)                each without the class axis, None if not asked
     #     t: soft labels like x, or None; u: smoothing weights [C], or None; ids, without the axis: class ids where
     #     labels are hard, else 0 for a row that is there; negative for one that is not; None where soft and unmasked.
     #     Where labels are soft, ids may have 1s in place of the loss's lengths.
     #     loss = sum_j t_j (lse - x_j), t one-hot at ids where it is None;  smooth = sum_j u_j (lse - x_j)
+    #     m: the row's maximum, keeping the axis, a constant; anything in rows that are not there.
     #     Differentiable in x and t; u is a constant.
     #   sigmoid(e, x, z, p, absent) -> loss                               elementwise, shaped like x
     #     e: label smoothing, a Python number: t = (1 - e) z + e / 2; z: labels like x; p: weight of the positive term,
     #     broadcasting against x, or None; absent: mask, broadcasting against x, or None.
     #     loss = p t log(1 + exp(-x)) + (1 - t) log(1 + exp(x)).  Differentiable in x and z; p is a constant.
-    rows: Callable[..., tuple[Array, Array | None, Array | None]]
+    rows: Callable[..., tuple[Array, Array | None, Array | None, Array]]
     sigmoid: Callable[..., Array]
 
     # sigmoid_sum(e, x, z, p, w) -> sum(w loss), 0-d, where that can be had without storing every element's loss.
@@ -116,11 +151,12 @@ class Adapter:
     #     such result.
     #   sigmoid_both(e, x, z, p, w, g, each) -> (w loss, shaped like x, where `each`, else sum(w loss);
     #                                            d/dx of g sum(w loss))   g: a number or a 0-d array
-    rows_both: Callable[..., tuple[tuple[Array, Array | None, Array | None], Array]] | None = None
+    rows_both: Callable[..., tuple[tuple[Array, Array | None, Array | None, Array], Array]] | None = None
     sigmoid_both: Callable[..., tuple[Array, Array]] | None = None
 
     # value_and_grad(f, x) -> (f(x), d sum(f(x)) / dx), by the framework's own differentiation; None where it has none.
-    value_and_grad: Callable[[Callable[[Array], Array], Array], tuple[Array, Array]] | None = None
+    # x may be a tuple of arrays, and then so is the derivative. f may return (value, constants) in place of the value.
+    value_and_grad: Callable[[Callable[[Any], Any], Any], tuple[Any, Any]] | None = None
     # whether a derivative in x has to be the framework's own work, since somebody differentiates or maps through it;
     # where not, xent.value_and_grad of a loss of xent's own is rows_both or sigmoid_both
     watched: Callable[[Array], bool] = lambda _x: False
@@ -128,6 +164,8 @@ class Adapter:
     # fuse(loss, both, static, x, *arrays) = loss(static, x, *arrays), a scalar. Where only x is to be differentiated,
     # and to first order, an adapter may take the derivative along: both(static, x, *arrays) = (loss, d loss / dx).
     fuse: Callable[..., Array] | None = None
+
+    linear: Linear | None = None  # what linear_ce takes; without it, the framework has no linear_ce
 
     narrow: bool = False  # the kernels take 16-bit logits as they are
 

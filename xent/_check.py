@@ -45,16 +45,17 @@ def no_backend(name: str, known: Iterable[str]) -> ValueError:
     return ValueError(f"backend {name!r}: expected one of {', '.join(map(repr, known))}")
 
 
-def same_framework(argument: str, own: Adapter, logits: Adapter) -> None:
-    if own is not logits and own.name != "numpy":
+def same_framework(argument: str, own: Adapter, first: Adapter) -> None:
+    if own is not first and own.name != "numpy":
         how = HOW_TO_CONVERT.get(own.name)
         advice = f"; convert it, for example with {how}" if how else ""
-        raise TypeError(f"{argument}: a {own.name} array beside {logits.name} logits{advice}")
+        raise TypeError(f"{argument}: a {own.name} array beside {first.name} arrays{advice}")
 
 
 def floating(argument: str, dtype: str) -> None:
     if dtype not in FLOATS:
-        hint = " (are logits and labels swapped?)" if dtype.startswith(("int", "uint", "bool")) else ""
+        swapped = argument == "logits" and dtype.startswith(("int", "uint", "bool"))
+        hint = " (are logits and labels swapped?)" if swapped else ""
         raise TypeError(f"{argument}: expected {one_of(FLOATS)}, got {dtype}{hint}")
 
 
@@ -87,6 +88,26 @@ def class_axis(shape: Shape, axis: Any) -> int:
     if shape[place] == 0:
         raise ValueError(f"logits: expected at least one class, got shape {text(shape)} with none along axis {place}")
     return place
+
+
+def head_shapes(hidden: Shape, weight: Shape) -> None:
+    """[..., D] and [C, D]."""
+    if not hidden:
+        raise ValueError("hidden: expected at least one dimension, the features; got a scalar")
+    if hidden[-1] == 0:
+        raise ValueError(f"hidden: expected at least one feature, got shape {text(hidden)}")
+    if len(weight) != 2 or not fits(weight[1:], hidden[-1:]):
+        features = "?" if hidden[-1] is None else hidden[-1]
+        raise ValueError(f"weight: expected shape (classes, {features}) (hidden's features), got {text(weight)}")
+    if weight[0] is None:
+        raise ValueError(f"weight: the number of classes has to be known while a graph is traced, got {text(weight)}")
+    if weight[0] == 0:
+        raise ValueError(f"weight: expected at least one class, got shape {text(weight)}")
+
+
+def same_dtype(argument: str, dtype: str, expected: str) -> None:
+    if dtype != expected:
+        raise TypeError(f"{argument}: expected {expected}, as hidden is, got {dtype}")
 
 
 def shapes_equal(argument: str, got: Shape, expected: Shape, why: str) -> None:
@@ -135,6 +156,26 @@ def number(argument: str, value: Any, low: float = -math.inf, high: float = math
         between = "a finite number" if math.isinf(high) else f"a number from {low:g} to {high:g}"
         raise ValueError(f"{argument}: expected {between}, got {given!r}")
     return given
+
+
+def above_zero(argument: str, value: Any) -> float | None:
+    given = None if value is None else number(argument, value)
+    if given is not None and given <= 0:
+        raise ValueError(f"{argument}: expected a number above 0, got {given!r}")
+    return given
+
+
+def count(argument: str, value: Any) -> int | None:
+    given = index(argument, value)
+    if given is not None and given < 1:
+        raise ValueError(f"{argument}: expected 1 or more, got {given}")
+    return given
+
+
+def flag(argument: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{argument}: expected True or False, got {value!r}")
+    return value
 
 
 def reduction(reduce: Any, denom: Any) -> None:
@@ -199,6 +240,10 @@ def representable(ignore_index: int | None, dtype: str) -> int | None:
     bits = 1 if dtype == "bool" else int(dtype.removeprefix("u").removeprefix("int"))
     low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1)) if dtype.startswith("int") else (0, 2**bits)
     return ignore_index if low <= ignore_index < high else None
+
+
+def no_linear(framework: str) -> TypeError:
+    return TypeError(f"hidden: the adapter of {framework} brings no linear_ce; see docs/backends.md")
 
 
 # ---- value_and_grad

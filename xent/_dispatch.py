@@ -19,6 +19,8 @@ FRAMEWORKS = {
     "tensorflow": ("Tensor", "Variable"),
     "jax": ("Array",),
 }
+# Libraries that follow the array API standard and are known by name to the commands; others are found by their arrays.
+ARRAY_API = ("cupy", "array_api_strict")
 GROUP = "xent.backends"  # entry points "framework = module:ADAPTER", for adapters that live elsewhere
 
 _by_type: dict[type, Adapter] = {}
@@ -56,7 +58,18 @@ def _third_party(x: Any, argument: str) -> Adapter:
             adapter = load(entry.name)
             if isinstance(x, adapter.types):
                 return adapter
+    if hasattr(x, "__array_namespace__"):
+        return _standard(x.__array_namespace__())
     raise _check.not_an_array(x, argument)
+
+
+def _standard(namespace: Any) -> Adapter:
+    """The adapter for a library of the array API standard, one for all its namespaces."""
+    name = namespace.__name__.partition(".")[0]
+    if not hasattr(_adapters, name):
+        setattr(_adapters, name, importlib.import_module("xent.backends.array_api").adapter(namespace))
+    adapter: Adapter = getattr(_adapters, name)
+    return adapter
 
 
 def installed() -> Iterator[EntryPoint]:
@@ -76,6 +89,8 @@ def _import(name: str) -> None:
         return
     if name in FRAMEWORKS:
         adapter = importlib.import_module(f"xent.backends.{name}").ADAPTER
+    elif name in ARRAY_API:
+        adapter = _standard(importlib.import_module(name))
     else:
         entries = {entry.name: entry for entry in installed()}
         if name not in entries:

@@ -7,12 +7,17 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from xent import _check, _plan
+from xent import _check, _linear, _plan
 from xent._adapter import Adapter, Array
 from xent._dispatch import find
-from xent._losses import sigmoid_ce, softmax_ce, sparse_ce
+from xent._losses import linear_ce, sigmoid_ce, softmax_ce, sparse_ce
 
-_LOSSES: dict[Any, _plan.Loss] = {softmax_ce: _plan.SOFTMAX, sparse_ce: _plan.SPARSE, sigmoid_ce: _plan.SIGMOID}
+_LOSSES: dict[Any, Any] = {
+    softmax_ce: _plan.SOFTMAX,
+    sparse_ce: _plan.SPARSE,
+    sigmoid_ce: _plan.SIGMOID,
+    linear_ce: _linear.LINEAR,
+}
 
 _DEFAULTS = {
     loss: {p.name: p.default for p in inspect.signature(loss).parameters.values() if p.kind is p.KEYWORD_ONLY}
@@ -20,7 +25,7 @@ _DEFAULTS = {
 }
 
 
-def value_and_grad(loss: Callable[..., Array]) -> Callable[..., tuple[Array, Array]]:
+def value_and_grad(loss: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
     """A function of the same arguments that returns the loss and its derivative in the logits.
 
     Works alike on every framework, NumPy included, eager or inside its compiler, without marking anything for
@@ -32,7 +37,8 @@ def value_and_grad(loss: Callable[..., Array]) -> Callable[..., tuple[Array, Arr
 
     Returns:
         f(logits, ...) -> (loss(logits, ...), gradient). The gradient has the logits' shape, dtype and device. With
-        reduce="none" it is the derivative of the losses' sum.
+        reduce="none" it is the derivative of the losses' sum. For `linear_ce`, f(hidden, weight, labels, ...), the
+        gradient is `xent.Grads`: (hidden, weight, bias), None for a bias that is not there.
 
     Raises:
         TypeError: `loss` is not callable, or is not xent's own and the logits are NumPy's.
@@ -46,10 +52,13 @@ def value_and_grad(loss: Callable[..., Array]) -> Callable[..., tuple[Array, Arr
     if not callable(loss):
         raise _check.not_a_loss(loss)
 
-    def loss_and_grad(logits: Array, *args: Any, **kwargs: Any) -> tuple[Array, Array]:
-        xp = find(logits)
-        if xp.value_and_grad is None or (xp.rows_both is not None and _own(loss) and not xp.watched(logits)):
-            return _by_kernel(xp, loss, (logits, *args), kwargs)
+    own = _own(loss)
+
+    def loss_and_grad(logits: Array, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        xp = find(logits, "hidden" if own is linear_ce else "logits")
+        mine = own is linear_ce or (own and xp.rows_both is not None and not xp.watched(logits))
+        if xp.value_and_grad is None or mine:
+            return _by_own(xp, own, loss, (logits, *args), kwargs)
         x = xp.ops.asarray(logits, logits)
         _check.floating("logits", xp.ops.dtype(x))
         return xp.value_and_grad(lambda x: loss(x, *args, **kwargs), x)
@@ -64,11 +73,11 @@ def _own(loss: Any) -> Any:
     return loss if loss in _LOSSES else None
 
 
-def _by_kernel(xp: Adapter, loss: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Array, Array]:
+def _by_own(xp: Adapter, own: Any, loss: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
     """xent knows its own losses' derivatives, and the framework runs loss and derivative in one go."""
-    own = _own(loss)
     if own is None:
         raise _check.not_differentiable(xp.name, loss, [known.__name__ for known in _LOSSES])
     while isinstance(loss, functools.partial):
         kwargs, loss = {**loss.keywords, **kwargs}, loss.func
-    return _LOSSES[own].with_gradient(xp, *args, **{**_DEFAULTS[own], **kwargs})
+    result: tuple[Any, Any] = _LOSSES[own].with_gradient(xp, *args, **{**_DEFAULTS[own], **kwargs})
+    return result

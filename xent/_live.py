@@ -244,7 +244,8 @@ def live(name: str) -> Live:
         return x if dtype is None else ops.astype(x, dtype)
 
     dtypes = ("float32", "float64")
-    return Live(name, array, lambda x: _wide(ops.fetch(x)), {"eager": eager}, lambda: ["cpu"], dict, dtypes)
+    where = ops.device(array(0.0, None, ""))
+    return Live(name, array, lambda x: _wide(ops.fetch(x)), {"eager": eager}, lambda: [where], dict, dtypes)
 
 
 def device(found: list[str], wanted: str) -> str:
@@ -256,8 +257,8 @@ def device(found: list[str], wanted: str) -> str:
 
 def available() -> Iterator[str]:
     """The names of the frameworks that are installed, without importing any."""
-    from xent._dispatch import FRAMEWORKS, installed
+    from xent._dispatch import ARRAY_API, FRAMEWORKS, installed
 
-    for name in [*FRAMEWORKS, *(entry.name for entry in installed())]:
+    for name in [*FRAMEWORKS, *ARRAY_API, *(entry.name for entry in installed())]:
         if importlib.util.find_spec(name) is not None:
             yield name

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from xent import _plan
+from xent import _linear, _plan
 from xent._adapter import Array, Scalar
 from xent._dispatch import find
 
@@ -77,7 +77,8 @@ def sparse_ce(
     ignore_index: int | None = None,
     invalid: str = "auto",
     denom: Scalar | None = None,
-) -> Array:
+    stats: bool = False,
+) -> Any:
     """Cross-entropy of softmax(logits) against labels that are class ids.
 
     For each example, l = lse - x_y, where lse = log(sum_j exp(x_j)), in nats: `softmax_ce` of the one-hot labels, with
@@ -101,10 +102,11 @@ def sparse_ce(
             loss and gradient NaN; "ignore" leaves it out; "auto" raises where ids are concrete and in host memory and
             is "nan" elsewhere: inside a compiler, on a GPU.
         denom: a number or 0-d array in place of the denominator of "mean".
+        stats: also return every row's `xent.Stats`: nll, lse, correct, weight.
 
     Returns:
         An array of the logits' framework, on their device: 0-d, or of the labels' shape for "none". float32 for
-        16-bit logits, else of the logits' dtype.
+        16-bit logits, else of the logits' dtype. With `stats`, (that array, `xent.Stats`).
 
     Raises:
         LabelError: class ids out of range; says how many, the first one's position and value, and the range.
@@ -123,7 +125,81 @@ def sparse_ce(
     # fmt: off
     return _plan.SPARSE(
         find(logits), logits, labels, axis, reduce, weights, class_weights, label_smoothing, z_loss, ignore_index,
-        invalid, denom
+        invalid, denom, stats
+    )
+    # fmt: on
+
+
+def linear_ce(
+    hidden: Array,
+    weight: Array,
+    labels: Array,
+    *,
+    bias: Array | None = None,
+    softcap: float | None = None,
+    reduce: str = "mean",
+    weights: Any = None,
+    class_weights: Any = None,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    ignore_index: int | None = None,
+    invalid: str = "auto",
+    denom: Scalar | None = None,
+    chunk_rows: int | None = None,
+    stats: bool = False,
+) -> Any:
+    """`sparse_ce` of the logits hidden @ weight.T + bias, which are never held all at once.
+
+    The loss of a language model's head: for each row x = W h + b, capped x = s tanh(x / s), and l = lse(x) - x_y. A
+    chunk of rows at a time is multiplied, reduced to its statistics and, where a scalar loss is to be differentiated,
+    turned into its share of the gradients at once. Differentiable in `hidden`, `weight`, `bias` and `weights`.
+
+    Args:
+        hidden: h [..., D], float16, bfloat16, float32 or float64, of NumPy, PyTorch, TensorFlow or JAX. Their type
+            decides where the loss is computed.
+        weight: W [C, D], of the same dtype; of the same framework, or NumPy's.
+        labels: y [...], any integer or bool dtype; of the same framework, or NumPy's, or lists.
+        bias: b [C], of the same dtype.
+        softcap: s above 0; no cap where None.
+        reduce: "none" w l of each example; "sum"; "mean" sum(w l) / sum(w); "mean_nonzero" sum(w l) / count(w != 0);
+            "mean_all" sum(w l) / number of examples. An empty denominator gives 0.
+        weights: a scalar, or of the labels' shape or that with 1s. A weight of 0 leaves the example out: loss and
+            gradients are exactly 0, whatever it holds, and where ids are in host memory it is not multiplied at all.
+        class_weights: [C]. An example's weight w is multiplied by that of its label.
+        label_smoothing: e from 0 to 1: labels become (1 - e) one-hot + e / C, class weights acting class by class.
+        z_loss: adds z_loss * lse^2 to each example, weighted like the loss.
+        ignore_index: a class id that leaves the example out, as a weight of 0 does.
+        invalid: what an id does that is no class and not ignored, as in `sparse_ce`.
+        denom: a number or 0-d array in place of the denominator of "mean".
+        chunk_rows: how many rows at a time; None: by the memory they take, see docs/performance.md.
+        stats: also return every row's `xent.Stats`: nll, lse, correct, weight.
+
+    Returns:
+        An array of the hidden states' framework, on their device: 0-d, or of the labels' shape for "none". float32 for
+        16 bits, else of the hidden states' dtype. With `stats`, (that array, `xent.Stats`).
+
+    Raises:
+        LabelError: class ids out of range; says how many, the first one's position and value, and the range.
+        TypeError: hidden states that are not floating, a weight or bias of another dtype, labels that are floating,
+            arrays of two frameworks.
+        ValueError: shapes that do not fit, options out of range.
+
+    Source:
+        docs/semantics.md; the loop is in xent/_linear.py, its numerics in xent/formulas.py.
+
+    Example:
+        >>> import numpy as np, xent
+        >>> hidden, weight = np.array([[1.0, 2.0], [0.5, -1.0]]), np.array([[0.1, 0.2], [0.3, -0.4], [-0.5, 0.6]])
+        >>> print(xent.linear_ce(hidden, weight, [2, 1], reduce="none").round(4))
+        [0.7514 0.5557]
+        >>> loss, grads = xent.value_and_grad(xent.linear_ce)(hidden, weight, [2, 1])
+        >>> print(grads.hidden.shape, grads.weight.shape, grads.bias)
+        (2, 2) (3, 2) None
+    """
+    # fmt: off
+    return _linear.LINEAR(
+        find(hidden, "hidden"), hidden, weight, labels, bias, softcap, reduce, weights, class_weights, label_smoothing,
+        z_loss, ignore_index, invalid, denom, chunk_rows, stats
     )
     # fmt: on
 

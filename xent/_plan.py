@@ -26,6 +26,11 @@ class SoftmaxPlan(NamedTuple):
     z_loss: float
     ignore_index: int | None = None
     invalid: str | None = None  # None: the ids are coded already
+    stats: bool = False  # also return the rows' statistics
+
+    @property
+    def fusible(self) -> bool:
+        return self.reduce != "none" and not self.stats
 
 
 class SigmoidPlan(NamedTuple):
@@ -33,6 +38,10 @@ class SigmoidPlan(NamedTuple):
     dtype: str
     reduce: str
     smoothing: float
+
+    @property
+    def fusible(self) -> bool:
+        return self.reduce != "none"
 
 
 def softmax(
@@ -47,7 +56,7 @@ def softmax(
     z_loss: float,
     denom: Any,
 ) -> tuple[SoftmaxPlan, tuple[Any, ...]]:
-    x, dtype, shape = _logits(xp, logits)
+    x, dtype, shape = floating(xp, "logits", logits)
     axis = _check.class_axis(shape, axis)
     labels = _real(xp, "labels", labels, x, dtype)
     labels = _same_shape(xp, labels, x, shape)
@@ -79,11 +88,40 @@ def sparse(
     ignore_index: int | None,
     invalid: str,
     denom: Any,
+    stats: bool = False,
 ) -> tuple[SoftmaxPlan, tuple[Any, ...]]:
-    x, dtype, shape = _logits(xp, logits)
+    x, dtype, shape = floating(xp, "logits", logits)
     axis = _check.class_axis(shape, axis)
+    # fmt: off
+    plan, rest = sparse_rows(
+        xp, x, dtype, shape, labels, axis, reduce, weights, class_weights, label_smoothing, z_loss, ignore_index,
+        invalid, denom, stats
+    )
+    # fmt: on
+    return plan, (x, *rest)
+
+
+def sparse_rows(
+    xp: Adapter,
+    x: Array,
+    dtype: str,
+    shape: tuple[Any, ...],
+    labels: Array,
+    axis: int,
+    reduce: str,
+    weights: Any,
+    class_weights: Any,
+    label_smoothing: float,
+    z_loss: float,
+    ignore_index: int | None,
+    invalid: str,
+    denom: Any,
+    stats: bool,
+) -> tuple[SoftmaxPlan, tuple[Any, ...]]:
+    """Everything but the logits, which need not be there: theirs are `dtype`, `shape` and the class axis. x is an array
+    on their device, of their shape but for that axis."""
     classes = shape[axis]
-    own, labels = _own(xp, "labels", labels, x)
+    own, labels = beside(xp, "labels", labels, x)
     label_dtype = own.ops.dtype(labels)
     _check.integral("labels", label_dtype)
     _check.shapes_equal("labels", own.ops.shape(labels), shape[:axis] + shape[axis + 1 :], "the logits' without axis")
@@ -120,8 +158,9 @@ def sparse(
         _check.number("z_loss", z_loss),
         ignore_index,
         None if coded else invalid,
+        _check.flag("stats", stats),
     )
-    return plan, (x, labels, weights, table, denom)
+    return plan, (labels, weights, table, denom)
 
 
 def sigmoid(
@@ -134,7 +173,7 @@ def sigmoid(
     label_smoothing: float,
     denom: Any,
 ) -> tuple[SigmoidPlan, tuple[Any, ...]]:
-    x, dtype, shape = _logits(xp, logits)
+    x, dtype, shape = floating(xp, "logits", logits)
     labels = _real(xp, "labels", labels, x, dtype)
     labels = _same_shape(xp, labels, x, shape)
     _check.reduction(reduce, denom)
@@ -148,11 +187,11 @@ def sigmoid(
     return plan, (x, labels, weights, pos_weight, _denom(xp, denom, x, dtype))
 
 
-def _logits(xp: Adapter, logits: Array) -> tuple[Array, str, tuple[Any, ...]]:
+def floating(xp: Adapter, argument: str, value: Array) -> tuple[Array, str, tuple[Any, ...]]:
     """The array, the dtype to compute in, the shape."""
-    x = xp.ops.asarray(logits, logits)
+    x = xp.ops.asarray(value, value)
     dtype = xp.ops.dtype(x)
-    _check.floating("logits", dtype)
+    _check.floating(argument, dtype)
     return x, "float64" if dtype == "float64" else "float32", xp.ops.shape(x)
 
 
@@ -163,7 +202,7 @@ def _same_shape(xp: Adapter, labels: Array, x: Array, shape: tuple[Any, ...]) ->
     return xp.ops.same_shape(labels, x, None) if None in shape or None in given else labels
 
 
-def _own(xp: Adapter, argument: str, value: Any, x: Array) -> tuple[Adapter, Array]:
+def beside(xp: Adapter, argument: str, value: Any, x: Array) -> tuple[Adapter, Array]:
     """value as an array, with its adapter: the logits' or NumPy's."""
     own = find(value, argument)
     _check.same_framework(argument, own, xp)
@@ -176,7 +215,7 @@ def _real(xp: Adapter, argument: str, value: Any, x: Array, dtype: str) -> Array
     """value in the logits' framework, on their device, in the dtype they are computed in."""
     if value is None:
         return None
-    own, value = _own(xp, argument, value, x)
+    own, value = beside(xp, argument, value, x)
     _check.real(argument, own.ops.dtype(value))
     value = own.ops.astype(value, dtype)
     return xp.ops.asarray(value, x)
@@ -228,7 +267,7 @@ class Rows(NamedTuple):
 def softmax_loss(
     plan: SoftmaxPlan, x: Array, labels: Array, weights: Array | None, table: Array | None, denom: Scalar | None
 ) -> Array:
-    rows = _rows(plan, x, labels, weights, table)
+    rows = prepare(plan, x, labels, weights, table)
     return _softmax_value(plan, rows, plan.xp.rows(*rows[:5]), _divisor(plan, rows, denom))
 
 
@@ -238,7 +277,7 @@ def softmax_both(
     """The loss and its derivative in the logits, in one visit of them."""
     assert plan.xp.rows_both is not None
     ops = plan.xp.ops
-    rows = _rows(plan, x, labels, weights, table)
+    rows = prepare(plan, x, labels, weights, table)
     divisor = _divisor(plan, rows, denom)
     slopes = rows.scale.slopes(_reduce.inverse(ops, divisor, plan.dtype))
     rank = len(ops.shape(x)) - 1
@@ -246,9 +285,13 @@ def softmax_both(
     return _softmax_value(plan, rows, results, divisor), ops.astype(dx, ops.dtype(x))
 
 
-def _softmax_value(plan: SoftmaxPlan, rows: Rows, results: tuple[Any, ...], divisor: Scalar | None) -> Array:
-    ops, value = plan.xp.ops, rows.scale.contribution(*results)
-    return value if plan.reduce == "none" else _reduce.divided(ops, ops.sum(value, None), divisor)
+def _softmax_value(plan: SoftmaxPlan, rows: Rows, results: tuple[Any, ...], divisor: Scalar | None) -> Any:
+    """The loss, beside the rows' statistics where they are asked for."""
+    ops, (loss, lse, smooth, _) = plan.xp.ops, results
+    value = rows.scale.contribution(loss, lse if plan.z_loss else None, smooth)
+    if plan.reduce != "none":
+        value = _reduce.divided(ops, ops.sum(value, None), divisor)
+    return (value, _reduce.stats(ops, results, rows.x, rows.ids, rows.w, plan.axis)) if plan.stats else value
 
 
 def _divisor(plan: SoftmaxPlan, rows: Rows, denom: Scalar | None) -> Scalar | None:
@@ -257,7 +300,7 @@ def _divisor(plan: SoftmaxPlan, rows: Rows, denom: Scalar | None) -> Scalar | No
     return _reduce.denominator(ops, plan.reduce, count, plan.dtype, rows.w, ids, denom)
 
 
-def _rows(plan: SoftmaxPlan, x: Array, labels: Array, weights: Array | None, table: Array | None) -> Rows:
+def prepare(plan: SoftmaxPlan, x: Array, labels: Array, weights: Array | None, table: Array | None) -> Rows:
     ops, axis, e = plan.xp.ops, plan.axis, plan.smoothing
     x = x if plan.xp.narrow else ops.astype(x, plan.dtype)
     weights = _ranked(ops, weights, len(ops.shape(x)) - 1)
@@ -286,7 +329,7 @@ def _rows(plan: SoftmaxPlan, x: Array, labels: Array, weights: Array | None, tab
     if e:
         u = ops.full((plan.classes,), 1 / plan.classes, plan.dtype, x) if table is None else table / plan.classes
     scale = _reduce.row_weights(w if plan.hard else weights, w, weights, e, plan.z_loss)
-    return Rows(Layout(axis, plan.hard, plan.masked, bool(plan.z_loss)), x, t, u, ids, scale, w)
+    return Rows(Layout(axis, plan.hard, plan.masked, bool(plan.z_loss or plan.stats)), x, t, u, ids, scale, w)
 
 
 def sigmoid_loss(
@@ -342,7 +385,7 @@ class Loss(NamedTuple):
 
     def __call__(self, xp: Adapter, *args: Any) -> Array:
         static, arrays = self.plan(xp, *args)
-        if xp.fuse is None or static.reduce == "none":
+        if xp.fuse is None or not static.fusible:
             return xp.run(self.value, static, *arrays)
         return xp.fuse(self.value, self.both, static, *arrays)
 

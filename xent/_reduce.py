@@ -63,6 +63,39 @@ def zero_absent(ops: Ops, ids: Array | None, w: Array | None) -> Array | None:
     return w if w is None or ids is None else ops.where(ids == ABSENT, 0.0, w)
 
 
+class Stats(NamedTuple):
+    """What a training loop logs of each row: constants, of the labels' shape, 0 and False in rows that are left out.
+
+    Perplexity is exp(sum(weight nll) / sum(weight)), accuracy sum(weight correct) / sum(weight).
+
+    Example:
+        >>> import numpy as np, xent
+        >>> loss, stats = xent.sparse_ce(np.array([[2.0, 0.5, 6.0], [0.1, 0.0, 3.0]]), [2, 1], stats=True)
+        >>> print(stats.nll.round(4), stats.correct)
+        [0.0222 3.0997] [ True False]
+    """
+
+    nll: Array  # -log p of the label: unsmoothed, unweighted
+    lse: Array  # log(sum_j exp(x_j))
+    correct: Array  # bool: no class has a larger logit than the label
+    weight: Array  # weights x class weight of the label
+
+
+def stats(ops: Ops, results: tuple[Any, ...], x: Array, ids: Array, w: Array | None, axis: int) -> Stats:
+    """From the results of `Adapter.rows` with lse; x: the logits."""
+    nll, lse, _, m = results
+    label = ops.expand_dims(ops.where(ids < 0, 0, ids), axis)
+    x_y = ops.astype(ops.pick(x, label, axis), ops.dtype(m))
+    return described(ops, nll, lse, ops.squeeze(x_y == m, axis), ids, w)
+
+
+def described(ops: Ops, nll: Array, lse: Array, correct: Array, ids: Array, w: Array | None) -> Stats:
+    """w: each row's weight, broadcasting; None where all rows that are there have 1."""
+    correct = correct & (ids >= 0)
+    there = ops.astype(ids != ABSENT, ops.dtype(nll))
+    return Stats(*map(ops.stop_gradient, (nll, lse, correct, there if w is None else there * w)))
+
+
 class RowWeights(NamedTuple):
     """What a row's three statistics are multiplied by; None: 1 for `loss`, not there for the others."""
 

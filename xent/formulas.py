@@ -24,9 +24,13 @@ INF, NAN = float("inf"), float("nan")
 _STEEP = 1e30  # (m - x) * _STEEP exceeds 1 for every difference that exp can tell from 0
 
 
+def compute_dtype(ops: Ops, x: Array) -> str:
+    return "float64" if ops.dtype(x) == "float64" else "float32"
+
+
 def widened(ops: Ops, x: Array) -> Array:
     """Logits in the compute dtype."""
-    return ops.astype(x, "float64" if ops.dtype(x) == "float64" else "float32")
+    return ops.astype(x, compute_dtype(ops, x))
 
 
 def finite_or_nan(ops: Ops, m: Array) -> Array:
@@ -107,7 +111,7 @@ def rows(
     ids: Array | None,
     *,
     differentiable: bool = False,
-) -> tuple[tuple[Array, Array | None, Array | None], tuple[Array, Array]]:
+) -> tuple[tuple[Array, Array | None, Array | None, Array], tuple[Array, Array]]:
     """The results of `Adapter.rows`, and the statistics (m, s), keeping the axis, that the derivative starts from.
 
     Where `differentiable`, automatic differentiation of the formulas is right by itself, and as accurate as the
@@ -140,7 +144,7 @@ def rows(
 
     if lay.masked:
         m, s = _blank(ops, m, ids), _blank(ops, s, ids)
-    return (finish(loss), finish(lse), finish(smooth)), (m, s)
+    return (finish(loss), finish(lse), finish(smooth), m), (m, s)
 
 
 def _smooth_top(ops: Ops, x: Array, axis: int) -> tuple[Array, Array]:
@@ -313,7 +317,7 @@ def rows_both(
     a: Scalar,
     z: Scalar | None,
     c: Scalar | None,
-) -> tuple[tuple[Array, Array | None, Array | None], Array]:
+) -> tuple[tuple[Array, Array | None, Array | None, Array], Array]:
     """`Adapter.rows_both`, for x in the compute dtype."""
     results, stats = rows(ops, lay, x, t, u, ids)
     b = None if z is None else 2 * z * results[1]

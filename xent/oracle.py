@@ -28,6 +28,16 @@ class Truth(NamedTuple):
     weights: Floats
 
 
+class LinearTruth(NamedTuple):
+    """The same for `linear_ce`; `bias` is there whether or not one was given."""
+
+    loss: Floats
+    hidden: Floats
+    weight: Floats
+    bias: Floats
+    weights: Floats
+
+
 class _Row(NamedTuple):
     """-log p, p, 1 - p and log-sum-exp of one row of logits."""
 
@@ -161,6 +171,38 @@ def sparse_ce(
     return truth._replace(labels=None)
 
 
+def linear_ce(
+    hidden: ArrayLike,
+    weight: ArrayLike,
+    labels: ArrayLike,
+    *,
+    bias: ArrayLike | None = None,
+    softcap: float | None = None,
+    reduce: str = "mean",
+    weights: ArrayLike | None = None,
+    class_weights: ArrayLike | None = None,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    ignore_index: int | None = None,
+    invalid: str = "nan",
+    denom: float | None = None,
+) -> LinearTruth:
+    """All logits at once, their sums in extended precision where the machine has it."""
+    h, w = np.asarray(hidden, np.longdouble), np.asarray(weight, np.longdouble)
+    with np.errstate(invalid="ignore"):
+        x = h @ w.T + np.asarray(0.0 if bias is None else bias, np.longdouble)
+        y = x if softcap is None else softcap * np.tanh(x / softcap)
+        options = {"weights": weights, "class_weights": class_weights, "label_smoothing": label_smoothing}
+        options |= {"z_loss": z_loss, "ignore_index": ignore_index, "invalid": invalid, "denom": denom}
+        truth = sparse_ce(np.asarray(y, np.float64), labels, reduce=reduce, **options)  # type: ignore[arg-type]
+        dx = truth.logits if softcap is None else _product(truth.logits, 1 / np.cosh(x / softcap) ** 2)
+        there = dx.any(axis=-1, keepdims=True)  # a masked row may hold anything
+        dx, h = dx.reshape(-1, len(w)), np.where(there, h, 0).reshape(-1, w.shape[1])
+    d_hidden = (dx @ w).reshape(np.shape(hidden))
+    d_hidden, d_weight, d_bias = (np.asarray(d, np.float64) for d in (d_hidden, dx.T @ h, dx.sum(axis=0)))
+    return LinearTruth(truth.loss, d_hidden, d_weight, d_bias, truth.weights)
+
+
 def sigmoid_ce(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -201,7 +243,7 @@ def _stack(parts: list[_Part], shape: tuple[int, ...], classes: int) -> _Part:
     if not parts:
         empty = np.zeros((*shape, classes))
         return _Part(np.zeros(shape), np.zeros(shape), empty, empty, empty)
-    return _Part(*(np.stack(field).reshape(*shape, *np.shape(field[0])) for field in zip(*parts, strict=True)))
+    return _Part(*(np.stack(field).reshape((*shape, *np.shape(field[0]))) for field in zip(*parts, strict=True)))
 
 
 def _reduced(parts: _Part, axis: int, reduce: str, weights: ArrayLike | None, denom: float | None) -> Truth:

@@ -4,7 +4,8 @@ An address is an int; 0 stands for an argument that is not there. `dtype` is one
 dx; every other array is in the compute dtype: float64 for F64, else float32. Arrays are contiguous, of any alignment.
 Logits are [outer, classes, inner]; arrays of rows are [outer * inner]; u is [classes]. ids are int64 where `wide`,
 else int32; ABSENT (-2) and INVALID (-1) mark rows that are not read: their loss, lse, smooth and gradients are 0, or
-NaN, their m and s 0. Where labels are soft, ids may be there for the marks alone. Outputs must not overlap inputs.
+NaN, their m and s 0. Where labels are soft, ids may be there for the marks alone. Outputs must not overlap inputs,
+but dx may be x where inner is 1.
 
 threads: how many at most, the caller's included; 0: XENT_NUM_THREADS, else the CPUs this process may use. Results do
 not depend on it. The GIL is released except where the work takes a few microseconds.

@@ -34,10 +34,10 @@ class Kernels:
         """The results of `Adapter.rows`, and the statistics (m, s), keeping the axis."""
         problem, held, shape, dtype = self._problem(lay, x, t, u, ids)
         loss, lse, smooth = self._results(lay, x, u, shape, dtype)
-        m, s = (self.empty((*shape[: lay.axis], 1, *shape[lay.axis :]), dtype, x) for _ in range(2))
+        m, s = (self._kept(lay, shape, dtype, x) for _ in range(2))
         native.rows_forward(*problem, *self._at(m, s, loss, lse, smooth), self.threads())
         del held
-        return (loss, lse, smooth), (m, s)
+        return (loss, lse, smooth, m), (m, s)
 
     def rows_backward(
         self,
@@ -69,15 +69,16 @@ class Kernels:
         a: Scalar,
         z: Scalar | None,
         c: Scalar | None,
-    ) -> tuple[tuple[Array, Array | None, Array | None], Array]:
+    ) -> tuple[tuple[Array, Array | None, Array | None, Array], Array]:
         """`Adapter.rows_both`."""
         problem, held, shape, dtype = self._problem(lay, x, t, u, ids)
         per_row = [self._per_row(k, shape, dtype, x) for k in (a, z, c)]
         results = self._results(lay, x, u, shape, dtype)
+        m = self._kept(lay, shape, dtype, x)
         dx = self.empty(self.ops.shape(x), self.ops.dtype(x), x)
-        native.rows_both(*problem, *self._at(*per_row, *results, None, None, dx), self.threads())
+        native.rows_both(*problem, *self._at(*per_row, *results, m, None, dx), self.threads())
         del held
-        return results, dx
+        return (*results, m), dx
 
     def sigmoid(self, e: float, x: Array, z: Array, p: Array | None, w: Array | None, each: bool) -> Array:
         """The elementwise loss, without w and 0 where that is, or sum(w loss), 0-d."""
@@ -168,6 +169,10 @@ class Kernels:
             self.empty(shape, dtype, x) if lay.lse else None,
             None if u is None else self.empty(shape, dtype, x),
         )
+
+    def _kept(self, lay: Layout, shape: Shape, dtype: str, x: Array) -> Array:
+        """For one value a row, keeping the class axis."""
+        return self.empty((*shape[: lay.axis], 1, *shape[lay.axis :]), dtype, x)
 
     def _per_row(self, k: Scalar | None, shape: Shape, dtype: str, x: Array) -> Array | None:
         if k is None:

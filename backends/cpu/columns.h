@@ -18,7 +18,7 @@ inline int64_t tiles(const Rows& k) { return (k.inner + tile_width(k) - 1) / til
 template <class T>
 struct Tile {
   using Int = typename Float<T>::Int;
-  T m[kTile], s[kTile], share[kTile];
+  T m[kTile], s[kTile], share[kTile], spread[kTile];
   T k[kTile], a[kTile], c[kTile], at_label[kTile];
   Int label[kTile];   // -1 where there is none
   T nothing[kTile];   // gradient of a masked row
@@ -29,6 +29,15 @@ struct Tile {
 template <class T>
 XENT_INLINE inline Vec<T> lanes_of(const T* p, int64_t i) {
   return get<Vec<T>>(p + i, 0);
+}
+
+// As many elements as fit into a vector of float64: rows' results are rounded once, at their end
+using Doubles = Vec<double>;
+template <class T>
+using Piece = Pack<T, kLanes<double>>;
+template <class T>
+XENT_INLINE inline Doubles widened(const T* p) {
+  return convert<Doubles>(get<Piece<T>>(p, 0));
 }
 
 // From memory to lanes and back, `width` rows of which may be less than whole vectors
@@ -50,10 +59,15 @@ XENT_INLINE inline void each_strip(int64_t width, F&& body) {
   if (i < width) body(i, int(width - i));
 }
 
-// Sums of one strip over the classes
+// Sums over the classes, before they are rounded
+struct Sums {
+  double s[kTile], soft[kTile], share[kTile], smooth[kTile];
+};
+
+// of one strip
 template <class X, bool kSoft, bool kSmooth, class W>
 XENT_INLINE inline void strip(const Rows& k, const X* x, const Compute<X>* t, int64_t i, W width, Tile<Compute<X>>& tile,
-                              Compute<X>* soft, Compute<X>* smooth) {
+                              Sums& sums) {
   using T = Compute<X>;
   using V = Vec<T>;
   V m = lanes_of(tile.m, i), ties = V{} - T(1);
@@ -83,9 +97,9 @@ XENT_INLINE inline void strip(const Rows& k, const X* x, const Compute<X>* t, in
   }
   s.add(ties);
   store(tile.m, i, m);
-  store(tile.s, i, s.lanes());
-  if constexpr (kSoft) store(soft, i, gaps.lanes()), store(tile.share, i, shares.lanes());
-  if constexpr (kSmooth) store(smooth, i, smooth_gaps.lanes());
+  s.give(sums.s + i);
+  if constexpr (kSoft) gaps.give(sums.soft + i), shares.give(sums.share + i);
+  if constexpr (kSmooth) smooth_gaps.give(sums.smooth + i);
 }
 
 template <class X, bool kSoft, bool kSmooth>
@@ -131,7 +145,7 @@ void one_tile(const Rows& k, int64_t unit, double u_total) {
   const T U = T(u_total);
 
   Tile<T> tile;
-  T soft[kTile], smooth[kTile], lse[kTile], loss[kTile], x_y[kTile];
+  T smooth[kTile], lse[kTile], loss[kTile], x_y[kTile];
   tile.any_masked = false;
   for (int64_t i = 0; i < (width + 15) / 16 * 16; ++i) {
     int64_t id = k.ids && i < width ? id_at(k, row + i) : 0;
@@ -160,18 +174,28 @@ void one_tile(const Rows& k, int64_t unit, double u_total) {
         store(tile.m, i, max(lanes_of(tile.m, i), load_some(x, j * k.inner + i, count, T(0))));
       });
     }
+    Sums sums;
     each_strip<T>(width, [&](int64_t i, auto count) XENT_INLINE {
-      strip<X, kSoft, kSmooth>(k, x, t, i, count, tile, soft, smooth);
-      V m = lanes_of(tile.m, i), s = lanes_of(tile.s, i), spread = log1p_any<T>(s), zero{};
-      m = select(s == s, m, s);
-      auto masked = get<Ints<T>>(tile.masked + i, 0) != Ints<T>{};
-      V nothing = lanes_of(tile.nothing, i);
-      V hard = (m - lanes_of(x_y, i)) + spread;
-      store(loss, i, select(masked, nothing, kSoft ? lanes_of(soft, i) + lanes_of(tile.share, i) * spread : hard));
-      store(lse, i, select(masked, nothing, m + spread));
-      if constexpr (kSmooth) store(smooth, i, select(masked, nothing, lanes_of(smooth, i) + spread * U));
-      store(tile.m, i, select(masked, zero, m));
-      store(tile.s, i, select(masked, zero, s));
+      strip<X, kSoft, kSmooth>(k, x, t, i, count, tile, sums);
+    });
+    each_strip<double>(width, [&](int64_t i, auto) XENT_INLINE {  // by itself: strips wait for none of its long chains
+      Doubles sum = get<Doubles>(sums.s + i, 0), spread = log1p_any(sum), m = widened(tile.m + i);
+      auto masked = get<Pack<Int, kLanes<double>>>(tile.masked + i, 0) != Pack<Int, kLanes<double>>{};
+      auto keep = [&](T* to, Doubles value, Piece<T> otherwise) XENT_INLINE {
+        put(to + i, 0, select(masked, otherwise, convert<Piece<T>>(value)));
+      };
+      Piece<T> nothing = get<Piece<T>>(tile.nothing + i, 0);
+      if constexpr (kSoft) {
+        Doubles share = get<Doubles>(sums.share + i, 0);
+        keep(loss, get<Doubles>(sums.soft + i, 0) + share * spread, nothing);
+        put(tile.share + i, 0, convert<Piece<T>>(share));
+      } else {
+        keep(loss, (m - widened(x_y + i)) + spread, nothing);
+      }
+      keep(lse, m + spread, nothing);
+      if constexpr (kSmooth) keep(smooth, get<Doubles>(sums.smooth + i, 0) + spread * u_total, nothing);
+      keep(tile.m, select(sum == sum, m, sum), Piece<T>{});
+      keep(tile.s, sum, Piece<T>{});
     });
     give(k.loss, row, width, loss);
     give(k.lse, row, width, lse);
@@ -196,11 +220,14 @@ void one_tile(const Rows& k, int64_t unit, double u_total) {
   });
   if (k.dx) tile_gradient<X, kSoft, kSmooth>(k, x, t, width, tile, static_cast<X*>(k.dx) + origin);
   if (!k.dt) return;
+  each_strip<double>(width, [&](int64_t i, auto) {
+    put(tile.spread + i, 0, convert<Piece<T>>(log1p_any(widened(tile.s + i))));
+  });
   for (int64_t j = 0; j < k.classes; ++j) {
     T* dt = static_cast<T*>(k.dt) + origin;
     each_strip<T>(width, [&](int64_t i, auto count) XENT_INLINE {
       V gap = lanes_of(tile.m, i) - load_some(x, j * k.inner + i, count, T(0));
-      V v = (gap + log1p_any<T>(lanes_of(tile.s, i))) * lanes_of(tile.a, i);
+      V v = (gap + lanes_of(tile.spread, i)) * lanes_of(tile.a, i);
       v = select(get<Ints<T>>(tile.masked + i, 0) != Ints<T>{}, lanes_of(tile.nothing, i), v);
       if constexpr (std::is_same_v<decltype(count), Full>) {
         store(dt, j * k.inner + i, v);

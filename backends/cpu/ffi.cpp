@@ -97,9 +97,9 @@ Error rows_backward(ffi::RemainingArgs args, ffi::RemainingRets rets, int64_t tr
 }
 
 Error rows_both(ffi::RemainingArgs args, ffi::RemainingRets rets, int64_t trailing) {
-  return each_part<11>(args, rets, trailing, 7, Task::kBoth, [](Rows& k, auto part) {
+  return each_part<13>(args, rets, trailing, 7, Task::kBoth, [](Rows& k, auto part) {
     k.a = part(4), k.z = part(5), k.c = part(6);
-    k.loss = part(7), k.lse = part(8), k.smooth = part(9), k.dx = part(10);
+    k.m = part(7), k.s = part(8), k.loss = part(9), k.lse = part(10), k.smooth = part(11), k.dx = part(12);
   });
 }
 

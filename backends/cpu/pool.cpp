@@ -45,6 +45,25 @@ class Ieee {
 #endif
 };
 
+// OpenMP, told to bind its threads, binds the one that calls it, too; what that one starts would share its processor.
+#if defined(__linux__)
+cpu_set_t set_of_this_thread() {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  sched_getaffinity(0, sizeof set, &set);
+  return set;
+}
+const cpu_set_t at_load = set_of_this_thread();
+
+void unbind() {
+  for (const char* name : {"OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY"}) {
+    if (std::getenv(name)) sched_setaffinity(0, sizeof at_load, &at_load);
+  }
+}
+#else
+void unbind() {}
+#endif
+
 struct Job {
   int64_t units, chunk;
   void (*work)(void*, int64_t, int64_t);
@@ -80,6 +99,7 @@ class Pool {
   }
 
   void help() {
+    unbind();
     std::unique_lock lock(mutex_);
     for (;;) {
       start_.wait(lock, [&] { return open_ > 0; });
@@ -132,8 +152,7 @@ int usable_cpus() {
     if (n > 0) return n < kMost ? n : kMost;
   }
 #if defined(__linux__)
-  cpu_set_t set;
-  if (sched_getaffinity(0, sizeof set, &set) == 0) return CPU_COUNT(&set);
+  if (int n = CPU_COUNT(&at_load)) return n;
 #endif
   int n = int(std::thread::hardware_concurrency());
   return n > 0 ? n : 1;

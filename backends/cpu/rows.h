@@ -1,6 +1,6 @@
 // Rows whose classes lie side by side. Included by kernels.cpp, after simd.h.
 //
-// Statistics take one trip over memory. A block (kTerms vectors for each of four sums) is added up relative to the
+// Statistics take one trip over memory. A block (twice kTerms vectors for each of four sums) is added up relative to the
 // maximum so far, while its own maximum is taken; only where that is a new one, or a tie, is the block, by now in L1,
 // gone through again. Bytes moved, a row of n: forward n x; backward and both n x (the second visit is in L2) + n dx;
 // n more for soft labels.
@@ -73,44 +73,55 @@ struct Weighted {
   }
 };
 
+// exp(a - b), and what a - b rounds off: it would be the error of a whole sum
+inline double exp_of_difference(double a, double b) {
+  double d = a - b, moved = d - a, lost = (a - (d - moved)) - (b + moved);
+  return std::exp(d) * (1 + (lost == lost ? lost : 0));  // inf - inf
+}
+
 template <class X, bool kSoft, bool kSmooth>
 Stats<Compute<X>> statistics(const X* x, const Compute<X>* t, const Compute<X>* u, int64_t n) {
   using T = Compute<X>;
   using V = Vec<T>;
-  constexpr int64_t block = 4 * kTerms * kLanes<T>;
+  constexpr int64_t half = 4 * kTerms * kLanes<T>, block = 2 * half;
   T m = -kInf<T>;
   Moving<T> s;
   Weighted<T> soft, smooth;
 
   for (int64_t begin = 0; begin < n; begin += block) {
     int64_t end = begin + block < n ? begin + block : n;
-    V most[4], e[4], g[4], w[4], h[4], v[4];
+    V most[4], e, g, w, h, v;
     // Adds up the block relative to `to`; where `careful`, without the elements equal to m, which are counted.
     auto add_up = [&](auto careful, T to) XENT_INLINE {
-      for (int k = 0; k < 4; ++k) most[k] = careful ? V{} : all(-kInf<T>), e[k] = g[k] = w[k] = h[k] = v[k] = V{};
-      sweep<T>(begin, end, [&](int64_t i, int k, auto width) XENT_INLINE {
-        fetch_ahead(x, i);
-        V at = load_some(x, i, width, -kInf<T>), gap = at - all(to);  // <= 0
-        V term = exp_neg<T>(gap);
-        if constexpr (careful) {
-          auto same = at == all(m);
-          term = select(same, V{}, term);
-          most[k] += select(same, all(T(1)), V{});
-        } else {
-          most[k] = max(most[k], at);
-        }
-        e[k] += term;
-        if constexpr (kSoft) {
-          V weight = load_some(t, i, width, T(0));
-          g[k] = g[k] - select(weight == V{}, V{}, weight * gap);
-          w[k] += weight;
-        }
-        if constexpr (kSmooth) {
-          V weight = load_some(u, i, width, T(0));
-          h[k] = h[k] - select(weight == V{}, V{}, weight * gap);
-          v[k] += weight;
-        }
-      });
+      for (int k = 0; k < 4; ++k) most[k] = careful ? V{} : all(-kInf<T>);
+      e = g = w = h = v = V{};
+      for (int64_t from = begin; from < end; from += half) {
+        V e4[4] = {}, g4[4] = {}, w4[4] = {}, h4[4] = {}, v4[4] = {};
+        sweep<T>(from, from + half < end ? from + half : end, [&](int64_t i, int k, auto width) XENT_INLINE {
+          fetch_ahead(x, i);
+          V at = load_some(x, i, width, -kInf<T>), gap = at - all(to);  // <= 0
+          V term = exp_neg<T>(gap);
+          if constexpr (careful) {
+            auto same = at == all(m);
+            term = select(same, V{}, term);
+            most[k] += select(same, all(T(1)), V{});
+          } else {
+            most[k] = max(most[k], at);
+          }
+          e4[k] += term;
+          if constexpr (kSoft) {
+            V weight = load_some(t, i, width, T(0));
+            g4[k] = g4[k] - select(weight == V{}, V{}, weight * gap);
+            w4[k] += weight;
+          }
+          if constexpr (kSmooth) {
+            V weight = load_some(u, i, width, T(0));
+            h4[k] = h4[k] - select(weight == V{}, V{}, weight * gap);
+            v4[k] += weight;
+          }
+        });
+        e += add4(e4), g += add4(g4), w += add4(w4), h += add4(h4), v += add4(v4);
+      }
     };
 
     bool rises = begin == 0;
@@ -127,7 +138,7 @@ Stats<Compute<X>> statistics(const X* x, const Compute<X>* t, const Compute<X>* 
       T top = largest<T>(max4(most));
       if (top > m) {  // the older maximum is now one of the others
         double d = double(top) - double(m);
-        s.restart(begin == 0 ? 0 : (s.value() + 1) * std::exp(-d));
+        s.restart(begin == 0 ? 0 : (s.value() + 1) * exp_of_difference(double(m), double(top)));
         if (m > -kInf<T>) soft.rise(d), smooth.rise(d);
         m = top;
         excluded = 1;
@@ -138,9 +149,9 @@ Stats<Compute<X>> statistics(const X* x, const Compute<X>* t, const Compute<X>* 
       for (int k = 0; k < kLanes<T>; ++k) count += double(counts[k]);
       s.before += count;
     }
-    s.now.add(add4(e));
-    if constexpr (kSoft) soft.gap.now.add(add4(g)), soft.total.add(add4(w));
-    if constexpr (kSmooth) smooth.gap.now.add(add4(h)), smooth.total.add(add4(v));
+    s.now.add(e);
+    if constexpr (kSoft) soft.gap.now.add(g), soft.total.add(w);
+    if constexpr (kSmooth) smooth.gap.now.add(h), smooth.total.add(v);
   }
 
   double sum = s.value();

@@ -326,10 +326,13 @@ XENT_INLINE inline Vec<T> exp_neg(Vec<T> x) {
 #endif
   V shifted = x * T(1.44269504088896340736) + F::magic, n = shifted - F::magic, r, p;
   if constexpr (sizeof(T) == 4) {
-#if XENT_AVX512  // fused, the product does not round; what float32's ln 2 lacks is 2e-9
-    r = bits<V>(_mm512_fnmadd_ps(bits<__m512>(n), _mm512_set1_ps(0.693147180559945309f), bits<__m512>(x)));
+    // ln 2 in two parts; fused, a product does not round, else the first part has only 9 bits
+#if XENT_AVX512
+    __m512 rest = _mm512_fnmadd_ps(bits<__m512>(n), _mm512_set1_ps(0.693147182f), bits<__m512>(x));
+    r = bits<V>(_mm512_fmadd_ps(bits<__m512>(n), _mm512_set1_ps(1.90465432e-9f), rest));
 #elif XENT_AVX2
-    r = bits<V>(_mm256_fnmadd_ps(bits<__m256>(n), _mm256_set1_ps(0.693147180559945309f), bits<__m256>(x)));
+    __m256 rest = _mm256_fnmadd_ps(bits<__m256>(n), _mm256_set1_ps(0.693147182f), bits<__m256>(x));
+    r = bits<V>(_mm256_fmadd_ps(bits<__m256>(n), _mm256_set1_ps(1.90465432e-9f), rest));
 #else
     r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
 #endif
@@ -361,31 +364,29 @@ XENT_INLINE inline Vec<T> log1p_unit(Vec<T> q) {
                       0.0118477561f, -0.0205713852f, 0.0366112233f, -0.067687623f, 0.132609762f, -0.288527112f,
                       0.810930216f);
   } else {
-    Vec<T> w = q / (q + 2.0), y = w * w;  // 2 atanh(w)
+    Vec<T> w = q / (q + 2.0), y = w * w;  // 2 atanh(w); 2 w is q - q w, of which q does not round
     Vec<T> p = horner(y, all(0.078152889004614257), 0.037460718977753833, 0.054225891974400073, 0.058671395306515987,
                       0.066675893157246285, 0.076922719824302752, 0.090909099489813572, 0.11111111099118386,
                       0.1428571428580005, 0.19999999999999762, 0.33333333333333331);
-    return (w + w) * (y * p + 1.0);
+    return q - (q * w - (w + w) * (y * p));
   }
 }
 
 // log1p(s) for any s >= 0: k ln 2 + log1p of what is left
-template <class T>
-XENT_INLINE inline Vec<T> log1p_any(Vec<T> s) {
-  using F = Float<T>;
-  using I = Ints<T>;
-  I u = bits<I>(Vec<T>(s + T(1)));
-  I k = (u >> F::mantissa) - F::bias;
-  I one = I{} + (typename F::Int(F::bias) << F::mantissa);
-  Vec<T> rest = bits<Vec<T>>(I((u & ((typename F::Int(1) << F::mantissa) - 1)) | one)) - T(1);
-  auto small = s < all(T(1));
-  Vec<T> exponent = select(small, Vec<T>{}, convert<Vec<T>>(k));
-  return exponent * T(0.693147180559945309) + log1p_unit<T>(select(small, s, rest)) + s * T(0);  // NaN stays NaN
+XENT_INLINE inline Vec<double> log1p_any(Vec<double> s) {
+  using V = Vec<double>;
+  using I = Ints<double>;
+  I u = bits<I>(V(s + 1.0)), one = I{} + 0x3ff0000000000000;
+  V rest = bits<V>(I((u & 0xfffffffffffff) | one)) - 1.0;
+  V k = bits<V>(I((u >> 52) | 0x4330000000000000)) - (0x1p52 + 1023);  // the exponent behind 2^52, as a number
+  auto small = s < all(1.0);
+  k = select(small, V{}, k);
+  return k * 0.693147180559945309 + log1p_unit<double>(select(small, s, rest)) + s * 0.0;  // NaN stays NaN
 }
 
-// ---- sums: terms are added 16 to a lane, and those sums with what their addition rounds off (two-sum)
+// ---- sums: terms are added 8 to a lane, and those sums with what their addition rounds off (two-sum)
 
-constexpr int kTerms = 16;
+constexpr int kTerms = 8;
 
 template <class T>
 struct Sum {
@@ -398,6 +399,10 @@ struct Sum {
   // inf - inf: what is rounded off an infinite sum is no number, but the sum is
   XENT_INLINE Vec<T> rest() const { return select(low == low, low, Vec<T>{}); }
   XENT_INLINE Vec<T> lanes() const { return high + rest(); }
+  XENT_INLINE void give(double* to) const {
+    using Wide = Pack<double, kLanes<T>>;
+    put(to, 0, convert<Wide>(high) + convert<Wide>(rest()));
+  }
   XENT_INLINE double value() const {
     Vec<T> more = rest();
     double part[4] = {};

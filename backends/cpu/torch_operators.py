@@ -21,7 +21,7 @@ class Operators:
 
     def rows(self, lay: Layout, x: Array, t: Array | None, u: Array | None, ids: Array | None) -> Any:
         loss, lse, smooth, m, s = torch.ops.xent.rows(x, t, u, ids, *lay)
-        return (loss, lse if lay.lse else None, None if u is None else smooth), (m, s)
+        return (loss, lse if lay.lse else None, None if u is None else smooth, m), (m, s)
 
     def rows_backward(self, lay: Layout, x: Array, t: Any, u: Any, ids: Any, stats: Any, up: Any, wanted: Any) -> Any:
         dx, dt = torch.ops.xent.rows_backward(x, t, u, ids, *lay, *stats, *up, *wanted)
@@ -31,8 +31,8 @@ class Operators:
         like = torch.empty((), dtype=_compute(x), device=x.device)
         with torch.no_grad():
             given = (like.new_full((), k) if isinstance(k, float) else k for k in slopes)
-            loss, lse, smooth, dx = torch.ops.xent.rows_both(x, t, u, ids, *lay, *given)
-        return (loss, lse if lay.lse else None, None if u is None else smooth), dx
+            loss, lse, smooth, m, dx = torch.ops.xent.rows_both(x, t, u, ids, *lay, *given)
+        return (loss, lse if lay.lse else None, None if u is None else smooth, m), dx
 
     def sigmoid(self, e: float, x: Array, z: Array, p: Any, w: Any, each: bool) -> Array:
         return torch.ops.xent.sigmoid(e, x, z, p, w, each)
@@ -71,7 +71,7 @@ def register(kernels: Kernels) -> Operators:
 
     def rows(x: Array, t: Any, u: Any, ids: Any, *lay: Any) -> Any:
         results, stats = kernels.rows(Layout(*lay), x, t, u, ids)
-        return there(x, *results, *stats)
+        return there(x, *results[:3], *stats)
 
     def rows_shapes(x: Array, t: Any, u: Any, ids: Any, axis: int, hard: bool, masked: bool, lse: bool) -> Any:
         shape, dtype = list(x.shape), _compute(x)
@@ -103,9 +103,9 @@ def register(kernels: Kernels) -> Operators:
         return there(x, *results, dx)
 
     _define(
-        f"rows_both({_ROWS}, Tensor a, Tensor? z, Tensor? c) -> (Tensor, Tensor, Tensor, Tensor)",
+        f"rows_both({_ROWS}, Tensor a, Tensor? z, Tensor? c) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
         rows_both,
-        lambda x, t, u, ids, *rest: (*rows_shapes(x, t, u, ids, *rest[:4])[:3], x.new_empty(list(x.shape))),
+        lambda x, t, u, ids, *rest: (*rows_shapes(x, t, u, ids, *rest[:4])[:4], x.new_empty(list(x.shape))),
     )
 
     def elements(x: Array, each: bool) -> Array:

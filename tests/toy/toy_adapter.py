@@ -26,7 +26,7 @@ def total(x, axis):
 OPS = xent.Ops(
     dtype=lambda x: toy.values(x).dtype.name,
     shape=lambda x: toy.values(x).shape,
-    device=lambda x: "toy",
+    device=lambda x: "cpu",
     host=toy.values,
     fetch=toy.values,
     asarray=lambda value, like: value if isinstance(value, toy.Array) else toy.array(value),

@@ -1,0 +1,211 @@
+"""linear_ce on TensorFlow: NumPy's loop on the memory of tensors that are values, a `tf.while_loop` in graphs.
+
+Where a tape watches while the loss is computed, the gradients are formed with it; where only its graph is known, when
+they are asked for. Their own derivatives, nested tapes and forward mode take `_linear.composite`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from xent import _linear, formulas
+from xent._adapter import Array, Layout, Linear
+
+from . import numpy as host_numpy
+from .tensorflow import OPS, constant, empty, order, reachable, rows, tensor, view
+
+# ---- eager: NumPy's loop, in memory that TensorFlow can adopt
+
+
+def aligned(shape: tuple[int, ...], like: Any, zeros: bool) -> Any:
+    x = empty(shape, like.dtype.name, like)
+    if zeros:
+        x[...] = 0
+    return x
+
+
+def full(shape: tuple[int, ...], value: float, dtype: str, like: Any) -> Any:
+    x = empty(shape, dtype, np.empty(0, dtype))
+    x[...] = value
+    return x
+
+
+HOST = replace(host_numpy.LINEAR, ops=replace(host_numpy.OPS, full=full), scan=partial(_linear.scan, aligned))
+
+
+def host_loop(static: Any, wanted: tuple[bool, ...], *operands: Any) -> Any:
+    with np.errstate(all="ignore"):
+        found = _linear.run(static._replace(kit=HOST), wanted, *map(view, operands))
+    return tf.nest.map_structure(lambda k: None if k is None else tensor(k), found)
+
+
+# ---- graphs
+
+
+def project(h: Array, weight: Array, _over: None = None) -> Array:
+    """By einsum: matmul takes twice as long where one side has few rows and the other is transposed."""
+    return tf.einsum("nd,cd->nc", formulas.widened(OPS, h), formulas.widened(OPS, weight))
+
+
+def pull(dx: Array, weight: Array) -> Array:
+    return tf.matmul(dx, tf.cast(weight, dx.dtype))
+
+
+def accumulate(sums: Array, dx: Array, h: Array) -> Array:
+    """All at once, which takes a second array like the sums: graphs have no addition in place that XLA knows, too."""
+    return sums + tf.matmul(dx, tf.cast(h, sums.dtype), transpose_a=True)
+
+
+def rows_both(lay: Layout, x: Array, t: None, u: Array | None, ids: Array, a: Any, z: Any, c: Any) -> Any:
+    """`formulas.rows_both` with results that know their derivatives: vectorized_map drops custom gradients."""
+    results, stats = formulas.rows(OPS, lay, x, t, u, ids, differentiable=True)
+    b = None if z is None else 2 * z * results[1]
+    return results, formulas.pull(OPS, lay, formulas.pieces(OPS, lay, x, ids, *stats), x, t, u, ids, (a, b, c))
+
+
+def scan(step: Any, carry: Any, rows: Any, chunk: int, keep: None) -> Any:
+    """In chunks that fill the rows, if there are such; else the last one is filled up, which takes a copy."""
+    known = rows[0].shape[0]
+    chunk = chunk if known is None else _linear.even(known, chunk)
+    count = tf.shape(rows[0])[0] if known is None else known
+    chunks = (count + chunk - 1) // chunk
+    chunks = tf.maximum(chunks, 1) if known is None else max(chunks, 1)  # no rows: one chunk of filling
+
+    def cut(k: Array | None) -> Array | None:
+        if k is None:
+            return None
+        if known is None or known != chunks * chunk:
+            k = tf.pad(k, [[0, chunks * chunk - count]] + [[0, 0]] * (len(k.shape) - 1))
+        return tf.reshape(k, [chunks, chunk, *k.shape[1:]])
+
+    cuts = [cut(k) for k in rows]
+
+    def at(i: Any, carry: Any) -> Any:
+        return step(carry, *(None if k is None else k[i] for k in cuts))
+
+    carry, first = at(0, carry)  # which says what there is
+    arrays = [tf.TensorArray(k.dtype, chunks, element_shape=k.shape).write(0, k) for k in _there(first)]
+
+    def body(i: Array, carried: Any, arrays: Any) -> Any:
+        moved, outputs = at(i, _with_nones(carry, carried))
+        written = [array.write(i, k) for array, k in zip(arrays, _there(outputs), strict=True)]
+        return i + 1, _there(moved), written
+
+    loop = (tf.constant(1), _there(carry), arrays)
+    _, carried, arrays = tf.while_loop(lambda i, *_: i < chunks, body, loop, parallel_iterations=1)
+    return _with_nones(carry, carried), _with_nones(first, [_joined(array.stack(), count) for array in arrays])
+
+
+def _there(arrays: Any) -> list[Any]:
+    return [k for k in tf.nest.flatten(arrays) if k is not None]
+
+
+def _with_nones(like: Any, given: list[Any]) -> Any:
+    left = iter(given)
+    return tf.nest.map_structure(lambda k: None if k is None else next(left), like)
+
+
+def _joined(k: Array, count: Any) -> Array:
+    k = tf.reshape(k, [-1, *k.shape[2:]])
+    return k if k.shape[0] == count else k[:count]
+
+
+# ---- the derivative rule
+
+
+@tf.autograph.experimental.do_not_convert
+def head(static: Any, *operands: Array | None) -> Any:
+    floating = [operands[i] for i in FLOATING]
+    if order(*floating) > 1 or mapped():
+        value, results = _linear.composite(static, *operands)
+    else:
+        value, results = _head(static, *operands)
+    return value, tf.nest.map_structure(lambda k: None if k is None else tf.stop_gradient(k), results)
+
+
+def mapped() -> bool:
+    """Inside tf.vectorized_map, by the scope that it traces in: XLA cannot compile what it makes of a loop."""
+    return any(scope.startswith("loop_body") for scope in tf.get_current_name_scope().split("/"))
+
+
+FLOATING = 0, 1, 2, 5, 6, 7  # h, weight, bias, a, z, c among the operands
+
+
+def _head(static: Any, *operands: Array | None) -> Any:
+    places = [i for i in FLOATING if operands[i] is not None]
+    run = host_loop if reachable(*operands) else _linear.run
+    wanted: Any = tuple(not static.each and k is not None and order(k) > 0 for k in operands[:3])
+    there: list[bool] = []
+
+    @tf.custom_gradient
+    def kernel(*_: Array) -> Any:
+        results, grads = run(static, wanted, *operands)
+        value = _linear.value(static, results, *operands[-3:])
+        there[:] = [k is not None for k in results]
+
+        def backward(g: Array, *_: Any) -> list[Array | None]:
+            early = grads if any(wanted) else None
+            found = iter(_pull(static, places, operands, results, early, g))
+            return [None if i < 3 and early and not wanted[i] else next(found) for i in places]
+
+        return (value, *(k for k in results if k is not None)), backward
+
+    value, *found = kernel(*(operands[i] for i in places))
+    given = iter(found)
+    return value, tuple(next(given) if is_there else None for is_there in there)
+
+
+def _pull(static: Any, places: list[int], operands: Any, results: Any, early: Any, g: Array) -> list[Array]:
+    """The derivatives, in what `places` says and is known `early` or to be computed now; they can be differentiated."""
+    loss, lse, smooth, _ = results
+    squares = None if lse is None else lse * lse
+    chosen = [i for i in places if i > 2 or early is None or early[i] is not None]
+
+    @tf.custom_gradient
+    def pull(g: Array, *_: Array) -> Any:
+        grads = early
+        if early is None:
+            slopes = (None if k is None else k * g for k in operands[-3:])
+            run = host_loop if reachable(g, *operands) else _linear.run
+            _, grads = run(static, (True, True, operands[2] is not None), *operands[:5], *slopes)
+        elif not (constant(g) and float(g) == 1):
+            grads = [None if d is None else d * g for d in early]
+        typed = (None if d is None else tf.cast(d, k.dtype) for d, k in zip(grads, operands[:3], strict=True))
+        slots = (*typed, None, None, *(None if k is None else k * g for k in (loss, squares, smooth)))
+
+        def backward(*up: Array) -> Any:
+            floats = [operands[i] for i in chosen]
+            with tf.GradientTape() as outer:
+                outer.watch([g, *floats])
+                with tf.GradientTape() as inner:
+                    inner.watch(floats)
+                    value = _linear.composite(static, *operands)[0]
+                first = inner.gradient(value, floats, g)
+            return outer.gradient(first, [g, *floats], up, unconnected_gradients="zero")
+
+        return [slots[i] for i in chosen], backward
+
+    return list(pull(g, *(operands[i] for i in chosen)))
+
+
+LINEAR = Linear(
+    ops=OPS,
+    rows=rows,
+    rows_both=rows_both,
+    tanh=tf.tanh,
+    smooth_tanh=tf.tanh,
+    matmul=project,
+    flat=lambda x, kept: tf.reshape(x, [-1, *x.shape[len(x.shape) - kept :]]),
+    shaped=lambda x, like: tf.reshape(x, tf.shape(like)),
+    project=project,
+    buffer=lambda rows, classes, dtype, like: None,
+    pull=pull,
+    accumulate=accumulate,
+    scan=scan,
+    head=head,
+    memory=lambda x: _linear.MEMORY,
+)

@@ -1,0 +1,446 @@
+"""linear_ce: values and gradients against the oracle, whatever the chunks; what it does not compute; its statistics."""
+
+import contextlib
+import functools
+import itertools
+from dataclasses import replace
+from typing import NamedTuple
+
+import cases
+import numpy as np
+import pytest
+import xent
+from xent import _dispatch, _linear, _live, oracle
+from xent._regimes import PRECISION, rounded
+from xent.backends.cpu import native
+
+# ---- the matrix, as data
+
+SHAPE = (4, 5)  # rows, in two dimensions
+FEATURES, CLASSES = 6, 9
+rng = np.random.default_rng(23)
+BIAS = rng.normal(size=CLASSES)
+OPTIONS = {
+    "plain": {},
+    "bias": {"bias": BIAS},
+    "softcap": {"softcap": 2.0},  # of the logits' size, so that it bends
+    "weights": {"weights": cases.WEIGHTS},
+    "weights_broadcast": {"weights": np.array([[0.5], [0.0], [2.0], [1.0]])},
+    "weights_scalar": {"weights": 2.5},
+    "class_weights": {"class_weights": rng.uniform(0.5, 2, CLASSES) * (np.arange(CLASSES) != 2)},
+    "label_smoothing": {"label_smoothing": 0.1},
+    "smoothed_away": {"label_smoothing": 1.0},
+    "z_loss": {"z_loss": 0.01},
+    "ignore_index": {"ignore_index": -100},
+    "denom": {"denom": 7.5},
+}
+CHUNKS = (None, 3)  # all rows in one, and some that are not full
+
+
+class Case(NamedTuple):
+    options: dict
+    name: str
+
+
+def matrix():
+    """Each option with every reduction, and every pair with the next one in turn."""
+    for name, reduce in itertools.product(OPTIONS, cases.REDUCES):
+        if name != "denom" or reduce == "mean":
+            yield Case({"reduce": reduce, **OPTIONS[name]}, f"{name}-{reduce}")
+    turn = itertools.cycle(cases.REDUCES)
+    for pair in itertools.combinations(list(OPTIONS)[1:], 2):
+        if not (OPTIONS[pair[0]].keys() & OPTIONS[pair[1]].keys()):
+            reduce = "mean" if "denom" in pair else next(turn)
+            yield Case({"reduce": reduce, **OPTIONS[pair[0]], **OPTIONS[pair[1]]}, f"{'+'.join(pair)}-{reduce}")
+
+
+def arguments(dtype, options):
+    """Hidden states, weight and labels as the dtype holds them, in float64."""
+    data = np.random.default_rng(5)
+    h, weight = (
+        rounded(data.normal(size=(*SHAPE, FEATURES)), dtype),
+        rounded(data.normal(size=(CLASSES, FEATURES)), dtype),
+    )
+    y = data.integers(0, CLASSES, SHAPE)
+    if "ignore_index" in options:
+        y[0, 1] = y[3, 3] = -100
+        h[0, 1] = np.nan  # an ignored row may hold anything
+    if "weights" in options and np.ndim(options["weights"]):
+        h[1, 3] = np.inf, np.nan, *[1] * (FEATURES - 2)  # so may one of weight 0
+    return h, weight, y
+
+
+def held(options, dtype):
+    """Options rounded to what the computation holds."""
+    options = cases.held(options, dtype)
+    return {**options, "bias": rounded(options["bias"], dtype)} if "bias" in options else options
+
+
+def given(live, options, dtype):
+    return {**options, "bias": live.array(options["bias"], dtype, "cpu")} if "bias" in options else options
+
+
+# Relative to the norm; 16-bit gradients are rounded in the end.
+BARS = {"float64": 1e-13, "float32": 1e-6, "float16": 1e-3, "bfloat16": 8e-3}
+LOSS_BARS = {**BARS, "float16": 1e-5, "bfloat16": 1e-5}
+
+
+def assert_close(got, want, bar, what):
+    got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
+    assert got.shape == want.shape, what
+    size = np.linalg.norm(want.ravel()) + 1e-300
+    error = np.linalg.norm((got - want).ravel()) / size
+    assert error <= bar, f"{what}: off by {error}, allowed {bar}"
+
+
+@pytest.fixture
+def linear(live):
+    if _dispatch.load(live.name).linear is None:
+        pytest.skip(f"the adapter of {live.name} brings no linear_ce")
+    return live
+
+
+def check(live, case, dtype, chunk_rows, compiler=lambda f: f):
+    options = held(case.options, dtype)
+    h, weight, y = arguments(dtype, options)
+    want = oracle.linear_ce(h, weight, y, **options)
+    with within(live, dtype):
+        arrays = (live.array(k, dtype, "cpu") for k in (h, weight))
+        options = given(live, options, dtype)
+        loss = functools.partial(xent.linear_ce, chunk_rows=chunk_rows, **options)
+        value, grads = compiler(lambda h, w, y: xent.value_and_grad(loss)(h, w, y))(*arrays, live.array(y, None, "cpu"))
+        ops = _dispatch.load(live.name).ops
+        assert ops.dtype(value) == PRECISION[dtype].compute
+        assert {ops.dtype(k) for k in grads if k is not None} == {dtype}
+        value, *found = (None if k is None else live.numpy(k) for k in (value, *grads))
+    what = f"{case.name} {dtype} chunks of {chunk_rows}"
+    assert_close(value, want.loss, LOSS_BARS[dtype], f"{what}: loss")
+    for name, got in zip(xent.Grads._fields, found, strict=True):
+        if got is not None:
+            assert_close(got, getattr(want, name), BARS[dtype], f"{what}: {name}")
+    assert (found[2] is None) == ("bias" not in options)
+
+
+def within(live, dtype):
+    return live.double() if dtype == "float64" else contextlib.nullcontext()
+
+
+@pytest.mark.parametrize("chunk_rows", CHUNKS)
+@pytest.mark.parametrize("reduce", cases.REDUCES)
+def test_options_in_float64(linear, reduce, chunk_rows):
+    for case in matrix():
+        if case.options["reduce"] == reduce:
+            check(linear, case, "float64", chunk_rows)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_options_in_other_dtypes(linear, dtype):
+    if dtype not in linear.dtypes:
+        pytest.skip(f"{linear.name} has no {dtype}")
+    for case in matrix():
+        if "+" not in case.name and case.options["reduce"] in ("mean", "none"):
+            check(linear, case, dtype, 3)
+
+
+# Both ways to a gradient, and what goes into the loop beside hidden states, weight and ids; several options at once,
+# because every shape compiles for seconds.
+COMPILED = {
+    "float32": (
+        ("mean", "bias", "softcap"),
+        ("mean", "weights", "label_smoothing"),
+        ("mean", "z_loss", "ignore_index"),
+    ),
+    "bfloat16": (("mean",), ("none", "bias")),
+}
+
+
+@pytest.mark.compiled
+@pytest.mark.parametrize("dtype", COMPILED)
+def test_compiled_linear(linear, dtype):
+    if "compiled" not in linear.compilers:
+        pytest.skip(linear.unavailable.get("compiled", f"{linear.name} has no compiler"))
+    for reduce, *names in COMPILED[dtype]:
+        options = {"reduce": reduce} | {option: value for name in names for option, value in OPTIONS[name].items()}
+        check(linear, Case(options, "+".join(names)), dtype, 3, linear.compilers["compiled"])
+
+
+# ---- the derivative in the weights, and under upstream gradients that are not 1
+
+Y = np.array([[3, 0, 8, 1, 1], [2, 2, 7, 4, 0], [5, 6, 1, 0, 2], [8, 8, 3, 2, 1]])
+H, V = np.asarray(rng.normal(size=(*SHAPE, FEATURES))), np.asarray(rng.normal(size=(CLASSES, FEATURES)))
+
+
+@pytest.fixture
+def differentiating(linear):
+    if _dispatch.load(linear.name).value_and_grad is None:
+        pytest.skip(f"{linear.name} has no differentiation of its own")
+    return linear
+
+
+@pytest.mark.parametrize("reduce", cases.REDUCES)
+def test_weights(differentiating, reduce):
+    live = differentiating
+    want = oracle.linear_ce(H, V, Y, weights=cases.WEIGHTS, z_loss=0.1, label_smoothing=0.2, reduce=reduce)
+    with live.double():
+        h, v, w = (live.array(k, "float64", "cpu") for k in (H, V, cases.WEIGHTS))
+        options = {"z_loss": 0.1, "label_smoothing": 0.2, "reduce": reduce, "chunk_rows": 3}
+        _, grad = xent.value_and_grad(lambda w: xent.linear_ce(h, v, Y, weights=w, **options))(w)
+        assert_close(live.numpy(grad), want.weights, 1e-13, reduce)
+
+
+@pytest.mark.parametrize("reduce", ["none", "mean"])
+def test_upstream_gradients(differentiating, reduce):
+    """Each row's own where there are such; and a factor."""
+    live = differentiating
+    up = rng.normal(size=SHAPE) if reduce == "none" else np.float64(-1.75)
+    each = oracle.linear_ce(H, V, Y, weights=up if reduce == "none" else None, reduce=reduce)
+    with live.double():
+        h, v, g = (live.array(k, "float64", "cpu") for k in (H, V, up))
+        for function, x, want in (
+            (lambda h: xent.linear_ce(h, v, Y, reduce=reduce, chunk_rows=3) * g, h, each.hidden),
+            (lambda v: xent.linear_ce(h, v, Y, reduce=reduce, chunk_rows=3) * g, v, each.weight),
+        ):
+            _, grad = xent.value_and_grad(function)(x)
+            assert_close(live.numpy(grad), want * (1 if reduce == "none" else up), 1e-13, reduce)
+
+
+@pytest.mark.parametrize("factor", [1.0, 0.25, -3.0])
+@pytest.mark.backend("torch")
+def test_backward_again(factor):
+    """The same each time, whatever becomes of the gradients that were handed out."""
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    h, v = (torch.tensor(k, requires_grad=True) for k in (H, V))
+    loss = factor * xent.linear_ce(h, v, Y, chunk_rows=3)
+    first = torch.autograd.grad(loss, (h, v), retain_graph=True)
+    kept = [k.clone() for k in first]
+    for k in first:
+        k.zero_()
+    for again in (torch.autograd.grad(loss, (h, v), retain_graph=True), torch.autograd.grad(loss, (h, v))):
+        for got, want in zip(again, kept, strict=True):
+            assert_close(got, want, 1e-13, "again")
+    want = oracle.linear_ce(H, V, Y)
+    assert_close(kept[0], factor * want.hidden, 1e-13, "hidden")
+    assert_close(kept[1], factor * want.weight, 1e-13, "weight")
+
+
+# ---- what is not computed
+
+
+def watched(live, undo, *names):
+    """The adapter's, and where it computes as NumPy does, NumPy's functions, with a list of their arguments' shapes."""
+    calls = {name: [] for name in names}
+
+    def spy(name, function):
+        def run(*args):
+            calls[name].append([getattr(k, "shape", None) for k in args])
+            return function(*args)
+
+        return run
+
+    adapter = _dispatch.load(live.name)
+    kits = [(adapter, "linear")]
+    if live.name == "tensorflow":
+        from xent.backends import _tensorflow_linear, tensorflow
+
+        kits += [(tensorflow.HOST, "linear"), (_tensorflow_linear, "HOST")]
+    for owner, attribute in kits:
+        kit = getattr(owner, attribute)
+        undo.append((owner, attribute, kit))
+        object.__setattr__(owner, attribute, replace(kit, **{name: spy(name, getattr(kit, name)) for name in names}))
+    return calls
+
+
+@pytest.fixture
+def spied(linear):
+    undo = []
+    yield linear, functools.partial(watched, linear, undo)
+    for owner, attribute, kit in undo:
+        object.__setattr__(owner, attribute, kit)
+
+
+def test_no_gradient_unless_wanted(spied):
+    live, start = spied
+    calls = start("pull", "accumulate")
+    xent.linear_ce(live.array(H, "float32", "cpu"), live.array(V, "float32", "cpu"), Y, chunk_rows=3)
+    assert calls == {"pull": [], "accumulate": []}
+
+
+def test_masked_rows_are_not_multiplied(spied):
+    """Where ids are values in host memory."""
+    live, start = spied
+    if live.name == "jax":
+        pytest.skip("jax compiles every loss")
+    if live.name == "tensorflow" and native is None:
+        pytest.skip("tensorflow's loop without kernels is that of its graphs")
+    calls = start("project")
+    y = Y.copy()
+    y[:, 1:] = -100
+    h, v = live.array(H, "float32", "cpu"), live.array(V, "float32", "cpu")
+    loss, grads = xent.value_and_grad(xent.linear_ce)(h, v, y, ignore_index=-100, chunk_rows=3)
+    assert sum(shapes[0][0] for shapes in calls["project"]) == 4
+    want = oracle.linear_ce(H, V, y, ignore_index=-100)
+    assert_close(live.numpy(loss), want.loss, 1e-6, "loss")
+    assert_close(live.numpy(grads.hidden), want.hidden, 1e-6, "hidden")
+    assert_close(live.numpy(grads.weight), want.weight, 1e-6, "weight")
+
+
+def test_chunks_bound_the_memory(spied):
+    """No more rows' logits at a time than the memory allows, without chunk_rows too."""
+    live, start = spied
+    calls = start("project")
+    rows, classes = 2 * _linear.FEWEST, _linear.MEMORY // 4 // _linear.FEWEST
+    h = live.array(np.zeros((rows, 1), np.float32), "float32", "cpu")
+    xent.linear_ce(h, live.array(np.zeros((classes, 1), np.float32), "float32", "cpu"), np.zeros(rows, int))
+    assert {shapes[0][0] for shapes in calls["project"]} == {_linear.FEWEST}
+
+
+@pytest.mark.parametrize("chunk_rows", [1, 4, 19, 20, 1000])
+def test_chunks_do_not_matter(linear, chunk_rows):
+    with linear.double():
+        h, v = (linear.array(k, "float64", "cpu") for k in (H, V))
+        want, got = (xent.value_and_grad(xent.linear_ce)(h, v, Y, chunk_rows=n) for n in (None, chunk_rows))
+        assert_close(linear.numpy(got[0]), linear.numpy(want[0]), 1e-14, "loss")
+        for one, other in zip(got[1][:2], want[1][:2], strict=True):
+            assert_close(linear.numpy(one), linear.numpy(other), 1e-14, "gradient")
+
+
+# ---- edges
+
+
+@pytest.mark.parametrize("reduce", cases.REDUCES)
+def test_no_rows(linear, reduce):
+    h, v = linear.array(np.zeros((0, 3)), "float32", "cpu"), linear.array(np.ones((4, 3)), "float32", "cpu")
+    loss, grads = xent.value_and_grad(xent.linear_ce)(h, v, np.zeros(0, int), reduce=reduce)
+    assert linear.numpy(loss).sum() == 0
+    assert linear.numpy(grads.hidden).shape == (0, 3)
+    assert not linear.numpy(grads.weight).any()
+
+
+@pytest.mark.parametrize("reduce", cases.REDUCES)
+def test_everything_ignored(linear, reduce):
+    h, v = (linear.array(k, "float32", "cpu") for k in (H * np.nan, V))
+    loss, grads = xent.value_and_grad(xent.linear_ce)(h, v, 0 * Y, ignore_index=0, reduce=reduce)
+    assert not linear.numpy(loss).any()
+    assert not linear.numpy(grads.hidden).any()
+    assert not linear.numpy(grads.weight).any()
+
+
+def test_one_row(linear):
+    h, v = linear.array(H[0, 0], "float32", "cpu"), linear.array(V, "float32", "cpu")
+    loss, grads = xent.value_and_grad(xent.linear_ce)(h, v, 3)
+    want = oracle.linear_ce(H[0, 0], V, 3)
+    assert_close(linear.numpy(loss), want.loss, 1e-6, "loss")
+    assert_close(linear.numpy(grads.hidden), want.hidden, 1e-6, "hidden")
+
+
+def test_invalid_ids(linear):
+    """One row's loss and gradient are NaN, and with it what all rows have in common."""
+    h, v = (linear.array(k, "float32", "cpu") for k in (H, V))
+    y = Y.copy()
+    y[1, 2] = 9
+    loss, grads = xent.value_and_grad(xent.linear_ce)(h, v, y, invalid="nan", reduce="none", chunk_rows=3)
+    bad = np.isnan(linear.numpy(loss))
+    assert bad.sum() == 1
+    assert bad[1, 2]
+    np.testing.assert_array_equal(np.isnan(linear.numpy(grads.hidden)).all(-1), bad)
+    assert np.isnan(linear.numpy(grads.weight)).all()
+
+
+def test_inputs_are_left_alone(linear):
+    values = H.astype(np.float32), V.astype(np.float32), BIAS.astype(np.float32), Y
+    arrays = [linear.array(k, None, "cpu") for k in values]
+    xent.value_and_grad(xent.linear_ce)(*arrays[:2], arrays[3], bias=arrays[2], softcap=1.0, ignore_index=2)
+    for array, value in zip(arrays, values, strict=True):
+        np.testing.assert_array_equal(linear.numpy(array), value)
+    for value in values:
+        value.setflags(write=False)
+    xent.value_and_grad(xent.linear_ce)(arrays[0], *values[1:2], values[3], bias=values[2], softcap=1.0)
+
+
+def test_value_and_grad_of_a_partial(linear):
+    h, v = (linear.array(k, "float32", "cpu") for k in (H, V))
+    capped = functools.partial(xent.linear_ce, softcap=1.0, reduce="sum")
+    loss, grads = xent.value_and_grad(capped)(h, v, Y)
+    want = oracle.linear_ce(H, V, Y, softcap=1.0, reduce="sum")
+    assert_close(linear.numpy(loss), want.loss, 1e-6, "loss")
+    assert_close(linear.numpy(grads.weight), want.weight, 1e-6, "weight")
+
+
+# ---- the rows' statistics
+
+MASKED = {"ignore_index": 8, "weights": cases.WEIGHTS, "class_weights": OPTIONS["class_weights"]["class_weights"]}
+STATS = {
+    "plain": {},
+    "masked": MASKED,
+    "smoothed": {"label_smoothing": 0.3, "z_loss": 0.1, "reduce": "none"},
+}
+
+
+@pytest.mark.parametrize("derive", [False, True], ids=["loss", "value_and_grad"])
+@pytest.mark.parametrize("options", STATS)
+@pytest.mark.parametrize("loss", ["sparse_ce", "linear_ce"])
+def test_stats(live, loss, options, derive):
+    """Against their definitions; the loss stays what it is without them."""
+    if loss == "linear_ce" and _dispatch.load(live.name).linear is None:
+        pytest.skip(f"the adapter of {live.name} brings no linear_ce")
+    options = STATS[options]
+    x = H @ V.T
+    with live.double():
+        arrays = (H, V) if loss == "linear_ce" else (x,)
+        given = [live.array(k, "float64", "cpu") for k in arrays]
+        function = functools.partial(getattr(xent, loss), **options)
+        run = xent.value_and_grad(function) if derive else function
+        result = run(*given, Y, stats=True)
+        value, stats = result[0] if derive else result
+        plain = run(*given, Y)
+        found = [live.numpy(k) for k in (value, plain[0] if derive else plain, *stats)]
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-14)
+    there = options.get("ignore_index", -1) != Y
+    weight = np.where(there, options.get("weights", 1.0), 0)
+    weight = weight * options["class_weights"][Y] if "class_weights" in options else weight
+    there &= weight != 0
+    lse = np.log(np.exp(x).sum(-1))
+    want = (lse - np.take_along_axis(x, Y[..., None], -1)[..., 0], lse, x.argmax(-1) == Y, weight)
+    assert want[2].any()
+    for name, got, expected in zip(stats._fields, found[2:], want, strict=True):
+        np.testing.assert_allclose(got, np.where(there, expected, 0), rtol=1e-13, err_msg=name)
+    assert found[4].dtype == bool
+
+
+# ---- the matrix itself: kits that are wrong must fail it
+
+
+def forgets_the_mask(kit):
+    def rows_both(lay, x, t, u, ids, *slopes):
+        return kit.rows_both(lay._replace(masked=False), x, t, u, np.maximum(ids, 0), *slopes)
+
+    return replace(kit, rows_both=rows_both)
+
+
+def loses_a_chunk(kit):
+    def accumulate(sums, dx, h):
+        sums[:] = 0
+        return kit.accumulate(sums, dx, h)
+
+    return replace(kit, accumulate=accumulate)
+
+
+def off_by_a_little(kit):
+    return replace(kit, pull=lambda dx, weight: kit.pull(dx, weight) * np.float32(1 + 3e-6))
+
+
+WRONG = {"forgets the mask": forgets_the_mask, "loses a chunk": loses_a_chunk, "off by 3e-6": off_by_a_little}
+
+
+@pytest.mark.parametrize("name", [None, *WRONG])
+def test_wrong_kits_fail(name, monkeypatch):
+    live, adapter = _live.live("numpy"), _dispatch.load("numpy")
+    wrong = replace(adapter, linear=WRONG[name](adapter.linear)) if name else adapter
+    monkeypatch.setattr(_linear, "_present", lambda head, ids: None)  # masked rows are there, as in a compiler
+    monkeypatch.setitem(_dispatch._by_type, np.ndarray, wrong)
+    case = Case({"reduce": "mean", "ignore_index": -100}, "ignore_index")
+    if name is None:
+        check(live, case, "float32", 3)
+        return
+    with pytest.raises(AssertionError):
+        check(live, case, "float32", 3)

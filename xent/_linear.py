@@ -1,0 +1,356 @@
+"""linear_ce: the loss of a linear layer's outputs, which exist for a chunk of rows at a time and never all at once.
+
+A chunk's logits become its rows' statistics and, where gradients are wanted, their own derivative, which is multiplied
+out at once: into the hidden states' gradient, row by row, and into the weight's, a sum over the chunks. Everything that
+a row's loss is multiplied by depends on labels and weights alone, so it is known before the first chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from xent import _check, _plan, _reduce, formulas
+from xent._adapter import ABSENT, INVALID, Adapter, Array, Layout, Linear, Ops, Scalar
+
+# Rows of a chunk. Below the first, products wait for the weight's gradient to come and go; above the second, nothing
+# is gained (docs/performance.md).
+FEWEST, MOST = 128, 2048
+MEMORY, MEMORY_ON_A_GPU = 19 << 20, 256 << 20  # bytes of a chunk's logits
+BLOCK = 1 << 19  # elements of the weight to convert at a time, or of its gradient to add up in the cache
+
+
+class Plan(NamedTuple):
+    xp: Adapter
+    rows: _plan.SoftmaxPlan
+    softcap: float | None
+    chunk_rows: int | None
+
+
+class Head(NamedTuple):
+    """What the loop knows before it sees a number; hashable, so that a compiler may specialise on it."""
+
+    kit: Linear
+    lay: Layout
+    softcap: float | None
+    chunk: int
+    each: bool  # the value is every row's, not their sum
+    stats: bool
+
+
+class Grads(NamedTuple):
+    """The derivatives of `linear_ce`, each of its argument's shape and dtype."""
+
+    hidden: Array
+    weight: Array
+    bias: Array | None
+
+
+# ---- from arguments to the loss
+
+
+def plan(
+    xp: Adapter,
+    hidden: Array,
+    weight: Array,
+    labels: Array,
+    bias: Array | None,
+    softcap: float | None,
+    reduce: str,
+    weights: Any,
+    class_weights: Any,
+    label_smoothing: float,
+    z_loss: float,
+    ignore_index: int | None,
+    invalid: str,
+    denom: Any,
+    chunk_rows: int | None,
+    stats: bool,
+) -> tuple[Plan, tuple[Any, ...]]:
+    if xp.linear is None:
+        raise _check.no_linear(xp.name)
+    h, dtype, shape = _plan.floating(xp, "hidden", hidden)
+    weight = _parameter(xp, "weight", weight, h)
+    classes = xp.ops.shape(weight)[:1]
+    _check.head_shapes(shape, xp.ops.shape(weight))
+    if bias is not None:
+        bias = _parameter(xp, "bias", bias, h)
+        _check.shapes_equal("bias", xp.ops.shape(bias), classes, "one for each class")
+    # fmt: off
+    rows, rest = _plan.sparse_rows(
+        xp, h, dtype, shape[:-1] + classes, labels, len(shape) - 1, reduce, weights, class_weights, label_smoothing,
+        z_loss, ignore_index, invalid, denom, stats
+    )
+    # fmt: on
+    softcap, chunk_rows = _check.above_zero("softcap", softcap), _check.count("chunk_rows", chunk_rows)
+    return Plan(xp, rows, softcap, chunk_rows), (h, weight, bias, *rest)
+
+
+def _parameter(xp: Adapter, argument: str, value: Any, h: Array) -> Array:
+    own, value = _plan.beside(xp, argument, value, h)
+    _check.same_dtype(argument, own.ops.dtype(value), xp.ops.dtype(h))
+    return xp.ops.asarray(value, h)
+
+
+def loss(static: Plan, *arrays: Any) -> Any:
+    head, operands, finish = _problem(static, *arrays)
+    return finish(*head.kit.head(head, *operands))
+
+
+def loss_and_grads(static: Plan, *arrays: Any) -> tuple[Any, Grads]:
+    """For a framework without differentiation."""
+    head, operands, finish = _problem(static, *arrays)
+    ops, given = head.kit.ops, operands[:3]
+    results, grads = both(head, (True, True, given[2] is not None), *operands)
+    dh, dw, db = (None if d is None else ops.astype(d, ops.dtype(k)) for d, k in zip(grads, given, strict=True))
+    return finish(value(head, results, *operands[-3:]), results), Grads(head.kit.shaped(dh, arrays[0]), dw, db)
+
+
+def _problem(
+    static: Plan, hidden: Array, weight: Array, bias: Array | None, labels: Any, weights: Any, table: Any, denom: Any
+) -> tuple[Head, tuple[Any, ...], Callable[..., Any]]:
+    """What the loop takes, all of it by the row, and what makes the loss of its results."""
+    rows_plan, kit = static.rows._replace(xp=static.xp), static.xp.linear
+    assert kit is not None
+    ops, dtype, each = kit.ops, rows_plan.dtype, rows_plan.reduce == "none"
+    rows = _plan.prepare(rows_plan, hidden, labels, weights, table)
+    ids = rows.ids if rows.lay.masked else None
+    divisor = _reduce.denominator(ops, rows_plan.reduce, ops.size(rows.ids), dtype, rows.w, ids, denom)
+    a, z, c = rows.scale.slopes(_reduce.inverse(ops, divisor, dtype))
+    per_row = [_per_row(kit, rows.ids, k, dtype) for k in (None if rows_plan.smoothing == 1 else a, z, c)]
+    chunk = _chunk(kit, hidden, static, ops.size(rows.ids))
+    head = Head(kit, rows.lay._replace(axis=1), static.softcap, chunk, each, rows_plan.stats)
+
+    def finish(value: Array, results: tuple[Any, ...]) -> Any:
+        if each:
+            value = kit.shaped(value, rows.ids)
+        elif divisor is not None and not isinstance(divisor, int):  # over nothing, the mean of infinities is 0, too
+            value = ops.where(ops.astype(divisor, dtype) == 0, 0.0, value)
+        if not head.stats:
+            return value
+        nll, lse, _, correct = (None if k is None else kit.shaped(k, rows.ids) for k in results)
+        return value, _reduce.described(ops, nll, lse, correct, rows.ids, rows.w)
+
+    return head, (kit.flat(hidden, 1), weight, bias, rows.u, kit.flat(rows.ids, 0), *per_row), finish
+
+
+def _per_row(kit: Linear, ids: Array, k: Scalar | None, dtype: str) -> Array | None:
+    return None if k is None else kit.flat(kit.ops.astype(ids, dtype) * 0 + k, 0)
+
+
+def _chunk(kit: Linear, hidden: Array, static: Plan, count: Any) -> int:
+    """As many rows as the memory allows, and as evenly as they go; a dimension may not be known yet."""
+    row = static.rows.classes * (8 if static.rows.dtype == "float64" else 4) * (1 if static.softcap is None else 2)
+    most = static.chunk_rows or min(max(kit.memory(hidden) // row, FEWEST), MOST)
+    if not isinstance(count, int):
+        return most
+    if static.chunk_rows:
+        return min(most, max(count, 1))
+    return -(-count // max(-(-count // most), 1)) or 1
+
+
+# ---- the loop, for all frameworks. Operands: h [N, D], weight [C, D], bias [C], u [C], ids [N], a, z, c [N]
+
+
+def forward(
+    head: Head, h: Array, weight: Array, bias: Any, u: Any, ids: Array, a: Any, z: Any, c: Any
+) -> tuple[Array | None, ...]:
+    """Every row's loss, lse, smooth, and whether its label holds the maximum; None where that is not asked for."""
+
+    over = _buffer(head, h, weight)
+
+    def step(carry: None, h: Array, ids: Array) -> tuple[None, tuple[Array | None, ...]]:
+        x = _logits(head, _blank(head, h, ids), weight, bias, over)
+        return carry, _results(head, head.kit.rows(head.lay, x, None, u, ids), _at_label(head, x, ids))
+
+    return head.kit.scan(step, None, (h, ids), head.chunk, _present(head, ids))[1]
+
+
+def both(
+    head: Head, wanted: tuple[bool, ...], h: Array, weight: Array, bias: Any, u: Any, ids: Array, a: Any, z: Any, c: Any
+) -> tuple[tuple[Array | None, ...], tuple[Array | None, ...]]:
+    """The same, and the derivatives of sum(a loss + z lse^2 + c smooth) in h, weight and bias, those that are wanted,
+    in the dtype that is computed in: 16 bits are rounded once, when everything is added up."""
+    kit = head.kit
+    ops = kit.ops
+    dtype = formulas.compute_dtype(ops, h)
+    classes, features = ops.shape(weight)
+    assert classes is not None
+    assert features is not None
+    over = _buffer(head, h, weight)
+
+    def step(carry: Any, h: Array, ids: Array, a: Any, z: Any, c: Any) -> tuple[Any, tuple[Array | None, ...]]:
+        dw, db = carry
+        h = _blank(head, h, ids)
+        x = _logits(head, h, weight, bias, over)
+        slope, x_y = _slope(head, x), _at_label(head, x, ids)
+        results, dx = kit.rows_both(head.lay, x, None, u, ids, 0.0 if a is None else a, z, c)
+        if slope is not None:
+            dx *= slope
+        dw = None if dw is None else kit.accumulate(dw, dx, h)
+        db = None if db is None else kit.accumulate(db, dx, ops.expand_dims(ops.astype(ids, dtype) * 0 + 1, 1))
+        return (dw, db), (*_results(head, results, x_y), kit.pull(dx, weight) if wanted[0] else None)
+
+    carry = tuple(
+        ops.full(shape, 0.0, dtype, h) if is_wanted else None
+        for shape, is_wanted in zip(((classes, features), (classes, 1)), wanted[1:], strict=True)
+    )
+    (dw, db), (*results, dh) = kit.scan(step, carry, (h, ids, a, z, c), head.chunk, _present(head, ids))
+    return tuple(results), (dh, dw, None if db is None else ops.squeeze(db, 1))
+
+
+def run(head: Head, wanted: tuple[bool, ...], *operands: Any) -> tuple[tuple[Array | None, ...], tuple[Any, ...]]:
+    """`both` where a derivative is wanted, else `forward` beside three times None."""
+    return both(head, wanted, *operands) if any(wanted) else (forward(head, *operands), (None, None, None))
+
+
+def value(head: Head, results: tuple[Any, ...], a: Any, z: Any, c: Any) -> Array:
+    """a loss + z lse^2 + c smooth, each row's or their sum."""
+    loss, lse, smooth, _ = results
+    scale = _reduce.RowWeights(0.0 if a is None else a, z, c)
+    each = scale.contribution(loss, None if z is None else lse, smooth)
+    return each if head.each else head.kit.ops.sum(each, None)
+
+
+def composite(
+    head: Head, h: Array, weight: Array, bias: Any, u: Any, ids: Array, a: Any, z: Any, c: Any
+) -> tuple[Array, tuple[Array | None, ...]]:
+    """The same value from all logits at once, by operations that every transform of the framework goes through."""
+    kit = head.kit
+    h, weight = (formulas.widened(kit.ops, k) for k in (_blank(head, h, ids), weight))
+    x = kit.matmul(h, weight)
+    x = x if bias is None else x + bias
+    x = x if head.softcap is None else head.softcap * kit.smooth_tanh(x / head.softcap)
+    loss, *others = _results(head, kit.rows(head.lay, x, None, u, ids), _at_label(head, x, ids))
+    if head.lay.masked:
+        loss = loss + _poison(kit.ops, x, ids)
+    results = (loss, *others)
+    return value(head, results, a, z, c), results
+
+
+def _poison(ops: Ops, x: Array, ids: Array) -> Array:
+    """NaN in rows of an invalid label, with derivatives that are NaN as well."""
+    bad = ops.where(ops.expand_dims(ids, 1) == INVALID, x, 0.0)
+    return ops.squeeze(ops.sum(bad, 1), 1) * ops.where(ids == INVALID, float("nan"), ops.astype(ids, ops.dtype(x)) * 0)
+
+
+# ---- one chunk. Where arrays can be changed, the operators below change them: a chunk is there once.
+
+
+def _buffer(head: Head, h: Array, weight: Array) -> Array | None:
+    classes = head.kit.ops.shape(weight)[0]
+    assert classes is not None
+    return head.kit.buffer(head.chunk, classes, formulas.compute_dtype(head.kit.ops, h), h)
+
+
+def _logits(head: Head, h: Array, weight: Array, bias: Array | None, over: Array | None) -> Array:
+    x = head.kit.project(h, weight, over)
+    if bias is not None:
+        x += head.kit.ops.astype(bias, head.kit.ops.dtype(x))
+    if head.softcap is not None:
+        x /= head.softcap
+        x = head.kit.tanh(x)
+        x *= head.softcap
+    return x
+
+
+def _slope(head: Head, x: Array) -> Array | None:
+    """The softcap's own, from its result: 1 - tanh^2."""
+    if head.softcap is None:
+        return None
+    slope = x / head.softcap
+    slope *= slope
+    slope *= -1.0
+    slope += 1.0
+    return slope
+
+
+def _at_label(head: Head, x: Array, ids: Array) -> Array | None:
+    """The label's logit, before its derivative is written over it."""
+    ops = head.kit.ops
+    return ops.pick(x, ops.expand_dims(ops.where(ids < 0, 0, ids), 1), 1) if head.stats else None
+
+
+def _results(head: Head, results: tuple[Any, ...], x_y: Array | None) -> tuple[Array | None, ...]:
+    loss, lse, smooth, m = results
+    return loss, lse, smooth, None if x_y is None else head.kit.ops.squeeze(x_y == m, 1)
+
+
+def _blank(head: Head, h: Array, ids: Array) -> Array:
+    """0 in masked rows: what they hold must not reach a product."""
+    ops = head.kit.ops
+    return ops.astype(ops.where(ops.expand_dims(ids, 1) == ABSENT, 0.0, h), ops.dtype(h)) if head.lay.masked else h
+
+
+def _present(head: Head, ids: Array) -> Any:
+    """Where the rows are that are there; None where all are, or where that is not known without waiting."""
+    values = head.kit.ops.host(ids) if head.lay.masked else None
+    if values is None:
+        return None
+    kept = np.flatnonzero(values != ABSENT)
+    return None if kept.size == values.size else kept
+
+
+# ---- for loops over chunks of one size
+
+
+def even(count: int, chunk: int) -> int:
+    """Rows of a chunk, at most `chunk`: so many that chunks fill the rows, if that does not take twice as many."""
+    fewest = -(-count // chunk)
+    chunks = next((n for n in range(fewest, 2 * fewest) if count % n == 0), fewest)
+    return -(-count // chunks) if chunks else chunk
+
+
+# ---- for arrays that can be sliced and changed
+
+
+def blocks(classes: int, features: int) -> list[slice]:
+    """A weight's classes, some at a time."""
+    step = min(max(BLOCK // features, 1), classes)
+    return [slice(start, min(start + step, classes)) for start in range(0, classes, step)]
+
+
+def scan(
+    empty: Callable[..., Array], step: Any, carry: Any, rows: tuple[Any, ...], chunk: int, keep: Any
+) -> tuple[Any, tuple[Any, ...]]:
+    """`Linear.scan`; empty(shape, like, zeros) -> an array of like's dtype, 0 where `zeros`."""
+    count = len(rows[0])
+    places = count if keep is None else len(keep)
+    outputs: tuple[Any, ...] = ()
+    for start in range(0, max(places, 1), chunk):
+        part = slice(start, start + chunk) if keep is None else keep[start : start + chunk]
+        carry, results = step(carry, *(None if k is None else k[part] for k in rows))
+        if not outputs:
+            outputs = tuple(None if k is None else empty((count, *k.shape[1:]), k, keep is not None) for k in results)
+        for output, result in zip(outputs, results, strict=True):
+            if output is not None:
+                output[part] = result
+        del results  # a chunk's memory is free for the next one
+    return carry, outputs
+
+
+# ---- the loss, whole
+
+
+class Loss:
+    """As `_plan.Loss`; what derivatives there are, the adapter's `Linear.head` takes along."""
+
+    def __call__(self, xp: Adapter, *args: Any) -> Any:
+        static, arrays = plan(xp, *args)
+        return xp.run(loss, static, *arrays)
+
+    def with_gradient(self, xp: Adapter, *args: Any, **kwargs: Any) -> Any:
+        static, arrays = plan(xp, *args, **kwargs)
+        if xp.value_and_grad is None:
+            return xp.run(loss_and_grads, static, *arrays)
+
+        def f(given: tuple[Array, ...]) -> Any:
+            h, weight, *bias = given
+            return xp.run(loss, static, h, weight, bias[0] if bias else None, *arrays[3:])
+
+        result, grads = xp.value_and_grad(f, tuple(k for k in arrays[:3] if k is not None))
+        return result, Grads(grads[0], grads[1], grads[2] if len(grads) == 3 else None)
+
+
+LINEAR = Loss()
