@@ -55,13 +55,13 @@ cpu_set_t set_of_this_thread() {
 }
 const cpu_set_t at_load = set_of_this_thread();
 
-void unbind() {
+void unbind(std::thread& started) {
   for (const char* name : {"OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY"}) {
-    if (std::getenv(name)) sched_setaffinity(0, sizeof at_load, &at_load);
+    if (std::getenv(name)) pthread_setaffinity_np(started.native_handle(), sizeof at_load, &at_load);
   }
 }
 #else
-void unbind() {}
+void unbind(std::thread&) {}
 #endif
 
 struct Job {
@@ -93,13 +93,16 @@ class Pool {
  private:
   void grow(int helpers) {
     try {
-      for (; threads_ < helpers; ++threads_) std::thread(&Pool::help, this).detach();
+      for (; threads_ < helpers; ++threads_) {
+        std::thread one(&Pool::help, this);
+        unbind(one);
+        one.detach();
+      }
     } catch (const std::system_error&) {  // no more to be had: fewer will do
     }
   }
 
   void help() {
-    unbind();
     std::unique_lock lock(mutex_);
     for (;;) {
       start_.wait(lock, [&] { return open_ > 0; });
