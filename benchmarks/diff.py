@@ -72,9 +72,9 @@ def diff(old: Result, new: Result) -> list[Verdict]:
 
 
 def _each(old: Result, new: Result) -> Iterator[list[Change]]:
-    before = {_name(case): case for case in old.cases}
+    before = {case.identity: case for case in old.cases}
     for case in new.cases:
-        then = before.get(_name(case))
+        then = before.get(case.identity)
         for series in case.series if then else ():
             changes = list(_changes(then, case, series)) if then and series.ours and series.seconds else []
             if changes:
@@ -92,10 +92,6 @@ def _changes(then: Case, now: Case, series: Series) -> Iterator[Change]:
             yield Change(now, series, rival.name, old, new)
     floors = then.floor(series.which), now.floor(series.which)
     yield Change(now, series, "memory", ratio(floors[0], earlier.seconds), ratio(floors[1], series.seconds))
-
-
-def _name(case: Case) -> tuple[object, ...]:
-    return case.workload, case.shape, case.dtype, case.value
 
 
 def show(verdicts: list[Verdict], console: Console) -> None:

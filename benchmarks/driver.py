@@ -21,6 +21,7 @@ SEED = 0
 SLOW = 0.25  # seconds a call: longer samples are steadier, and are taken in every other round only
 FEW, MANY = 7, 41  # rounds, if it is not said how many: as many as fit into
 PATIENCE = 100.0  # seconds a case
+LIVES, SMALL = 3, 1 << 25  # so often cases of so few logits have new processes, if the rounds are as many as fit
 Progress = Callable[[str, int, int], None]  # (what is being done, how much is done, of how much)
 
 
@@ -63,7 +64,16 @@ class Driver:
         self.done, self.of = 0, 1
 
     def all(self, cases: list[tuple[int | None, Workload, str]], times: int = 1) -> None:
-        self.of = len(cases) * times
+        """How a process lies in memory decides on some short calls' times, however often they are repeated in it; and
+        a machine has its hours. So small cases come again, in other processes."""
+        again = [case for case in cases if case[1].size <= SMALL]
+        lives = [cases] + (LIVES - 1) * [again] if self.settings.rounds is None else [cases]
+        self.of = sum(map(len, lives)) * times
+        for life in filter(None, lives):
+            self._live(life)
+
+    def _live(self, cases: list[tuple[int | None, Workload, str]]) -> None:
+        self.end()
         self.workers = self._start()
         for value, workload, dtype in cases:
             need = self._memory_needed(workload, dtype, 1)
@@ -155,7 +165,8 @@ class Driver:
         entries = [entry for found, _ in prepared for entry in found]
         samples: dict[str, list[float | None]] = {"read": [], "write": [], "copy": []}
         try:
-            self._rounds(memory, samples, entries, f"{workload.name} {dtype}")
+            patience = PATIENCE / LIVES if workload.size <= SMALL else PATIENCE
+            self._rounds(memory, samples, entries, f"{workload.name} {dtype}", patience)
         finally:  # after Ctrl-C, with the rounds that are whole
             timed = [entry.samples for entry in entries if entry.samples or not entry.series.problem]
             whole = min(map(len, [*samples.values(), *timed]))
@@ -176,7 +187,7 @@ class Driver:
                 value=value,
             )
             if whole:
-                self.result.cases.append(case)
+                self.result.add(case)
         for worker in list(self.workers):
             self._clear(worker, f"{workload.name} {dtype}")
 
@@ -218,7 +229,14 @@ class Driver:
         series = Series(contender["name"], backend, contender["mode"], contender["ours"], which, **found)
         return Entry(worker, index, series, each_call)
 
-    def _rounds(self, memory: Worker, samples: dict[str, list[float | None]], entries: list[Entry], what: str) -> None:
+    def _rounds(
+        self,
+        memory: Worker,
+        samples: dict[str, list[float | None]],
+        entries: list[Entry],
+        what: str,
+        patience: float,
+    ) -> None:
         """Every contender once a round, in another order each time."""
         rng, least = np.random.default_rng(self.settings.seed), self.settings.rounds or FEW
         most = self.settings.rounds or MANY
@@ -226,9 +244,9 @@ class Driver:
         start = time.monotonic()
         for number in range(most):
             spent = time.monotonic() - start
-            if number >= least and spent > PATIENCE:
+            if number >= least and spent > patience:
                 break
-            part = max(number / most, min(number / least, spent / PATIENCE))
+            part = max(number / most, min(number / least, spent / patience))
             self._say(f"timing {what}, round {number + 1}", (1 + part) / 2)
             for one, column in samples.items():
                 column.append(memory.ask("move", what=one)["seconds"])

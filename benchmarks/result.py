@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -83,6 +84,24 @@ class Case:
         shape = "x".join(map(str, self.shape)) + (f" axis={self.axis}" if self.axis != -1 else "")
         return f"{self.workload}  {shape}  {self.dtype}"
 
+    @property
+    def identity(self) -> tuple[object, ...]:
+        """What is the same in another run."""
+        return self.workload, self.shape, self.dtype, self.value
+
+    def joined(self, other: Case) -> Case:
+        """With the rounds of another one of the same identity behind its own."""
+        before, after = len(self.memory["read"]), len(other.memory["read"])
+        mine, theirs = ({key(s): s for s in case.series} for case in (self, other))
+        series = []
+        for name in dict.fromkeys((*mine, *theirs)):
+            found = [s for s in (mine.get(name), theirs.get(name)) if s and s.seconds]
+            one = (found or [mine.get(name) or theirs[name]])[0]
+            seconds = [_rounds(mine.get(name), before), _rounds(theirs.get(name), after)]
+            series.append(replace(one, seconds=tuple(chain(*seconds)) if found else ()))
+        memory = {what: (*column, *other.memory[what]) for what, column in self.memory.items()}
+        return replace(self, memory=memory, series=series)
+
     def wrong(self, series: Series) -> str:
         """What is wrong with its numbers, or "": errors beyond what the dtype excuses, or a clock stopped too early."""
         of_loss = truth.tolerance(series.returns or self.dtype, series.ours)
@@ -117,6 +136,11 @@ class Case:
     def find(self, name: str, backend: str, mode: str, which: str) -> Series | None:
         wanted = (name, backend, mode, which)
         return next((s for s in self.series if key(s) == wanted), None)
+
+
+def _rounds(series: Series | None, count: int) -> Iterable[float | None]:
+    """Its times in so many rounds; None where it was not there."""
+    return series.seconds if series and series.seconds else repeat(None, count)
 
 
 def key(series: Series) -> tuple[str, str, str, str]:
@@ -158,6 +182,14 @@ class Result:
                 raise ValueError(f"{argument}: expected (name, backend, mode, which) as measured, got {name!r}")
             found.append(series.seconds)
         return ratio(*found)
+
+    def add(self, case: Case) -> None:
+        """Behind the rounds of the same case, if there are some already."""
+        for place, there in enumerate(self.cases):
+            if there.identity == case.identity:
+                self.cases[place] = there.joined(case)
+                return
+        self.cases.append(case)
 
     def to_dict(self) -> dict[str, Any]:
         return {"format": FORMAT, **asdict(self)}

@@ -49,8 +49,8 @@ def bench(
         rivals: whether the frameworks' own losses, Keras, SciPy and others are timed, too.
         threads: processors that each framework may use; all if not given.
         rounds: how often each contender has its turn; if not given, as often as 100 seconds a workload allow, from 7
-            to 41 times; 7 times for `quick` and `sweep`. Contenders that take longer than 0.25 s a call are in every
-            other round only.
+            to 41 times, or so in each of three generations of processes where the logits are few; 7 times for `quick`
+            and `sweep`. Contenders that take longer than 0.25 s a call are in every other round only.
         quick: two small workloads and shorter samples, in about a minute.
         sweep: "classes", "rows" or "threads": how the cost grows with it, on "lm" if no workload is given.
         save: where to write the result as JSON, anew after each workload.

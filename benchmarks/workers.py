@@ -86,6 +86,10 @@ def _environment(device: str, threads: int) -> dict[str, str]:
         # A virtual machine may put two threads on one core. OpenMP's wait for each other by spinning, so that the one
         # keeps the other from working: a call of 10 us took 10 ms.
         "OMP_PROC_BIND": "true",
+        # Left to itself, glibc gives results of some MB back to the system in one process and keeps them in another,
+        # as the heap happens to lie; getting them again takes as long as the loss.
+        "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+        "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
         **os.environ,
         **({} if seen is None else {"CUDA_VISIBLE_DEVICES": seen}),
         "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),

@@ -347,7 +347,13 @@ def test_rounds(asked):
 
 @pytest.mark.parametrize(
     ("options", "patience", "want"),
-    [({}, 100, 41), ({}, 1e-9, 7), ({"rounds": 3}, 1e-9, 3), ({"quick": True}, 100, 7), ({"sweep": "rows"}, 100, 7)],
+    [
+        ({}, 100, 3 * 41),
+        ({}, 1e-9, 3 * 7),
+        ({"rounds": 3}, 1e-9, 3),
+        ({"quick": True}, 100, 7),
+        ({"sweep": "rows"}, 100, 7),
+    ],
 )
 def test_as_many_rounds_as_there_is_time_for(asked, monkeypatch, options, patience, want):
     monkeypatch.setattr(driver, "PATIENCE", patience)
@@ -356,12 +362,47 @@ def test_as_many_rounds_as_there_is_time_for(asked, monkeypatch, options, patien
     assert f" {want} rounds" in rows.facts(found)["timed"]
 
 
-def test_openmp_binds_its_threads(monkeypatch):
+def test_small_cases_come_again_in_new_processes(asked, monkeypatch):
+    monkeypatch.setattr(driver, "PATIENCE", 1e-9)
+    found = run.bench(["image", "lm"], backends=["numpy"], dtypes=["float32"])
+    events = [m["workload"]["name"] if do == "case" else do for name, do, m in asked if name == "numpy"]
+    once = ["start", "image", "lm", "ended"]
+    assert [e for e in events if e in {*once}] == once + 2 * ["start", "image", "ended"]
+    assert [(case.workload, len(case.memory["read"])) for case in found.cases] == [("image", 21), ("lm", 7)]
+    assert [s is None for s in found.cases[0].series[0].seconds] == 3 * [False, True, False, True, False, True, False]
+
+
+def test_rounds_are_joined():
+    """Who was in some of them only has no times in the others, and one with a problem none at all."""
+
+    def case(*series):
+        memory = dict.fromkeys(("read", "write", "copy"), (1.0, 1.0))
+        return Case("w", "", "sparse_ce", (6, 11), -1, "float32", 1, 1, 1, 1, memory, list(series))
+
+    def series(name, *seconds, problem=""):
+        return Series(name, "numpy", "eager", False, "both", seconds, problem=problem)
+
+    found = Result({}, {})
+    found.add(case(series("a", 1.0, 2.0), series("b", 3.0, 4.0), series("c", problem="no")))
+    found.add(case(series("a", 5.0, None), series("b", problem="no"), series("c", problem="no"), series("d", 6.0, 7.0)))
+    (joined,) = found.cases
+    assert joined.memory["read"] == (1.0,) * 4
+    assert {s.name: s.seconds for s in joined.series} == {
+        "a": (1.0, 2.0, 5.0, None),
+        "b": (3.0, 4.0, None, None),
+        "c": (),
+        "d": (None, None, 6.0, 7.0),
+    }
+    assert [s.problem for s in joined.series] == ["", "", "no", ""]
+
+
+def test_settings_that_keep_a_process_from_fighting_itself(monkeypatch):
     """Unless somebody said otherwise."""
-    monkeypatch.delenv("OMP_PROC_BIND", raising=False)
-    assert workers._environment("cpu", 2)["OMP_PROC_BIND"] == "true"
-    monkeypatch.setenv("OMP_PROC_BIND", "false")
-    assert workers._environment("cpu", 2)["OMP_PROC_BIND"] == "false"
+    for name in ("OMP_PROC_BIND", "MALLOC_MMAP_THRESHOLD_"):
+        monkeypatch.delenv(name, raising=False)
+        assert workers._environment("cpu", 2)[name] in {"true", str(1 << 25)}
+        monkeypatch.setenv(name, "0")
+        assert workers._environment("cpu", 2)[name] == "0"
 
 
 def test_without_rivals_or_modes(asked):
