@@ -76,7 +76,7 @@ class Driver:
         self.end()
         self.workers = self._start()
         for value, workload, dtype in cases:
-            need = self._memory_needed(workload, dtype, 1)
+            need = workload.memory(dtype, len(self.workers), 1)
             lost = len(self.workers) < self.started
             if lost or need > machine.memory("available"):  # what the processes had once, some of them keep
                 self.end()
@@ -148,19 +148,13 @@ class Driver:
         worker.end()
         self.workers.remove(worker)
 
-    def _memory_needed(self, workload: Workload, dtype: str, at_once: int) -> int:
-        """Each process holds its logits, and labels that may be as large; one that prepares some seven times as much,
-        in float32; with SciPy's temporaries ten."""
-        arrays = workload.copies(dtype) + (workload.loss != "sparse_ce")
-        return workload.size * (arrays * WIDTH[dtype] * len(self.workers) + (7 * at_once + 3) * WIDTH["float32"])
-
     # ---- one case
 
     def _case(self, value: int | None, workload: Workload, dtype: str) -> None:
         memory, *workers = self.workers
         self._say(f"preparing {workload.name} {dtype}", 0)
         moved = memory.ask("memory", size=workload.size * WIDTH[dtype])["size"]
-        room = self._memory_needed(workload, dtype, machine.cores()) < machine.memory("available")
+        room = workload.memory(dtype, len(self.workers), machine.cores()) < machine.memory("available")
         prepared = each(lambda worker: self._prepare(worker, workload, dtype), workers, room)
         entries = [entry for found, _ in prepared for entry in found]
         samples: dict[str, list[float | None]] = {"read": [], "write": [], "copy": []}

@@ -162,8 +162,8 @@ def _title(axes: Axes, left: str, right: str) -> None:
     axes.set_title(right, loc="right", fontsize=9.5, pad=16, color="#444444")
 
 
-def _frame(axes: Axes, across: Literal["x", "y"]) -> None:
-    """A log scale whose ticks say ns, µs, ms and s, and nothing that is not needed."""
+def _frame(axes: Axes, across: Literal["x", "y"], shown: Callable[[float, int], str] = rows.duration) -> None:
+    """A log scale whose ticks say ns, µs, ms and s, or MB, and nothing that is not needed."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
     axis = axes.xaxis if across == "x" else axes.yaxis
@@ -173,7 +173,7 @@ def _frame(axes: Axes, across: Literal["x", "y"]) -> None:
     axes.set(**{f"{across}lim": (low / wide**0.5, high * wide**0.5)})
     steps = (1.0,) if high / low > 1e3 else (1.0, 3.0) if high / low > 10 else (1.0, 2.0, 3.0, 5.0, 7.0)
     axis.set_major_locator(LogLocator(base=10, subs=steps))
-    axis.set_major_formatter(FuncFormatter(lambda seconds, _: rows.duration(seconds, 1)))
+    axis.set_major_formatter(FuncFormatter(lambda figure, _: shown(figure, 1)))
     axis.set_minor_locator(NullLocator())
     axis.set_minor_formatter(NullFormatter())
     axes.grid(axis=across, color="#e6e6e6")
@@ -188,7 +188,7 @@ def _frame(axes: Axes, across: Literal["x", "y"]) -> None:
 
 def _sweep_bands(found: list[Sweep]) -> list[Band]:
     bands = []
-    for _, group in groupby(found, key=lambda sweep: (base(sweep.cases[0]), sweep.cases[0].dtype)):
+    for _, group in groupby(found, key=lambda sweep: (base(sweep.cases[0]), sweep.cases[0].dtype, sweep.measure)):
         same = list(group)
         below = KEYS * (max(len(sweep.lines) for sweep in same) // 2 + 2) + 0.6
         bands.append(Band(SWEEP, below, INDENT, tuple(_sweep_panel(sweep) for sweep in same)))
@@ -197,17 +197,18 @@ def _sweep_bands(found: list[Sweep]) -> list[Band]:
 
 def _sweep_panel(sweep: Sweep) -> Callable[[Axes], None]:
     def draw(axes: Axes) -> None:
-        axes.plot(sweep.values, sweep.floor, color=FLOOR, linestyle="--", linewidth=1.2, label="floor")
+        if sweep.floor:
+            axes.plot(sweep.values, sweep.floor, color=FLOOR, linestyle="--", linewidth=1.2, label="floor")
         for line in sweep.lines:
             _sweep_line(axes, sweep.values, line)
-        _frame(axes, "y")
+        _frame(axes, "y", sweep.text)
         axes.set_xscale("log", base=2)
         axes.set_xticks(sweep.values, [str(value) for value in sweep.values])
         axes.minorticks_off()
         axes.set_xlabel(sweep.varied, fontsize=9)
         close = {"columnspacing": 1.0, "handletextpad": 0.5, "handlelength": 2.6}
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncol=2, frameon=False, fontsize=6.5, **close)
-        _title(axes, sweep.title.split(":")[0], "")
+        _title(axes, sweep.title.split(":")[0], "" if sweep.measure == "time" else sweep.measure)
 
     return draw
 
@@ -217,7 +218,7 @@ def _sweep_line(axes: Axes, values: list[int], line: Line) -> None:
     name = "xent" if series.ours else line.name
     axes.plot(
         values,
-        line.seconds,
+        [figure or math.nan for figure in line.figures],  # the scale has no 0
         color=WRONG if any(line.wrong) else BACKENDS.get(series.backend, RIVAL),
         linestyle=MODES.get(series.mode, "-"),
         marker="x" if any(line.wrong) else "o" if series.ours else ".",

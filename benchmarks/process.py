@@ -22,7 +22,7 @@ from typing import Any
 
 from xent import _live
 
-from . import clock, memory_traffic, truth
+from . import clock, frameworks, memory_traffic, truth
 from .frameworks import Contender, Framework
 from .workloads import PASSES, Workload
 
@@ -58,19 +58,21 @@ class Server:
         if dtype not in self.dtypes:
             return {"contenders": [], "buffers": 0, "absent": f"no {dtype} without ml_dtypes"}
         self.framework.begin(dtype)
+        self.contenders = self.framework.contenders(self.workload)
+        if not self.contenders:
+            return {"contenders": [], "buffers": 0}
         x, y = self.workload.arrays(seed)
-        x = truth.rounded(x, dtype)
-        if self.workload.loss != "sparse_ce":
+        x = frameworks.each(lambda k: truth.rounded(k, dtype), x)
+        if not self.workload.ids:
             y = truth.rounded(y, dtype)
         self.x, self.y = x, y
         self.labels = self.framework.array(y, dtype)
-        self.logits = [self.framework.array(x, dtype) for _ in range(self.workload.copies(dtype))]
-        self.turns = itertools.cycle(range(len(self.logits)))
-        self.contenders = self.framework.contenders(self.workload)
-        self.true: truth.Truth | None = None
+        self.inputs = [self._input() for _ in range(self.workload.copies(dtype))]
+        self.turns = itertools.cycle(range(len(self.inputs)))
+        self.true: truth.Truth | truth.LinearTruth | None = None
         self.peaks: dict[tuple[int, str], int] = {}
         named = [{"name": c.name, "mode": c.mode, "ours": c.ours} for c in self.contenders]
-        return {"contenders": named, "buffers": len(self.logits)}
+        return {"contenders": named, "buffers": len(self.inputs)}
 
     def check(self, index: int, which: str) -> dict[str, Any]:
         """First call, correctness, whether it waits, memory, and about how long a call takes."""
@@ -113,8 +115,8 @@ class Server:
     def checked(self) -> dict[str, Any]:
         """Gives back what only checks need: every process holds its own arrays."""
         if not any(contender.overwrites for contender in self.contenders):
-            del self.x, self.y
-            self.true = None
+            for name in ("x", "y", "true"):
+                self.__dict__.pop(name, None)
         return {}
 
     def time(self, index: int, which: str, repeat: int) -> dict[str, Any]:
@@ -141,19 +143,23 @@ class Server:
         return {"seconds": clock.seconds(iter([getattr(self.traffic, what)]), lambda result: None, 1)}
 
     def end(self) -> dict[str, Any]:
-        for name in ("x", "y", "labels", "logits", "contenders", "true", "traffic"):
+        for name in ("x", "y", "labels", "inputs", "contenders", "true", "traffic"):
             self.__dict__.pop(name, None)
         gc.collect()
         return {}
 
     def _calls(self, contender: Contender, which: str) -> Iterator[Callable[[], Any]]:
-        """Each with the next of the logits, which all contenders take turns on."""
+        """Each with the next of the inputs, which all contenders take turns on."""
         function = contender.forward if which == PASSES[0] else contender.both
-        return map([partial(function, x, self.labels) for x in self.logits].__getitem__, self.turns)
+        return map([partial(function, x, self.labels) for x in self.inputs].__getitem__, self.turns)
 
     def _restore(self, contender: Contender) -> None:
         if contender.overwrites:
-            self.logits = [self.framework.array(self.x, self.dtype) for _ in self.logits]
+            self.inputs = [self._input() for _ in self.inputs]
+
+    def _input(self) -> Any:
+        """The framework's logits, or its hidden states and weight."""
+        return frameworks.each(lambda k: self.framework.array(k, self.dtype), self.x)
 
     def _errors(self, result: Any, which: str) -> dict[str, Any]:
         if self.true is None:
@@ -161,9 +167,11 @@ class Server:
         loss, gradient = (result, None) if which == PASSES[0] else result
         found = {"value_error": truth.value_error(self.true, self.framework.numpy(loss)), "returns": _dtype(loss)}
         if gradient is not None:
-            if _dtype(gradient) != self.dtype:
-                raise TypeError(f"gradient: expected {self.dtype}, got {_dtype(gradient)}")
-            found["gradient_error"] = truth.gradient_error(self.true, self.framework.numpy(gradient), self.dtype)
+            for part in frameworks.parts(gradient):
+                if _dtype(part) != self.dtype:
+                    raise TypeError(f"gradient: expected {self.dtype}, got {_dtype(part)}")
+            values = frameworks.each(self.framework.numpy, gradient)
+            found["gradient_error"] = truth.gradient_error(self.true, values, self.dtype)
         return found
 
 
@@ -175,7 +183,7 @@ def _dtype(array: Any) -> str:
 
 def _fetch(framework: Framework, result: Any) -> None:
     """A number of each array: it is not there before the array is, and takes no time to bring over."""
-    for array in result if isinstance(result, tuple) else (result,):
+    for array in frameworks.parts(result):
         framework.numpy(array[(0,) * array.ndim] if getattr(array, "ndim", 0) else array)
 
 

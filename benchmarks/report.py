@@ -59,7 +59,8 @@ def _titles(title: str, note: str) -> str:
 
 
 def _block(case: Case, which: str) -> str:
-    heads = "".join(f'<th{_left(i)} title="{escape(c.meaning)}">{c.heading}</th>' for i, c in enumerate(COLUMNS))
+    columns = enumerate(rows.columns(case))
+    heads = "".join(f'<th{_left(i)} title="{escape(c.meaning)}">{c.heading}</th>' for i, c in columns)
     body = ""
     for backend, group in groupby(rows.rows(case, which), key=lambda row: row.series.backend):
         body += _backend(backend, len(COLUMNS)) + "".join(_row(case, row) for row in group)
@@ -94,10 +95,10 @@ def _troubles(cases: list[Case], which: str) -> str:
 
 def _sweep(sweep: Sweep) -> str:
     names = '<th class="name">contender</th><th class="name">mode</th>'
-    slope = f'<th title="k in time ~ {sweep.varied}^k, over the upper half of the values">slope</th>'
+    slope = f'<th title="k in {sweep.measure} ~ {sweep.varied}^k, over the upper half of the values">slope</th>'
     heads = names + "".join(f"<th>{value}</th>" for value in sweep.values) + slope
-    least = "".join(f"<td>{rows.duration(seconds, 2)}</td>" for seconds in sweep.floor)
-    body = f'<tr><td class="name">floor</td><td></td>{least}<td></td></tr>'
+    least = "".join(f"<td>{sweep.shown(seconds)}</td>" for seconds in sweep.floor)
+    body = f'<tr><td class="name">floor</td><td></td>{least}<td></td></tr>' if least else ""
     for backend, group in groupby(sweep.lines, key=lambda line: line.series.backend):
         body += _backend(backend, len(sweep.values) + 3) + "".join(_line(line) for line in group)
     return _titles(sweep.title, sweep.cases[0].why) + _table(heads, body) + _troubles([*sweep.cases], sweep.which)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from . import truth
+from .workloads import WIDTH
 
 FORMAT = 1  # of the file
 ENOUGH = 4  # rounds to say that something is faster or slower
@@ -68,16 +69,36 @@ class Case:
     workload: str
     why: str
     loss: str
-    shape: tuple[int, ...]
+    shape: tuple[int, ...]  # the logits'; of linear_ce rows, features, classes
     axis: int
     dtype: str
-    buffers: int  # how many logits the calls took turns on
-    read: int  # bytes of logits and labels
-    write: int  # bytes of a gradient
+    buffers: int  # how many inputs the calls took turns on
+    read: int  # bytes of inputs and labels
+    write: int  # bytes of a gradient, or of both gradients
     moved: int  # bytes of each memory measurement
     memory: dict[str, tuple[float | None, ...]]  # seconds of "read", "write" (fresh memory), "copy", by round
     series: list[Series] = field(default_factory=list)
     value: int | None = None  # what a sweep varies
+
+    @property
+    def linear(self) -> bool:
+        return self.loss == "linear_ce"
+
+    @property
+    def logits(self) -> int:
+        """Bytes of the logits, whether they are there or not."""
+        return self.shape[0] * self.shape[-1] * WIDTH[self.dtype] if self.linear else self.write
+
+    def extra(self, series: Series) -> int | None:
+        """Bytes at the peak beyond those before the call; of linear_ce, also beyond its gradients, which are not of the
+        logits' size. None: not known."""
+        if series.memory is None or not self.linear or series.which == "forward":
+            return series.memory
+        return max(0, series.memory - self.write)
+
+    def operations(self, which: str) -> int:
+        """Of linear_ce's products, one forward and two more for the gradients; 0 of other losses."""
+        return (6 if which == "both" else 2) * math.prod(self.shape) if self.linear else 0
 
     @property
     def title(self) -> str:
@@ -104,8 +125,8 @@ class Case:
 
     def wrong(self, series: Series) -> str:
         """What is wrong with its numbers, or "": errors beyond what the dtype excuses, or a clock stopped too early."""
-        of_loss = truth.tolerance(series.returns or self.dtype, series.ours)
-        of_gradient = truth.tolerance(self.dtype, series.ours)
+        of_loss = truth.tolerance(series.returns or self.dtype, series.ours, self.linear and self.dtype == "float32")
+        of_gradient = truth.tolerance(self.dtype, series.ours, self.linear)
         for what, error, most in (
             ("loss", series.value_error, of_loss),
             ("gradient", series.gradient_error, of_gradient),
@@ -116,10 +137,11 @@ class Case:
         return "" if series.waits else "not synchronised"
 
     def floor(self, which: str) -> list[float | None]:
-        """By round, the seconds that the least traffic takes at the bandwidth measured in it."""
+        """By round, the seconds that the least traffic takes at the bandwidth measured in it. None of linear_ce, which
+        is not limited by that."""
         return [
             None
-            if read is None or write is None
+            if self.linear or read is None or write is None
             else (self.read * read + (self.write * write if which == "both" else 0)) / self.moved
             for read, write in zip(self.memory["read"], self.memory["write"], strict=True)
         ]

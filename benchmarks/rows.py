@@ -24,17 +24,23 @@ class Column(NamedTuple):
     left: bool = False
 
 
+BYTES = Column("GB/s", "the fewest bytes that any implementation must move, in that time")
+OPERATIONS = Column("GFLOP/s", "linear_ce: 2 (with gradients 6) x rows x features x classes operations, in that time")
 COLUMNS = (
     Column("ratio", "times as long as xent, same backend and mode: median of paired rounds"),
     Column("quartiles", "of that ratio: green above 1, red below, no colour across it"),
     Column("contender", "keras.losses: Keras running on that backend", True),
     Column("mode", "compiled: torch.compile, jit_compile or jax.jit; graph: tf.function without XLA", True),
     Column("time", "of a call, median of the rounds"),
-    Column("GB/s", "the fewest bytes that any implementation must move, in that time"),
+    BYTES,
     Column("floor", "the floor as a share of the time, of the same round; above 100% is in cache"),
     Column("memory", "peak beyond what was held before: x the logits' size, or bytes if few"),
     Column("error", "worst relative error against float64: of the loss, or of its gradient"),
 )
+
+
+def columns(case: Case) -> list[Column]:
+    return [OPERATIONS if case.linear and column is BYTES else column for column in COLUMNS]
 
 
 class Row(NamedTuple):
@@ -61,9 +67,9 @@ def _row(case: Case, series: Series) -> Row:
     error = series.gradient_error if series.which == "both" else series.value_error
     numbers = (
         duration(seconds),
-        _rate(fewest(case, series.which) / seconds / 1e9),
+        _rate((case.operations(series.which) or fewest(case, series.which)) / seconds / 1e9),
         _share(ratio(case.floor(series.which), series.seconds).median),
-        _memory(case, series.memory),
+        _memory(case, case.extra(series)),
         figure(error),
     )
     return Row(series, (*name, *numbers), "" if trouble or series.ours else _verdict(against), trouble)
@@ -72,7 +78,7 @@ def _row(case: Case, series: Series) -> Row:
 def _memory(case: Case, extra: int | None) -> str:
     if extra is None:
         return "-"
-    return f"{extra / case.write:.2f}x" if case.write >= SMALL else size(extra, 2)
+    return f"{extra / case.logits:.2f}x" if case.logits >= SMALL else size(extra, 2)
 
 
 def compared(case: Case, series: Series) -> Spread:
@@ -102,7 +108,11 @@ def floor(case: Case, which: str) -> float:
 
 
 def heading(case: Case, which: str) -> tuple[str, str]:
-    """What it is, and what its best time could be."""
+    """What it is, and what its best time could be, or what its figures mean."""
+    if case.linear:
+        billions = digits(case.operations(which) / 1e9)
+        meaning = "; memory: beyond the gradients; error: of a gradient as a whole" if which == "both" else ""
+        return f"{case.title}: {case.why}", f"{PASS[which]}; {billions} GFLOP{meaning}"
     least = f"{duration(floor(case, which))} for {size(fewest(case, which))} at the bandwidth measured beside it"
     return f"{case.title}: {case.why}", f"{PASS[which]}; floor {least}"
 
@@ -119,10 +129,15 @@ def hover(case: Case, row: Row) -> str:
         f"first call {duration(series.first)}, compilation included, while others prepared, too",
         "extra memory at the peak not known"
         if series.memory is None
-        else f"{size(series.memory)} of extra memory at the peak",
+        else f"{size(series.memory)} of extra memory at the peak{_beyond(case, series)}",
         f"error of the loss {figure(series.value_error)}, of the gradient {figure(series.gradient_error)}",
     ]
     return "; ".join([*parts, row.trouble] if row.trouble else parts)
+
+
+def _beyond(case: Case, series: Series) -> str:
+    extra = case.extra(series)
+    return "" if extra in (None, series.memory) else f", {size(extra)} beyond the gradients"
 
 
 def troubles(case: Case, which: str) -> Iterator[str]:
@@ -226,8 +241,8 @@ def duration(seconds: float, n: int = 3, gap: str = " ") -> str:
     return _in(UNITS, seconds, n, gap)
 
 
-def size(count: float, n: int = 3) -> str:
-    return _in(SIZES, count, n, " ") if count else "0"
+def size(count: float, n: int = 3, gap: str = " ") -> str:
+    return _in(SIZES, count, n, gap) if count else "0"
 
 
 def _in(units: tuple[tuple[float, str], ...], x: float, n: int, gap: str) -> str:

@@ -41,7 +41,8 @@ def bench(
     them can be compared by paired ratios. Before it is timed, each one's loss and gradient are checked against float64.
 
     Args:
-        workloads: names from `xent.benchmarks.workloads.WORKLOADS`, such as "lm"; all if not given.
+        workloads: names from `xent.benchmarks.workloads.WORKLOADS`, such as "lm"; all if not given, but on a CPU
+            without what takes minutes a call or more memory than most have: "linear" in bfloat16, "linear-large".
         backends: "numpy", "torch", "tensorflow", "jax"; all that are installed if not given.
         dtypes: "float32", "float64", "float16", "bfloat16"; each workload's own if not given.
         modes: "eager", "compiled" (torch.compile, tf.function with XLA and without, jax.jit); both if not given.
@@ -96,7 +97,8 @@ def bench(
             cases: list[tuple[int | None, Workload]] = [(None, WORKLOADS[name]) for name in names]
             if sweep:
                 cases = [variant for _, base in cases for variant in variants(base, sweep)]
-            run.all([(value, w, dtype) for value, w in cases for dtype in dtypes or _dtypes(w, sweep)])
+            every = bool(workloads) or device != "cpu"
+            run.all([(value, w, dtype) for value, w in cases for dtype in _dtypes(w, dtypes, sweep, every)])
     except KeyboardInterrupt:
         run.result.interrupted = True
         run.save()
@@ -125,8 +127,10 @@ def _rounds(given: int | None, brief: bool) -> int | None:
     return None if given is None and not brief else _count("rounds", given, FEW, 10_000)
 
 
-def _dtypes(workload: Workload, sweep: str | None) -> tuple[str, ...]:
-    return workload.dtypes[:1] if sweep else workload.dtypes
+def _dtypes(workload: Workload, given: Sequence[str], sweep: str | None, every: bool = True) -> list[str]:
+    """Those given, or the workload's own; not `every`: without those that take a CPU minutes."""
+    chosen = given or (workload.dtypes[:1] if sweep else workload.dtypes)
+    return [dtype for dtype in chosen if every or dtype in workload.usual]
 
 
 def _sweep_threads(run: Driver, workloads: list[Workload], dtypes: list[str]) -> None:
@@ -135,4 +139,4 @@ def _sweep_threads(run: Driver, workloads: list[Workload], dtypes: list[str]) ->
     for threads in counts:
         run.end()
         run.settings = replace(run.settings, threads=threads)
-        run.all([(threads, w, dtype) for w in workloads for dtype in dtypes or _dtypes(w, "threads")], len(counts))
+        run.all([(threads, w, dtype) for w in workloads for dtype in _dtypes(w, dtypes, "threads")], len(counts))

@@ -49,8 +49,9 @@ def _block(case: Case, which: str, console: Console) -> None:
     if not found:
         return
     _titles(rows.heading(case, which), console)
-    kept, widths = _fitting([row.cells for row in found], console.width)
-    console.print(_line([COLUMNS[i].heading for i in kept], [widths[i] for i in kept], kept, "dim"), soft_wrap=True)
+    headings = [column.heading for column in rows.columns(case)]
+    kept, widths = _fitting(headings, [row.cells for row in found], console.width)
+    console.print(_line([headings[i] for i in kept], [widths[i] for i in kept], kept, "dim"), soft_wrap=True)
     for backend, group in groupby(found, key=lambda row: row.series.backend):
         console.print(Text(backend, "cyan"))
         for row in group:
@@ -69,10 +70,10 @@ def _troubles(lines: Iterator[str], console: Console) -> None:
     console.print()
 
 
-def _fitting(cells: Sequence[tuple[str, ...]], width: int) -> tuple[list[int], list[int]]:
+def _fitting(headings: list[str], cells: Sequence[tuple[str, ...]], width: int) -> tuple[list[int], list[int]]:
     """The columns there is room for, and how wide each is."""
-    columns = zip(COLUMNS, zip(*cells, strict=True), strict=True)
-    widths = [max(map(len, (column.heading, *texts))) for column, texts in columns]
+    columns = zip(headings, zip(*cells, strict=True), strict=True)
+    widths = [max(map(len, (heading, *texts))) for heading, texts in columns]
     kept = list(range(len(COLUMNS)))
     for heading in SPARE:
         if sum(widths[i] + len(GAP) for i in kept) <= width:
@@ -105,8 +106,8 @@ def _sweep(sweep: Sweep, console: Console) -> None:
     names = [f"{line.name} {line.series.mode}" for line in lines]
     first = max(map(len, names)) + 2
     table = [line.cells for line in lines]
-    heads, least = [str(value) for value in sweep.values], [rows.duration(s, 2, "") for s in sweep.floor]
-    widths = [max(map(len, column)) + 1 for column in zip(heads, least, *table, strict=True)]
+    heads, least = [str(value) for value in sweep.values], [sweep.shown(s) for s in sweep.floor]
+    widths = [max(map(len, column)) + 1 for column in zip(heads, least or heads, *table, strict=True)]
     start = _first_shown(widths, console.width - first - 7)
 
     def text(name: str, cells: Sequence[str], last: str) -> str:
@@ -114,7 +115,8 @@ def _sweep(sweep: Sweep, console: Console) -> None:
         return name.ljust(first) + "".join(cell.rjust(width) for cell, width in shown) + last.rjust(7)
 
     console.print(Text(text("", heads, "slope"), "dim"), soft_wrap=True)
-    console.print(Text(text("  floor", least, ""), "dim"), soft_wrap=True)
+    if least:
+        console.print(Text(text("  floor", least, ""), "dim"), soft_wrap=True)
     for backend, group in groupby(zip(lines, names, table, strict=True), key=lambda item: item[0].series.backend):
         console.print(Text(backend, "cyan"))
         for line, name, cells in group:
@@ -138,9 +140,9 @@ def _style(line: Line) -> str:
 
 def _legend(result: Result, console: Console) -> None:
     table = Table.grid(padding=(0, 2))
-    meanings = {column.heading: column.meaning for column in COLUMNS} if plain(result) else {}
+    meanings = {column.heading: column.meaning for case in plain(result) for column in rows.columns(case)}
     if any(True for _ in sweeps(result)):
-        meanings["slope"] = "k in time ~ size^k, over the upper half of the sizes; ! marks a wrong result"
+        meanings["slope"] = "k in time or memory ~ size^k, over the upper half of the sizes; ! marks a wrong result"
     for name, meaning in meanings.items():
         table.add_row(Text(name, "dim"), Text(meaning, "dim"))
     console.print(table)

@@ -1,23 +1,26 @@
-"""Sweeps: the cases that differ in one size alone, a line for each contender, and how steep it is."""
+"""Sweeps: the cases that differ in one size alone, a line for each contender, and how steep it is.
+
+What a line tells of is time; for linear_ce, in a sweep of its own, memory.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from .result import Case, Result, Series, key
-from .rows import PASS, duration, floor, short
+from .rows import PASS, duration, floor, short, size
 
 
-def slope(values: Sequence[float], seconds: Sequence[float]) -> float:
-    """Exponent k of time ~ value^k, by least squares in logarithms over the upper half of the values.
+def slope(values: Sequence[float], figures: Sequence[float]) -> float:
+    """Exponent k of figure ~ value^k, by least squares in logarithms over the upper half of the values.
 
     The lower half is left out because a call's own cost hides the trend there. 1: in proportion; 0: no change;
-    -1: twice the threads, half the time. NaN where fewer than two times are known (NaN: not known).
+    -1: twice the threads, half the time. NaN where fewer than two figures are known (NaN: not known).
     """
     upper = sorted(values)[min(len(values) // 2, max(len(values) - 2, 0)) :]
-    known = zip(values, seconds, strict=True)
+    known = zip(values, figures, strict=True)
     points = [(math.log(v), math.log(s)) for v, s in known if v in upper and s > 0]
     if len(points) < 2:
         return math.nan
@@ -28,12 +31,13 @@ def slope(values: Sequence[float], seconds: Sequence[float]) -> float:
 
 @dataclass(frozen=True)
 class Line:
-    """One contender at every value; NaN where it has no time."""
+    """One contender at every value; NaN where it has no figure."""
 
     series: Series
-    seconds: tuple[float, ...]
+    figures: tuple[float, ...]
     wrong: tuple[bool, ...]
     slope: float
+    shown: Callable[[float], str]
 
     @property
     def name(self) -> str:
@@ -41,8 +45,7 @@ class Line:
 
     @property
     def cells(self) -> list[str]:
-        shown = zip(self.seconds, self.wrong, strict=True)
-        return [duration(s, 2, "") + ("!" if wrong else "") for s, wrong in shown]
+        return [self.shown(x) + ("!" if wrong else "") for x, wrong in zip(self.figures, self.wrong, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ class Sweep:
     cases: tuple[Case, ...]  # the values ascending
     which: str
     varied: str  # "classes", "rows" or "threads"
+    measure: str  # "time", or "memory" beyond the gradients
 
     @property
     def values(self) -> list[int]:
@@ -58,31 +62,56 @@ class Sweep:
     @property
     def title(self) -> str:
         case, varied = self.cases[0], self.varied
-        rows, *_, classes = case.shape
+        rows, *features, classes = case.shape
         whole = "x".join(map(str, case.shape))
         fixed = {"rows": f"{classes} classes", "classes": f"{rows} rows", "threads": whole}[varied]
-        return f"{base(case)}  {fixed}  {case.dtype}  {PASS[self.which]}: time by {varied}"
+        fixed += f", {features[0]} features" if case.linear and varied != "threads" else ""
+        return f"{base(case)}  {fixed}  {case.dtype}  {PASS[self.which]}: {self.measured} by {varied}"
+
+    @property
+    def measured(self) -> str:
+        both = self.measure == "memory" and self.which == "both"
+        return self.measure + (" beyond the gradients" if both else "")
 
     @property
     def floor(self) -> tuple[float, ...]:
+        """Empty where there is none."""
+        if self.cases[0].linear:
+            return ()
         return tuple(floor(case, self.which) for case in self.cases)
 
     @property
+    def text(self) -> Callable[..., str]:
+        """Of a figure, with so many digits."""
+        return size if self.measure == "memory" else duration
+
+    def shown(self, figure: float) -> str:
+        return self.text(figure, 2, "")
+
+    @property
     def lines(self) -> list[Line]:
-        """By backend: xent first, then the fastest at the largest value."""
+        """By backend: xent first, then the least at the largest value."""
         names = dict.fromkeys(key(s) for case in self.cases for s in case.series if s.which == self.which)
         return sorted((self._line(name) for name in names), key=_order)
 
     def _line(self, name: tuple[str, str, str, str]) -> Line:
         found = [case.find(*name) for case in self.cases]
-        seconds = tuple(math.nan if s is None or s.problem else s.time.median for s in found)
+        figures = tuple(map(self._figure, self.cases, found))
         wrong = tuple(s is not None and bool(case.wrong(s)) for case, s in zip(self.cases, found, strict=True))
         series = next(s for s in found if s is not None)
-        return Line(series, seconds, wrong, slope(self.values, seconds))
+        return Line(series, figures, wrong, slope(self.values, figures), self.shown)
+
+    def _figure(self, case: Case, series: Series | None) -> float:
+        if series is None or series.problem:
+            return math.nan
+        if self.measure == "time":
+            return series.time.median
+        extra = case.extra(series)
+        return math.nan if extra is None else extra
 
 
 def _order(line: Line) -> tuple[str, bool, float]:
-    last = line.seconds[-1]
+    last = line.figures[-1]
     return line.series.backend, not line.series.ours, math.inf if math.isnan(last) else last
 
 
@@ -92,15 +121,16 @@ def base(case: Case) -> str:
 
 
 def sweeps(result: Result) -> Iterator[Sweep]:
-    """One for each workload, dtype and pass."""
+    """One for each workload, dtype, measure and pass."""
     swept = [case for case in result.cases if case.value is not None]
     for name, dtype in dict.fromkeys((base(case), case.dtype) for case in swept):
         cases = sorted(
             (case for case in swept if (base(case), case.dtype) == (name, dtype)), key=lambda case: case.value or 0
         )
-        for which in PASS:
-            if any(s.which == which for case in cases for s in case.series):
-                yield Sweep(tuple(cases), which, result.settings["sweep"])
+        present = [which for which in PASS if any(s.which == which for case in cases for s in case.series)]
+        for measure in ("time", "memory") if cases[0].linear else ("time",):
+            for which in present:
+                yield Sweep(tuple(cases), which, result.settings["sweep"], measure)
 
 
 def plain(result: Result) -> list[Case]:

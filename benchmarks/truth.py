@@ -1,7 +1,8 @@
 """Whether a contender is right: its loss and every entry of its gradient against float64.
 
 `xent.oracle` is the truth, and takes 300 ns an entry. Here the same is worked out in blocks of rows by the textbook's
-formulas in float64, good to 1e-13 on the random logits that are timed; tests hold the two together.
+formulas in float64, good to 1e-13 on the random logits that are timed; tests hold the two together. Entries of
+linear_ce's gradients are sums that may cancel: they are held against the truth as a whole, relative to its norm.
 """
 
 from __future__ import annotations
@@ -17,17 +18,24 @@ from .workloads import Workload
 
 Array = NDArray[Any]
 BLOCK = 1 << 16  # entries worked out at a time, in float64: they stay in the cache
+HELD, WIDENED = 1 << 26, 1 << 22  # of linear_ce: logits that are there at a time, entries of the weight
 
 # Roundoff, and the smallest number whose relative accuracy anyone could expect.
 UNIT = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 TINY = {"float64": 2.0**-1022, "float32": 2.0**-126, "float16": 2.0**-14, "bfloat16": 2.0**-126}
 
 
-def tolerance(dtype: str, ours: bool) -> float:
+def tolerance(dtype: str, ours: bool, linear: bool = False) -> float:
     """Beyond it a contender counts as wrong, not merely coarse; `dtype` is that of its result.
 
     xent rounds once. Rivals that compute in 16 bits throughout, exp(x - lse) included, come to some ten roundoffs.
+    linear: of linear_ce's inputs' dtype, for which xent promises 1e-6, and rounds what it multiplies as well. Rivals
+    may multiply with 11 bits (TensorFloat-32), as some do on a GPU if they are not told otherwise.
     """
+    if linear:
+        if ours:
+            return {"float64": 1e-13, "float32": 1e-6}.get(dtype, 2 * UNIT[dtype])
+        return {"float64": 1e-10, "float32": 1e-3}.get(dtype, 16 * UNIT[dtype])
     if ours:
         return {"float64": 1e-12, "float32": 1e-5}.get(dtype, 1.01 * UNIT[dtype])
     return {"float64": 1e-10, "float32": 1e-4}.get(dtype, 16 * UNIT[dtype])
@@ -53,11 +61,21 @@ class Truth(NamedTuple):
     lse: Array
 
 
-def truth(workload: Workload, x: Array, labels: Array) -> Truth:
+class LinearTruth(NamedTuple):
+    """Mean loss, and its gradients in hidden states and weight."""
+
+    loss: float
+    gradients: tuple[Array, Array]
+
+
+def truth(workload: Workload, x: Any, labels: Array) -> Truth | LinearTruth:
+    if workload.linear:
+        h, weight = x
+        return _linear(h, weight, labels)
     x = _rows(workload, x)
     labels = labels.reshape(-1) if workload.loss == "sparse_ce" else _rows(workload, labels)
     total, lse = [], np.empty(len(x))
-    for block in _blocks(x):
+    for block in _blocks(x.shape):
         wide = x[block].astype(np.float64)
         if workload.loss == "sigmoid_ce":
             softplus = np.log1p(np.exp(-np.abs(wide)))
@@ -74,16 +92,19 @@ def truth(workload: Workload, x: Array, labels: Array) -> Truth:
     return Truth(workload, x, labels, math.fsum(total) / count, lse)
 
 
-def value_error(true: Truth, loss: Any) -> float:
+def value_error(true: Truth | LinearTruth, loss: Any) -> float:
     """Relative; NaN where the loss is."""
     return abs(float(loss) - true.loss) / true.loss
 
 
-def gradient_error(true: Truth, gradient: Array, dtype: str) -> float:
-    """The worst entry's error, relative to the larger of the two terms that are subtracted in it; NaN if one is."""
+def gradient_error(true: Truth | LinearTruth, gradient: Any, dtype: str) -> float:
+    """The worst entry's error, relative to the larger of the two terms that are subtracted in it; of linear_ce that of
+    the worse of two gradients, relative to its norm. NaN if an entry is."""
+    if isinstance(true, LinearTruth):
+        return float(np.max([_of_norm(*pair) for pair in zip(gradient, true.gradients, strict=True)]))
     gradient, worst = _rows(true.workload, gradient), 0.0
     count = true.x.size if true.workload.loss == "sigmoid_ce" else len(true.x)  # of a mean
-    for block in _blocks(true.x):
+    for block in _blocks(true.x.shape):
         exact, size = _gradient(true, block)
         error = gradient[block].astype(np.float64)
         error *= count
@@ -112,10 +133,40 @@ def _gradient(true: Truth, block: slice) -> tuple[Array, Array]:
     return p - t, np.maximum(p, t)
 
 
+def _linear(h: Array, weight: Array, labels: Array) -> LinearTruth:
+    """In blocks of rows, and of classes that are widened at a time."""
+    count, h, total = len(h), h.astype(np.float64), []
+    dh, dw = np.zeros(h.shape), np.zeros(weight.shape)
+    for part in _blocks((count, len(weight)), HELD):
+        x, places = np.empty((len(h[part]), len(weight))), (np.arange(len(h[part])), labels[part])
+        for some in _blocks(weight.shape, WIDENED):
+            x[:, some] = h[part] @ weight[some].astype(np.float64).T
+        x -= x.max(1, keepdims=True)
+        at_label = x[places]
+        np.exp(x, out=x)
+        sums = x.sum(1, keepdims=True)
+        total.append(float(np.sum(np.log(sums[:, 0]) - at_label)))
+        x /= sums * count
+        x[places] -= 1 / count
+        for some in _blocks(weight.shape, WIDENED):
+            dh[part] += x[:, some] @ weight[some].astype(np.float64)
+            dw[some] += x[:, some].T @ h[part]
+    return LinearTruth(math.fsum(total) / count, (dh, dw))
+
+
+def _of_norm(got: Array, want: Array) -> float:
+    if got.shape != want.shape:
+        raise ValueError(f"gradient: expected shape {want.shape}, got {got.shape}")
+    squares = [float(np.square(got[block] - want[block]).sum()) for block in _blocks(want.shape)]
+    return math.sqrt(math.fsum(squares)) / float(np.linalg.norm(want))
+
+
 def _rows(workload: Workload, x: Array) -> Array:
     return np.moveaxis(x, workload.axis, -1).reshape(-1, workload.classes)
 
 
-def _blocks(x: Array) -> Iterator[slice]:
-    step = max(1, BLOCK // x.shape[1])
-    return (slice(start, start + step) for start in range(0, len(x), step))
+def _blocks(shape: tuple[int, ...], entries: int | None = None) -> Iterator[slice]:
+    """Of rows, so many that they have about so many entries."""
+    rows, row = shape
+    step = max(1, (entries or BLOCK) // row)
+    return (slice(start, start + step) for start in range(0, rows, step))

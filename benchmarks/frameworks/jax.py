@@ -12,10 +12,11 @@ import numpy as np
 from xent import _live
 
 from ..workloads import Workload
-from . import Contender, Framework, Loss, ours
+from . import Contender, Framework, Inputs, Loss, held, ours
 
 Array = Any
-Call = Callable[[Array, Array], Any]
+Call = Callable[[Inputs, Array], Any]
+ROWS = 128  # of a chunk in the loop by hand, which divide the workloads' rows
 
 
 def make(device: str) -> Framework:
@@ -36,19 +37,19 @@ def make(device: str) -> Framework:
 def contenders(workload: Workload) -> list[Contender]:
     found = [Contender("xent", mode, True, *wrap(ours(workload))) for mode, wrap in modes().items()]
     name, theirs = rival(workload)
-    return [*found, Contender(name, "compiled", False, *modes()["compiled"](theirs))]
+    rivals = {name: held(theirs), "lax.scan by hand": by_hand(theirs)} if workload.linear else {name: theirs}
+    return [*found, *(Contender(name, "compiled", False, *modes()["compiled"](loss)) for name, loss in rivals.items())]
 
 
 def rival(workload: Workload) -> tuple[str, Loss]:
-    """optax, or without it jax.nn's log_softmax."""
+    """Of logits, by optax, or without it by jax.nn's log_softmax."""
     axis, jnp = workload.axis, jax.numpy
     if importlib.util.find_spec("optax"):
         optax = importlib.import_module("optax")
         if workload.loss == "sigmoid_ce":
             name = "sigmoid_binary_cross_entropy"
             return f"optax.{name}", lambda x, z: optax.sigmoid_binary_cross_entropy(x, z).mean()
-        sparse = "softmax_cross_entropy_with_integer_labels"
-        name = sparse if workload.loss == "sparse_ce" else "softmax_cross_entropy"
+        name = "softmax_cross_entropy_with_integer_labels" if workload.ids else "softmax_cross_entropy"
         return f"optax.{name}", lambda x, y: getattr(optax, name)(x, y, axis=axis).mean()
     if workload.loss == "sigmoid_ce":
         return "jax.nn.softplus", lambda x, z: (jax.nn.softplus(x) - x * z).mean()
@@ -60,6 +61,25 @@ def rival(workload: Workload) -> tuple[str, Loss]:
         return -jnp.take_along_axis(logp, jnp.expand_dims(y, axis), axis).mean()
 
     return "jax.nn.log_softmax", log_softmax
+
+
+def by_hand(loss: Loss) -> Loss:
+    """The logits of some rows at a time, and once more in the backward pass."""
+
+    def by_rows(x: Inputs, y: Array) -> Array:
+        h, weight = x
+
+        @jax.checkpoint
+        def step(total: Array, rows: tuple[Array, Array]) -> tuple[Array, None]:
+            h, y = rows
+            return total + loss((h @ weight.T).astype(total.dtype), y), None
+
+        chunks = max(len(h) // ROWS, 1)
+        rows = h.reshape(chunks, -1, h.shape[1]), y.reshape(chunks, -1)
+        wide = jax.numpy.promote_types(h.dtype, "float32")
+        return jax.lax.scan(step, jax.numpy.zeros((), wide), rows)[0] / chunks
+
+    return by_rows
 
 
 def modes() -> dict[str, Callable[[Loss], tuple[Call, Call]]]:

@@ -10,7 +10,7 @@ import xent
 from xent import _live
 
 from ..workloads import Workload
-from . import Contender, Framework, ours
+from . import Contender, Framework, Inputs, Loss, ours
 
 Array = Any
 
@@ -30,6 +30,8 @@ def make(device: str) -> Framework:
 
 def contenders(workload: Workload) -> list[Contender]:
     loss = ours(workload)
+    if workload.linear:
+        return linear_contenders(loss)
     found = [Contender("xent", "eager", True, loss, xent.value_and_grad(loss))]
     if workload.loss == "sigmoid_ce":
         return [*found, Contender("NumPy, in place", "eager", False, sigmoid, sigmoid_both)]
@@ -39,6 +41,19 @@ def contenders(workload: Workload) -> list[Contender]:
     for name, make_pair in rivals.items():
         found.append(Contender(name, "eager", False, *make_pair(workload)))
     return found
+
+
+def linear_contenders(loss: Loss) -> list[Contender]:
+    value_and_grad = xent.value_and_grad(xent.linear_ce)
+
+    def both(x: Inputs, y: Array) -> tuple[Array, Inputs]:
+        value, grads = value_and_grad(*x, y)
+        return value, (grads.hidden, grads.weight)
+
+    return [
+        Contender("xent", "eager", True, loss, both),
+        Contender("NumPy, in place", "eager", False, lambda x, y: linear(wide(x[0]), wide(x[1]), y)[0], linear_both),
+    ]
 
 
 def wide(x: Array) -> Array:
@@ -81,6 +96,24 @@ def in_place(workload: Workload) -> Any:
         return loss, e.astype(x.dtype, copy=False)
 
     return lambda x, y: parts(x, y)[0], both
+
+
+def linear(h: Array, w: Array, y: Array) -> tuple[Array, Array, Array]:
+    """The loss; exp of the logits beneath their rows' maxima, over the logits; and its sums."""
+    x = h @ w.T
+    x -= x.max(1, keepdims=True)
+    at_label = x[np.arange(len(y)), y]
+    np.exp(x, out=x)
+    total = x.sum(1, keepdims=True)
+    return np.mean(np.log(total[:, 0]) - at_label), x, total
+
+
+def linear_both(inputs: Inputs, y: Array) -> tuple[Array, Inputs]:
+    dtype, (h, w) = inputs[0].dtype, map(wide, inputs)
+    loss, dx, total = linear(h, w, y)
+    dx *= 1 / (total * len(y))
+    dx[np.arange(len(y)), y] -= 1 / len(y)
+    return loss, ((dx @ w).astype(dtype, copy=False), (dx.T @ h).astype(dtype, copy=False))
 
 
 def scipy_special(workload: Workload) -> Any:

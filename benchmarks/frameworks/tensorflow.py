@@ -10,10 +10,10 @@ import tensorflow as tf
 from xent import _live
 
 from ..workloads import Workload
-from . import Contender, Framework, Loss, ours
+from . import Contender, Framework, Inputs, Loss, ours
 
 Array = Any
-Call = Callable[[Array, Array], Any]
+Call = Callable[[Inputs, Array], Any]
 
 
 def make(device: str) -> Framework:
@@ -52,6 +52,8 @@ def rival(workload: Workload) -> tuple[str, Loss]:
         x = x if order is None else tf.transpose(x, order)  # it knows no axis
         return mean(nn.sparse_softmax_cross_entropy_with_logits(labels=y, logits=x))
 
+    if workload.linear:
+        return name, lambda x, y: sparse(tf.matmul(*x, transpose_b=True), y)
     return name, sparse
 
 
@@ -64,13 +66,13 @@ def modes() -> dict[str, Callable[[Loss], tuple[Call, Call]]]:
 
 
 def wrap(loss: Loss, compiler: Callable[[Call], Call]) -> tuple[Call, Call]:
-    def both(x: Array, y: Array) -> tuple[Array, Array]:
+    def both(x: Inputs, y: Array) -> tuple[Array, Inputs]:
         with tf.GradientTape() as tape:
             tape.watch(x)
             value = loss(x, y)
         return value, tape.gradient(value, x)
 
-    def forward(x: Array, y: Array) -> Array:
+    def forward(x: Inputs, y: Array) -> Array:
         return loss(x, y)
 
     return compiler(forward), compiler(both)
