@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -20,7 +21,7 @@ from .workloads import PASSES, WIDTH, Workload
 SEED = 0
 SLOW = 0.25  # seconds a call: longer samples are steadier, and are taken in every other round only
 FEW, MANY = 7, 41  # rounds, if it is not said how many: as many as fit into
-PATIENCE = 100.0  # seconds a case
+PATIENCE = 60.0  # seconds a case
 LIVES, SMALL = 3, 1 << 25  # so often cases of so few logits have new processes, if the rounds are as many as fit
 Progress = Callable[[str, int, int], None]  # (what is being done, how much is done, of how much)
 
@@ -155,7 +156,8 @@ class Driver:
         self._say(f"preparing {workload.name} {dtype}", 0)
         moved = memory.ask("memory", size=workload.size * WIDTH[dtype])["size"]
         room = workload.memory(dtype, len(self.workers), machine.cores()) < machine.memory("available")
-        prepared = each(lambda worker: self._prepare(worker, workload, dtype), workers, room)
+        with tempfile.TemporaryDirectory() as folder:
+            prepared = each(lambda worker: self._prepare(worker, workload, dtype, folder), workers, room)
         entries = [entry for found, _ in prepared for entry in found]
         samples: dict[str, list[float | None]] = {"read": [], "write": [], "copy": []}
         try:
@@ -191,10 +193,10 @@ class Driver:
         except Died as died:
             self._lost(worker, died, what)
 
-    def _prepare(self, worker: Worker, workload: Workload, dtype: str) -> tuple[list[Entry], int]:
+    def _prepare(self, worker: Worker, workload: Workload, dtype: str, folder: str) -> tuple[list[Entry], int]:
         """Makes the arrays and checks every contender."""
         try:
-            found = worker.ask("case", workload=asdict(workload), dtype=dtype, seed=SEED)
+            found = worker.ask("case", workload=asdict(workload), dtype=dtype, seed=SEED, folder=folder)
             entries = [self._check(worker, index, c, which) for index, c, which in self._wanted(found["contenders"])]
             if "absent" in found:
                 self._absent(f"{worker.backend}: {found['absent']}")

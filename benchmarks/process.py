@@ -22,7 +22,7 @@ from typing import Any
 
 from xent import _live
 
-from . import clock, frameworks, memory_traffic, truth
+from . import clock, frameworks, inputs, memory_traffic, truth
 from .frameworks import Contender, Framework
 from .workloads import PASSES, Workload
 
@@ -50,7 +50,7 @@ class Server:
         self.framework = module.make(self.device, keras) if keras else module.make(self.device)
         return {"versions": {name: _version(name) for name in self.framework.versions}, "absent": self.framework.absent}
 
-    def case(self, workload: dict[str, Any], dtype: str, seed: int) -> dict[str, Any]:
+    def case(self, workload: dict[str, Any], dtype: str, seed: int, folder: str) -> dict[str, Any]:
         """Makes the arrays; answers with the contenders' names and modes."""
         self.end()
         workload["shape"] = tuple(workload["shape"])
@@ -61,15 +61,10 @@ class Server:
         self.contenders = self.framework.contenders(self.workload)
         if not self.contenders:
             return {"contenders": [], "buffers": 0}
-        x, y = self.workload.arrays(seed)
-        x = frameworks.each(lambda k: truth.rounded(k, dtype), x)
-        if not self.workload.ids:
-            y = truth.rounded(y, dtype)
-        self.x, self.y = x, y
+        self.x, y, self.true = inputs.known(folder, self.workload, dtype, seed)
         self.labels = self.framework.array(y, dtype)
         self.inputs = [self._input() for _ in range(self.workload.copies(dtype))]
         self.turns = itertools.cycle(range(len(self.inputs)))
-        self.true: truth.Truth | truth.LinearTruth | None = None
         self.peaks: dict[tuple[int, str], int] = {}
         named = [{"name": c.name, "mode": c.mode, "ours": c.ours} for c in self.contenders]
         return {"contenders": named, "buffers": len(self.inputs)}
@@ -115,7 +110,7 @@ class Server:
     def checked(self) -> dict[str, Any]:
         """Gives back what only checks need: every process holds its own arrays."""
         if not any(contender.overwrites for contender in self.contenders):
-            for name in ("x", "y", "true"):
+            for name in ("x", "true"):
                 self.__dict__.pop(name, None)
         return {}
 
@@ -143,7 +138,7 @@ class Server:
         return {"seconds": clock.seconds(iter([getattr(self.traffic, what)]), lambda result: None, 1)}
 
     def end(self) -> dict[str, Any]:
-        for name in ("x", "y", "labels", "inputs", "contenders", "true", "traffic"):
+        for name in ("x", "labels", "inputs", "contenders", "true", "traffic"):
             self.__dict__.pop(name, None)
         gc.collect()
         return {}
@@ -162,8 +157,6 @@ class Server:
         return frameworks.each(lambda k: self.framework.array(k, self.dtype), self.x)
 
     def _errors(self, result: Any, which: str) -> dict[str, Any]:
-        if self.true is None:
-            self.true = truth.truth(self.workload, self.x, self.y)
         loss, gradient = (result, None) if which == PASSES[0] else result
         found = {"value_error": truth.value_error(self.true, self.framework.numpy(loss)), "returns": _dtype(loss)}
         if gradient is not None:

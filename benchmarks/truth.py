@@ -52,13 +52,13 @@ def rounded(x: Array, dtype: str) -> Array:
 
 
 class Truth(NamedTuple):
-    """Mean loss, and what its gradient is made of, for rows of the flattened logits."""
+    """Mean loss, and what its gradient is made of."""
 
     workload: Workload
-    x: Array  # (rows, classes), as the contenders see it
+    x: Array  # as the contenders see it
     labels: Array
     loss: float
-    lse: Array
+    lse: Array  # by row of the flattened logits
 
 
 class LinearTruth(NamedTuple):
@@ -72,8 +72,8 @@ def truth(workload: Workload, x: Any, labels: Array) -> Truth | LinearTruth:
     if workload.linear:
         h, weight = x
         return _linear(h, weight, labels)
-    x = _rows(workload, x)
-    labels = labels.reshape(-1) if workload.loss == "sparse_ce" else _rows(workload, labels)
+    given = x, labels
+    x, labels = _flat(workload, x, labels)
     total, lse = [], np.empty(len(x))
     for block in _blocks(x.shape):
         wide = x[block].astype(np.float64)
@@ -89,7 +89,7 @@ def truth(workload: Workload, x: Any, labels: Array) -> Truth | LinearTruth:
             t = labels[block].astype(np.float64)
             total.append(float(np.sum(t.sum(1) * lse[block] - (t * wide).sum(1))))
     count = x.size if workload.loss == "sigmoid_ce" else len(x)
-    return Truth(workload, x, labels, math.fsum(total) / count, lse)
+    return Truth(workload, *given, math.fsum(total) / count, lse)
 
 
 def value_error(true: Truth | LinearTruth, loss: Any) -> float:
@@ -102,7 +102,8 @@ def gradient_error(true: Truth | LinearTruth, gradient: Any, dtype: str) -> floa
     the worse of two gradients, relative to its norm. NaN if an entry is."""
     if isinstance(true, LinearTruth):
         return float(np.max([_of_norm(*pair) for pair in zip(gradient, true.gradients, strict=True)]))
-    gradient, worst = _rows(true.workload, gradient), 0.0
+    x, labels = _flat(true.workload, true.x, true.labels)
+    true, gradient, worst = true._replace(x=x, labels=labels), _rows(true.workload, gradient), 0.0
     count = true.x.size if true.workload.loss == "sigmoid_ce" else len(true.x)  # of a mean
     for block in _blocks(true.x.shape):
         exact, size = _gradient(true, block)
@@ -116,7 +117,7 @@ def gradient_error(true: Truth | LinearTruth, gradient: Any, dtype: str) -> floa
 
 
 def _gradient(true: Truth, block: slice) -> tuple[Array, Array]:
-    """Of the sum: its entries, and the larger of each one's two terms."""
+    """Of the sum: its entries, and the larger of each one's two terms, for logits and labels in rows."""
     x, labels = true.x[block].astype(np.float64), true.labels[block]
     if true.workload.loss == "sigmoid_ce":
         p = 1 / (1 + np.exp(-x))
@@ -159,6 +160,10 @@ def _of_norm(got: Array, want: Array) -> float:
         raise ValueError(f"gradient: expected shape {want.shape}, got {got.shape}")
     squares = [float(np.square(got[block] - want[block]).sum()) for block in _blocks(want.shape)]
     return math.sqrt(math.fsum(squares)) / float(np.linalg.norm(want))
+
+
+def _flat(workload: Workload, x: Array, labels: Array) -> tuple[Array, Array]:
+    return _rows(workload, x), labels.reshape(-1) if workload.loss == "sparse_ce" else _rows(workload, labels)
 
 
 def _rows(workload: Workload, x: Array) -> Array:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import types
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,7 @@ import pytest
 import xent
 from typer.testing import CliRunner
 from xent import _live, _regimes, cli, oracle
-from xent.benchmarks import clock, diff, driver, memory_traffic, rows, run, truth, workers
+from xent.benchmarks import clock, diff, driver, inputs, memory_traffic, rows, run, truth, workers
 from xent.benchmarks.frameworks import Contender
 from xent.benchmarks.frameworks import numpy as with_numpy
 from xent.benchmarks.process import Server
@@ -95,11 +96,30 @@ def test_rounded(dtype):
 # ---- checking contenders
 
 
+def test_inputs_and_truth_are_worked_out_once(tmp_path, monkeypatch):
+    """The second process reads what the first has left."""
+    workload = SMALL["pixels"]
+    worked_out = []
+    truth_of = truth.truth
+    monkeypatch.setattr(truth, "truth", lambda *args: (worked_out.append(1), truth_of(*args))[1])
+    first, second = (inputs.known(tmp_path, workload, "bfloat16", 0) for _ in range(2))
+    assert len(worked_out) == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["bfloat16"]
+    for one, two in zip(first[:2], second[:2], strict=True):
+        np.testing.assert_array_equal(one, two)
+        assert two.flags.writeable
+    assert first[2].loss == second[2].loss
+    np.testing.assert_array_equal(first[2].lse, second[2].lse)
+    inputs.known(tmp_path / "missing", workload, "bfloat16", 0)  # nowhere to leave it
+    assert len(worked_out) == 2
+
+
 def serve(workload, framework, contender=None, dtype="float32"):
     """The process's server, in this one, with the contender in the place of the framework's own."""
     server = Server()
     server.framework, server.dtypes, server.device = framework, ("float32", "bfloat16"), "cpu"
-    server.case(dataclasses.asdict(workload), dtype, 0)
+    with tempfile.TemporaryDirectory() as folder:
+        server.case(dataclasses.asdict(workload), dtype, 0, folder)
     if contender:
         server.contenders = [contender]
     return server
