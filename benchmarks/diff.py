@@ -1,7 +1,7 @@
 """`xent bench --diff OLD NEW`: what got faster or slower beyond the noise.
 
 Times of two runs cannot be compared, the machine may have been busier in one. What can be is how xent stood to
-others in the same rounds: each rival of its backend and mode, and the memory.
+others in the same rounds: each rival of its backend and mode, and the memory, where that is what limits.
 """
 
 from __future__ import annotations
@@ -90,8 +90,9 @@ def _changes(then: Case, now: Case, series: Series) -> Iterator[Change]:
         if not rival.ours and rival.seconds and previous and previous.seconds and now.baseline(rival) is series:
             old, new = ratio(previous.seconds, earlier.seconds), ratio(rival.seconds, series.seconds)
             yield Change(now, series, rival.name, old, new)
-    floors = then.floor(series.which), now.floor(series.which)
-    yield Change(now, series, "memory", ratio(floors[0], earlier.seconds), ratio(floors[1], series.seconds))
+    if not now.linear:
+        floors = then.floor(series.which), now.floor(series.which)
+        yield Change(now, series, "memory", ratio(floors[0], earlier.seconds), ratio(floors[1], series.seconds))
 
 
 def show(verdicts: list[Verdict], console: Console) -> None:

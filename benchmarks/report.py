@@ -101,7 +101,7 @@ def _sweep(sweep: Sweep) -> str:
     body = f'<tr><td class="name">floor</td><td></td>{least}<td></td></tr>' if least else ""
     for backend, group in groupby(sweep.lines, key=lambda line: line.series.backend):
         body += _backend(backend, len(sweep.values) + 3) + "".join(_line(line) for line in group)
-    return _titles(sweep.title, sweep.cases[0].why) + _table(heads, body) + _troubles([*sweep.cases], sweep.which)
+    return _titles(sweep.title, sweep.note) + _table(heads, body) + _troubles([*sweep.cases], sweep.which)
 
 
 def _line(line: Line) -> str:

@@ -101,7 +101,7 @@ def _line(cells: list[str], widths: list[int], kept: list[int], style: str) -> T
 
 
 def _sweep(sweep: Sweep, console: Console) -> None:
-    _titles((sweep.title, sweep.cases[0].why), console)
+    _titles((sweep.title, sweep.note), console)
     lines = sweep.lines
     names = [f"{line.name} {line.series.mode}" for line in lines]
     first = max(map(len, names)) + 2

@@ -66,12 +66,12 @@ class Sweep:
         whole = "x".join(map(str, case.shape))
         fixed = {"rows": f"{classes} classes", "classes": f"{rows} rows", "threads": whole}[varied]
         fixed += f", {features[0]} features" if case.linear and varied != "threads" else ""
-        return f"{base(case)}  {fixed}  {case.dtype}  {PASS[self.which]}: {self.measured} by {varied}"
+        return f"{base(case)}  {fixed}  {case.dtype}  {PASS[self.which]}: {self.measure} by {varied}"
 
     @property
-    def measured(self) -> str:
-        both = self.measure == "memory" and self.which == "both"
-        return self.measure + (" beyond the gradients" if both else "")
+    def note(self) -> str:
+        beyond = self.measure == "memory" and self.which == "both"
+        return self.cases[0].why + ("; memory beyond the gradients" if beyond else "")
 
     @property
     def floor(self) -> tuple[float, ...]:

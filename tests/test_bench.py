@@ -20,17 +20,18 @@ import xent
 from typer.testing import CliRunner
 from xent import _live, _regimes, cli, oracle
 from xent.benchmarks import clock, diff, driver, inputs, memory_traffic, rows, run, truth, workers
-from xent.benchmarks.frameworks import Contender
+from xent.benchmarks.frameworks import Contender, parts
 from xent.benchmarks.frameworks import numpy as with_numpy
 from xent.benchmarks.process import Server
 from xent.benchmarks.result import Case, Result, Series
-from xent.benchmarks.workloads import WORKLOADS, Traffic, Workload, sweep
+from xent.benchmarks.workloads import HEADS, WORKLOADS, Traffic, Workload, sweep
 
 SMALL = {
     "rows": Workload("rows", "classes last", "sparse_ce", (6, 11)),
     "pixels": Workload("pixels", "classes in the middle", "sparse_ce", (2, 5, 3, 4), axis=1),
     "soft": Workload("soft", "distributions", "softmax_ce", (6, 11)),
     "tags": Workload("tags", "elementwise", "sigmoid_ce", (6, 11)),
+    "head": Workload("head", "hidden states and a weight", "linear_ce", (6, 4, 11)),
 }
 NEVER = Path(__file__).parent / "toy"  # any folder that holds no results
 
@@ -50,16 +51,19 @@ def test_traffic():
     assert lm.traffic("bfloat16", "both") == Traffic(2 * logits + ids, 2 * logits)
     assert WORKLOADS["soft-large"].traffic("float32", "both") == Traffic(8 * logits, 4 * logits)
     assert WORKLOADS["segmentation"].rows == 8 * 256 * 256
+    inputs = (2048 + 32000) * 1024
+    assert WORKLOADS["linear"].traffic("float32", "both") == Traffic(4 * inputs + 4 * 2048, 4 * inputs)
+    assert (WORKLOADS["linear"].rows, WORKLOADS["linear"].size) == (2048, 2048 * 32000)
 
 
 @pytest.mark.parametrize("workload", SMALL.values(), ids=SMALL)
 def test_arrays_are_the_same_everywhere(workload):
     """Every process makes its own."""
     (x, y), (x2, y2) = workload.arrays(0), workload.arrays(0)
-    np.testing.assert_array_equal(x, x2)
-    np.testing.assert_array_equal(y, y2)
-    assert x.shape == workload.shape
-    assert x.dtype == np.float32
+    for one, other in zip(parts((x, y)), parts((x2, y2)), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert [k.shape for k in parts(x)] == ([(6, 4), (11, 4)] if workload.linear else [workload.shape])
+    assert {k.dtype for k in parts(x)} == {np.dtype("float32")}
     if workload.loss == "softmax_ce":
         np.testing.assert_allclose(y.sum(workload.axis), 1, rtol=1e-5)
 
@@ -73,6 +77,16 @@ def test_sweeps():
         list(sweep(SMALL["pixels"], "rows"))
 
 
+def test_sweeps_of_a_head():
+    """Sixteen times the rows; the features stay."""
+    assert [w.shape for _, w in sweep(WORKLOADS["linear"], "rows")] == [(n, 1024, 32000) for n in (256, 1024, 4096)]
+    values, swept = zip(*sweep(WORKLOADS["linear"], "classes"), strict=True)
+    assert values[:2] == (16, 64)
+    assert all(
+        w.shape == (256, 1024, value) and w.copies("float32") == 1 for value, w in zip(values, swept, strict=True)
+    )
+
+
 # ---- the truth
 
 
@@ -80,11 +94,14 @@ def test_sweeps():
 def test_truth_is_the_oracle(workload, monkeypatch):
     monkeypatch.setattr(truth, "BLOCK", 22)  # more than one block
     x, y = workload.arrays(1)
-    axis = {} if workload.loss == "sigmoid_ce" else {"axis": workload.axis}
-    want = getattr(oracle, workload.loss)(x.astype(np.float64), y, **axis)
+    monkeypatch.setattr(truth, "HELD", 22)
+    monkeypatch.setattr(truth, "WIDENED", 12)
+    axis = {"axis": workload.axis} if workload.loss in ("sparse_ce", "softmax_ce") else {}
+    want = getattr(oracle, workload.loss)(*(k.astype(np.float64) for k in parts(x)), y, **axis)
     true = truth.truth(workload, x, y)
     assert truth.value_error(true, want.loss) < 1e-14
-    assert truth.gradient_error(true, want.logits, "float64") < 1e-13
+    gradient = (want.hidden, want.weight) if workload.linear else want.logits
+    assert truth.gradient_error(true, gradient, "float64") < 1e-13
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -125,11 +142,11 @@ def serve(workload, framework, contender=None, dtype="float32"):
     return server
 
 
-def verdict(answer, which="both", dtype="float32"):
+def verdict(answer, which="both", dtype="float32", workload=SMALL["rows"], ours=False):
     """What the report says of an answer."""
     answer = {name: value for name, value in answer.items() if name != "seconds"}
-    series = Series("planted", "numpy", "eager", False, which, seconds=(1.0,), **answer)
-    return Case("w", "", "sparse_ce", (6, 11), -1, dtype, 1, 1, 1, 1, {}, [series]).wrong(series)
+    series = Series("planted", "numpy", "eager", ours, which, seconds=(1.0,), **answer)
+    return Case("w", "", workload.loss, workload.shape, -1, dtype, 1, 1, 1, 1, {}, [series]).wrong(series)
 
 
 def planted(change):
@@ -162,6 +179,31 @@ def test_a_planted_error_is_caught(change, says):
     assert verdict(server.check(0, "both")) == says
 
 
+@pytest.mark.parametrize(
+    ("ours", "change", "says"),
+    [
+        (True, lambda dh, dw: (dh, dw), ""),
+        (True, lambda dh, dw: (dh, dw * np.float32(1 + 1e-5)), "gradient wrong: 1e-05"),
+        (False, lambda dh, dw: (dh, dw * np.float32(1 + 1e-5)), ""),  # coarse
+        (False, lambda dh, dw: (dh, dw * np.float32(1.01)), "gradient wrong: 1e-02"),
+        (False, lambda dh, dw: (dh * np.float32(1.01), dw), "gradient wrong: 1e-02"),
+        (False, lambda dh, dw: (dh, dw * np.where(np.arange(11) == 3, np.nan, 1)[:, None].astype("f")), "not finite"),
+        (False, lambda dh, dw: (dh, dw.T), "gradient: expected shape (11, 4), got (4, 11)"),
+        (False, lambda dh, dw: (dh, dw.astype(np.float64)), "gradient: expected float32, got float64"),
+    ],
+    ids=["right", "ours off", "coarse", "dweight", "dhidden", "nan", "shape", "dtype"],
+)
+def test_a_planted_error_in_a_head_is_caught(ours, change, says):
+    def both(x, y):
+        loss, grads = xent.value_and_grad(xent.linear_ce)(*x, y)
+        return loss, change(grads.hidden, grads.weight)
+
+    contender = Contender("planted", "eager", ours, None, both)
+    answer = serve(SMALL["head"], with_numpy.make("cpu"), contender).check(0, "both")
+    said = answer.get("problem") or verdict(answer, workload=SMALL["head"], ours=ours)
+    assert said == says or (says and said.endswith(says))
+
+
 def test_a_wrong_loss_is_caught():
     contender = Contender("planted", "eager", False, lambda x, y: xent.sparse_ce(x, y) * 1.001, None)
     server = serve(SMALL["rows"], with_numpy.make("cpu"), contender)
@@ -189,7 +231,7 @@ def test_logits_that_are_overwritten_are_restored():
     assert verdict(server.check(0, "both")) == ""
     server.time(0, "both", 1)
     server._restore(contender)
-    np.testing.assert_array_equal(server.logits[0], server.x)
+    np.testing.assert_array_equal(server.inputs[0], server.x)
 
 
 # ---- the clock
@@ -264,7 +306,7 @@ def test_buffers_take_turns():
     seen = []
     contender = Contender("recorder", "eager", False, lambda x, y: seen.append(id(x)), None)
     server = serve(dataclasses.replace(SMALL["rows"], shape=(512, 1024)), with_numpy.make("cpu"), contender)
-    places = {id(x): place for place, x in enumerate(server.logits)}
+    places = {id(x): place for place, x in enumerate(server.inputs)}
     assert len(places) == 256  # 512 MB of them
     server.time(0, "forward", 1)
     server.time(0, "forward", 20)
@@ -416,6 +458,29 @@ def test_rounds_are_joined():
     assert [s.problem for s in joined.series] == ["", "", "no", ""]
 
 
+@pytest.mark.parametrize(
+    ("names", "options", "want"),
+    [
+        (None, {}, ["linear-small float32", "linear float32"]),
+        (None, {"dtypes": ["bfloat16"]}, ["linear-small bfloat16"]),
+        (["linear"], {}, ["linear float32", "linear bfloat16"]),
+        (["linear-large"], {"dtypes": ["bfloat16"]}, ["linear-large bfloat16"]),
+        (
+            None,
+            {"device": "cuda"},
+            ["linear-small float32", *(f"{name} {dtype}" for name in ("linear", "linear-large") for dtype in HEADS)],
+        ),
+    ],
+    ids=["all", "all in bfloat16", "named", "named in bfloat16", "GPU"],
+)
+def test_what_takes_a_cpu_minutes_is_named(asked, monkeypatch, names, options, want):
+    heads = {name: w for name, w in WORKLOADS.items() if w.linear}
+    monkeypatch.setattr(run, "WORKLOADS", heads)
+    monkeypatch.setattr(driver.machine, "memory", lambda which: 1 << 60)
+    found = run.bench(names, backends=["numpy"], rivals=False, rounds=1, **options)
+    assert [f"{case.workload} {case.dtype}" for case in found.cases] == want
+
+
 def test_settings_that_keep_a_process_from_fighting_itself(monkeypatch):
     """Unless somebody said otherwise."""
     for name in ("OMP_PROC_BIND", "MALLOC_MMAP_THRESHOLD_"):
@@ -479,6 +544,9 @@ RIVALS = {
     ("tensorflow", "sparse_ce"): {"tf.nn.sparse_softmax_cross_entropy_with_logits"},
     ("tensorflow", "softmax_ce"): {"tf.nn.softmax_cross_entropy_with_logits"},
     ("tensorflow", "sigmoid_ce"): {"tf.nn.sigmoid_cross_entropy_with_logits"},
+    ("numpy", "linear_ce"): {"NumPy, in place"},
+    ("torch", "linear_ce"): {"F.cross_entropy", "F.linear_cross_entropy"},
+    ("tensorflow", "linear_ce"): {"tf.nn.sparse_softmax_cross_entropy_with_logits"},
 }
 
 
@@ -503,6 +571,23 @@ def test_every_rival_is_there(everyone, backend, loss):
             for which in ("forward", "both"):
                 found = {s.name for s in case.series if s.backend == backend and s.which == which}
                 assert {name.removesuffix(", transposed") for name in found} == RIVALS[backend, loss] | {"xent"}
+
+
+@pytest.mark.backend("jax")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_heads_in_jax_are_right(dtype):
+    """Its rivals are compiled; the loop by hand goes round twice."""
+    pytest.importorskip("jax")
+    from xent.benchmarks.frameworks import jax as with_jax
+
+    workload = Workload("head", "", "linear_ce", (256, 4, 11))
+    server = serve(workload, with_jax.make("cpu"), dtype=dtype)
+    names = [(c.name.partition(".")[0], c.mode) for c in server.contenders]
+    assert names == [("xent", "eager"), ("xent", "compiled"), ("optax", "compiled"), ("lax", "compiled")]
+    for index, contender in enumerate(server.contenders):
+        for which in ("forward", "both"):
+            answer = server.check(index, which)
+            assert verdict(answer, which, dtype, workload, contender.ours) == "", (contender, answer)
 
 
 def test_everyone_is_named(everyone):
@@ -559,21 +644,35 @@ def test_devices(found, wanted, name):
 
 
 @pytest.mark.backend("torch")
-def test_liger_is_a_rival_on_cuda(monkeypatch):
+def test_rivals_on_cuda(monkeypatch):
     torch = pytest.importorskip("torch")
     from xent.benchmarks.frameworks import torch as with_torch
 
     functional = types.ModuleType("liger_kernel.transformers.functional")
     functional.liger_cross_entropy = torch.nn.functional.cross_entropy
-    monkeypatch.setitem(sys.modules, "liger_kernel.transformers.functional", functional)
-    monkeypatch.setattr(with_torch, "liger", lambda: True)
+    functional.liger_fused_linear_cross_entropy = torch.nn.functional.linear_cross_entropy
+    cut = types.ModuleType("cut_cross_entropy")
+    cut.linear_cross_entropy = torch.nn.functional.linear_cross_entropy
+    monkeypatch.setitem(sys.modules, functional.__name__, functional)
+    monkeypatch.setitem(sys.modules, cut.__name__, cut)
+    monkeypatch.setattr(with_torch, "installed", lambda package: True)
     found = with_torch.contenders(SMALL["rows"], cuda=True)
     assert [c.name for c in found if c.overwrites] == ["Liger-Kernel"]
     assert not any(c.overwrites for c in with_torch.contenders(SMALL["rows"], cuda=False))
-    monkeypatch.setattr(with_torch, "liger", lambda: False)
+    found = with_torch.contenders(SMALL["head"], cuda=True)
+    (h, w), y = SMALL["head"].arrays(0)
+    for contender in (c for c in found if c.name in ("Liger-Kernel", "cut-cross-entropy")):
+        loss, gradient = contender.both((torch.tensor(h), torch.tensor(w)), torch.tensor(y))
+        assert loss.shape == ()
+        assert [k.shape for k in gradient] == [(6, 4), (11, 4)]
+    assert {"Liger-Kernel", "cut-cross-entropy"} <= {c.name for c in found}
+    assert not {"Liger-Kernel", "cut-cross-entropy"} & {
+        c.name for c in with_torch.contenders(SMALL["head"], cuda=False)
+    }
+    monkeypatch.setattr(with_torch, "installed", lambda package: False)
     absent = " ".join(with_torch.make("cuda:0").absent)
-    assert "Liger-Kernel: not installed" in absent
-    assert "cut-cross-entropy: takes hidden states" in absent
+    assert "liger-kernel: not installed" in absent
+    assert "cut-cross-entropy: not installed" in absent
 
 
 @pytest.mark.backend("torch")
@@ -753,6 +852,13 @@ def test_diff(factor, load, word):
 def test_too_few_rounds_prove_nothing():
     old, new = found(case([3.0] * 3, [1.0] * 3)), found(case([3.0] * 3, [2.0] * 3))
     assert diff.diff(old, new)[0].word == "same"
+
+
+def test_diff_of_heads_is_with_rivals_alone():
+    """Memory is not what limits them."""
+    head = dataclasses.replace(case([3 * s for s in STEADY], STEADY), loss="linear_ce", shape=(4, 2, 8))
+    (verdict,) = diff.diff(found(head), found(head))
+    assert [change.against for change in verdict.changes] == ["F.cross_entropy"]
 
 
 def test_diff_of_different_machines():

@@ -43,6 +43,13 @@ def case(found, workload="image", value=None, shape=(1000, 1000), dtype="float32
     return Case(workload, "a use", "sparse_ce", shape, -1, dtype, 3, read, write, 16 * MEGA, memory, found, value)
 
 
+def head(found, value=None, n=2000):
+    """The logits of 2000 rows are 8 MB, the gradients 1.2 MB; 400 million operations forward."""
+    gradients = 4 * (n + 1000) * 100
+    shown = case(found, "linear" if value is None else f"linear {n}x100x1000", value, (n, 100, 1000))
+    return dataclasses.replace(shown, loss="linear_ce", read=gradients, write=gradients)
+
+
 def result(*cases, sweep=None, **kw):
     return Result(MACHINE, {"threads": 2, "rounds": 4, "device": "cpu", "sweep": sweep}, list(cases), **kw)
 
@@ -144,6 +151,40 @@ def test_slope_is_of_the_upper_half():
     assert math.isnan(slope([4], [1]))
 
 
+def test_cells_of_a_head():
+    """GFLOP/s, no floor, and memory beyond the gradients; forward, where there are none, all of it."""
+    shown = head([series("xent", memory=2 * MEGA), series("xent", which="forward", memory=2 * MEGA)])
+    (both,), (forward,) = rows.rows(shown, "both"), rows.rows(shown, "forward")
+    assert both.cells[4:] == ("1.00 ms", "1200", "-", "0.10x", "2e-07")
+    assert forward.cells[4:] == ("1.00 ms", "400", "-", "0.25x", "1e-07")
+    assert "2.00 MB of extra memory at the peak, 800 kB beyond the gradients;" in rows.hover(shown, both)
+    assert "2.00 MB of extra memory at the peak;" in rows.hover(shown, forward)
+    text = printed(result(shown))
+    assert "forward and backward; 1.20 GFLOP; memory: beyond the gradients" in text
+    assert "GFLOP/s    linear_ce:" in text
+    assert "the fewest bytes" not in text
+    assert "GFLOP/s</th>" in report.page(result(shown))
+    assert " floor " not in plot.svg(result(shown))
+
+
+@pytest.mark.parametrize(
+    ("ours", "dtype", "errors", "wrong"),
+    [
+        (True, "float32", {"gradient_error": 9e-7, "value_error": 9e-7}, ""),
+        (True, "float32", {"gradient_error": 2e-6}, "gradient wrong: 2e-06"),
+        (True, "float32", {"value_error": 2e-6}, "loss wrong: 2e-06"),
+        (False, "float32", {"gradient_error": 5e-4, "value_error": 5e-4}, ""),  # TensorFloat-32
+        (False, "float32", {"gradient_error": 2e-3}, "gradient wrong: 2e-03"),
+        (True, "bfloat16", {"gradient_error": 7e-3, "value_error": 9e-6}, ""),  # the loss is in float32
+        (True, "bfloat16", {"gradient_error": 7e-3, "value_error": 2e-5}, "loss wrong: 2e-05"),
+        (True, "bfloat16", {"gradient_error": 9e-3}, "gradient wrong: 9e-03"),
+    ],
+)
+def test_what_is_wrong_of_a_head(ours, dtype, errors, wrong):
+    one = series("xent" if ours else "rival", returns="float32", **errors)
+    assert dataclasses.replace(head([one]), dtype=dtype).wrong(one) == wrong
+
+
 # ---- the terminal
 
 
@@ -225,6 +266,28 @@ def test_sweep(swept):
     text = printed(swept)
     assert "lm  256 rows  float32  forward and backward: time by classes" in text
     assert line_of(text, "rival eager").split()[2:] == ["1.0ms", "640µs", "2.6ms", "10ms", "1.0"]
+
+
+def test_sweep_of_a_head():
+    """Time and memory, each with its slope: xent's memory stays what it is."""
+    of = []
+    for n in (256, 1024, 4096):
+        gradients, logits = 4 * (n + 1000) * 100, 4 * n * 1000
+        ours = series("xent", seconds=(1e-6 * n,) * 4, memory=gradients + MEGA)
+        of.append(head([ours, series("rival", seconds=(2e-6 * n,) * 4, memory=gradients + 2 * logits)], n, n))
+    swept = result(*of, sweep="rows")
+    slopes = {(s.measure, line.name): round(line.slope, 6) for s in sweeps(swept) for line in s.lines}
+    assert slopes == {("time", "xent"): 1, ("time", "rival"): 1, ("memory", "xent"): 0, ("memory", "rival"): 1}
+    text = printed(swept)
+    assert "linear  1000 classes, 100 features  float32  forward and backward: time by rows" in text
+    assert "forward and backward: memory by rows\na use; memory beyond the gradients\n" in text
+    assert [line.split()[2:] for line in text.splitlines() if "xent eager" in line] == [
+        ["260µs", "1.0ms", "4.1ms", "1.0"],
+        ["1.0MB", "1.0MB", "1.0MB", "0"],
+    ]
+    assert "floor" not in text
+    assert "memory beyond the gradients" in report.page(swept)
+    assert "xent, torch eager: 0" in plot.svg(swept)
 
 
 def test_sweep_of_threads():
@@ -317,6 +380,17 @@ def test_readme_says_what_was_measured():
     assert not found.interrupted
     assert marked("speed", speed.table(found)) in README.read_text(encoding="utf-8")
     assert marked("targets", targets.table(found)) in PERFORMANCE.read_text(encoding="utf-8")
+
+
+def test_targets_of_a_head():
+    found = Result.load(speed.RESULT)
+    ours = series("xent", "jax", "compiled", memory=2 * MEGA + 50_000)
+    found.cases.append(head([ours, series(targets.OPTAX, "jax", "compiled", seconds=(1.1e-3,) * 4)]))
+    text = targets.table(found)
+    name = "| linear float32, with gradient | jax compiled"
+    assert f"{name} | `{targets.OPTAX}` compiled | at least 1.18x | 1.10x (1.10x to 1.10x) | **missed** |" in text
+    assert f"{name} | extra memory | at most 10% | 10.6% | **missed** |" in text
+    assert "| linear float32, with gradient | numpy eager | eager | at least 1.18x | | not measured |" in text
 
 
 def test_speed_table(one):
