@@ -145,6 +145,7 @@ class Driver:
         self._say(f"preparing {workload.name} {dtype}", 0)
         moved = memory.ask("memory", size=workload.size * WIDTH[dtype])["size"]
         room = workload.memory(dtype, len(self.workers), machine.cores()) < machine.memory("available")
+        room = room and not workload.linear  # products keep all processors busy, and some wait for each other spinning
         prepared = each(lambda worker: self._prepare(worker, workload, dtype), workers, room)
         entries = [entry for found, _ in prepared for entry in found]
         samples: dict[str, list[float | None]] = {"read": [], "write": [], "copy": []}
