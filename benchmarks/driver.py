@@ -156,6 +156,7 @@ class Driver:
         self._say(f"preparing {workload.name} {dtype}", 0)
         moved = memory.ask("memory", size=workload.size * WIDTH[dtype])["size"]
         room = workload.memory(dtype, len(self.workers), machine.cores()) < machine.memory("available")
+        room = room and not workload.linear  # products keep all processors busy, and some wait for each other spinning
         with tempfile.TemporaryDirectory() as folder:
             prepared = each(lambda worker: self._prepare(worker, workload, dtype, folder), workers, room)
         entries = [entry for found, _ in prepared for entry in found]
