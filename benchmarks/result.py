@@ -106,7 +106,7 @@ class Case:
 
     def wrong(self, series: Series) -> str:
         """What is wrong with its numbers, or "": errors beyond what the dtype excuses, or a clock stopped too early."""
-        narrow = WIDTH[self.dtype] == 2  # for these a loss in float32 is as good as any other loss of ours
+        narrow = WIDTH[self.dtype] == 2  # of which a loss in float32 is promised to 1e-5
         of_loss = truth.tolerance(series.returns or self.dtype, series.ours, self.linear and not narrow)
         of_gradient = truth.tolerance(self.dtype, series.ours, self.linear)
         for what, error, most in (
