@@ -142,7 +142,7 @@ def shapes(*arguments: Any) -> tuple[Array, ...]:
     def result(there: bool, like: Array, dtype: Any = dtype) -> Array:
         return like.new_empty(like.shape, dtype=dtype) if there else h.new_empty(0)
 
-    sums = (result(is_wanted, like) for is_wanted, like in zip(wanted, (h, weight, weight[:, 0]), strict=True))
+    sums = (result(is_wanted, like) for is_wanted, like in zip(wanted, (h, weight, weight.select(1, 0)), strict=True))
     return result(True, ids), result(lse, ids), result(u is not None, ids), result(stats, ids, torch.bool), *sums
 
 
