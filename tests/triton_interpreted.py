@@ -195,9 +195,12 @@ def check(given, slopes, dtype):
     want = formulas.rows_both(adapter.OPS, lay, wide, *rest, a, z, c)[1]
     size = torch.nan_to_num(results[1], posinf=0, neginf=0).abs().max().item()
     close((slope,), (want,), dtype, 50 * (1 + size))
-    over = x.clone()
+    memory = torch.full((x.numel() + 64,), 1e4, dtype=x.dtype)  # nothing reads or writes it beyond x
+    over = memory[32:-32].view(x.shape).copy_(x)
     replace(TRITON, in_place=True).rows_both(lay, over, *rest, a, z, c)
-    assert torch.equal(over.view(torch.uint8), slope.view(torch.uint8))
+    assert torch.equal(over.contiguous().view(torch.uint8), slope.view(torch.uint8))
+    assert (memory[:32] == memory[0]).all()
+    assert (memory[-32:] == memory[0]).all()
     assert torch.equal(x.view(torch.uint8), before.view(torch.uint8)), "the caller's logits"
 
 
@@ -324,3 +327,11 @@ def test_linear(dtype, options, tiles, counts):
     np.testing.assert_allclose(loss, want.loss, rtol=min(tolerance, 1e-5))
     for got, expected in ((grads.hidden, want.hidden), (grads.weight, want.weight)):
         np.testing.assert_allclose(got.double(), expected, rtol=tolerance, atol=tolerance * np.abs(expected).max())
+
+
+def test_a_chunk_of_linear_is_overwritten(tiles):
+    x, ids = torch.randn(3, 40), torch.tensor([0, 39, 5])
+    want = TRITON.rows_both(Layout(1, True, False, False), x, None, None, ids, 0.5, None, None)[1]
+    dx = adapter.ADAPTER.linear.rows_both(Layout(1, True, False, False), x, None, None, ids, 0.5, None, None)[1]
+    assert dx.data_ptr() == x.data_ptr()
+    assert torch.equal(dx, want)

@@ -160,7 +160,7 @@ class Kernels(Fitting):
         dx = torch.empty_like(rows.x) if wanted[0] else None
         dt = torch.empty_like(rows.x, dtype=stats[0].dtype) if wanted[1] else None
         with torch.cuda.device_of(x):
-            self._pull(rows, a, b, c, *stats, share, None, dx, dt)
+            self._pull(rows, a, b, c, *stats, share, dx, dt)
         return dx, dt
 
     def rows_both(
@@ -184,9 +184,9 @@ class Kernels(Fitting):
                 self._forward(rows, results, stats, a, z, c, dx)
             else:
                 b = None if z is None else torch.empty_like(a)
-                at_label, share = (torch.empty_like(a), None) if t is None else (None, torch.empty_like(a))
-                self._forward(rows, results, stats, z=z, kept=(b, share, at_label))
-                self._pull(rows, a, b, c, *stats, share, at_label, dx, None)
+                share = None if t is None else torch.empty_like(a)
+                self._forward(rows, results, stats, z=z, kept=(b, share))
+                self._pull(rows, a, b, c, *stats, share, dx, None)
         return (*results, stats[0]), dx
 
     def _rows(self, lay: Layout, x: Array, t: Array | None, u: Array | None, ids: Array | None) -> Rows:
@@ -217,7 +217,7 @@ class Kernels(Fitting):
         z: Any = None,
         c: Any = None,
         dx: Any = None,
-        kept: Any = (None, None, None),
+        kept: Any = (None, None),
     ) -> None:
         cut, count = rows.cut, rows.cut.total
         if not count:

@@ -230,7 +230,7 @@ def statistics(
             tl.store(part + 5 * step, u_part, mask=there)
     else:
         id = own_ids(ids, row, there)
-        x_y = tl.sum(tl.where(j[None, :] == id[:, None], at, 0.0), 1)  # not looked up: dx may be written over x
+        x_y = tl.sum(tl.where(j[None, :] == id[:, None], at, 0.0), 1)  # looked up, another thread's dx may be there
         m, s, lse = finish(
             m, s, soft, share, smooth, x_y, id, row, there, u_total, m_at, s_at, loss_at, lse_at, smooth_at,
             t is None, T,
@@ -245,12 +245,12 @@ def statistics(
 
 @triton.jit
 def merge(
-    parts, x, ids, u_total, z_at, m_at, s_at, loss_at, lse_at, smooth_at, b_at, share_at, x_y_at,
+    parts, x, ids, u_total, z_at, m_at, s_at, loss_at, lse_at, smooth_at, b_at, share_at,
     splits, classes, inner, count,
     T: tl.constexpr, HARD: tl.constexpr, SMOOTH: tl.constexpr, R: tl.constexpr, S: tl.constexpr,
 ):
-    """Rows' results from the statistics of their parts; and, where these are there, what `gradient` is to take: 2 z
-    lse, the labels' sum, and the label's logit from before the derivative is written over it."""
+    """Rows' results from the statistics of their parts; and, where these are there, what `gradient` is to take: 2 z lse
+    and the labels' sum."""
     row, there, first = own_rows(classes, inner, count, 1, False, R)
     part = tl.arange(0, S)
     inside = there[:, None] & (part < splits)[None, :]
@@ -262,7 +262,7 @@ def merge(
     same = tops == m[:, None]
     f = exp_of(tops - m[:, None], T)
     s = tl.sum(sums * f, 1) + (tl.sum(tl.where(same, 0.0, f), 1) + (tl.sum(same.to(T), 1) - 1))
-    rise = m[:, None] - tl.where(tops == float("-inf"), 0.0, tops)
+    rise = m[:, None] - tops
     id = own_ids(ids, row, there)
     soft = tl.zeros([R], T)
     share = tl.zeros([R], T)
@@ -284,17 +284,17 @@ def merge(
         tl.store(b_at + row, 2 * per_row(z_at, row, there, T) * lse, mask=there)
     if share_at is not None:
         tl.store(share_at + row, share, mask=there)
-    if x_y_at is not None:
-        tl.store(x_y_at + row, x_y, mask=there)
 
 
 @triton.jit
 def gradient(
-    x, t, u, ids, u_total, a_at, b_at, c_at, m_at, s_at, share_at, x_y_at, dx_at, dt_at,
+    x, t, u, ids, u_total, a_at, b_at, c_at, m_at, s_at, share_at, dx_at, dt_at,
     classes, inner, count, tiles, T: tl.constexpr, COLUMNS: tl.constexpr, R: tl.constexpr, B: tl.constexpr,
 ):
-    """From the saved statistics. The label's logit is looked up where x_y_at is not there; the labels' sum is formed
-    where share_at is not, and a tile then holds whole rows."""
+    """From the saved statistics. The labels' sum is formed where share_at is not there: a tile then holds whole rows.
+
+    dx may be written over x: the label's logit is used by the thread alone that writes over it, afterwards.
+    """
     row, there, first = own_rows(classes, inner, count, tiles, COLUMNS, R)
     j = tl.program_id(1) * B + tl.arange(0, B)
     inside = there[:, None] & (j < classes)[None, :]
@@ -310,14 +310,14 @@ def gradient(
     if dx_at is not None:
         e = exp_of(at - m[:, None], T)
         share = per_row(share_at, row, there, T)
-        x_y = per_row(x_y_at, row, there, T)
+        x_y = tl.zeros([R], T)
         w = e
         v = e
         if t is not None:
             w = tl.load(t + place, mask=inside, other=0.0)
             if share_at is None:
                 share += tl.sum(w, 1)
-        elif x_y_at is None:
+        else:
             x_y += tl.load(x + first + id * inner, mask=there & (id >= 0), other=0.0).to(T)
         if u is not None:
             v = tl.load(u + j, mask=j < classes, other=0.0)[None, :]
