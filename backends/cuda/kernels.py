@@ -218,8 +218,8 @@ def statistics(
         smooth -= tl.sum(times(v, gap), 1)
         u_part += tl.sum(v, 1)
     if parts is not None:
-        step = tl.num_programs(1) * count.to(tl.int64)
-        part = parts + tl.program_id(1) * count.to(tl.int64) + row
+        step = tl.num_programs(1) * tl.cast(count, tl.int64)
+        part = parts + tl.program_id(1) * tl.cast(count, tl.int64) + row
         tl.store(part, m, mask=there)
         tl.store(part + step, s, mask=there)
         if t is not None:
@@ -254,7 +254,7 @@ def merge(
     row, there, first = own_rows(classes, inner, count, 1, False, R)
     part = tl.arange(0, S)
     inside = there[:, None] & (part < splits)[None, :]
-    step = splits * count.to(tl.int64)
+    step = splits * tl.cast(count, tl.int64)
     at = parts + part.to(tl.int64)[None, :] * count + row[:, None]
     tops = tl.load(at, mask=inside, other=float("-inf"))
     sums = tl.load(at + step, mask=inside, other=0.0)
