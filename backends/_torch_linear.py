@@ -13,7 +13,7 @@ import torch
 from xent import _linear, formulas
 from xent._adapter import Layout, Linear
 
-from .torch import DIRECT, OPS, PLAIN, kernels, plain, rows
+from .torch import DIRECT, OPERATORS, OPS, PLAIN, kernels, plain, rows
 
 Array = Any
 
@@ -81,8 +81,11 @@ IN_PLACE = replace(DIRECT, empty=empty)
 
 
 def rows_both(lay: Layout, x: Array, t: None, u: Array | None, ids: Array, a: Any, z: Any, c: Any) -> Any:
-    if kernels(x, u, ids) is DIRECT:
+    native = kernels(x, u, ids)
+    if native is DIRECT:
         return IN_PLACE.rows_both(lay, x, t, u, ids, a, z, c)
+    if native not in (None, OPERATORS):
+        return replace(native, in_place=True).rows_both(lay, x, t, u, ids, a, z, c)
     return formulas.rows_both(OPS, lay, x, t, u, ids, a, z, c)
 
 
@@ -139,7 +142,7 @@ def shapes(*arguments: Any) -> tuple[Array, ...]:
     def result(there: bool, like: Array, dtype: Any = dtype) -> Array:
         return like.new_empty(like.shape, dtype=dtype) if there else h.new_empty(0)
 
-    sums = (result(is_wanted, like) for is_wanted, like in zip(wanted, (h, weight, weight[:, 0]), strict=True))
+    sums = (result(is_wanted, like) for is_wanted, like in zip(wanted, (h, weight, weight.select(1, 0)), strict=True))
     return result(True, ids), result(lse, ids), result(u is not None, ids), result(stats, ids, torch.bool), *sums
 
 

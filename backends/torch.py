@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,7 @@ from torch.autograd import forward_ad
 from xent import formulas
 from xent._adapter import Adapter, Layout, Ops
 
+from . import cuda
 from .cpu import calls, torch_operators
 
 Array = Any
@@ -144,7 +146,35 @@ DIRECT = calls.Kernels(
     empty=lambda shape, dtype, like: torch.empty(size=shape, dtype=getattr(torch, dtype)),  # by name: parsed sooner
     threads=torch.get_num_threads,
 )
-OPERATORS = None if calls.native is None else torch_operators.register(DIRECT)
+ON_CPU = None if calls.native is None else DIRECT
+
+
+class OnCuda:
+    """The Triton kernels. Looking them up imports Triton; `why_not` says whether there is any sense in trying."""
+
+    @functools.cached_property
+    def kernels(self) -> Any:
+        found = cuda.load()
+        return None if found is None else found.Kernels(OPS, dense, new)
+
+    def __getattr__(self, name: str) -> Any:
+        if self.kernels is None:
+            raise RuntimeError(f"an operator was recorded for Triton kernels that are not there: {cuda.why_not}")
+        return getattr(self.kernels, name)
+
+
+def new(shape: Any, dtype: str, like: Array) -> Array:
+    return like.new_empty(shape, dtype=getattr(torch, dtype))
+
+
+ON_CUDA = OnCuda()
+OPERATORS = None
+if ON_CPU or cuda.why_not is None:
+    OPERATORS = torch_operators.define()
+if ON_CPU:
+    torch_operators.register(DIRECT, "CPU")
+if cuda.why_not is None:
+    torch_operators.register(ON_CUDA, "CUDA")
 PLAIN = {torch.Tensor, torch.nn.Parameter, torch.nn.Buffer}  # others may hold no memory of their own
 
 
@@ -153,11 +183,29 @@ def kernels(*arrays: Array | None) -> Any:
     if OPERATORS is None or torch._C._are_functorch_transforms_active():
         return None
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state():
-        return OPERATORS if all(x is None or x.is_cpu for x in arrays) else None
+        return operators(arrays)
     for x in arrays:
         if x is not None and not (type(x) in PLAIN and x.is_cpu and torch._C._has_storage(x)):
-            return None
-    return DIRECT
+            return triton_kernels(arrays)
+    return ON_CPU
+
+
+def operators(arrays: tuple[Array | None, ...]) -> Any:
+    """The kernels as a tracer sees them. Whether there are any is known without importing Triton under its eyes."""
+    if all(x is None or x.is_cpu for x in arrays):
+        return OPERATORS if ON_CPU else None
+    return OPERATORS if cuda.why_not is None and on_one_device(arrays) else None
+
+
+def triton_kernels(arrays: tuple[Array | None, ...]) -> Any:
+    reached = all(x is None or (type(x) in PLAIN and torch._C._has_storage(x)) for x in arrays)
+    return ON_CUDA.kernels if reached and on_one_device(arrays) else None
+
+
+def on_one_device(arrays: tuple[Array | None, ...]) -> bool:
+    """On one CUDA device, that is."""
+    there = [x for x in arrays if x is not None]
+    return all(x.is_cuda and x.device == there[0].device for x in there)
 
 
 def direct(function: Any) -> Any:

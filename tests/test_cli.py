@@ -41,6 +41,21 @@ def test_backends_says_whether_the_kernels_are_in_use(monkeypatch):
     assert json.loads(invoke("backends", "--json").stdout)["native"] == {"isa": "avx2", "threads": 3}
 
 
+def test_backends_says_whether_the_triton_kernels_are_in_use(monkeypatch):
+    cuda = importlib.import_module("xent.backends.cuda")
+    monkeypatch.setattr(cli._live, "available", lambda: iter(["torch"]))
+    known = {"version": "2", "devices": ["cpu", "cuda:0"], "modes": {"eager": ""}, "dtypes": []}
+    monkeypatch.setattr(cli, "facts", lambda name: known)
+    monkeypatch.setattr(cuda, "why_not", "switched off [by hand]")
+    line = "Triton kernels for PyTorch on CUDA"
+    assert f"{line}: not in use: switched off [by hand]" in invoke("backends").stdout
+    monkeypatch.setattr(cuda, "why_not", None)
+    assert f"{line}: in use" in invoke("backends").stdout
+    assert json.loads(invoke("backends", "--json").stdout)["triton"] == {"in_use": True}
+    known["devices"] = ["cpu"]
+    assert f"{line}: not in use: PyTorch has no CUDA device here" in invoke("backends").stdout
+
+
 @pytest.mark.parametrize("switch", ["0", "1"])
 def test_kernels_can_be_switched_off(switch):
     """XENT_NATIVE=0 is the whole switch; the tests run both ways."""

@@ -17,7 +17,10 @@ from xent._adapter import ABSENT, INVALID, Adapter, Array, Layout, Linear, Ops, 
 # Rows of a chunk. Below the first, products wait for the weight's gradient to come and go; above the second, nothing
 # is gained (docs/performance.md).
 FEWEST, MOST = 128, 2048
-MEMORY, MEMORY_ON_A_GPU = 19 << 20, 256 << 20  # bytes of a chunk's logits
+MEMORY = 19 << 20  # bytes of a chunk's logits
+# Enough for 600 rows of 220,000 classes. The products of a chunk of R rows do 6 R operations an element of the weight
+# and move 12 bytes of it and its gradient; a Hopper does 295 operations a byte, by its data sheet.
+MEMORY_ON_A_GPU = 512 << 20
 BLOCK = 1 << 19  # elements of the weight to convert at a time, or of its gradient to add up in the cache
 
 

@@ -34,13 +34,13 @@ app.command(name="bench")(bench_command)
 
 @app.command()
 def backends(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False) -> None:
-    """Which frameworks are here, their versions and devices, what installs the missing ones; the CPU kernels."""
+    """Which frameworks are here, their versions and devices, what installs the missing ones; the kernels."""
     here = set(_live.available())
     names = [*dict.fromkeys([*_live.KNOWN, *sorted(here)])]
     found = {name: facts(name) if name in here else None for name in names}
-    kernels = native()
+    kernels = {"native": native(), "triton": triton((found["torch"] or {}).get("devices", ()))}
     if as_json:
-        print(json.dumps({**found, "native": kernels}, indent=2))
+        print(json.dumps({**found, **kernels}, indent=2))
         return
     table = Table(box=None, pad_edge=False)
     for heading in ("backend", "version", "devices", "runs", "dtypes"):
@@ -56,9 +56,14 @@ def backends(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] =
                 name, known["version"], ", ".join(known["devices"]), ", ".join(modes), ", ".join(known["dtypes"])
             )
     out.print(table)
-    problem = kernels.get("problem")
-    text = f"not in use: {problem}" if problem else f"{kernels['isa']}, up to {kernels['threads']} threads"
-    out.print(f"\nnative CPU kernels: {escape(text)}", highlight=False, soft_wrap=True)
+    out.print()
+    _print_kernels("native CPU kernels", "{isa}, up to {threads} threads", kernels["native"])
+    _print_kernels("Triton kernels for PyTorch on CUDA", "in use", kernels["triton"])
+
+
+def _print_kernels(name: str, text: str, known: dict[str, Any]) -> None:
+    text = ("not in use: {problem}" if "problem" in known else text).format(**known)
+    out.print(f"{name}: {escape(text)}", highlight=False, soft_wrap=True)
 
 
 def native() -> dict[str, Any]:
@@ -67,6 +72,16 @@ def native() -> dict[str, Any]:
     if cpu.native is None:
         return {"problem": cpu.why_not}
     return {"isa": cpu.native.isa(), "threads": cpu.native.max_threads()}
+
+
+def triton(devices: Iterable[str]) -> dict[str, Any]:
+    """The same of the kernels for PyTorch's CUDA tensors, without importing Triton."""
+    cuda = importlib.import_module("xent.backends.cuda")
+    if cuda.why_not is not None:
+        return {"problem": cuda.why_not}
+    if not any(device.startswith("cuda") for device in devices):
+        return {"problem": "PyTorch has no CUDA device here"}
+    return {"in_use": True}
 
 
 @app.command(name="compare")

@@ -21,13 +21,49 @@ Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True, eq=False)
-class Kernels:
-    """The kernels on one framework's arrays, which the caller knows to lie in this process's memory."""
+class Fitting:
+    """What kernels need of one framework's arrays, whatever device they run on."""
 
     ops: Ops
-    address: Callable[[Array], int]
     dense: Callable[[Array, Any], Array]  # (array, shape): broadcast to shape, C-contiguous; itself if it is so
     empty: Callable[[Any, str, Array], Array]  # (shape, dtype, like)
+
+    def _pattern(self, k: Array | None, shape: Any) -> tuple[Array | None, int, int]:
+        """k as (array, length, inner): element i of the logits has array[(i // inner) % length]."""
+        if k is None:
+            return None, 1, 1
+        given = self.ops.shape(k)
+        padded = (1,) * (len(shape) - len(given)) + given
+        varies = [place for place, n in enumerate(padded) if n != 1]
+        if not varies:
+            return self.dense(k, given), 1, 1
+        first, end = varies[0], varies[-1] + 1
+        if padded[first:end] == shape[first:end]:
+            return self.dense(k, given), max(math.prod(shape[first:end]), 1), max(math.prod(shape[end:]), 1)
+        return self.dense(k, shape), max(math.prod(shape), 1), 1
+
+    def _results(self, lay: Layout, x: Array, u: Array | None, shape: Shape, dtype: str) -> Any:
+        return (
+            self.empty(shape, dtype, x),
+            self.empty(shape, dtype, x) if lay.lse else None,
+            None if u is None else self.empty(shape, dtype, x),
+        )
+
+    def _kept(self, lay: Layout, shape: Shape, dtype: str, x: Array) -> Array:
+        """For one value a row, keeping the class axis."""
+        return self.empty((*shape[: lay.axis], 1, *shape[lay.axis :]), dtype, x)
+
+    def _per_row(self, k: Scalar | None, shape: Shape, dtype: str, x: Array) -> Array | None:
+        if k is None:
+            return None
+        return self.ops.full(shape, k, dtype, x) if isinstance(k, float) else self.dense(k, shape)
+
+
+@dataclass(frozen=True, eq=False)
+class Kernels(Fitting):
+    """The kernels on one framework's arrays, which the caller knows to lie in this process's memory."""
+
+    address: Callable[[Array], int]
     threads: Callable[[], int]  # how many at most; 0: the kernels' own choice
 
     def rows(self, lay: Layout, x: Array, t: Array | None, u: Array | None, ids: Array | None) -> Any:
@@ -148,36 +184,6 @@ class Kernels:
         patterns = self._pattern(p, shape), self._pattern(w, shape)
         flat = (k for array, *sizes in patterns for k in (*self._at(array), *sizes))
         return (CODES[name], math.prod(shape), e, *self._at(*held), *flat), (held, patterns), _compute(name)
-
-    def _pattern(self, k: Array | None, shape: Any) -> tuple[Array | None, int, int]:
-        """k as (array, length, inner): element i of the logits has array[(i // inner) % length]."""
-        if k is None:
-            return None, 1, 1
-        given = self.ops.shape(k)
-        padded = (1,) * (len(shape) - len(given)) + given
-        varies = [place for place, n in enumerate(padded) if n != 1]
-        if not varies:
-            return self.dense(k, given), 1, 1
-        first, end = varies[0], varies[-1] + 1
-        if padded[first:end] == shape[first:end]:
-            return self.dense(k, given), max(math.prod(shape[first:end]), 1), max(math.prod(shape[end:]), 1)
-        return self.dense(k, shape), max(math.prod(shape), 1), 1
-
-    def _results(self, lay: Layout, x: Array, u: Array | None, shape: Shape, dtype: str) -> Any:
-        return (
-            self.empty(shape, dtype, x),
-            self.empty(shape, dtype, x) if lay.lse else None,
-            None if u is None else self.empty(shape, dtype, x),
-        )
-
-    def _kept(self, lay: Layout, shape: Shape, dtype: str, x: Array) -> Array:
-        """For one value a row, keeping the class axis."""
-        return self.empty((*shape[: lay.axis], 1, *shape[lay.axis :]), dtype, x)
-
-    def _per_row(self, k: Scalar | None, shape: Shape, dtype: str, x: Array) -> Array | None:
-        if k is None:
-            return None
-        return self.ops.full(shape, k, dtype, x) if isinstance(k, float) else self.dense(k, shape)
 
     def _at(self, *arrays: Array | None) -> list[int]:
         address = self.address

@@ -1,0 +1,321 @@
+"""From PyTorch's tensors to launches of the Triton kernels: what `backends.cpu.calls.Kernels` is to the native ones.
+
+Nothing here waits for the device or reads from it, so that CUDA graphs can hold all of it. Launches go to the current
+stream of the logits' own device. How rows are cut up follows from shapes alone: the same call, the same bits.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import triton.language as tl
+from xent._adapter import Array, Layout, Scalar
+
+from ..cpu.calls import Fitting, Shape
+from . import kernels
+
+# Elements of a tile: 16 for each thread of 16 warps, so that several tiles share a processor and one's loads hide
+# another's sums. Rows of up to twice as many classes still go in whole, with 32 a thread.
+TILE = 8192
+SMALL = 2048  # of a tile of short rows, which do not need the threads to work on one row together
+BESIDE = 64  # rows side by side in a tile where the class axis is not the last: 128 bytes of 16 bits
+PART = 4096  # of a row's parts, where there are too few rows for the whole device
+FEW = 256  # programs: about two for each processor of a large device
+ELEMENTS = 4096  # of a program of the sigmoid kernel
+
+
+class Cut(NamedTuple):
+    """How [outer, classes, inner] is cut: `rows` x `classes` a tile, as powers of 2, and `parts` to a row."""
+
+    sizes: tuple[int, int, int]
+    rows: int
+    classes: int
+
+    @property
+    def total(self) -> int:
+        """How many rows there are."""
+        return self.sizes[0] * self.sizes[2]
+
+    @property
+    def columns(self) -> bool:
+        """A tile's rows have one `outer` in common."""
+        return self.sizes[2] >= self.rows > 1
+
+    @property
+    def tiles(self) -> int:
+        """To an `outer`, where they are `columns`."""
+        return quotient(self.sizes[2], self.rows)
+
+    @property
+    def parts(self) -> int:
+        return quotient(self.sizes[1], self.classes)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        rows = self.sizes[0] * self.tiles if self.columns else quotient(self.total, self.rows)
+        return rows, self.parts
+
+
+def quotient(a: int, b: int) -> int:
+    """Rounded up."""
+    return -(-a // b)
+
+
+def power(n: int) -> int:
+    """The smallest power of 2 that is at least n."""
+    return 1 << max(n - 1, 0).bit_length()
+
+
+def options(elements: int) -> dict[str, Any]:
+    """How a kernel on tiles of so many elements is compiled. Fused products are Triton's own choice up to 3.9, and then
+    a warning that it will not be any more."""
+    return {"num_warps": min(max(elements // 512, 1), 16), "enable_fp_fusion": True}
+
+
+def cut(outer: int, classes: int, inner: int, wide: bool) -> Cut:
+    """Rows whole where they fit; cut where they do not, or where whole ones are too few for the device."""
+    tile = TILE // 2 if wide else TILE
+    rows, columns = min(power(inner), BESIDE), power(classes)
+    if rows * columns > (2 * tile if inner == 1 else tile):
+        columns = tile // rows
+    else:
+        rows = max(rows, SMALL // columns)
+    found = Cut((outer, classes, inner), rows, columns)
+    least = 1 if inner == 1 else BESIDE // 2
+    while math.prod(found.grid) < FEW and found.rows > least and found.rows * found.classes > SMALL // 4:
+        found = found._replace(rows=found.rows // 2)
+    while math.prod(found.grid) < FEW and found.rows * found.classes > PART:
+        found = found._replace(classes=found.classes // 2)
+    return found
+
+
+class Rows(NamedTuple):
+    """Dense arguments of the kernels on rows."""
+
+    x: Array
+    t: Array | None
+    u: Array | None
+    ids: Array | None
+    total: Array | None  # sum u
+    cut: Cut
+    shape: Shape
+    dtype: str
+
+    @property
+    def arrays(self) -> tuple[Array | None, ...]:
+        return self.x, self.t, self.u, self.ids, self.total
+
+    @property
+    def tile(self) -> dict[str, Any]:
+        """Arguments that every kernel on tiles ends with."""
+        _, classes, inner = self.cut.sizes
+        return {
+            "classes": classes,
+            "inner": inner,
+            "count": self.cut.total,
+            "tiles": self.cut.tiles,
+            "T": KINDS[self.dtype],
+            "COLUMNS": self.cut.columns,
+            "R": self.cut.rows,
+            "B": self.cut.classes,
+            **options(self.cut.rows * self.cut.classes),
+        }
+
+
+KINDS = {"float32": tl.float32, "float64": tl.float64}
+
+
+@dataclass(frozen=True, eq=False)
+class Kernels(Fitting):
+    """The kernels on tensors of one CUDA device."""
+
+    in_place: bool = False  # derivatives in the logits are written over them
+
+    def rows(self, lay: Layout, x: Array, t: Array | None, u: Array | None, ids: Array | None) -> Any:
+        """The results of `Adapter.rows`, and the statistics (m, s), keeping the axis."""
+        rows = self._rows(lay, x, t, u, ids)
+        results, stats = self._outputs(lay, rows)
+        with torch.cuda.device_of(x):
+            self._forward(rows, results, stats)
+        return (*results, stats[0]), stats
+
+    def rows_backward(
+        self,
+        lay: Layout,
+        x: Array,
+        t: Array | None,
+        u: Array | None,
+        ids: Array | None,
+        stats: tuple[Array, ...],
+        coefficients: tuple[Scalar | None, ...],
+        wanted: tuple[bool, ...],
+    ) -> tuple[Array | None, Array | None]:
+        """The derivatives of sum(a loss + b lse + c smooth) in x and t, those that are wanted."""
+        rows = self._rows(lay, x, t, u, ids)
+        a, b, c = (self._per_row(k, rows.shape, rows.dtype, x) for k in coefficients)
+        share = None if rows.t is None or rows.cut.parts == 1 else rows.t.sum(lay.axis)
+        dx = torch.empty_like(rows.x) if wanted[0] else None
+        dt = torch.empty_like(rows.x, dtype=stats[0].dtype) if wanted[1] else None
+        with torch.cuda.device_of(x):
+            self._pull(rows, a, b, c, *stats, share, dx, dt)
+        return dx, dt
+
+    def rows_both(
+        self,
+        lay: Layout,
+        x: Array,
+        t: Array | None,
+        u: Array | None,
+        ids: Array | None,
+        a: Scalar,
+        z: Scalar | None,
+        c: Scalar | None,
+    ) -> tuple[tuple[Array, Array | None, Array | None, Array], Array]:
+        """`Adapter.rows_both`."""
+        rows = self._rows(lay, x, t, u, ids)
+        a, z, c = (self._per_row(k, rows.shape, rows.dtype, x) for k in (a, z, c))
+        results, stats = self._outputs(lay, rows)
+        dx = rows.x if self.in_place else torch.empty_like(rows.x)
+        with torch.cuda.device_of(x):
+            if rows.cut.parts == 1:
+                self._forward(rows, results, stats, a, z, c, dx)
+            else:
+                b = None if z is None else torch.empty_like(a)
+                share = None if t is None else torch.empty_like(a)
+                self._forward(rows, results, stats, z=z, kept=(b, share))
+                self._pull(rows, a, b, c, *stats, share, dx, None)
+        return (*results, stats[0]), dx
+
+    def _rows(self, lay: Layout, x: Array, t: Array | None, u: Array | None, ids: Array | None) -> Rows:
+        whole: Any = self.ops.shape(x)
+        before, classes, after = whole[: lay.axis], whole[lay.axis], whole[lay.axis + 1 :]
+        wide = x.dtype == torch.float64
+        return Rows(
+            self.dense(x, whole),
+            None if t is None else self.dense(t, whole),
+            None if u is None else self.dense(u, (classes,)),
+            None if ids is None else self.dense(ids, before + after),
+            None if u is None else u.sum(),
+            cut(math.prod(before), classes, math.prod(after), wide),
+            before + after,
+            "float64" if wide else "float32",
+        )
+
+    def _outputs(self, lay: Layout, rows: Rows) -> Any:
+        m, s = (self._kept(lay, rows.shape, rows.dtype, rows.x) for _ in range(2))
+        return self._results(lay, rows.x, rows.u, rows.shape, rows.dtype), (m, s)
+
+    def _forward(
+        self,
+        rows: Rows,
+        results: Any,
+        stats: Any,
+        a: Any = None,
+        z: Any = None,
+        c: Any = None,
+        dx: Any = None,
+        kept: Any = (None, None),
+    ) -> None:
+        cut, count = rows.cut, rows.cut.total
+        if not count:
+            return
+        if cut.parts == 1:
+            kernels.statistics[cut.grid](*rows.arrays, a, z, c, *stats, *results, dx, None, **rows.tile)
+            return
+        parts = stats[0].new_empty((2 if rows.t is None and rows.u is None else 6, cut.parts, count))
+        kernels.statistics[cut.grid](*rows.arrays, *(None,) * 9, parts, **rows.tile)
+        _, classes, inner = cut.sizes
+        columns = power(cut.parts)
+        beside = max(512 // columns, 1)
+        kernels.merge[(quotient(count, beside),)](
+            parts,
+            rows.x,
+            rows.ids,
+            rows.total,
+            z,
+            *stats,
+            *results,
+            *kept,
+            cut.parts,
+            classes,
+            inner,
+            count,
+            T=KINDS[rows.dtype],
+            HARD=rows.t is None,
+            SMOOTH=rows.u is not None,
+            R=beside,
+            S=columns,
+            **options(beside * columns),
+        )
+
+    def _pull(self, rows: Rows, *arrays: Array | None) -> None:
+        if rows.cut.total:
+            kernels.gradient[rows.cut.grid](*rows.arrays, *arrays, **rows.tile)
+
+    def sigmoid(self, e: float, x: Array, z: Array, p: Array | None, w: Array | None, each: bool) -> Array:
+        """The elementwise loss, without w and 0 where that is, or sum(w loss), 0-d."""
+        loss, total = self._elements(e, x, z, p, w, None, each, not each)[:2]
+        return loss if each else total
+
+    def sigmoid_backward(
+        self,
+        e: float,
+        x: Array,
+        z: Array,
+        p: Array | None,
+        w: Array | None,
+        scale: Scalar,
+        wanted: tuple[bool, ...],
+    ) -> tuple[Array | None, Array | None]:
+        """The derivatives of scale * sum(w loss) in x and z, those that are wanted."""
+        _, _, dx, dz = self._elements(e, x, z, p, w, scale, False, False, *wanted)
+        return dx, dz
+
+    def sigmoid_both(
+        self, e: float, x: Array, z: Array, p: Array | None, w: Array | None, g: Scalar, each: bool
+    ) -> tuple[Array, Array]:
+        """`Adapter.sigmoid_both`."""
+        loss, total, dx, _ = self._elements(e, x, z, p, w, g, each, not each, True)
+        return total if loss is None else loss if w is None else w * loss, dx
+
+    def _repeated(self, k: Array | None, shape: Any) -> tuple[Array | None, int | None, int]:
+        array, length, inner = self._pattern(k, shape)
+        return array, length if length == 1 or length * inner < math.prod(shape) else None, inner
+
+    def _elements(
+        self, e: float, x: Array, z: Array, p: Any, w: Any, scale: Any, *wanted: bool
+    ) -> tuple[Any, Any, Any, Any]:
+        """The loss, its sum, the derivatives in x and z: those that are wanted."""
+        shape: Any = self.ops.shape(x)
+        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        x, z = self.dense(x, shape), self.dense(z, shape)
+        count = x.numel()
+        programs = quotient(count, ELEMENTS)
+        each, total, dx, dz = (*wanted, False, False)[:4]
+        loss = torch.empty_like(x, dtype=dtype) if each else None
+        sums = x.new_empty(programs, dtype=dtype) if total else None
+        slopes = torch.empty_like(x) if dx else None, torch.empty_like(z) if dz else None
+        if isinstance(scale, float):  # a launch's numbers have 32 bits
+            scale = None if scale == 1 else torch.full((), scale, dtype=dtype, device=x.device)
+        with torch.cuda.device_of(x):
+            if count:
+                kernels.elements[(programs,)](
+                    x,
+                    z,
+                    *self._repeated(p, shape),
+                    *self._repeated(w, shape),
+                    scale,
+                    loss,
+                    sums,
+                    *slopes,
+                    count,
+                    E=float(e),
+                    T=KINDS[str(dtype)[6:]],
+                    LONG=count + ELEMENTS >= 2**31,
+                    B=ELEMENTS,
+                    **options(ELEMENTS),
+                )
+        return loss, None if sums is None else sums.sum(), *slopes
