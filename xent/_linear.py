@@ -21,7 +21,7 @@ MEMORY = 19 << 20  # bytes of a chunk's logits
 # Enough for 600 rows of 220,000 classes. The products of a chunk of R rows do 6 R operations an element of the weight
 # and move 12 bytes of it and its gradient; a Hopper does 295 operations a byte, by its data sheet.
 MEMORY_ON_A_GPU = 512 << 20
-BLOCK = 1 << 19  # elements of the weight to convert at a time, or of its gradient to add up in the cache
+BLOCK = 1 << 20  # elements of the weight to convert at a time, or of its gradient to add up in the cache
 
 
 class Plan(NamedTuple):
