@@ -13,7 +13,7 @@ import torch
 from xent import _linear, formulas
 from xent._adapter import Layout, Linear
 
-from .torch import DIRECT, OPERATORS, OPS, PLAIN, kernels, plain, rows
+from .torch import OPERATORS, OPS, PLAIN, kernels, plain, rows
 
 Array = Any
 
@@ -73,17 +73,8 @@ def accumulate(sums: Array, dx: Array, h: Array) -> Array:
 # ---- a chunk's derivative, over its logits
 
 
-def empty(shape: Any, dtype: str, like: Array) -> Array:
-    return like if shape == like.shape else DIRECT.empty(shape, dtype, like)
-
-
-IN_PLACE = replace(DIRECT, empty=empty)
-
-
 def rows_both(lay: Layout, x: Array, t: None, u: Array | None, ids: Array, a: Any, z: Any, c: Any) -> Any:
     native = kernels(x, u, ids)
-    if native is DIRECT:
-        return IN_PLACE.rows_both(lay, x, t, u, ids, a, z, c)
     if native not in (None, OPERATORS):
         return replace(native, in_place=True).rows_both(lay, x, t, u, ids, a, z, c)
     return formulas.rows_both(OPS, lay, x, t, u, ids, a, z, c)

@@ -175,12 +175,7 @@ def head(static: Any, *operands: Any) -> Any:
     return _linear.value(static, results, *operands[-3:]), results
 
 
-def empty(shape: tuple[int, ...], dtype: str, like: Array) -> Array:
-    """A chunk's derivative goes over its logits."""
-    return like if shape == like.shape else KERNELS.empty(shape, dtype, like)
-
-
-IN_PLACE = replace(KERNELS, empty=empty)
+IN_PLACE = replace(KERNELS, in_place=True)  # a chunk's derivative goes over its logits
 LINEAR = Linear(
     ops=OPS,
     rows=rows,

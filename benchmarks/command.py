@@ -30,7 +30,10 @@ Sweep = Enum("Sweep", {name: name for name in SWEEPS})  # type: ignore[misc]
 def bench_command(
     workload: Annotated[
         list[Name] | None,
-        typer.Option(help="Only this one; repeat for more. On a CPU only if named: linear in bfloat16, linear-large."),
+        typer.Option(
+            help="Only this one; repeat for more. On a CPU only if named: lm-large in float16, linear in bfloat16, "
+            "linear-large."
+        ),
     ] = None,
     backend: Annotated[list[Backend] | None, typer.Option(help="Only this one; repeat for more.")] = None,
     dtype: Annotated[list[Dtype] | None, typer.Option(help="Instead of the workload's own; repeat for more.")] = None,

@@ -42,7 +42,8 @@ def bench(
 
     Args:
         workloads: names from `xent.benchmarks.workloads.WORKLOADS`, such as "lm"; all if not given, but on a CPU
-            without what takes minutes a call or more memory than most have: "linear" in bfloat16, "linear-large".
+            without those of which a call may take half a minute: "lm-large" in float16, "linear" in bfloat16,
+            "linear-large".
         backends: "numpy", "torch", "tensorflow", "jax"; all that are installed if not given.
         dtypes: "float32", "float64", "float16", "bfloat16"; each workload's own if not given.
         modes: "eager", "compiled" (torch.compile, tf.function with XLA and without, jax.jit); both if not given.

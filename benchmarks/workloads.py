@@ -116,7 +116,9 @@ WORKLOADS = {
         Workload("segmentation", "21 classes for each pixel, axis=1", "sparse_ce", (8, 21, 256, 256), axis=1),
         Workload("batch", "many small rows", "sparse_ce", (65536, 10)),
         Workload("lm", "language model, 32,000 tokens", "sparse_ce", (4096, 32000), dtypes=NARROW),
-        Workload("lm-large", "language model, 128,256 tokens", "sparse_ce", (2048, 128256), dtypes=NARROW),
+        Workload(
+            "lm-large", "language model, 128,256 tokens", "sparse_ce", (2048, 128256), dtypes=NARROW, usual=NARROW[:2]
+        ),
         Workload("multilabel", "5,000 tags", "sigmoid_ce", (4096, 5000)),
         Workload("soft", "distillation, mixup", "softmax_ce", (1024, 1000)),
         Workload("soft-large", "distillation of a language model", "softmax_ce", (4096, 32000)),

@@ -65,6 +65,7 @@ class Kernels(Fitting):
 
     address: Callable[[Array], int]
     threads: Callable[[], int]  # how many at most; 0: the kernels' own choice
+    in_place: bool = False  # `rows_both` writes the derivative over dense logits
 
     def rows(self, lay: Layout, x: Array, t: Array | None, u: Array | None, ids: Array | None) -> Any:
         """The results of `Adapter.rows`, and the statistics (m, s), keeping the axis."""
@@ -111,7 +112,7 @@ class Kernels(Fitting):
         per_row = [self._per_row(k, shape, dtype, x) for k in (a, z, c)]
         results = self._results(lay, x, u, shape, dtype)
         m = self._kept(lay, shape, dtype, x)
-        dx = self.empty(self.ops.shape(x), self.ops.dtype(x), x)
+        dx = held[0] if self.in_place else self.empty(self.ops.shape(x), self.ops.dtype(x), x)
         native.rows_both(*problem, *self._at(*per_row, *results, m, None, dx), self.threads())
         del held
         return (*results, m), dx

@@ -132,7 +132,7 @@ KINDS = {"float32": tl.float32, "float64": tl.float64}
 class Kernels(Fitting):
     """The kernels on tensors of one CUDA device."""
 
-    in_place: bool = False  # derivatives in the logits are written over them
+    in_place: bool = False  # `rows_both` writes the derivative over dense logits
 
     def rows(self, lay: Layout, x: Array, t: Array | None, u: Array | None, ids: Array | None) -> Any:
         """The results of `Adapter.rows`, and the statistics (m, s), keeping the axis."""
