@@ -567,23 +567,32 @@ def test_fork(how):
     assert run.stdout == "done\n", run.stderr
 
 
+BIND = "os.sched_setaffinity(0, {min(usable)})"
+LOAD = "from xent.backends.cpu import native"
+
+
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity on this system")
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="one processor")
-def test_threads_of_a_bound_one():
-    """OpenMP binds the thread that calls; the kernels' own threads are not to crowd onto its processor."""
+@pytest.mark.parametrize(
+    "setup",
+    [(LOAD, BIND), (LOAD, "import torch"), ("import torch", LOAD)],
+    ids=["by anybody", "by torch, afterwards", "by torch, before"],
+)
+def test_threads_of_a_bound_one(setup):
+    """OpenMP, PyTorch's too, binds the thread that loads it; the kernels' own are not to crowd onto its processor."""
+    if "import torch" in setup:
+        pytest.importorskip("torch")
     code = """
-import os
-import numpy as np, xent
-from xent.backends.cpu import native
-known, usable = set(os.listdir("/proc/self/task")), os.sched_getaffinity(0)
-one = min(usable)
-os.sched_setaffinity(0, {one})
+assert len(os.sched_getaffinity(0)) == 1
+known = set(os.listdir("/proc/self/task"))
 xent.sparse_ce(np.zeros((4096, 1000), np.float32), np.zeros(4096, int))
 new = set(os.listdir("/proc/self/task")) - known
-print(len(new), all(os.sched_getaffinity(int(task)) == usable for task in new))
+free = all(os.sched_getaffinity(int(task)) == usable for task in new)
+print(len(new) > 0, free, native.max_threads() == len(usable))
 """
-    run = python("-c", code, OMP_PROC_BIND="true", XENT_NUM_THREADS="2")
-    assert run.stdout == "1 True\n", run.stderr
+    first = "import os, numpy as np, xent", "usable = os.sched_getaffinity(0)"
+    run = python("-c", "\n".join((*first, *setup)) + code, OMP_PROC_BIND="true", XENT_NUM_THREADS="")
+    assert run.stdout == "True True True\n", run.stderr
 
 
 def test_exit_while_a_kernel_runs():

@@ -7,9 +7,8 @@
 #include <system_error>
 #include <thread>
 
-#if defined(__linux__)
-#include <sched.h>
-#endif
+#include "affinity.h"
+
 #if defined(__SSE2__) || defined(_M_X64)
 #include <xmmintrin.h>
 #endif
@@ -44,25 +43,6 @@ class Ieee {
   uint64_t before_;
 #endif
 };
-
-// OpenMP, told to bind its threads, binds the one that calls it, too; what that one starts would share its processor.
-#if defined(__linux__)
-cpu_set_t set_of_this_thread() {
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  sched_getaffinity(0, sizeof set, &set);
-  return set;
-}
-const cpu_set_t at_load = set_of_this_thread();
-
-void unbind(std::thread& started) {
-  for (const char* name : {"OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY"}) {
-    if (std::getenv(name)) pthread_setaffinity_np(started.native_handle(), sizeof at_load, &at_load);
-  }
-}
-#else
-void unbind(std::thread&) {}
-#endif
 
 struct Job {
   int64_t units, chunk;
@@ -154,9 +134,7 @@ int usable_cpus() {
     int n = std::atoi(given);
     if (n > 0) return n < kMost ? n : kMost;
   }
-#if defined(__linux__)
-  if (int n = CPU_COUNT(&at_load)) return n;
-#endif
+  if (int n = processors()) return n;
   int n = int(std::thread::hardware_concurrency());
   return n > 0 ? n : 1;
 }
