@@ -128,7 +128,7 @@ def shapes(*arguments: Any) -> tuple[Array, ...]:
     """The operator's results, for tracers."""
     h, weight, _, u, ids = arguments[:5]
     lse, stats, *wanted = arguments[11:]
-    dtype = torch.float64 if h.dtype == torch.float64 else torch.float32
+    dtype = getattr(torch, formulas.compute_dtype(OPS, h))
 
     def result(there: bool, like: Array, dtype: Any = dtype) -> Array:
         return like.new_empty(like.shape, dtype=dtype) if there else h.new_empty(0)

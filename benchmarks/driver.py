@@ -26,6 +26,10 @@ LIVES, SMALL = 3, 1 << 25  # so often cases of so few logits have new processes,
 Progress = Callable[[str, int, int], None]  # (what is being done, how much is done, of how much)
 
 
+def _small(workload: Workload) -> bool:
+    return workload.size <= SMALL
+
+
 @dataclass(frozen=True)
 class Settings:
     backends: tuple[str, ...]
@@ -67,7 +71,7 @@ class Driver:
     def all(self, cases: list[tuple[int | None, Workload, str]], times: int = 1) -> None:
         """How a process lies in memory decides on some short calls' times, however often they are repeated in it; and
         a machine has its hours. So small cases come again, in other processes."""
-        again = [case for case in cases if case[1].size <= SMALL]
+        again = [case for case in cases if _small(case[1])]
         lives = [cases] + (LIVES - 1) * [again] if self.settings.rounds is None else [cases]
         self.of = sum(map(len, lives)) * times
         for life in filter(None, lives):
@@ -162,7 +166,7 @@ class Driver:
         entries = [entry for found, _ in prepared for entry in found]
         samples: dict[str, list[float | None]] = {"read": [], "write": [], "copy": []}
         try:
-            patience = PATIENCE / LIVES if workload.size <= SMALL else PATIENCE
+            patience = PATIENCE / LIVES if _small(workload) else PATIENCE
             self._rounds(memory, samples, entries, f"{workload.name} {dtype}", patience)
         finally:  # after Ctrl-C, with the rounds that are whole
             timed = [entry.samples for entry in entries if entry.samples or not entry.series.problem]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from xent._adapter import Array, Layout, Ops, Scalar
@@ -27,6 +27,7 @@ class Fitting:
     ops: Ops
     dense: Callable[[Array, Any], Array]  # (array, shape): broadcast to shape, C-contiguous; itself if it is so
     empty: Callable[[Any, str, Array], Array]  # (shape, dtype, like)
+    in_place: bool = field(default=False, kw_only=True)  # `rows_both` writes the derivative over dense logits
 
     def _pattern(self, k: Array | None, shape: Any) -> tuple[Array | None, int, int]:
         """k as (array, length, inner): element i of the logits has array[(i // inner) % length]."""
@@ -65,7 +66,6 @@ class Kernels(Fitting):
 
     address: Callable[[Array], int]
     threads: Callable[[], int]  # how many at most; 0: the kernels' own choice
-    in_place: bool = False  # `rows_both` writes the derivative over dense logits
 
     def rows(self, lay: Layout, x: Array, t: Array | None, u: Array | None, ids: Array | None) -> Any:
         """The results of `Adapter.rows`, and the statistics (m, s), keeping the axis."""

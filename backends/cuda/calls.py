@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 import triton.language as tl
+from xent import formulas
 from xent._adapter import Array, Layout, Scalar
 
 from ..cpu.calls import Fitting, Shape
@@ -132,8 +133,6 @@ KINDS = {"float32": tl.float32, "float64": tl.float64}
 class Kernels(Fitting):
     """The kernels on tensors of one CUDA device."""
 
-    in_place: bool = False  # `rows_both` writes the derivative over dense logits
-
     def rows(self, lay: Layout, x: Array, t: Array | None, u: Array | None, ids: Array | None) -> Any:
         """The results of `Adapter.rows`, and the statistics (m, s), keeping the axis."""
         rows = self._rows(lay, x, t, u, ids)
@@ -201,7 +200,7 @@ class Kernels(Fitting):
             None if u is None else u.sum(),
             cut(math.prod(before), classes, math.prod(after), wide),
             before + after,
-            "float64" if wide else "float32",
+            formulas.compute_dtype(self.ops, x),
         )
 
     def _outputs(self, lay: Layout, rows: Rows) -> Any:
@@ -290,7 +289,8 @@ class Kernels(Fitting):
     ) -> tuple[Any, Any, Any, Any]:
         """The loss, its sum, the derivatives in x and z: those that are wanted."""
         shape: Any = self.ops.shape(x)
-        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        kind = formulas.compute_dtype(self.ops, x)
+        dtype = getattr(torch, kind)
         x, z = self.dense(x, shape), self.dense(z, shape)
         count = x.numel()
         programs = quotient(count, ELEMENTS)
@@ -313,7 +313,7 @@ class Kernels(Fitting):
                     *slopes,
                     count,
                     E=float(e),
-                    T=KINDS[str(dtype)[6:]],
+                    T=KINDS[kind],
                     LONG=count + ELEMENTS >= 2**31,
                     B=ELEMENTS,
                     **options(ELEMENTS),
