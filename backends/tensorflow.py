@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 from tensorflow.python import pywrap_tfe  # no public name says which tapes watch a tensor
+from tensorflow.python.framework import op_callbacks  # nor whether somebody checks every operation's results
 from xent import formulas
 from xent._adapter import Adapter, Layout, Ops
 
@@ -171,10 +172,16 @@ def view(x: Array | None) -> Any:
     return None if x is None else x._numpy_internal()
 
 
+LARGE = 1 << 20  # bytes; for less an operation of TensorFlow's costs more than fresh memory
+
+
 def empty(shape: tuple[int, ...], dtype: str, like: Any) -> Any:
-    """Aligned as TensorFlow wants memory that it adopts."""
+    """Aligned as TensorFlow wants memory that it adopts; its own where fresh memory would cost more than the kernel."""
     kind = like.dtype if host_numpy.OPS.dtype(like) == dtype else np.dtype(dtype)
     size = math.prod(shape) * kind.itemsize
+    if size >= LARGE and not op_callbacks.should_invoke_op_callbacks():  # enable_check_numerics would look at it now
+        with tf.device("CPU:0"):
+            return view(tf.raw_ops.Empty(shape=shape, dtype=dtype))
     memory = np.empty(size + 64, np.uint8)
     start = -host_numpy.address(memory) % 64
     return memory[start : start + size].view(kind).reshape(shape)

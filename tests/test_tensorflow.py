@@ -1,5 +1,7 @@
 """TensorFlow's own transforms: every derivative, batched, compiled, against log_softmax in float64."""
 
+import math
+
 import numpy as np
 import pytest
 
@@ -7,6 +9,8 @@ tf = pytest.importorskip("tensorflow", reason="tensorflow is not installed")
 
 import xent  # noqa: E402
 from cases import T, V, W, X, Y, Z  # noqa: E402
+from xent.backends import numpy as with_numpy  # noqa: E402
+from xent.backends import tensorflow as with_tensorflow  # noqa: E402
 
 pytestmark = pytest.mark.backend("tensorflow")
 
@@ -196,3 +200,37 @@ def test_head_of_an_unknown_batch(xla):
     loss, grads = run(X[:0], V, Y[:0].astype("int32"))
     assert loss == 0
     assert not grads.weight.numpy().any()
+
+
+@pytest.fixture
+def check_numerics():
+    tf.debugging.enable_check_numerics()
+    yield
+    tf.debugging.disable_check_numerics()
+
+
+gradient_of = xent.value_and_grad(xent.sparse_ce)
+LARGE = tf.random.stateless_normal([1024, 512], [1, 2]), np.zeros(1024, int)
+
+
+def test_large_gradients_are_in_tensorflows_own_memory():
+    """Which is there already, where fresh pages would take longer than the kernel."""
+    if not with_tensorflow.NATIVE:
+        pytest.skip("without the native kernels all results are")
+    before = tf.config.experimental.get_memory_info("CPU:0")["current"]
+    _, gradient = gradient_of(*LARGE)
+    assert tf.config.experimental.get_memory_info("CPU:0")["current"] - before >= gradient.numpy().nbytes
+
+
+def test_nobody_checks_numbers_before_they_are_there(check_numerics):
+    del_me = tf.fill(LARGE[0].shape, math.nan)
+    del del_me  # so that this is the memory that comes next
+    _, gradient = gradient_of(*LARGE)
+    assert np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("shape", [(3, 5), (1024, 1024)])
+def test_results_are_not_copied(shape, dtype):
+    x = with_tensorflow.empty(shape, dtype, np.empty(0, np.float32))
+    assert with_numpy.address(x) == with_numpy.address(with_tensorflow.tensor(x)._numpy_internal())
