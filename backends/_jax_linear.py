@@ -19,10 +19,10 @@ from jax.custom_derivatives import SymbolicZero
 from xent import _linear, formulas
 from xent._adapter import Array, Linear
 
-from .jax import OPS
+from .jax import OPS, rows
 
 
-def project(h: Array, weight: Array, _over: None = None) -> Array:
+def project(h: Array, weight: Array) -> Array:
     """In 16 bits too, with sums and results of 32."""
     return jax.lax.dot_general(
         h, weight, (((1,), (1,)), ((), ())), preferred_element_type=formulas.compute_dtype(OPS, h)
@@ -158,21 +158,20 @@ def _both_jvp(static: Any, wanted: tuple[bool, ...], operands: Any, tangents: An
     return (results, values), ((loss, lse, smoothed, correct), tuple(grads))
 
 
-def linear(rows: Callable[..., Any], rows_both: Callable[..., Any]) -> Linear:
-    return Linear(
-        ops=OPS,
-        rows=rows,
-        rows_both=rows_both,
-        tanh=jnp.tanh,
-        smooth_tanh=jnp.tanh,
-        matmul=project,
-        flat=lambda x, kept: jnp.reshape(x, (-1, *x.shape[x.ndim - kept :])),
-        shaped=lambda x, like: jnp.reshape(x, like.shape),
-        project=project,
-        buffer=lambda rows, classes, dtype, like: None,
-        pull=pull,
-        accumulate=accumulate,
-        scan=scan,
-        head=head,
-        memory=lambda x: _linear.MEMORY,
-    )
+LINEAR = Linear(
+    ops=OPS,
+    rows=rows,
+    rows_both=partial(formulas.rows_both, OPS),
+    tanh=jnp.tanh,
+    smooth_tanh=jnp.tanh,
+    matmul=project,
+    flat=lambda x, kept: jnp.reshape(x, (-1, *x.shape[x.ndim - kept :])),
+    shaped=lambda x, like: jnp.reshape(x, like.shape),
+    project=lambda h, weight, _over: project(h, weight),
+    buffer=lambda rows, classes, dtype, like: None,
+    pull=pull,
+    accumulate=accumulate,
+    scan=scan,
+    head=head,
+    memory=lambda x: _linear.MEMORY,
+)

@@ -8,6 +8,7 @@ In `static` is what a kernel knows before it sees a number; None is an array tha
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,7 +18,8 @@ from jax.custom_derivatives import SymbolicZero
 from xent import formulas
 from xent._adapter import Layout
 
-from ._jax_primitive import ELEMENTS, ROWS, kernel, linear, pattern, spare
+from . import _jax_linear
+from ._jax_primitive import ELEMENTS, PRODUCTS, ROWS, kernel, linear, pattern, spare
 from .jax import OPS, compiled, pieces
 
 Array = Any
@@ -257,6 +259,25 @@ def _sigmoid_both_jvp(static: Any, primals: Any, tangents: Any) -> Any:
         return _sigmoid(static, *operands[:4]), elements_pull((static[0], 0, True, False), *operands)[0]
 
     return _sigmoid_both(static, *primals), jax.jvp(apart, primals, tangents)[1]
+
+
+# ---- linear_ce
+
+
+def product(name: str, formula: Callable[..., Array], over: bool = False) -> Callable[..., Array]:
+    call = kernel(name, PRODUCTS, lambda _, *operands: (formula(*operands),), lambda *_: (True,), over)
+    return lambda *operands: call((), *operands)[0]
+
+
+project = product("project", _jax_linear.project)
+LINEAR = replace(
+    _jax_linear.LINEAR,
+    rows=rows,
+    rows_both=rows_both_over,
+    project=lambda h, weight, _over: project(h, weight),
+    pull=product("pull", _jax_linear.pull),
+    accumulate=product("accumulate", _jax_linear.accumulate, over=True),
+)
 
 
 # ---- a loss with its derivative

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir, partial_eval
+from xent._adapter import computed_in
 
 from .cpu import native
 
@@ -52,9 +53,9 @@ def kernel(
     primitive, call = _primitive(f"{name}_over" if over else name, family, formula, slots)
 
     def lower(ctx: Any, *operands: Any, static: Any, there: tuple[bool, ...]) -> Any:
-        if not _whole(ctx.module_context) or 0 in ctx.avals_in[0].shape:
+        if not _whole(ctx.module_context) or any(0 in aval.shape for aval in ctx.avals_in):
             return mlir.lower_fun(partial(_flat, formula))(ctx, *operands, static=static, there=there)
-        compute = np.dtype("float64" if ctx.avals_in[0].dtype == "float64" else "float32")
+        compute = np.dtype(computed_in(ctx.avals_in[0].dtype.name))
         wanted = slots(static, there)
         avals = [
             _nothing(np.dtype("int32") if i == family.ids else compute) if aval is None else aval
@@ -179,6 +180,9 @@ def _whole(module: Any) -> bool:
     if manual:  # inside shard_map, over every axis of the mesh?
         return set(manual) == set(context.mesh.axis_names)
     return getattr(context, "num_devices", None) == 1
+
+
+PRODUCTS = Family(batched=lambda *_: None, attributes=lambda *_: {})
 
 
 # Rows: static is (Layout, ...), operands are x, t, u, ids and what has the rows' shape

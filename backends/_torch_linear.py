@@ -13,7 +13,7 @@ import torch
 from xent import _linear, formulas
 from xent._adapter import Layout, Linear
 
-from .torch import OPERATORS, OPS, PLAIN, kernels, plain, rows
+from .torch import ON_CPU, OPERATORS, OPS, PLAIN, kernels, plain, rows
 
 Array = Any
 
@@ -26,14 +26,10 @@ def native_16(weight: Array) -> bool:
     return bool(weight.dtype == torch.bfloat16 and weight.is_cuda)
 
 
-def product(a: Array, b: Array) -> Array:
-    """a @ b.T, on a CPU by oneDNN: MKL, which torch.mm takes, is 1.2 times slower where a has few rows."""
-    if a.is_cpu and a.dtype == torch.float32 and ONEDNN is not None:
-        return ONEDNN(a, b, None, "none", [], "")
-    return a @ b.mT
-
-
-ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
+def direct(*operands: Array) -> Any:
+    """The native kernels where they take these as they are, or None; a weight may be a view of anything."""
+    found = kernels(*operands)
+    return found if found is ON_CPU and all(k.is_contiguous() and k.numel() for k in operands) else None
 
 
 def buffer(rows: int, classes: int, dtype: str, like: Array) -> Array | None:
@@ -45,17 +41,24 @@ def project(h: Array, weight: Array, over: Array | None) -> Array:
     if native_16(weight):
         return torch.mm(h, weight.mT, out_dtype=torch.float32)
     if over is None:
-        return product(formulas.widened(OPS, h), formulas.widened(OPS, weight))
-    x, h = over[: len(h)], formulas.widened(OPS, h)
-    beside = max(len(h), 1) if h.dtype == weight.dtype else weight.shape[1]  # what a class takes beside x
-    for part in _linear.blocks(len(weight), beside):
-        x[:, part] = product(h, formulas.widened(OPS, weight[part]))
+        return formulas.widened(OPS, h) @ formulas.widened(OPS, weight).mT
+    x = over[: len(h)]
+    if native := direct(h, weight):
+        native.project(h, weight, x)
+        return x
+    h = formulas.widened(OPS, h)
+    for part in _linear.blocks(*weight.shape):
+        x[:, part] = h @ formulas.widened(OPS, weight[part]).mT
     return x
 
 
 def pull(dx: Array, weight: Array) -> Array:
+    if native := direct(dx, weight):
+        dh = dx.new_empty((len(dx), weight.shape[1]))
+        native.pull(dx, weight, dh)
+        return dh
     if weight.dtype == dx.dtype:
-        return product(dx, weight.mT)
+        return dx @ weight
     if native_16(weight):
         return torch.mm(dx.to(weight.dtype), weight, out_dtype=dx.dtype)
     dh = dx.new_zeros((len(dx), weight.shape[1]))
@@ -65,6 +68,9 @@ def pull(dx: Array, weight: Array) -> Array:
 
 
 def accumulate(sums: Array, dx: Array, h: Array) -> Array:
+    if native := direct(sums, dx, h):
+        native.accumulate(dx, h, sums)
+        return sums
     if native_16(h):
         return torch.addmm(sums, dx.mT.to(h.dtype), h, out_dtype=sums.dtype, out=sums)
     return sums.addmm_(dx.mT, h.to(sums.dtype))

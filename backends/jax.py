@@ -176,6 +176,8 @@ compiled = jax.jit(lambda function, static, *arrays: function(static, *arrays), 
 
 
 def adapter() -> Adapter:
+    from ._jax_linear import LINEAR  # which is built from what is above
+
     formulas_only = Adapter(
         name="jax",
         types=(jax.Array,),
@@ -183,12 +185,11 @@ def adapter() -> Adapter:
         rows=rows,
         sigmoid=sigmoid,
         value_and_grad=value_and_grad,
+        linear=LINEAR,
         run=compiled,
     )
-    from ._jax_linear import linear  # which are built from what is above
-
     if native is None:
-        return replace(formulas_only, linear=linear(rows, partial(formulas.rows_both, OPS)))
+        return formulas_only
     from . import _jax_native as kernels
 
     return replace(
@@ -199,7 +200,7 @@ def adapter() -> Adapter:
         rows_both=kernels.rows_both,
         sigmoid_both=kernels.sigmoid_both,
         fuse=kernels.fuse,
-        linear=linear(kernels.rows, kernels.rows_both_over),
+        linear=kernels.LINEAR,
         narrow=True,
     )
 

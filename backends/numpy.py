@@ -142,8 +142,16 @@ def quietly(function: Callable[..., Any], static: Any, *arrays: Any) -> Any:
 # ---- matrices
 
 
+def plain(*operands: Array) -> bool:
+    """As the kernels take them; weights may be views of anything."""
+    return NATIVE and all(k.flags.c_contiguous and k.dtype.isnative and k.size for k in operands)
+
+
 def project(h: Array, weight: Array, over: Array) -> Array:
     x = over[: len(h)]
+    if plain(h, weight):
+        KERNELS.project(h, weight, x)
+        return x
     if h.dtype == x.dtype:
         return np.matmul(h, weight.T, out=x)
     h = h.astype(np.float32)
@@ -153,6 +161,10 @@ def project(h: Array, weight: Array, over: Array) -> Array:
 
 
 def pull(dx: Array, weight: Array) -> Array:
+    if plain(dx, weight):
+        dh = np.empty((len(dx), weight.shape[1]), dx.dtype)
+        KERNELS.pull(dx, weight, dh)
+        return dh
     if weight.dtype == dx.dtype:
         return dx @ weight
     return np.add.reduce([dx[:, part] @ weight[part].astype(dx.dtype) for part in _linear.blocks(*weight.shape)])
@@ -161,6 +173,9 @@ def pull(dx: Array, weight: Array) -> Array:
 def accumulate(sums: Array, dx: Array, h: Array) -> Array:
     """Some classes at a time: their product is still in the cache when it is added. In one place: fresh memory for each
     takes half as long as the product."""
+    if plain(sums, dx, h):
+        KERNELS.accumulate(dx, h, sums)
+        return sums
     h = h.astype(sums.dtype, copy=False)
     parts = _linear.blocks(*sums.shape)
     products = np.empty_like(sums[parts[0]])

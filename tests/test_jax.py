@@ -172,6 +172,10 @@ def sigmoid(x, z):
     return xent.sigmoid_ce(x, z, pos_weight=2.0)
 
 
+def linear(h, y):
+    return xent.linear_ce(h, jnp.ones((5, h.shape[1]), h.dtype), y)
+
+
 TWICE = "rows_backward rows_forward"
 PROGRAMS = {
     "value": (sparse, Y, "rows_forward"),
@@ -186,6 +190,9 @@ PROGRAMS = {
     "each_vmap_grad": (jax.vmap(jax.value_and_grad(each)), Y, TWICE),
     "each_grad_vmap": (jax.value_and_grad(lambda x, y: jax.vmap(each)(x, y).sum()), Y, TWICE),
     "checkpoint": (jax.value_and_grad(lambda x, y: jax.checkpoint(sparse)(x, y)), Y, "rows_both rows_forward"),
+    "linear": (linear, Y, "project rows_forward"),
+    "linear_grad": (jax.value_and_grad(linear), Y, "project pull rows_both"),
+    "linear_grads": (lambda h, y: jax.grad(xent.linear_ce, (0, 1))(h, h, y), Y, "accumulate project pull rows_both"),
     "sigmoid": (sigmoid, Z, "sigmoid_forward"),
     "sigmoid_grad": (jax.value_and_grad(sigmoid), Z, "sigmoid_both"),
     "sigmoid_vmap_grad": (jax.vmap(jax.value_and_grad(sigmoid)), Z, "sigmoid_both"),

@@ -12,7 +12,7 @@ import pytest
 import xent
 from xent import _dispatch, _linear, _live, oracle
 from xent._regimes import PRECISION, rounded
-from xent.backends.cpu import native
+from xent.backends.cpu import calls, native
 
 # ---- the matrix, as data
 
@@ -413,6 +413,40 @@ def test_stats_of_one_class(linear):
     (loss, stats), _ = xent.value_and_grad(xent.linear_ce)(h, v, np.zeros(len(H[0]), int), stats=True)
     assert linear.numpy(loss) == 0
     assert linear.numpy(stats.correct).all()
+
+
+# ---- whose products
+
+
+class Recorded:
+    """The native kernels, and the names of those that are called."""
+
+    def __init__(self):
+        self.names = set()
+
+    def __getattr__(self, name):
+        self.names.add(name)
+        return getattr(native, name)
+
+
+PRODUCTS = {"project", "pull", "accumulate"}
+ELSEWHERE = {"jax": "test_jax looks at what its programs call", "tensorflow": "it has no views"}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("view", [False, True])
+def test_products_are_native(linear, dtype, view, monkeypatch):
+    """Of weights that lie as the kernels read them; others are not copied once a chunk."""
+    if native is None:
+        pytest.skip("there are no native kernels")
+    if linear.name == "jax" or (view and linear.name == "tensorflow"):
+        pytest.skip(ELSEWHERE[linear.name])
+    monkeypatch.setattr(calls, "native", recorded := Recorded())
+    h, weight = (linear.array(rounded(k, dtype), dtype, "cpu") for k in (H, V))
+    if view:
+        weight = linear.array(rounded(np.ascontiguousarray(V.T), dtype), dtype, "cpu").T
+    xent.value_and_grad(xent.linear_ce)(h, weight, Y)
+    assert recorded.names & PRODUCTS == (PRODUCTS - {"project", "pull"} if view else PRODUCTS)
 
 
 # ---- the matrix itself: kits that are wrong must fail it

@@ -156,6 +156,45 @@ class Elements:
         return loaded(dx, self.dtype), dz
 
 
+class Products:
+    """Arguments of the products' kernels; what they compute, from numbers that are exact in the dtype."""
+
+    def __init__(self, dtype, rows, features, classes, offset=0, threads=0):
+        self.memory, self.threads = Memory(offset), threads
+        self.head, self.T = (CODES[dtype], rows, features, classes), compute(dtype)
+        rng = np.random.default_rng(rows + features + classes)
+        typed = [
+            stored(rng.normal(size=size).astype(np.float16 if dtype == "float16" else self.T), dtype)
+            for size in ((rows, features), (classes, features))
+        ]
+        self.h, self.w = (loaded(k, dtype).astype(float) for k in typed)
+        self.dx = rng.normal(size=(rows, classes)).astype(self.T)
+        self.places = dict(zip("hwx", map(self.put, (*typed, self.dx)), strict=True))
+
+    put = Rows.put
+
+    def run(self, kernel, operands, out):
+        operands = [address(self.places[k]) for k in operands]
+        kernel(*self.head, *operands, address(out), self.threads)
+        self.memory.check()
+        return out
+
+    def project(self):
+        out = self.memory.new((self.head[1], self.head[3]), self.T)
+        return self.run(native.project, "hw", out), (self.h, self.w.T)
+
+    def pull(self):
+        out = self.memory.new(self.head[1:3], self.T)
+        return self.run(native.pull, "xw", out), (self.dx.astype(float), self.w)
+
+    def accumulate(self):
+        out = self.memory.new((self.head[3], self.head[2]), self.T, 0)
+        return self.run(native.accumulate, "xh", out), (self.dx.T.astype(float), self.h)
+
+    def all(self):
+        return self.project(), self.pull(), self.accumulate()
+
+
 # ---- against the truth
 
 
@@ -450,6 +489,45 @@ def test_results_do_not_depend_on_the_thread_count(inner):
     one = big(1, inner)
     for threads in (2, 3, 8):
         for a, b in zip(one, big(threads, inner), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+# Around a vector, a tile, what a tile adds at a time (512) and what pull holds of a weight (256 x 512)
+PRODUCTS = [(1, 1, 1), (5, 3, 7), (12, 16, 24), (13, 33, 25), (65, 100, 257), (31, 1100, 600), (1030, 40, 50)]
+
+
+@pytest.mark.parametrize("offset", [0, 1])
+@pytest.mark.parametrize("sizes", PRODUCTS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_products(dtype, sizes, offset):
+    for got, (left, right) in Products(dtype, *sizes, offset=offset).all():
+        rounding = (left.shape[1] + 1) * np.finfo(got.dtype).eps * (np.abs(left) @ np.abs(right))
+        assert (np.abs(got - left @ right) <= rounding).all()
+
+
+def test_accumulate_adds():
+    case = Products("float32", 40, 50, 60)
+    out = case.memory.new((60, 50), np.float32, 1000)
+    got = case.run(native.accumulate, "xh", out)
+    np.testing.assert_allclose(got, 1000 + case.dx.T.astype(float) @ case.h, rtol=1e-6)
+
+
+def test_products_do_not_mix_rows_or_classes():
+    case = Products("float32", 20, 50, 60)
+    case.places["x"][3, 5] = np.inf
+    case.places["h"][4, 6] = np.nan
+    (x, _), (dh, _), (dw, _) = case.all()  # project writes no operand
+    assert np.isfinite(np.delete(x, 4, 0)).all()
+    assert np.isnan(x[4]).all()
+    assert np.isfinite(np.delete(dh, 3, 0)).all()
+    assert np.isfinite(np.delete(np.delete(dw, 5, 0), 6, 1)).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_products_do_not_depend_on_the_thread_count(dtype):
+    one = Products(dtype, 150, 1100, 600, threads=1).all()
+    for threads in (2, 3, 8):
+        for (a, _), (b, _) in zip(one, Products(dtype, 150, 1100, 600, threads=threads).all(), strict=True):
             np.testing.assert_array_equal(a, b)
 
 

@@ -20,6 +20,11 @@ ABSENT = -2  # in `ids`: the row is masked, its loss and its gradient are exactl
 INVALID = -1  # in `ids`: the row's class id is out of range, its loss and its gradient are NaN
 
 
+def computed_in(dtype: str) -> str:
+    """What logits of a dtype are computed in: 16 bits are read and written as they are, and 32 in between."""
+    return "float64" if dtype == "float64" else "float32"
+
+
 @dataclass(frozen=True, eq=False)
 class Ops:
     """Facts about arrays, array glue, and the pieces of xent's formulas that a framework has a best way to do."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from xent import _check, _reduce
-from xent._adapter import Adapter, Array, Layout, Ops, Scalar
+from xent._adapter import Adapter, Array, Layout, Ops, Scalar, computed_in
 from xent._dispatch import find
 
 # ---- plans
@@ -192,7 +192,7 @@ def floating(xp: Adapter, argument: str, value: Array) -> tuple[Array, str, tupl
     x = xp.ops.asarray(value, value)
     dtype = xp.ops.dtype(x)
     _check.floating(argument, dtype)
-    return x, "float64" if dtype == "float64" else "float32", xp.ops.shape(x)
+    return x, computed_in(dtype), xp.ops.shape(x)
 
 
 def _same_shape(xp: Adapter, labels: Array, x: Array, shape: tuple[Any, ...]) -> Array:

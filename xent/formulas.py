@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from xent._adapter import ABSENT, INVALID, Array, Layout, Ops, Scalar
+from xent._adapter import ABSENT, INVALID, Array, Layout, Ops, Scalar, computed_in
 from xent._reduce import along
 
 INF, NAN = float("inf"), float("nan")
@@ -25,7 +25,7 @@ _STEEP = 1e30  # (m - x) * _STEEP exceeds 1 for every difference that exp can te
 
 
 def compute_dtype(ops: Ops, x: Array) -> str:
-    return "float64" if ops.dtype(x) == "float64" else "float32"
+    return computed_in(ops.dtype(x))
 
 
 def widened(ops: Ops, x: Array) -> Array:

@@ -169,6 +169,18 @@ def sigmoid_both(
 ) -> float:
     """sigmoid_forward, and sigmoid_backward's dx, in one visit: returns sum(w loss); loss|0, dx."""
 
+def project(dtype: int, rows: int, features: int, classes: int, h: int, w: int, x: int, threads: int, /) -> None:
+    """x = h w^T. In: h [rows, features], w [classes, features], of `dtype`. Out: x [rows, classes].
+
+    No size is 0, here and below. Sums are in the compute dtype, 512 terms at a time.
+    """
+
+def pull(dtype: int, rows: int, features: int, classes: int, dx: int, w: int, dh: int, threads: int, /) -> None:
+    """dh = dx w. In: dx, and w of `dtype`. Out: dh [rows, features]."""
+
+def accumulate(dtype: int, rows: int, features: int, classes: int, dx: int, h: int, dw: int, threads: int, /) -> None:
+    """dw += dx^T h. In: dx, and h of `dtype`. In and out: dw [classes, features]."""
+
 def ffi_handlers() -> dict[str, CapsuleType]:
     """XLA FFI handlers: jax.ffi.register_ffi_target("xent_" + name, capsule, platform="cpu") for each.
 
@@ -182,9 +194,13 @@ def ffi_handlers() -> dict[str, CapsuleType]:
         sigmoid_forward  (x, z, p, w)                  -> (loss, sum)                 e (np.float64), p_len, p_inner,
         sigmoid_backward (x, z, p, w, scale)           -> (dx, dz)                    w_len, w_inner (np.int64)
         sigmoid_both     (x, z, p, w, scale)           -> (loss, sum, dx)
+        project     (h, w)      -> (x,)
+        pull        (dx, w)     -> (dh,)
+        accumulate  (dw, dx, h) -> (dw,), in the operand's memory
 
-    sum and scale are 0-d, in the compute dtype. All are right under jax.vmap with vmap_method="broadcast_all": every
-    array then has the same new leading axes (u, p, w, sum and scale too), and a handler works through them.
+    sum and scale are 0-d, in the compute dtype. All but the products are right under jax.vmap with
+    vmap_method="broadcast_all": every array then has the same new leading axes (u, p, w, sum and scale too), and a
+    handler works through them.
 
         jax.ffi.ffi_call("xent_rows_forward", result_shape_dtypes, vmap_method="broadcast_all")(
             x, t, u, ids, trailing=np.int64(0))

@@ -139,6 +139,10 @@ double cost(const Rows& k) {
   return double(k.outer * k.inner) * (double(k.classes) + 32) * visits * (k.dtype == kF64 ? 3 : 1);
 }
 
+double cost(const Product& k) {
+  return double(k.rows) * double(k.features) * double(k.classes) * (k.dtype == kF64 ? 2 : 1) / 16;
+}
+
 double run(Rows k, int threads) {
   int64_t bytes = k.outer * k.classes * k.inner * size_of(k.dtype);
   k.streaming = streams(k.dx, bytes);
@@ -167,6 +171,17 @@ double run(Sigmoid k, int threads) {
     total = sum;
   }
   return low == low ? total + low : total;  // inf - inf: the sum is infinite all the same
+}
+
+double run(Product k, int threads) {
+  int64_t units = kernels()->product_units(k, threads > 0 ? threads : max_threads());
+  if (k.rows == 0 || k.features == 0) units = 0;
+  constexpr int64_t line = 64;
+  std::unique_ptr<char[]> scratch(new char[size_t(kernels()->product_scratch(k) + line)]);
+  k.scratch = reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(scratch.get()) + line - 1) & ~uintptr_t(line - 1));
+  kernels()->prepare(k);
+  spread(k, kernels()->product, units, cost(k), threads);
+  return 0;
 }
 
 }  // namespace xent

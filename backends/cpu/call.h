@@ -7,7 +7,9 @@
 namespace xent {
 
 double cost(const Rows& k);  // rough, in elements of float32
+double cost(const Product& k);
 double run(Rows k, int threads);     // 0
 double run(Sigmoid k, int threads);  // the sum of w * loss; 0 backward
+double run(Product k, int threads);  // 0
 
 }  // namespace xent

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from xent._adapter import Array, Layout, Ops, Scalar
+from xent._adapter import Array, Layout, Ops, Scalar, computed_in
 
 from . import native as _native
 
@@ -156,6 +156,21 @@ class Kernels(Fitting):
             return self.ops.full((), total, dtype, x), dx
         return loss if w is None else w * loss, dx
 
+    def project(self, h: Array, weight: Array, x: Array) -> None:
+        """x = h @ weight.T, in the compute dtype. Here and below, all arrays are dense and have elements."""
+        sizes = *self.ops.shape(h), self.ops.shape(weight)[0]
+        native.project(CODES[self.ops.dtype(h)], *sizes, *self._at(h, weight, x), self.threads())
+
+    def pull(self, dx: Array, weight: Array, dh: Array) -> None:
+        """dh = dx @ weight."""
+        sizes = *self.ops.shape(dh), self.ops.shape(weight)[0]
+        native.pull(CODES[self.ops.dtype(weight)], *sizes, *self._at(dx, weight, dh), self.threads())
+
+    def accumulate(self, dx: Array, h: Array, dw: Array) -> None:
+        """dw += dx.T @ h."""
+        sizes = *self.ops.shape(h), self.ops.shape(dw)[0]
+        native.accumulate(CODES[self.ops.dtype(h)], *sizes, *self._at(dx, h, dw), self.threads())
+
     # Each problem comes with the arrays whose addresses it holds: they have to outlive the call.
 
     def _problem(
@@ -174,7 +189,7 @@ class Kernels(Fitting):
         )
         sizes = math.prod(before), whole[lay.axis], math.prod(after)
         wide = ids is not None and self.ops.dtype(ids) == "int64"
-        return (CODES[name], *sizes, *self._at(*held), wide), held, rows, _compute(name)
+        return (CODES[name], *sizes, *self._at(*held), wide), held, rows, computed_in(name)
 
     def _elements(
         self, e: float, x: Array, z: Array, p: Array | None, w: Array | None
@@ -184,12 +199,8 @@ class Kernels(Fitting):
         held = self.dense(x, shape), self.dense(z, shape)
         patterns = self._pattern(p, shape), self._pattern(w, shape)
         flat = (k for array, *sizes in patterns for k in (*self._at(array), *sizes))
-        return (CODES[name], math.prod(shape), e, *self._at(*held), *flat), (held, patterns), _compute(name)
+        return (CODES[name], math.prod(shape), e, *self._at(*held), *flat), (held, patterns), computed_in(name)
 
     def _at(self, *arrays: Array | None) -> list[int]:
         address = self.address
         return [0 if array is None else address(array) for array in arrays]
-
-
-def _compute(dtype: str) -> str:
-    return "float64" if dtype == "float64" else "float32"

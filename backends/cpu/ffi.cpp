@@ -164,6 +164,35 @@ Error sigmoid_both(ffi::RemainingArgs args, ffi::RemainingRets rets, double e, i
   });
 }
 
+// What is read in `dtype`, and a matrix of [rows or classes, features] for each of the two sizes
+Error product(Product::Task task, AnyBuffer typed, AnyBuffer of_rows, AnyBuffer of_classes, Product k) {
+  k.task = task;
+  if (!dtype_of(typed, &k.dtype) || of_rows.dimensions().size() != 2 || of_classes.dimensions().size() != 2)
+    return Error::InvalidArgument(kWrong);
+  k.rows = of_rows.dimensions()[0], k.features = of_rows.dimensions()[1], k.classes = of_classes.dimensions()[0];
+  run(k, 0);
+  return Error::Success();
+}
+
+Error project(AnyBuffer h, AnyBuffer w, ffi::Result<AnyBuffer> x) {
+  Product k{};
+  k.h = h.untyped_data(), k.w = w.untyped_data(), k.x = x->untyped_data();
+  return product(Product::kProject, h, h, w, k);
+}
+
+Error pull(AnyBuffer dx, AnyBuffer w, ffi::Result<AnyBuffer> dh) {
+  Product k{};
+  k.x = dx.untyped_data(), k.w = w.untyped_data(), k.out = dh->untyped_data();
+  return product(Product::kPull, w, *dh, w, k);
+}
+
+Error accumulate(AnyBuffer dw, AnyBuffer dx, AnyBuffer h, ffi::Result<AnyBuffer> out) {
+  if (dw.untyped_data() != out->untyped_data()) return Error::InvalidArgument(kWrong);
+  Product k{};
+  k.x = dx.untyped_data(), k.h = h.untyped_data(), k.out = out->untyped_data();
+  return product(Product::kAccumulate, h, h, dw, k);
+}
+
 #define XENT_ROWS ffi::Ffi::Bind().RemainingArgs().RemainingRets().Attr<int64_t>("trailing")
 #define XENT_SIGMOID                                                                                              \
   ffi::Ffi::Bind().RemainingArgs().RemainingRets().Attr<double>("e").Attr<int64_t>("p_len").Attr<int64_t>("p_inner") \
@@ -175,6 +204,10 @@ XLA_FFI_DEFINE_HANDLER(both_handler, rows_both, XENT_ROWS);
 XLA_FFI_DEFINE_HANDLER(sigmoid_forward_handler, sigmoid_forward, XENT_SIGMOID);
 XLA_FFI_DEFINE_HANDLER(sigmoid_backward_handler, sigmoid_backward, XENT_SIGMOID);
 XLA_FFI_DEFINE_HANDLER(sigmoid_both_handler, sigmoid_both, XENT_SIGMOID);
+XLA_FFI_DEFINE_HANDLER(project_handler, project, ffi::Ffi::Bind().Arg<AnyBuffer>().Arg<AnyBuffer>().Ret<AnyBuffer>());
+XLA_FFI_DEFINE_HANDLER(pull_handler, pull, ffi::Ffi::Bind().Arg<AnyBuffer>().Arg<AnyBuffer>().Ret<AnyBuffer>());
+XLA_FFI_DEFINE_HANDLER(accumulate_handler, accumulate,
+                       ffi::Ffi::Bind().Arg<AnyBuffer>().Arg<AnyBuffer>().Arg<AnyBuffer>().Ret<AnyBuffer>());
 
 }  // namespace
 
@@ -186,6 +219,9 @@ std::vector<Handler> handlers() {
       {"sigmoid_forward", reinterpret_cast<void*>(sigmoid_forward_handler)},
       {"sigmoid_backward", reinterpret_cast<void*>(sigmoid_backward_handler)},
       {"sigmoid_both", reinterpret_cast<void*>(sigmoid_both_handler)},
+      {"project", reinterpret_cast<void*>(project_handler)},
+      {"pull", reinterpret_cast<void*>(pull_handler)},
+      {"accumulate", reinterpret_cast<void*>(accumulate_handler)},
   };
 }
 

@@ -22,6 +22,7 @@ namespace {
 #include "rows.h"
 #include "columns.h"
 #include "sigmoid.h"
+#include "products.h"
 
 template <class X>
 void rows_of(const Rows& k, int64_t begin, int64_t end) {
@@ -53,9 +54,37 @@ int64_t row_units(const Rows& k) {
   return turns(k) ? (k.outer + turned_width(k) - 1) / turned_width(k) : k.outer;
 }
 
+void product(const Product& k, int64_t begin, int64_t end) {
+  constexpr void (*of_dtype[])(const Product&, int64_t, int64_t) = {product_of<float>, product_of<double>,
+                                                                    product_of<f16>, product_of<bf16>};
+  of_dtype[k.dtype](k, begin, end);
+}
+
+void prepare(const Product& k) {
+  constexpr void (*of_dtype[])(const Product&) = {prepare_of<float>, prepare_of<double>, prepare_of<f16>,
+                                                  prepare_of<bf16>};
+  of_dtype[k.dtype](k);
+}
+
+int64_t product_units(Product& k, int threads) {
+  if (k.task != Product::kPull) return panels(k.classes, kTall);
+  int64_t span = k.dtype == kF64 ? kSpan<double> : kSpan<float>;
+  k.strip = panels(panels(k.features, threads), span) * span;
+  return panels(k.features, k.strip);
+}
+
+int64_t product_scratch(const Product& k) {
+  int64_t size = k.dtype == kF64 ? 8 : 4, span = k.dtype == kF64 ? kSpan<double> : kSpan<float>;
+  if (k.task == Product::kPull) return panels(k.features, k.strip) * kPullDeep * kPullWide * size;
+  int64_t rows = k.task == Product::kProject ? panels(k.rows, span) * span : k.rows;
+  int64_t features = k.task == Product::kProject ? k.features : panels(k.features, span) * span;
+  return rows * features * size;
+}
+
 }  // namespace
 
 extern const Kernels table;
-const Kernels table = {XENT_NAME(XENT_ISA), row_units, rows, sigmoid};
+const Kernels table = {XENT_NAME(XENT_ISA), row_units, rows, sigmoid, product_units, product_scratch,
+                       prepare, product};
 
 }  // namespace xent::XENT_ISA

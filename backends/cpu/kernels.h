@@ -41,12 +41,28 @@ struct Sigmoid {
 };
 constexpr int64_t kSigmoidBlock = 4096;
 
+// As products.h describes them; the dtype is that of h and w, everything else is in the compute dtype.
+struct Product {
+  enum Task { kProject, kPull, kAccumulate } task;
+  Dtype dtype;
+  int64_t rows, features, classes;
+  const void *h, *w;
+  void *x;        // the logits, out of kProject; their derivative, into the others
+  void *out;      // dh or dw
+  void *scratch;  // Kernels::scratch bytes of it
+  int64_t strip;  // kPull: features to a unit
+};
+
 // Work comes in units that do not depend on who does them: a row, a tile of rows beside each other, a block of elements.
 struct Kernels {
   const char* isa;
   int64_t (*row_units)(const Rows&);
   void (*rows)(const Rows&, int64_t begin, int64_t end);
   void (*sigmoid)(const Sigmoid&, int64_t begin, int64_t end);
+  int64_t (*product_units)(Product&, int threads);  // and how wide a strip is
+  int64_t (*product_scratch)(const Product&);       // bytes
+  void (*prepare)(const Product&);                  // before the first unit
+  void (*product)(const Product&, int64_t begin, int64_t end);
 };
 
 // In the order of preference; null where this build has none.

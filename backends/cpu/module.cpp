@@ -119,6 +119,30 @@ double sigmoid_both(int dtype, Int n, double e, Address x, Address z, Address p,
   return without_gil(k, double(n), threads);
 }
 
+Product product(Product::Task task, int dtype, Int rows, Int features, Int classes, Address h, Address w, Address x,
+                Address out) {
+  Product k{};
+  k.task = task, k.dtype = Dtype(dtype);
+  k.rows = rows, k.features = features, k.classes = classes;
+  k.h = at(h), k.w = at(w), k.x = at(x), k.out = at(out);
+  return k;
+}
+
+void project(int dtype, Int rows, Int features, Int classes, Address h, Address w, Address x, int threads) {
+  Product k = product(Product::kProject, dtype, rows, features, classes, h, w, x, 0);
+  without_gil(k, cost(k), threads);
+}
+
+void pull(int dtype, Int rows, Int features, Int classes, Address dx, Address w, Address dh, int threads) {
+  Product k = product(Product::kPull, dtype, rows, features, classes, 0, w, dx, dh);
+  without_gil(k, cost(k), threads);
+}
+
+void accumulate(int dtype, Int rows, Int features, Int classes, Address dx, Address h, Address dw, int threads) {
+  Product k = product(Product::kAccumulate, dtype, rows, features, classes, h, 0, dx, dw);
+  without_gil(k, cost(k), threads);
+}
+
 nb::dict ffi_handlers() {
   nb::dict all;
   for (const Handler& handler : handlers()) {
@@ -150,5 +174,8 @@ NB_MODULE(_native, module) {
   module.def("sigmoid_forward", sigmoid_forward);
   module.def("sigmoid_backward", sigmoid_backward);
   module.def("sigmoid_both", sigmoid_both);
+  module.def("project", project);
+  module.def("pull", pull);
+  module.def("accumulate", accumulate);
   module.def("ffi_handlers", ffi_handlers);
 }

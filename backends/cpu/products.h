@@ -1,0 +1,258 @@
+// The three matrix products of linear_ce, with h [rows, features], w [classes, features], x and dx [rows, classes]:
+//   project     x   = h w^T
+//   pull        dh  = dx w
+//   accumulate  dw += dx^T h
+// Included by kernels.cpp, after simd.h.
+//
+// Few rows and many classes: w and dw pass through the processor once a product and are not turned; what is turned or
+// laid out in panels is h, which stays in L2. A tile of kTall x kWide vectors of sums stays in registers while kDeep
+// terms are added to each: two loads and kTall broadcasts for 2 kTall multiply-adds. Every sum has its own order of
+// terms, whoever works on its neighbours. Bytes moved: x + w; dx + w + dh; dx + 2 dw.
+
+#if XENT_AVX512
+constexpr int kTall = 12;  // of 32 registers, 24 hold sums
+#else
+constexpr int kTall = 6;  // of 16, 12
+#endif
+constexpr int kWide = 2;
+constexpr int kDeep = 1024;
+constexpr int kStride = kDeep + 16;  // of rows beside each other: a power of two would have them all in one set of L1
+// What pull holds of w, in L2. Wider, and dx is read less often; deeper, dh.
+constexpr int kPullDeep = 256, kPullWide = 512;
+constexpr int kAhead = 4;            // terms to each line that is fetched ahead
+template <class T>
+constexpr int kSpan = kWide * kLanes<T>;
+
+template <class T>
+struct Corner {
+  T at[kTall][kSpan<T>];
+};
+
+// The part of w that comes next, `rows` of `width` bytes: a line of it is fetched every few terms, while there is
+// nothing else to wait for.
+struct Ahead {
+  const char* row;
+  int64_t rows, width, stride, at = 0;
+  XENT_INLINE void fetch() {
+#if defined(__GNUC__) && !defined(XENT_PORTABLE)
+    if (rows <= 0) return;
+    __builtin_prefetch(row + at);
+    at += 64;
+    if (at >= width) row += stride, at = 0, --rows;
+#endif
+  }
+};
+
+template <class X>
+Ahead ahead_of(const X* w, int64_t row, int64_t rows, int64_t column, int64_t columns, int64_t stride) {
+  constexpr int64_t size = sizeof(X);
+  return {reinterpret_cast<const char*>(w + (rows > 0 ? row * stride + column : 0)), rows, columns * size, stride * size};
+}
+
+// tile[i][j] = the sum over k of a[i * kRow + k * kTerm] * b[k][j]
+template <class T, int kRow, int kTerm>
+inline void multiply(const T* a, const T* b, int64_t depth, Corner<T>& tile, Ahead& ahead) {
+  constexpr int lanes = kLanes<T>;
+  Vec<T> sum[kTall][kWide] = {};
+  auto term = [&](int64_t k) XENT_INLINE {
+    Vec<T> left = get<Vec<T>>(b + k * kSpan<T>, 0), right = get<Vec<T>>(b + k * kSpan<T> + lanes, 0);
+#if defined(__GNUC__)
+#pragma GCC unroll 12
+#endif
+    for (int i = 0; i < kTall; ++i) {
+      T factor = a[i * kRow + k * kTerm];
+      sum[i][0] += left * factor;
+      sum[i][1] += right * factor;
+    }
+  };
+  int64_t k = 0;
+  for (; k + kAhead <= depth; k += kAhead) {
+    ahead.fetch();
+    for (int j = 0; j < kAhead; ++j) term(k + j);
+  }
+  for (; k < depth; ++k) term(k);
+  for (int i = 0; i < kTall; ++i) {
+    put(tile.at[i], 0, sum[i][0]);
+    put(tile.at[i] + lanes, 0, sum[i][1]);
+  }
+}
+
+template <class T>
+XENT_INLINE inline void fetch_to_write(const T* p, int64_t n) {
+#if defined(__GNUC__) && !defined(XENT_PORTABLE)
+  for (int64_t j = 0; j < n; j += 64 / int64_t(sizeof(T))) __builtin_prefetch(p + j, 1);
+#else
+  (void)p, (void)n;
+#endif
+}
+
+template <class T>
+XENT_INLINE inline void add_to(T* to, const T* from, int64_t n, bool fresh) {
+  for (int64_t j = 0; j < n; ++j) put(to, j, fresh ? from[j] : get<T>(to, j) + from[j]);
+}
+
+// n elements in the dtype that is computed in
+template <class X>
+inline void widen_to(Compute<X>* to, const X* from, int64_t n) {
+  constexpr int lanes = kLanes<Compute<X>>;
+  int64_t j = 0;
+  for (; j + lanes <= n; j += lanes) put(to, 0, load(from, j)), to += lanes;
+  if (j < n) {
+    Vec<Compute<X>> rest = load_part(from, j, int(n - j), Compute<X>(0));
+    std::memcpy(to, &rest, size_t(n - j) * sizeof(Compute<X>));
+  }
+}
+
+inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t panels(int64_t n, int64_t width) { return (n + width - 1) / width; }
+
+// Columns of `from`, [along][across], as panels of kSpan: [along][kSpan] each, 0 where there is nothing
+template <class X>
+void pack(const X* from, int64_t across, int64_t along, int64_t stride, Compute<X>* to) {
+  constexpr int span = kSpan<Compute<X>>;
+  for (int64_t begin = 0; begin < across; begin += span) {
+    int64_t n = least(span, across - begin);
+    for (int64_t k = 0; k < along; ++k, to += span) {
+      widen_to(to, from + k * stride + begin, n);
+      for (int64_t j = n; j < span; ++j) to[j] = 0;
+    }
+  }
+}
+
+// The same of rows, [across][along]: a piece of each at a time, as much as stays in L1 turned
+template <class X>
+void pack_turned(const X* from, int64_t across, int64_t along, Compute<X>* to) {
+  constexpr int span = kSpan<Compute<X>>, piece = 64;
+  Compute<X> row[piece];
+  for (int64_t begin = 0; begin < across; begin += span, to += along * span) {
+    for (int64_t k = 0; k < along; k += piece) {
+      int64_t n = least(piece, along - k);
+      for (int64_t j = 0; j < span; ++j) {
+        if (begin + j < across) {
+          widen_to(row, from + (begin + j) * along + k, n);
+        } else {
+          for (int64_t i = 0; i < n; ++i) row[i] = 0;
+        }
+        for (int64_t i = 0; i < n; ++i) to[(k + i) * span + j] = row[i];
+      }
+    }
+  }
+}
+
+// Rows of a, `depth` terms of each, kStride apart; 0 where there are none
+template <class X>
+void rows_beside(const X* from, int64_t n, int64_t stride, int64_t depth, Compute<X>* to) {
+  for (int i = 0; i < kTall; ++i) {
+    if (i < n) {
+      widen_to(to + i * kStride, from + i * stride, depth);
+    } else {
+      for (int64_t k = 0; k < depth; ++k) to[i * kStride + k] = 0;
+    }
+  }
+}
+
+// A unit is a panel of kTall classes.
+template <class X>
+void project(const Product& k, int64_t begin, int64_t end) {
+  using T = Compute<X>;
+  constexpr int span = kSpan<T>;
+  const auto* w = static_cast<const X*>(k.w);
+  const auto* h = static_cast<const T*>(k.scratch);  // in panels of rows
+  auto* x = static_cast<T*>(k.x);
+  alignas(64) T a[kTall * kStride];
+  alignas(64) Corner<T> tile;
+  for (int64_t unit = begin; unit < end; ++unit) {
+    int64_t first = unit * kTall, n = least(kTall, k.classes - first);
+    Ahead ahead = ahead_of(w, first + kTall, least(kTall, k.classes - first - kTall), 0, k.features, k.features);
+    for (int64_t from = 0; from < k.features; from += kDeep) {
+      int64_t depth = least(kDeep, k.features - from);
+      rows_beside(w + first * k.features + from, n, k.features, depth, a);
+      for (int64_t row = 0; row < k.rows; row += span) {
+        multiply<T, kStride, 1>(a, h + row * k.features + from * span, depth, tile, ahead);
+        int64_t rows = least(span, k.rows - row);
+        for (int64_t j = 0; j < rows; ++j) {
+          T* to = x + (row + j) * k.classes + first;
+          for (int64_t i = 0; i < n; ++i) put(to, i, from ? get<T>(to, i) + tile.at[i][j] : tile.at[i][j]);
+        }
+      }
+    }
+  }
+}
+
+// A unit is as many features as k.strip; each has scratch of its own.
+template <class X>
+void pull(const Product& k, int64_t begin, int64_t end) {
+  using T = Compute<X>;
+  constexpr int span = kSpan<T>;
+  const auto* w = static_cast<const X*>(k.w);
+  const auto* dx = static_cast<const T*>(k.x);
+  auto* dh = static_cast<T*>(k.out);
+  alignas(64) T a[kTall * kStride];
+  alignas(64) Corner<T> tile;
+  for (int64_t unit = begin; unit < end; ++unit) {
+    auto* b = static_cast<T*>(k.scratch) + unit * kPullDeep * kPullWide;
+    int64_t stop = least((unit + 1) * k.strip, k.features);
+    for (int64_t left = unit * k.strip; left < stop; left += kPullWide) {
+      int64_t width = least(kPullWide, stop - left);
+      for (int64_t from = 0; from < k.classes; from += kPullDeep) {
+        int64_t depth = least(kPullDeep, k.classes - from);
+        pack(w + from * k.features + left, width, depth, k.features, b);
+        int64_t next = from + kPullDeep;
+        Ahead ahead = ahead_of(w, next, least(kPullDeep, k.classes - next), left, width, k.features);
+        for (int64_t row = 0; row < k.rows; row += kTall) {
+          int64_t n = least(kTall, k.rows - row);
+          rows_beside(dx + row * k.classes + from, n, k.classes, depth, a);
+          Ahead beside = ahead_of(dx, row + kTall, least(kTall, k.rows - row - kTall), from, depth, k.classes);
+          for (int64_t at = 0; at < width; at += span) {
+            multiply<T, kStride, 1>(a, b + at * depth, depth, tile, at < 3 * span ? beside : ahead);
+            for (int64_t i = 0; i < n; ++i)
+              add_to(dh + (row + i) * k.features + left + at, tile.at[i], least(span, width - at), from == 0);
+          }
+        }
+      }
+    }
+  }
+}
+
+// A unit is a panel of kTall classes.
+template <class X>
+void accumulate(const Product& k, int64_t begin, int64_t end) {
+  using T = Compute<X>;
+  constexpr int span = kSpan<T>;
+  const auto* h = static_cast<const T*>(k.scratch);  // in panels of features
+  const auto* dx = static_cast<const T*>(k.x);
+  auto* dw = static_cast<T*>(k.out);
+  alignas(64) T a[kTall * kDeep];
+  alignas(64) Corner<T> tile;
+  for (int64_t unit = begin; unit < end; ++unit) {
+    int64_t first = unit * kTall, n = least(kTall, k.classes - first);
+    for (int64_t from = 0; from < k.rows; from += kDeep) {
+      int64_t depth = least(kDeep, k.rows - from);
+      for (int64_t r = 0; r < depth; ++r)
+        for (int64_t i = 0; i < kTall; ++i) a[r * kTall + i] = i < n ? get<T>(dx, (from + r) * k.classes + first + i) : T(0);
+      Ahead ahead = ahead_of(dx, from, depth, first + kTall, 2 * kTall, k.classes);
+      for (int64_t left = 0; left < k.features; left += span) {
+        T* to = dw + first * k.features + left;
+        int64_t width = least(span, k.features - left);
+        for (int64_t i = 0; i < n; ++i) fetch_to_write(to + i * k.features, width);
+        multiply<T, 1, kTall>(a, h + left * k.rows + from * span, depth, tile, ahead);
+        for (int64_t i = 0; i < n; ++i) add_to(to + i * k.features, tile.at[i], width, false);
+      }
+    }
+  }
+}
+
+template <class X>
+void product_of(const Product& k, int64_t begin, int64_t end) {
+  constexpr void (*of_task[])(const Product&, int64_t, int64_t) = {project<X>, pull<X>, accumulate<X>};
+  of_task[int(k.task)](k, begin, end);
+}
+
+// h as the product wants it, into its scratch
+template <class X>
+void prepare_of(const Product& k) {
+  const auto* h = static_cast<const X*>(k.h);
+  auto* to = static_cast<Compute<X>*>(k.scratch);
+  if (k.task == Product::kProject) pack_turned(h, k.rows, k.features, to);
+  if (k.task == Product::kAccumulate) pack(h, k.features, k.rows, k.features, to);
+}
