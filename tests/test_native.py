@@ -492,7 +492,7 @@ def test_results_do_not_depend_on_the_thread_count(inner):
             np.testing.assert_array_equal(a, b)
 
 
-# Around a vector, a tile, what a tile adds at a time (512) and what pull holds of a weight (256 x 512)
+# Around a vector, a tile, what a tile adds at a time (1024) and what pull holds of a weight (256 x 512)
 PRODUCTS = [(1, 1, 1), (5, 3, 7), (12, 16, 24), (13, 33, 25), (65, 100, 257), (31, 1100, 600), (1030, 40, 50)]
 
 
