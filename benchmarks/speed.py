@@ -11,8 +11,20 @@ from xent.benchmarks.result import Case, Result, Series, ratio
 from xent.benchmarks.rows import origin, times
 from xent.benchmarks.sweeps import plain
 
-RESULT = Path(__file__).parent / "results" / "cpu.json"
+RESULTS = Path(__file__).parent / "results"
+AGAIN = ("cpu-short.json", "cpu-linear.json")
 DTYPES = ("float32", "bfloat16")
+
+
+def measured() -> Result:
+    """The full run, with the workloads that were timed again after a change that concerns them alone."""
+    whole = Result.load(RESULTS / "cpu.json")
+    for again in (Result.load(RESULTS / name) for name in AGAIN):
+        assert again.machine["cpu"] == whole.machine["cpu"], "runs of different machines have no common table"
+        new = {(case.workload, case.dtype): case for case in again.cases}
+        whole.cases = [new.get((case.workload, case.dtype), case) for case in whole.cases]
+        whole.machine["commit"] += f" ({', '.join(workload for workload, _ in new)}: {again.machine['commit']})"
+    return whole
 
 
 def table(result: Result) -> str:
@@ -56,4 +68,4 @@ def _fastest(case: Case, backend: str, ours: bool) -> Series | None:
 
 
 if __name__ == "__main__":
-    write("speed", table(Result.load(RESULT)))
+    write("speed", table(measured()))

@@ -665,12 +665,13 @@ assert len(os.sched_getaffinity(0)) == 1
 known = set(os.listdir("/proc/self/task"))
 xent.sparse_ce(np.zeros((4096, 1000), np.float32), np.zeros(4096, int))
 new = set(os.listdir("/proc/self/task")) - known
-free = all(os.sched_getaffinity(int(task)) == usable for task in new)
-print(len(new) > 0, free, native.max_threads() == len(usable))
+homes = sorted(sorted(os.sched_getaffinity(int(task))) for task in new)
+print(homes == [[one] for one in sorted(usable)], len(homes) > 0 and all(set(home) == usable for home in homes))
 """
     first = "import os, numpy as np, xent", "usable = os.sched_getaffinity(0)"
-    run = python("-c", "\n".join((*first, *setup)) + code, OMP_PROC_BIND="true", XENT_NUM_THREADS="")
-    assert run.stdout == "True True True\n", run.stderr
+    for threads, want in (("", "True False\n"), (str(len(os.sched_getaffinity(0)) + 1), "False True\n")):
+        run = python("-c", "\n".join((*first, *setup)) + code, OMP_PROC_BIND="true", XENT_NUM_THREADS=threads)
+        assert run.stdout == want, run.stderr
 
 
 def test_exit_while_a_kernel_runs():

@@ -75,9 +75,22 @@ cpu_set_t allowed() {
 
 }  // namespace
 
-int processors() {
+std::vector<int> processors() {
   cpu_set_t set = allowed();
-  return CPU_COUNT(&set);
+  std::vector<int> ids;
+  for (int id = 0; id < CPU_SETSIZE; ++id) {
+    if (CPU_ISSET(id, &set)) ids.push_back(id);
+  }
+  return ids;
+}
+
+int here() { return sched_getcpu(); }
+
+void bind(std::thread& started, int processor) {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  CPU_SET(processor, &set);
+  pthread_setaffinity_np(started.native_handle(), sizeof set, &set);
 }
 
 void unbind(std::thread& started) {
@@ -91,7 +104,9 @@ void unbind(std::thread& started) {
 #else
 
 namespace xent {
-int processors() { return 0; }
+std::vector<int> processors() { return {}; }
+int here() { return -1; }
+void bind(std::thread&, int) {}
 void unbind(std::thread&) {}
 }  // namespace xent
 

@@ -3,11 +3,14 @@
 #pragma once
 
 #include <thread>
+#include <vector>
 
 namespace xent {
 
-int processors();  // how many; 0: not known
+std::vector<int> processors();  // none: not known
+int here();                     // the one that this runs on, for now; -1: not known
 
+void bind(std::thread& started, int processor);
 void unbind(std::thread& started);
 
 }  // namespace xent
