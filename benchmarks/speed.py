@@ -21,9 +21,10 @@ def measured() -> Result:
     whole = Result.load(RESULTS / "cpu.json")
     for again in (Result.load(RESULTS / name) for name in AGAIN):
         assert again.machine["cpu"] == whole.machine["cpu"], "runs of different machines have no common table"
-        new = {(case.workload, case.dtype): case for case in again.cases}
-        whole.cases = [new.get((case.workload, case.dtype), case) for case in whole.cases]
-        whole.machine["commit"] += f" ({', '.join(workload for workload, _ in new)}: {again.machine['commit']})"
+        cases = {(case.workload, case.dtype): case for case in (*whole.cases, *again.cases)}  # in the old one's place
+        whole.cases = list(cases.values())
+        names = ", ".join(dict.fromkeys(case.workload for case in again.cases))
+        whole.machine["commit"] += f" ({names}: {again.machine['commit']})"
     return whole
 
 

@@ -383,7 +383,8 @@ def test_readme_says_what_was_measured():
 
 
 def test_targets_of_a_head():
-    found = speed.measured()
+    found = Result.load(speed.RESULTS / "cpu.json")
+    found.cases = [case for case in found.cases if case.loss != "linear_ce"]
     ours = series("xent", "jax", "compiled", memory=2 * MEGA + 50_000)
     found.cases.append(head([ours, series(targets.OPTAX, "jax", "compiled", seconds=(1.1e-3,) * 4)]))
     text = targets.table(found)

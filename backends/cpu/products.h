@@ -19,7 +19,7 @@ constexpr int kDeep = 1024;
 constexpr int kStride = kDeep + 16;  // of rows beside each other: a power of two would have them all in one set of L1
 // What pull holds of w, in L2. Wider, and dx is read less often; deeper, dh.
 constexpr int kPullDeep = 256, kPullWide = 512;
-constexpr int kAhead = 4;            // terms to each line that is fetched ahead
+constexpr int kAhead = 4;  // terms to each line that is fetched ahead
 template <class T>
 constexpr int kSpan = kWide * kLanes<T>;
 
