@@ -182,6 +182,9 @@ def _whole(module: Any) -> bool:
     return getattr(context, "num_devices", None) == 1
 
 
+# Products of two matrices, operands as _native.pyi has them; under vmap the formula takes their place
+
+
 PRODUCTS = Family(batched=lambda *_: None, attributes=lambda *_: {})
 
 

@@ -142,14 +142,14 @@ def quietly(function: Callable[..., Any], static: Any, *arrays: Any) -> Any:
 # ---- matrices
 
 
-def plain(*operands: Array) -> bool:
-    """As the kernels take them; weights may be views of anything."""
+def direct(*operands: Array) -> bool:
+    """Whether the native kernels take these as they are; a weight may be a view of anything."""
     return NATIVE and all(k.flags.c_contiguous and k.dtype.isnative and k.size for k in operands)
 
 
 def project(h: Array, weight: Array, over: Array) -> Array:
     x = over[: len(h)]
-    if plain(h, weight):
+    if direct(h, weight):
         KERNELS.project(h, weight, x)
         return x
     if h.dtype == x.dtype:
@@ -161,7 +161,7 @@ def project(h: Array, weight: Array, over: Array) -> Array:
 
 
 def pull(dx: Array, weight: Array) -> Array:
-    if plain(dx, weight):
+    if direct(dx, weight):
         dh = np.empty((len(dx), weight.shape[1]), dx.dtype)
         KERNELS.pull(dx, weight, dh)
         return dh
@@ -173,7 +173,7 @@ def pull(dx: Array, weight: Array) -> Array:
 def accumulate(sums: Array, dx: Array, h: Array) -> Array:
     """Some classes at a time: their product is still in the cache when it is added. In one place: fresh memory for each
     takes half as long as the product."""
-    if plain(sums, dx, h):
+    if direct(sums, dx, h):
         KERNELS.accumulate(dx, h, sums)
         return sums
     h = h.astype(sums.dtype, copy=False)

@@ -172,7 +172,7 @@ def sigmoid_both(
 def project(dtype: int, rows: int, features: int, classes: int, h: int, w: int, x: int, threads: int, /) -> None:
     """x = h w^T. In: h [rows, features], w [classes, features], of `dtype`. Out: x [rows, classes].
 
-    No size is 0, here and below. Sums are in the compute dtype, 1024 terms at a time.
+    No size is 0, here and below. Sums are in the compute dtype, a block of terms at a time.
     """
 
 def pull(dtype: int, rows: int, features: int, classes: int, dx: int, w: int, dh: int, threads: int, /) -> None:

@@ -66,15 +66,17 @@ void prepare(const Product& k) {
   of_dtype[k.dtype](k);
 }
 
+int64_t span_of(const Product& k) { return k.dtype == kF64 ? kSpan<double> : kSpan<float>; }
+
 int64_t product_units(Product& k, int threads) {
   if (k.task != Product::kPull) return panels(k.classes, kTall);
-  int64_t span = k.dtype == kF64 ? kSpan<double> : kSpan<float>;
+  int64_t span = span_of(k);
   k.strip = panels(panels(k.features, threads), span) * span;
   return panels(k.features, k.strip);
 }
 
 int64_t product_scratch(const Product& k) {
-  int64_t size = k.dtype == kF64 ? 8 : 4, span = k.dtype == kF64 ? kSpan<double> : kSpan<float>;
+  int64_t size = k.dtype == kF64 ? 8 : 4, span = span_of(k);
   if (k.task == Product::kPull) return panels(k.features, k.strip) * kPullDeep * kPullWide * size;
   int64_t rows = k.task == Product::kProject ? panels(k.rows, span) * span : k.rows;
   int64_t features = k.task == Product::kProject ? k.features : panels(k.features, span) * span;
