@@ -1,5 +1,6 @@
 #include "call.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <initializer_list>
@@ -38,6 +39,10 @@ constexpr double kChunk = 1 << 17;
 constexpr int64_t kStreamBytes = 8 << 20;
 constexpr int64_t kHugeBytes = 4 << 20;
 
+// Two threads that touch a fresh 2 MB page at the same time both have one zeroed, and one of the two is thrown away: all
+// pages, where the threads' parts are smaller than pages (62 ms or 56 ms for 524 MB). So each takes some pages at a time.
+constexpr double kFreshChunk = 8 << 20;
+
 int64_t size_of(Dtype dtype) { return dtype == kF64 ? 8 : dtype == kF32 ? 4 : 2; }
 
 // Fresh memory costs more to get, 4 kB at a time, than to write. Ask for 2 MB pages before it is touched; memory that is
@@ -67,7 +72,13 @@ bool touched(void* p, int64_t bytes) {
 #endif
 }
 
-bool streams(void* p, int64_t bytes) { return p && bytes >= kStreamBytes && touched(p, bytes); }
+// What a kernel is about to write, where it is large: is its memory there already?
+struct Output {
+  int64_t streamed = 0, fresh = 0;  // bytes: all of it is the one or the other
+  Output(void* p, int64_t bytes) {
+    if (p && bytes >= kStreamBytes) (touched(p, bytes) ? streamed : fresh) = bytes;
+  }
+};
 
 bool supported(const char* isa) {
 #if defined(XENT_X86)
@@ -118,11 +129,15 @@ struct Call {
 };
 
 template <class K>
-void spread(const K& k, void (*kernel)(const K&, int64_t, int64_t), int64_t units, double cost, int threads) {
+void spread(const K& k, void (*kernel)(const K&, int64_t, int64_t), int64_t units, double cost, int64_t fresh,
+            int threads) {
   if (units == 0) return;
-  Call<K> call{&k, kernel};
+  if (threads <= 0) threads = max_threads();
   if (cost < kAlone) threads = 1;
-  double chunk = kChunk / (cost / double(units));
+  Call<K> call{&k, kernel};
+  double part = kChunk / cost;  // of the whole
+  if (fresh) part = std::max(part, std::min(kFreshChunk / double(fresh), 1.0 / (4 * threads)));
+  double chunk = part * double(units);
   parallel(threads, units, chunk < 1 ? 1 : chunk > double(units) ? units : int64_t(chunk), Call<K>::work, &call);
 }
 
@@ -145,10 +160,11 @@ double cost(const Product& k) {
 
 double run(Rows k, int threads) {
   int64_t bytes = k.outer * k.classes * k.inner * size_of(k.dtype);
-  k.streaming = streams(k.dx, bytes);
+  Output dx(k.dx, bytes);
+  k.streaming = dx.streamed;
   huge_pages(k.dx, bytes);
   huge_pages(k.dt, k.dtype == kF64 || k.dtype == kF32 ? bytes : 2 * bytes);
-  spread(k, kernels()->rows, kernels()->row_units(k), cost(k), threads);
+  spread(k, kernels()->rows, kernels()->row_units(k), cost(k), dx.fresh, threads);
   return 0;
 }
 
@@ -157,12 +173,13 @@ double run(Sigmoid k, int threads) {
   huge_pages(k.loss, k.n * wide);
   huge_pages(k.dz, k.n * wide);
   huge_pages(k.dx, k.n * size_of(k.dtype));
-  k.streaming = streams(k.dx, k.n * size_of(k.dtype));
+  Output dx(k.dx, k.n * size_of(k.dtype));
+  k.streaming = dx.streamed;
   std::unique_ptr<double[]> sums;
   double one[8];
   if (!k.backward && units > 8) sums.reset(new double[size_t(units)]);
   k.sums = sums ? sums.get() : one;
-  spread(k, kernels()->sigmoid, units, double(k.n) * (k.dtype == kF64 ? 6 : 2), threads);
+  spread(k, kernels()->sigmoid, units, double(k.n) * (k.dtype == kF64 ? 6 : 2), dx.fresh, threads);
   if (k.backward) return 0;
   double total = 0, low = 0;  // two-sum: as good for 10^9 elements as for 10
   for (int64_t i = 0; i < units; ++i) {
@@ -180,7 +197,7 @@ double run(Product k, int threads) {
   std::unique_ptr<char[]> scratch(new char[size_t(kernels()->product_scratch(k) + line)]);
   k.scratch = reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(scratch.get()) + line - 1) & ~uintptr_t(line - 1));
   kernels()->prepare(k);
-  spread(k, kernels()->product, units, cost(k), threads);
+  spread(k, kernels()->product, units, cost(k), 0, threads);
   return 0;
 }
 
