@@ -17,6 +17,7 @@ from xent._adapter import ABSENT, INVALID, Adapter, Array, Layout, Linear, Ops, 
 # Rows of a chunk. Below the first, products wait for the weight's gradient to come and go; above the second, nothing
 # is gained (docs/performance.md).
 FEWEST, MOST = 128, 2048
+PANEL = 32  # products take so many rows at a time, or a part of it
 MEMORY = 19 << 20  # bytes of a chunk's logits
 # Enough for 600 rows of 220,000 classes. The products of a chunk of R rows do 6 R operations an element of the weight
 # and move 12 bytes of it and its gradient; a Hopper does 295 operations a byte, by its data sheet.
@@ -145,12 +146,13 @@ def _per_row(kit: Linear, ids: Array, k: Scalar | None, dtype: str) -> Array | N
 def _chunk(kit: Linear, hidden: Array, static: Plan, count: Any) -> int:
     """As many rows as the memory allows, and as evenly as they go; a dimension may not be known yet."""
     row = static.rows.classes * (8 if static.rows.dtype == "float64" else 4) * (1 if static.softcap is None else 2)
-    most = static.chunk_rows or min(max(kit.memory(hidden) // row, FEWEST), MOST)
+    most = static.chunk_rows or min(max(kit.memory(hidden) // row // PANEL * PANEL, FEWEST), MOST)
     if not isinstance(count, int):
         return most
     if static.chunk_rows:
         return min(most, max(count, 1))
-    return -(-count // max(-(-count // most), 1)) or 1
+    even = -(-count // max(-(-count // most), 1))
+    return min(-(-even // PANEL) * PANEL, count) or 1
 
 
 # ---- the loop, for all frameworks. Operands: h [N, D], weight [C, D], bias [C], u [C], ids [N], a, z, c [N]

@@ -23,13 +23,8 @@ constexpr int kAhead = 4;  // terms to each line that is fetched ahead
 template <class T>
 constexpr int kSpan = kWide * kLanes<T>;
 
-template <class T>
-struct Corner {
-  T at[kTall][kSpan<T>];
-};
-
-// The part of w that comes next, `rows` of `width` bytes: a line of it is fetched every few terms, while there is
-// nothing else to wait for.
+// What comes next, `rows` of `width` bytes: a line of it is fetched every few terms, while there is nothing else to wait
+// for.
 struct Ahead {
   const char* row;
   int64_t rows, width, stride, at = 0;
@@ -43,23 +38,28 @@ struct Ahead {
   }
 };
 
+struct Two {
+  Ahead &one, other;
+  XENT_INLINE void fetch() { one.fetch(), other.fetch(); }
+};
+
 template <class X>
 Ahead ahead_of(const X* w, int64_t row, int64_t rows, int64_t column, int64_t columns, int64_t stride) {
   constexpr int64_t size = sizeof(X);
   return {reinterpret_cast<const char*>(w + (rows > 0 ? row * stride + column : 0)), rows, columns * size, stride * size};
 }
 
-// tile[i][j] = the sum over k of a[i * kRow + k * kTerm] * b[k][j]
-template <class T, int kRow, int kTerm>
-inline void multiply(const T* a, const T* b, int64_t depth, Corner<T>& tile, Ahead& ahead) {
-  constexpr int lanes = kLanes<T>;
-  Vec<T> sum[kTall][kWide] = {};
+// done(i, left, right) for each i < kHeight: the sums over k of a[i * kRow + k * kTerm] * terms(k)'s two vectors
+template <int kHeight, int kRow, int kTerm, class T, class B, class A, class F>
+inline void multiply(const T* a, B&& terms, int64_t depth, A& ahead, F&& done) {
+  Vec<T> sum[kHeight][kWide] = {};
   auto term = [&](int64_t k) XENT_INLINE {
-    Vec<T> left = get<Vec<T>>(b + k * kSpan<T>, 0), right = get<Vec<T>>(b + k * kSpan<T> + lanes, 0);
+    Vec<T> left, right;
+    terms(k, left, right);
 #if defined(__GNUC__)
 #pragma GCC unroll 12
 #endif
-    for (int i = 0; i < kTall; ++i) {
+    for (int i = 0; i < kHeight; ++i) {
       T factor = a[i * kRow + k * kTerm];
       sum[i][0] += left * factor;
       sum[i][1] += right * factor;
@@ -71,24 +71,33 @@ inline void multiply(const T* a, const T* b, int64_t depth, Corner<T>& tile, Ahe
     for (int j = 0; j < kAhead; ++j) term(k + j);
   }
   for (; k < depth; ++k) term(k);
-  for (int i = 0; i < kTall; ++i) {
-    put(tile.at[i], 0, sum[i][0]);
-    put(tile.at[i] + lanes, 0, sum[i][1]);
-  }
-}
-
-template <class T>
-XENT_INLINE inline void fetch_to_write(const T* p, int64_t n) {
-#if defined(__GNUC__) && !defined(XENT_PORTABLE)
-  for (int64_t j = 0; j < n; j += 64 / int64_t(sizeof(T))) __builtin_prefetch(p + j, 1);
-#else
-  (void)p, (void)n;
+#if defined(__GNUC__)
+#pragma GCC unroll 12
 #endif
+  for (int i = 0; i < kHeight; ++i) done(i, sum[i][0], sum[i][1]);
 }
 
+// The terms that lie in a panel
 template <class T>
-XENT_INLINE inline void add_to(T* to, const T* from, int64_t n, bool fresh) {
-  for (int64_t j = 0; j < n; ++j) put(to, j, fresh ? from[j] : get<T>(to, j) + from[j]);
+auto panel_at(const T* b) {
+  return [b](int64_t k, Vec<T>& left, Vec<T>& right) XENT_INLINE {
+    left = get<Vec<T>>(b + k * kSpan<T>, 0), right = get<Vec<T>>(b + k * kSpan<T>, 1);
+  };
+}
+
+// done for `multiply`: `width` of a row's kSpan sums added to what is at `to`, or put there where it is fresh
+template <class T>
+auto adding_to(T* to, int64_t stride, int64_t width, bool fresh) {
+  return [=](int i, Vec<T> left, Vec<T> right) XENT_INLINE {
+    T* p = to + i * stride;
+    if (width == kSpan<T>) {
+      put(p, 0, fresh ? left : get<Vec<T>>(p, 0) + left), put(p, 1, fresh ? right : get<Vec<T>>(p, 1) + right);
+      return;
+    }
+    T some[kSpan<T>];
+    put(some, 0, left), put(some, 1, right);
+    for (int64_t j = 0; j < width; ++j) put(p, j, fresh ? some[j] : get<T>(p, j) + some[j]);
+  };
 }
 
 // n elements in the dtype that is computed in
@@ -140,9 +149,9 @@ void pack_turned(const X* from, int64_t across, int64_t along, Compute<X>* to) {
 }
 
 // Rows of a, `depth` terms of each, kStride apart; 0 where there are none
-template <class X>
+template <int kHeight, class X>
 void rows_beside(const X* from, int64_t n, int64_t stride, int64_t depth, Compute<X>* to) {
-  for (int i = 0; i < kTall; ++i) {
+  for (int i = 0; i < kHeight; ++i) {
     if (i < n) {
       widen_to(to + i * kStride, from + i * stride, depth);
     } else {
@@ -159,55 +168,98 @@ void project(const Product& k, int64_t begin, int64_t end) {
   const auto* w = static_cast<const X*>(k.w);
   const auto* h = static_cast<const T*>(k.scratch);  // in panels of rows
   auto* x = static_cast<T*>(k.x);
-  alignas(64) T a[kTall * kStride];
-  alignas(64) Corner<T> tile;
+  alignas(64) T a[kTall * kStride], tile[kTall][span];
+  auto keep = [&](int i, Vec<T> left, Vec<T> right) XENT_INLINE { put(tile[i], 0, left), put(tile[i], 1, right); };
   for (int64_t unit = begin; unit < end; ++unit) {
     int64_t first = unit * kTall, n = least(kTall, k.classes - first);
     Ahead ahead = ahead_of(w, first + kTall, least(kTall, k.classes - first - kTall), 0, k.features, k.features);
     for (int64_t from = 0; from < k.features; from += kDeep) {
       int64_t depth = least(kDeep, k.features - from);
-      rows_beside(w + first * k.features + from, n, k.features, depth, a);
+      rows_beside<kTall>(w + first * k.features + from, n, k.features, depth, a);
       for (int64_t row = 0; row < k.rows; row += span) {
-        multiply<T, kStride, 1>(a, h + row * k.features + from * span, depth, tile, ahead);
+        multiply<kTall, kStride, 1>(a, panel_at(h + row * k.features + from * span), depth, ahead, keep);
         int64_t rows = least(span, k.rows - row);
         for (int64_t j = 0; j < rows; ++j) {
           T* to = x + (row + j) * k.classes + first;
-          for (int64_t i = 0; i < n; ++i) put(to, i, from ? get<T>(to, i) + tile.at[i][j] : tile.at[i][j]);
+          for (int64_t i = 0; i < n; ++i) put(to, i, from ? get<T>(to, i) + tile[i][j] : tile[i][j]);
         }
       }
     }
   }
 }
 
+// The terms of a panel that is being packed: read where they lie, and put into `b` for the rows to come
+template <class X, class T>
+auto packing(const X* from, int64_t stride, T* b) {
+  return [=](int64_t k, Vec<T>& left, Vec<T>& right) XENT_INLINE {
+    left = load(from + k * stride, 0), right = load(from + k * stride, kLanes<T>);
+    put(b + k * kSpan<T>, 0, left), put(b + k * kSpan<T>, 1, right);
+  };
+}
+
+// A part of w, from class `from` and feature `left` on, and where it is packed
+template <class X>
+struct Part {
+  int64_t from, depth, left, width;
+  Compute<X>* b;
+  Ahead next;
+};
+
+// At most kHeight rows of dh, from `row` on. The first of all pack what they read.
+template <int kHeight, class X>
+void pull_rows(const Product& k, Part<X>& part, int64_t row) {
+  using T = Compute<X>;
+  constexpr int span = kSpan<T>;
+  const auto* w = static_cast<const X*>(k.w) + part.from * k.features + part.left;
+  const auto* dx = static_cast<const T*>(k.x) + row * k.classes + part.from;
+  T* dh = static_cast<T*>(k.out) + row * k.features + part.left;
+  alignas(64) T a[kHeight * kStride];
+  rows_beside<kHeight>(dx, k.rows - row, k.classes, part.depth, a);
+  Ahead beside = ahead_of(dx, kHeight, least(kTall, k.rows - row - kHeight), 0, part.depth, k.classes);
+  int64_t rows = least(kHeight, k.rows - row);
+  for (int64_t at = 0; at < part.width; at += span) {
+    T* b = part.b + at * part.depth;
+    Ahead& ahead = at < 3 * span ? beside : part.next;
+    int64_t width = least(span, part.width - at);
+    auto add = adding_to(dh + at, k.features, width, part.from == 0);
+    auto done = [&](int i, Vec<T> left, Vec<T> right) XENT_INLINE {
+      if (i < rows) add(i, left, right);
+    };
+    if (row == 0 && width == span) {
+      multiply<kHeight, kStride, 1>(a, packing(w + at, k.features, b), part.depth, ahead, done);
+    } else {
+      if (row == 0) pack(w + at, width, part.depth, k.features, b);
+      multiply<kHeight, kStride, 1>(a, panel_at(b), part.depth, ahead, done);
+    }
+  }
+}
+
+// Elements of w that a unit packs at a time
+template <class T>
+int64_t packed(const Product& k) {
+  return least(kPullDeep, k.classes) * panels(least(kPullWide, k.strip), kSpan<T>) * kSpan<T>;
+}
+
 // A unit is as many features as k.strip; each has scratch of its own.
 template <class X>
 void pull(const Product& k, int64_t begin, int64_t end) {
-  using T = Compute<X>;
-  constexpr int span = kSpan<T>;
+  constexpr int third = kTall / 3;
   const auto* w = static_cast<const X*>(k.w);
-  const auto* dx = static_cast<const T*>(k.x);
-  auto* dh = static_cast<T*>(k.out);
-  alignas(64) T a[kTall * kStride];
-  alignas(64) Corner<T> tile;
   for (int64_t unit = begin; unit < end; ++unit) {
-    auto* b = static_cast<T*>(k.scratch) + unit * kPullDeep * kPullWide;
+    auto* b = static_cast<Compute<X>*>(k.scratch) + unit * packed<Compute<X>>(k);
     int64_t stop = least((unit + 1) * k.strip, k.features);
     for (int64_t left = unit * k.strip; left < stop; left += kPullWide) {
       int64_t width = least(kPullWide, stop - left);
       for (int64_t from = 0; from < k.classes; from += kPullDeep) {
-        int64_t depth = least(kPullDeep, k.classes - from);
-        pack(w + from * k.features + left, width, depth, k.features, b);
-        int64_t next = from + kPullDeep;
+        int64_t depth = least(kPullDeep, k.classes - from), next = from + kPullDeep;
         Ahead ahead = ahead_of(w, next, least(kPullDeep, k.classes - next), left, width, k.features);
-        for (int64_t row = 0; row < k.rows; row += kTall) {
-          int64_t n = least(kTall, k.rows - row);
-          rows_beside(dx + row * k.classes + from, n, k.classes, depth, a);
-          Ahead beside = ahead_of(dx, row + kTall, least(kTall, k.rows - row - kTall), from, depth, k.classes);
-          for (int64_t at = 0; at < width; at += span) {
-            multiply<T, kStride, 1>(a, b + at * depth, depth, tile, at < 3 * span ? beside : ahead);
-            for (int64_t i = 0; i < n; ++i)
-              add_to(dh + (row + i) * k.features + left + at, tile.at[i], least(span, width - at), from == 0);
-          }
+        Part<X> part{from, depth, left, width, b, ahead};
+        int64_t row = 0;
+        for (; row + 2 * third < k.rows; row += kTall) pull_rows<kTall>(k, part, row);
+        if (row + third < k.rows) {
+          pull_rows<2 * third>(k, part, row);
+        } else if (row < k.rows) {
+          pull_rows<third>(k, part, row);
         }
       }
     }
@@ -223,7 +275,6 @@ void accumulate(const Product& k, int64_t begin, int64_t end) {
   const auto* dx = static_cast<const T*>(k.x);
   auto* dw = static_cast<T*>(k.out);
   alignas(64) T a[kTall * kDeep];
-  alignas(64) Corner<T> tile;
   for (int64_t unit = begin; unit < end; ++unit) {
     int64_t first = unit * kTall, n = least(kTall, k.classes - first);
     for (int64_t from = 0; from < k.rows; from += kDeep) {
@@ -234,9 +285,12 @@ void accumulate(const Product& k, int64_t begin, int64_t end) {
       for (int64_t left = 0; left < k.features; left += span) {
         T* to = dw + first * k.features + left;
         int64_t width = least(span, k.features - left);
-        for (int64_t i = 0; i < n; ++i) fetch_to_write(to + i * k.features, width);
-        multiply<T, 1, kTall>(a, h + left * k.rows + from * span, depth, tile, ahead);
-        for (int64_t i = 0; i < n; ++i) add_to(to + i * k.features, tile.at[i], width, false);
+        Two both{ahead, ahead_of(to, 0, n, span, least(span, k.features - left - span), k.features)};
+        auto add = adding_to(to, k.features, width, false);
+        multiply<kTall, 1, kTall>(a, panel_at(h + left * k.rows + from * span), depth, both,
+                                  [&](int i, Vec<T> left, Vec<T> right) XENT_INLINE {
+                                    if (i < n) add(i, left, right);
+                                  });
       }
     }
   }
