@@ -3,6 +3,7 @@ framework's own at its best, interleaved in one process.
 
     python benchmarks/overhead.py torch
 
+For PyTorch also what is below any loss of its own that is written in Python: an autograd.Function, and the kernel.
 Prints ratios; the machine's speed drifts, so absolute times are only there to give them a scale.
 """
 
@@ -28,6 +29,32 @@ def seconds(function: Callable[[], Any]) -> float:
     return (time.perf_counter() - start) / CALLS
 
 
+def least(x: Any, y: Any) -> dict[str, Callable[[], Any]]:
+    """Of PyTorch's tensors."""
+    import torch
+    from xent._adapter import Layout
+
+    class Nothing(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Any) -> Any:
+            ctx.save_for_backward(x)
+            return x.new_empty(())
+
+        @staticmethod
+        def backward(ctx: Any, g: Any) -> Any:
+            return ctx.saved_tensors[0]
+
+    rows_both = _dispatch.find(x).rows_both
+    assert rows_both is not None
+    leaf, lay = x.detach().requires_grad_(), Layout(axis=1, hard=True, masked=False, lse=False)
+    return {
+        "an autograd.Function that does nothing, and its gradient": lambda: torch.autograd.grad(
+            Nothing.apply(leaf), leaf
+        ),
+        "the kernel, loss and gradient": lambda: rows_both(lay, x, None, None, y, 1 / 32, None, None),
+    }
+
+
 def main(name: str) -> None:
     live = _live.live(name)
     rng = np.random.default_rng(0)
@@ -44,6 +71,8 @@ def main(name: str) -> None:
         "xent, loss and gradient": lambda: both(x, y, reduce="none"),
         f"{native.name}, loss and gradient": lambda: own(x, y),
     }
+    if name == "torch":
+        runs |= least(x, y)
     for run in runs.values():  # compile, allocate, import
         seconds(run)
     rounds = [{what: seconds(run) for what, run in runs.items()} for _ in range(ROUNDS)]

@@ -15,7 +15,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -28,6 +28,7 @@ from .workloads import PASSES, Workload
 
 SLOW = 0.1  # seconds: what takes so long has not come back early
 REST = 0.01  # seconds: threads of a framework that has just been timed still spin
+REST_OF_PRODUCTS = 0.12  # those of NumPy's OpenBLAS do for 0.105
 
 
 class Server:
@@ -93,7 +94,7 @@ class Server:
         waits = once > SLOW or not clock.late(call, wait, partial(_fetch, self.framework))
         return {"first": first, "waits": waits, "memory": peak, "seconds": once, **errors}
 
-    def _memory_and_time(self, call: Callable[[], Any]) -> tuple[int | None, float]:
+    def _memory_and_time(self, call: partial[Any]) -> tuple[int | None, float]:
         """Of the second call, which compiles nothing."""
         times: list[float] = []
 
@@ -104,7 +105,7 @@ class Server:
         of_process = clock.peak_memory(timed)
         counted = stop()
         if self.device == "cpu" and counted is not None:  # TensorFlow's count knows nothing of memory it was lent
-            counted = max(counted, of_process)
+            counted = max(counted, of_process, self.framework.planned(call.func, *call.args))
         return counted, times[0]
 
     def checked(self) -> dict[str, Any]:
@@ -118,7 +119,7 @@ class Server:
         contender = self.contenders[index]
         self._restore(contender)
         calls = self._calls(contender, which)
-        time.sleep(REST)
+        time.sleep(REST_OF_PRODUCTS if self.workload.linear else REST)
         if repeat > 1:
             clock.seconds(calls, self.framework.wait, 1 + repeat // 10)  # caches and thread pools wake up
         elif self.device == "cpu":
@@ -143,7 +144,7 @@ class Server:
         gc.collect()
         return {}
 
-    def _calls(self, contender: Contender, which: str) -> Iterator[Callable[[], Any]]:
+    def _calls(self, contender: Contender, which: str) -> Iterator[partial[Any]]:
         """Each with the next of the inputs, which all contenders take turns on."""
         function = contender.forward if which == PASSES[0] else contender.both
         return map([partial(function, x, self.labels) for x in self.inputs].__getitem__, self.turns)

@@ -532,6 +532,16 @@ def test_peak_memory(watch, monkeypatch):
     assert 0.9 * size < clock.peak_memory(call) < 1.3 * size
 
 
+def test_memory_that_xla_has_planned():
+    """Results, and what comes between: 4 MB that are multiplied again."""
+    jax = pytest.importorskip("jax")
+    planned = importlib.import_module("xent.benchmarks.frameworks.jax").planned
+    x = jax.numpy.ones((1000, 2), "float32")
+    assert 4_000_000 <= planned(jax.jit(lambda x: jax.numpy.cos(x @ x.T) @ x), x) < 4_100_000
+    assert 4_000_000 <= planned(jax.jit(lambda x: x @ x.T), x) < 4_100_000
+    assert planned(lambda x: x @ x.T, x) == 0
+
+
 # ---- contenders
 
 

@@ -294,6 +294,17 @@ def test_chunks_bound_the_memory(spied):
     assert {shapes[0][0] for shapes in calls["project"]} == {_linear.FEWEST}
 
 
+@pytest.mark.parametrize(("rows", "chunk"), [(10, 10), (128, 128), (130, 96), (300, 128), (2048, 128)])
+def test_chunks_are_whole_panels(rows, chunk):
+    """As evenly as they go: there is memory for 150 rows."""
+    x = np.zeros((rows, 1), np.float32)
+    plan = _linear.plan(
+        _dispatch.find(x), x, np.zeros((_linear.MEMORY // 4 // 150, 1), np.float32), np.zeros(rows, int), None, None,
+        "mean", None, None, 0.0, 0.0, None, "auto", None, None, False,
+    )[0]  # fmt: skip
+    assert _linear._chunk(plan.xp.linear, x, plan, rows) == chunk
+
+
 @pytest.mark.parametrize("chunk_rows", [1, 4, 19, 20, 1000])
 def test_chunks_do_not_matter(linear, chunk_rows):
     with linear.double():

@@ -38,6 +38,8 @@ class Framework:
     # start() -> stop() -> extra bytes at the peak, where the framework counts its memory (None: not known); else the
     # process's is taken
     peak: Callable[[], Callable[[], int | None]] | None = None
+    # (function, its arguments) -> bytes for results and what comes between, where a compiler has laid them out
+    planned: Callable[..., int] = lambda _function, *_arguments: 0
     begin: Callable[[str], None] = lambda _dtype: None  # a case in this dtype is about to begin
 
 

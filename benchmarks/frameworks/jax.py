@@ -30,6 +30,7 @@ def make(device: str) -> Framework:
         versions=("jax", "jaxlib", *(("optax",) if optax else ())),
         absent=[] if optax else ["optax: not installed (pip install optax)"],
         peak=(lambda: peak(device)) if device != "cpu" else None,
+        planned=planned,
         begin=lambda dtype: jax.config.update("jax_enable_x64", dtype == "float64"),
     )
 
@@ -99,3 +100,11 @@ def peak(device: str) -> Callable[[], int | None]:
         return highest - before["bytes_in_use"] if highest > before["peak_bytes_in_use"] else None
 
     return stop
+
+
+def planned(function: Callable[..., Any], *arguments: Any) -> int:
+    """The C library keeps memory of an earlier call for XLA's threads, so that the process does not grow again."""
+    if not hasattr(function, "lower"):  # not compiled as a whole
+        return 0
+    plan = function.lower(*arguments).compile().memory_analysis()
+    return int(plan.temp_size_in_bytes + plan.output_size_in_bytes)
