@@ -3,7 +3,7 @@ framework's own at its best, interleaved in one process.
 
     python benchmarks/overhead.py torch
 
-For PyTorch also what is below any loss of its own that is written in Python: an autograd.Function, and the kernel.
+For PyTorch also by autograd, and what any loss written in Python takes there: an autograd.Function, and the kernel.
 Prints ratios; the machine's speed drifts, so absolute times are only there to give them a scale.
 """
 
@@ -29,28 +29,34 @@ def seconds(function: Callable[[], Any]) -> float:
     return (time.perf_counter() - start) / CALLS
 
 
-def least(x: Any, y: Any) -> dict[str, Callable[[], Any]]:
-    """Of PyTorch's tensors."""
+def by_autograd(x: Any, y: Any) -> dict[str, Callable[[], Any]]:
+    """PyTorch's losses as they are used there, and the least that one of its own takes."""
     import torch
     from xent._adapter import Layout
 
     class Nothing(torch.autograd.Function):
         @staticmethod
-        def forward(ctx: Any, x: Any) -> Any:
+        def forward(ctx: Any, x: Any, y: Any) -> Any:
             ctx.save_for_backward(x)
             return x.new_empty(())
 
         @staticmethod
         def backward(ctx: Any, g: Any) -> Any:
-            return ctx.saved_tensors[0]
+            return ctx.saved_tensors[0], None
 
-    rows_both = _dispatch.find(x).rows_both
+    def both(loss: Callable[..., Any]) -> Callable[[], Any]:
+        def run() -> Any:
+            leaf = x.detach().requires_grad_()
+            return torch.autograd.grad(loss(leaf, y), leaf)
+
+        return run
+
+    rows_both, lay = _dispatch.find(x).rows_both, Layout(axis=1, hard=True, masked=False, lse=False)
     assert rows_both is not None
-    leaf, lay = x.detach().requires_grad_(), Layout(axis=1, hard=True, masked=False, lse=False)
     return {
-        "an autograd.Function that does nothing, and its gradient": lambda: torch.autograd.grad(
-            Nothing.apply(leaf), leaf
-        ),
+        "F.cross_entropy, loss and gradient": both(torch.nn.functional.cross_entropy),
+        "xent.sparse_ce, by autograd": both(xent.sparse_ce),
+        "an autograd.Function that does nothing": both(Nothing.apply),
         "the kernel, loss and gradient": lambda: rows_both(lay, x, None, None, y, 1 / 32, None, None),
     }
 
@@ -72,7 +78,7 @@ def main(name: str) -> None:
         f"{native.name}, loss and gradient": lambda: own(x, y),
     }
     if name == "torch":
-        runs |= least(x, y)
+        runs |= by_autograd(x, y)
     for run in runs.values():  # compile, allocate, import
         seconds(run)
     rounds = [{what: seconds(run) for what, run in runs.items()} for _ in range(ROUNDS)]

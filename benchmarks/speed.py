@@ -11,21 +11,8 @@ from xent.benchmarks.result import Case, Result, Series, ratio
 from xent.benchmarks.rows import origin, times
 from xent.benchmarks.sweeps import plain
 
-RESULTS = Path(__file__).parent / "results"
-AGAIN = ("cpu-short.json", "cpu-linear.json")
+MEASURED = Path(__file__).parent / "results" / "cpu.json"
 DTYPES = ("float32", "bfloat16")
-
-
-def measured() -> Result:
-    """The full run, with the workloads that were timed again after a change that concerns them alone."""
-    whole = Result.load(RESULTS / "cpu.json")
-    for again in (Result.load(RESULTS / name) for name in AGAIN):
-        assert again.machine["cpu"] == whole.machine["cpu"], "runs of different machines have no common table"
-        cases = {(case.workload, case.dtype): case for case in (*whole.cases, *again.cases)}  # in the old one's place
-        whole.cases = list(cases.values())
-        names = ", ".join(dict.fromkeys(case.workload for case in again.cases))
-        whole.machine["commit"] += f" ({names}: {again.machine['commit']})"
-    return whole
 
 
 def table(result: Result) -> str:
@@ -69,4 +56,4 @@ def _fastest(case: Case, backend: str, ours: bool) -> Series | None:
 
 
 if __name__ == "__main__":
-    write("speed", table(measured()))
+    write("speed", table(Result.load(MEASURED)))

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from xent.benchmarks.readme import PERFORMANCE, write
 from xent.benchmarks.result import Case, Result, Series, ratio
 from xent.benchmarks.rows import origin, times
-from xent.benchmarks.speed import measured
+from xent.benchmarks.speed import MEASURED
 
 
 class Target(NamedTuple):
@@ -110,4 +110,4 @@ def _met(met: bool) -> str:
 
 
 if __name__ == "__main__":
-    write("targets", table(measured()), PERFORMANCE)
+    write("targets", table(Result.load(MEASURED)), PERFORMANCE)
