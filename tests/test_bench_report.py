@@ -376,14 +376,14 @@ def test_without_matplotlib(one, monkeypatch, tmp_path):
 
 def test_readme_says_what_was_measured():
     """Made by `python benchmarks/speed.py` and `targets.py` from the committed results."""
-    found = speed.measured()
+    found = Result.load(speed.MEASURED)
     assert not found.interrupted
     assert marked("speed", speed.table(found)) in README.read_text(encoding="utf-8")
     assert marked("targets", targets.table(found)) in PERFORMANCE.read_text(encoding="utf-8")
 
 
 def test_targets_of_a_head():
-    found = Result.load(speed.RESULTS / "cpu.json")
+    found = Result.load(speed.MEASURED)
     found.cases = [case for case in found.cases if case.loss != "linear_ce"]
     ours = series("xent", "jax", "compiled", memory=2 * MEGA + 50_000)
     found.cases.append(head([ours, series(targets.OPTAX, "jax", "compiled", seconds=(1.1e-3,) * 4)]))
