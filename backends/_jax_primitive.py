@@ -184,7 +184,6 @@ def _whole(module: Any) -> bool:
 
 # Products of two matrices, operands as _native.pyi has them; under vmap the formula takes their place
 
-
 PRODUCTS = Family(batched=lambda *_: None, attributes=lambda *_: {})
 
 

@@ -13,6 +13,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ def by_autograd(x: Any, y: Any) -> dict[str, Callable[[], Any]]:
     """PyTorch's losses as they are used there, and the least that one of its own takes."""
     import torch
     from xent._adapter import Layout
+    from xent.benchmarks.frameworks.torch import eager
 
     class Nothing(torch.autograd.Function):
         @staticmethod
@@ -45,11 +47,7 @@ def by_autograd(x: Any, y: Any) -> dict[str, Callable[[], Any]]:
             return ctx.saved_tensors[0], None
 
     def both(loss: Callable[..., Any]) -> Callable[[], Any]:
-        def run() -> Any:
-            leaf = x.detach().requires_grad_()
-            return torch.autograd.grad(loss(leaf, y), leaf)
-
-        return run
+        return partial(eager(loss)[1], x, y)
 
     rows_both, lay = _dispatch.find(x).rows_both, Layout(axis=1, hard=True, masked=False, lse=False)
     assert rows_both is not None

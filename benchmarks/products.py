@@ -13,18 +13,18 @@ from typing import Any
 
 import numpy as np
 from xent import _dispatch, _linear
+from xent.benchmarks.clock import seconds as timed
+from xent.benchmarks.process import REST_OF_PRODUCTS
 
 ROUNDS = 15
-REST = 0.12  # seconds: the threads of NumPy's OpenBLAS, which has just been timed, spin for 0.105
 ROWS, FEATURES, CLASSES = 2048, 1024, 32000
-CHUNK = _linear.MEMORY // (4 * CLASSES) // _linear.PANEL * _linear.PANEL
+CHUNK = _linear.fitting(_linear.MEMORY, 4 * CLASSES)
 
 
 def seconds(function: Callable[[], Any]) -> float:
-    time.sleep(REST)
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
+    time.sleep(REST_OF_PRODUCTS)
+    elapsed: float = timed(iter([function]), lambda result: None, 1)
+    return elapsed
 
 
 def products(h: Any, w: Any, x: Any, dh: Any, dw: Any) -> dict[str, tuple[Callable[[], Any], Callable[[], Any]]]:

@@ -143,10 +143,15 @@ def _per_row(kit: Linear, ids: Array, k: Scalar | None, dtype: str) -> Array | N
     return None if k is None else kit.flat(kit.ops.astype(ids, dtype) * 0 + k, 0)
 
 
+def fitting(memory: int, row: int) -> int:
+    """Rows of a chunk whose logits take so many bytes each."""
+    return min(max(memory // row // PANEL * PANEL, FEWEST), MOST)
+
+
 def _chunk(kit: Linear, hidden: Array, static: Plan, count: Any) -> int:
     """As many rows as the memory allows, and as evenly as they go; a dimension may not be known yet."""
     row = static.rows.classes * (8 if static.rows.dtype == "float64" else 4) * (1 if static.softcap is None else 2)
-    most = static.chunk_rows or min(max(kit.memory(hidden) // row // PANEL * PANEL, FEWEST), MOST)
+    most = static.chunk_rows or fitting(kit.memory(hidden), row)
     if not isinstance(count, int):
         return most
     if static.chunk_rows:

@@ -114,9 +114,12 @@ bool touched(void* p, int64_t bytes) {
 
 // What a kernel is about to write, where it is large: is its memory there already?
 struct Output {
-  int64_t streamed = 0, fresh = 0;  // bytes: all of it is the one or the other
+  bool streamed;
+  int64_t fresh;  // bytes, if it is not
   Output(void* p, int64_t bytes) {
-    if (p && bytes >= kStreamBytes) (touched(p, bytes) ? streamed : fresh) = bytes;
+    bool large = p && bytes >= kStreamBytes;
+    streamed = large && touched(p, bytes);
+    fresh = large && !streamed ? bytes : 0;
   }
 };
 
@@ -172,8 +175,7 @@ template <class K>
 void spread(const K& k, void (*kernel)(const K&, int64_t, int64_t), int64_t units, double cost, int64_t fresh,
             int threads) {
   if (units == 0) return;
-  if (threads <= 0) threads = max_threads();
-  if (cost < kAlone) threads = 1;
+  threads = cost < kAlone ? 1 : threads_for(threads);
   Call<K> call{&k, kernel};
   double part = kChunk / cost;  // of the whole
   if (fresh) part = std::max(part, std::min(kFreshChunk / double(fresh), 1.0 / (4 * threads)));
@@ -231,7 +233,7 @@ double run(Sigmoid k, int threads) {
 }
 
 double run(Product k, int threads) {
-  int64_t units = kernels()->product_units(k, threads > 0 ? threads : max_threads());
+  int64_t units = kernels()->product_units(k, threads_for(threads));
   if (k.rows == 0 || k.features == 0) units = 0;
   Scratch scratch(kernels()->product_scratch(k));
   k.scratch = scratch.get();

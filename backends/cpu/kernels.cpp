@@ -77,9 +77,7 @@ int64_t product_units(Product& k, int threads) {
 
 int64_t product_scratch(const Product& k) {
   int64_t size = k.dtype == kF64 ? 8 : 4, span = span_of(k);
-  if (k.task == Product::kPull) {
-    return panels(k.features, k.strip) * (k.dtype == kF64 ? packed<double>(k) : packed<float>(k)) * size;
-  }
+  if (k.task == Product::kPull) return panels(k.features, k.strip) * packed(k, span) * size;
   int64_t rows = k.task == Product::kProject ? panels(k.rows, span) * span : k.rows;
   int64_t features = k.task == Product::kProject ? k.features : panels(k.features, span) * span;
   return rows * features * size;

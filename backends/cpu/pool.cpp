@@ -178,9 +178,9 @@ int max_threads() {
   return n < kMost ? n : kMost;
 }
 
+int threads_for(int wanted) { return wanted <= 0 ? max_threads() : wanted < kMost ? wanted : kMost; }
+
 void parallel(int threads, int64_t units, int64_t chunk, void (*work)(void*, int64_t, int64_t), void* context) {
-  if (threads <= 0) threads = max_threads();
-  if (threads > kMost) threads = kMost;
   int64_t chunks = (units + chunk - 1) / chunk;
   if (threads > chunks) threads = int(chunks);
   if (threads > 1) {

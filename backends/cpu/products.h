@@ -85,10 +85,12 @@ auto panel_at(const T* b) {
   };
 }
 
-// done for `multiply`: `width` of a row's kSpan sums added to what is at `to`, or put there where it is fresh
+// done for `multiply`: `rows` of its rows, `width` of kSpan sums each, added to what is at `to`, or put there where it is
+// fresh
 template <class T>
-auto adding_to(T* to, int64_t stride, int64_t width, bool fresh) {
+auto adding_to(T* to, int64_t stride, int64_t rows, int64_t width, bool fresh) {
   return [=](int i, Vec<T> left, Vec<T> right) XENT_INLINE {
+    if (i >= rows) return;
     T* p = to + i * stride;
     if (width == kSpan<T>) {
       put(p, 0, fresh ? left : get<Vec<T>>(p, 0) + left), put(p, 1, fresh ? right : get<Vec<T>>(p, 1) + right);
@@ -221,23 +223,19 @@ void pull_rows(const Product& k, Part<X>& part, int64_t row) {
     T* b = part.b + at * part.depth;
     Ahead& ahead = at < 3 * span ? beside : part.next;
     int64_t width = least(span, part.width - at);
-    auto add = adding_to(dh + at, k.features, width, part.from == 0);
-    auto done = [&](int i, Vec<T> left, Vec<T> right) XENT_INLINE {
-      if (i < rows) add(i, left, right);
-    };
+    auto add = adding_to(dh + at, k.features, rows, width, part.from == 0);
     if (row == 0 && width == span) {
-      multiply<kHeight, kStride, 1>(a, packing(w + at, k.features, b), part.depth, ahead, done);
+      multiply<kHeight, kStride, 1>(a, packing(w + at, k.features, b), part.depth, ahead, add);
     } else {
       if (row == 0) pack(w + at, width, part.depth, k.features, b);
-      multiply<kHeight, kStride, 1>(a, panel_at(b), part.depth, ahead, done);
+      multiply<kHeight, kStride, 1>(a, panel_at(b), part.depth, ahead, add);
     }
   }
 }
 
 // Elements of w that a unit packs at a time
-template <class T>
-int64_t packed(const Product& k) {
-  return least(kPullDeep, k.classes) * panels(least(kPullWide, k.strip), kSpan<T>) * kSpan<T>;
+inline int64_t packed(const Product& k, int64_t span) {
+  return least(kPullDeep, k.classes) * panels(least(kPullWide, k.strip), span) * span;
 }
 
 // A unit is as many features as k.strip; each has scratch of its own.
@@ -246,7 +244,7 @@ void pull(const Product& k, int64_t begin, int64_t end) {
   constexpr int third = kTall / 3;
   const auto* w = static_cast<const X*>(k.w);
   for (int64_t unit = begin; unit < end; ++unit) {
-    auto* b = static_cast<Compute<X>*>(k.scratch) + unit * packed<Compute<X>>(k);
+    auto* b = static_cast<Compute<X>*>(k.scratch) + unit * packed(k, kSpan<Compute<X>>);
     int64_t stop = least((unit + 1) * k.strip, k.features);
     for (int64_t left = unit * k.strip; left < stop; left += kPullWide) {
       int64_t width = least(kPullWide, stop - left);
@@ -286,11 +284,8 @@ void accumulate(const Product& k, int64_t begin, int64_t end) {
         T* to = dw + first * k.features + left;
         int64_t width = least(span, k.features - left);
         Two both{ahead, ahead_of(to, 0, n, span, least(span, k.features - left - span), k.features)};
-        auto add = adding_to(to, k.features, width, false);
         multiply<kTall, 1, kTall>(a, panel_at(h + left * k.rows + from * span), depth, both,
-                                  [&](int i, Vec<T> left, Vec<T> right) XENT_INLINE {
-                                    if (i < n) add(i, left, right);
-                                  });
+                                  adding_to(to, k.features, n, width, false));
       }
     }
   }
