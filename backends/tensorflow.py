@@ -201,7 +201,9 @@ def tensor(x: Any) -> Array:
 NATIVE = calls.native is not None
 EAGER = tf.__internal__.EagerTensor
 KERNELS = replace(host_numpy.KERNELS, empty=empty)
-HOST = replace(host_numpy.ADAPTER, rows_both=KERNELS.rows_both, sigmoid_both=KERNELS.sigmoid_both)
+HOST = replace(
+    host_numpy.ADAPTER, rows_both=KERNELS.rows_both, mean_both=KERNELS.mean_both, sigmoid_both=KERNELS.sigmoid_both
+)
 
 
 def on_host(function: Callable[..., Any], static: Any, *arrays: Array | None) -> Any:

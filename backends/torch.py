@@ -336,6 +336,13 @@ def rows_both(
         return formulas.rows_both(OPS, lay, formulas.widened(OPS, x), t, u, ids, a, z, c)
 
 
+def mean_both(lay: Layout, x: Array, t: Array | None, ids: Array | None, n: int) -> Any:
+    if kernels(x, t, ids) is DIRECT:
+        return DIRECT.mean_both(lay, x, t, ids, n)
+    (loss, *_), dx = rows_both(lay, x, t, None, ids, 1 / n, None, None)
+    return total(loss, None) / n, dx
+
+
 def sigmoid_both(e: float, x: Array, z: Array, p: Array | None, w: Array | None, g: Any, each: bool) -> Any:
     with torch.no_grad():
         native = kernels(x, z, p, w)
@@ -435,6 +442,7 @@ def adapter() -> Adapter:
         sigmoid=sigmoid,
         sigmoid_sum=sigmoid_sum if native else None,
         rows_both=rows_both if native else None,
+        mean_both=mean_both if native else None,
         sigmoid_both=sigmoid_both if native else None,
         value_and_grad=value_and_grad,
         watched=watched,

@@ -156,7 +156,10 @@ class Adapter:
     #     such result.
     #   sigmoid_both(e, x, z, p, w, g, each) -> (w loss, shaped like x, where `each`, else sum(w loss);
     #                                            d/dx of g sum(w loss))   g: a number or a 0-d array
+    #   mean_both(lay, x, t, ids, n) -> (sum(loss) / n, 0-d; its derivative in x), where that can be had without storing
+    #     every row's loss
     rows_both: Callable[..., tuple[tuple[Array, Array | None, Array | None, Array], Array]] | None = None
+    mean_both: Callable[..., tuple[Array, Array]] | None = None
     sigmoid_both: Callable[..., tuple[Array, Array]] | None = None
 
     # value_and_grad(f, x) -> (f(x), d sum(f(x)) / dx), by the framework's own differentiation; None where it has none.

@@ -275,13 +275,16 @@ def softmax_both(
     plan: SoftmaxPlan, x: Array, labels: Array, weights: Array | None, table: Array | None, denom: Scalar | None
 ) -> tuple[Array, Array]:
     """The loss and its derivative in the logits, in one visit of them."""
-    assert plan.xp.rows_both is not None
-    ops = plan.xp.ops
+    xp, ops = plan.xp, plan.xp.ops
+    assert xp.rows_both is not None
     rows = prepare(plan, x, labels, weights, table)
     divisor = _divisor(plan, rows, denom)
+    if xp.mean_both is not None and plan.fusible and rows.scale.plain and isinstance(divisor, int | None):
+        value, dx = xp.mean_both(rows.lay, rows.x, rows.t, rows.ids, max(divisor or 1, 1))
+        return value, ops.astype(dx, ops.dtype(x))
     slopes = rows.scale.slopes(_reduce.inverse(ops, divisor, plan.dtype))
     rank = len(ops.shape(x)) - 1
-    results, dx = plan.xp.rows_both(*rows[:5], *(k if isinstance(k, float) else _ranked(ops, k, rank) for k in slopes))
+    results, dx = xp.rows_both(*rows[:5], *(k if isinstance(k, float) else _ranked(ops, k, rank) for k in slopes))
     return _softmax_value(plan, rows, results, divisor), ops.astype(dx, ops.dtype(x))
 
 

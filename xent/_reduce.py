@@ -103,6 +103,11 @@ class RowWeights(NamedTuple):
     lse: Any = None
     smooth: Any = None
 
+    @property
+    def plain(self) -> bool:
+        """Nothing but the sum of the losses."""
+        return self.loss is None and self.lse is None and self.smooth is None
+
     def contribution(self, loss: Array, lse: Array | None, smooth: Array | None) -> Array:
         if isinstance(self.loss, float) and self.loss == 0:  # smoothed away, infinite or not
             return self.smooth * smooth if lse is None else self.smooth * smooth + self.lse * (lse * lse)

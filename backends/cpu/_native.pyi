@@ -106,6 +106,26 @@ def rows_both(
     In: x, t|0, u|0, ids|0, a, z|0, c|0 (needs u). Out: loss|0, lse|0, smooth|0, m|0, s|0, dx.
     """
 
+def mean_both(
+    dtype: int,
+    outer: int,
+    classes: int,
+    inner: int,
+    x: int,
+    t: int,
+    u: int,
+    ids: int,
+    wide: bool,
+    n: float,
+    dx: int,
+    threads: int,
+    /,
+) -> float:
+    """sum(loss) / n, added up in float64, and its gradient, in one visit of each row.
+
+    In: x, t|0, u, not used, ids|0. Out: dx.
+    """
+
 def sigmoid_forward(
     dtype: int,
     n: int,

@@ -8,7 +8,7 @@ namespace xent {
 
 double cost(const Rows& k);  // rough, in elements of float32
 double cost(const Product& k);
-double run(Rows k, int threads);     // 0
+double run(Rows k, int threads);     // the sum of the losses, if it is wanted
 double run(Sigmoid k, int threads);  // the sum of w * loss; 0 backward
 double run(Product k, int threads);  // 0
 

@@ -117,6 +117,14 @@ class Kernels(Fitting):
         del held
         return (*results, m), dx
 
+    def mean_both(self, lay: Layout, x: Array, t: Array | None, ids: Array | None, n: int) -> tuple[Array, Array]:
+        """`Adapter.mean_both`."""
+        problem, held, _, dtype = self._problem(lay, x, t, None, ids)
+        dx = self.empty(self.ops.shape(x), self.ops.dtype(x), x)
+        mean = native.mean_both(*problem, n, *self._at(dx), self.threads())
+        del held
+        return self.ops.full((), mean, dtype, x), dx
+
     def sigmoid(self, e: float, x: Array, z: Array, p: Array | None, w: Array | None, each: bool) -> Array:
         """The elementwise loss, without w and 0 where that is, or sum(w loss), 0-d."""
         problem, held, dtype = self._elements(e, x, z, p, w)

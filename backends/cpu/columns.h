@@ -154,7 +154,8 @@ void one_tile(const Rows& k, int64_t unit, double u_total) {
     tile.any_masked |= id < 0;
     tile.label[i] = kSoft || id < 0 ? Int(-1) : Int(id);
     tile.m[i] = k.task == Task::kBackward ? T(0) : -kInf<T>;
-    tile.s[i] = tile.share[i] = tile.a[i] = tile.c[i] = lse[i] = x_y[i] = T(0);
+    tile.s[i] = tile.share[i] = tile.c[i] = lse[i] = x_y[i] = T(0);
+    tile.a[i] = T(k.slope);
     if (!kSoft && id >= 0 && i < width) x_y[i] = load_one(x, id * k.inner + i);
   }
 

@@ -18,8 +18,10 @@ struct Rows {
   const void *x, *t, *u, *ids;
   bool wide;                          // ids are int64, not int32
   const void *a, *b, *c, *z;          // coefficients of loss, lse, smooth, lse^2
+  double slope;                       // every row's a, where that is null
   void *m, *s, *loss, *lse, *smooth;  // m and s go in where the task is kBackward
   void *dx, *dt;
+  bool summed;     // the losses are wanted in one sum, not in `loss`
   bool streaming;  // dx is larger than the caches
 };
 

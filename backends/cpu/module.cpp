@@ -87,6 +87,13 @@ void rows_both(int dtype, Int outer, Int classes, Int inner, Address x, Address 
   without_gil(k, cost(k), threads);
 }
 
+double mean_both(int dtype, Int outer, Int classes, Int inner, Address x, Address t, Address u, Address ids, bool wide,
+                 double n, Address dx, int threads) {
+  Rows k = rows(Task::kBoth, dtype, outer, classes, inner, x, t, u, ids, wide);
+  k.slope = 1 / n, k.dx = at(dx), k.summed = true;
+  return without_gil(k, cost(k), threads) / n;
+}
+
 Sigmoid sigmoid(int dtype, Int n, double e, Address x, Address z, Address p, Int p_len, Int p_inner, Address w, Int w_len,
                 Int w_inner) {
   Sigmoid k{};
@@ -171,6 +178,7 @@ NB_MODULE(_native, module) {
   module.def("rows_forward", rows_forward);
   module.def("rows_backward", rows_backward);
   module.def("rows_both", rows_both);
+  module.def("mean_both", mean_both);
   module.def("sigmoid_forward", sigmoid_forward);
   module.def("sigmoid_backward", sigmoid_backward);
   module.def("sigmoid_both", sigmoid_both);

@@ -2,8 +2,11 @@
 //
 // Statistics take one trip over memory. A block (twice kTerms vectors for each of four sums) is added up relative to the
 // maximum so far, while its own maximum is taken; only where that is a new one, or a tie, is the block, by now in L1,
-// gone through again. Bytes moved, a row of n: forward n x; backward and both n x (the second visit is in L2) + n dx;
-// n more for soft labels.
+// gone through again. A short row has its maximum taken first, and leaves its exponentials in L1 for the gradient. Bytes moved, a row of
+// n: forward n x; backward and both n x (the second visit is in L2) + n dx; n more for soft labels.
+
+template <class T>
+constexpr int64_t kShort = (8 << 10) / int64_t(sizeof(T));
 
 struct Full {
   constexpr operator int() const { return 0; }
@@ -15,6 +18,15 @@ XENT_INLINE inline Vec<Compute<X>> load_some(const X* p, int64_t i, W width, Com
     return load(p, i);
   } else {
     return load_part(p, i, width, fill);
+  }
+}
+
+template <class X, class W>
+XENT_INLINE inline void store_some(X* p, int64_t i, W width, Vec<Compute<X>> v) {
+  if constexpr (std::is_same_v<W, Full>) {
+    store(p, i, v);
+  } else {
+    store_part(p, i, width, v);
   }
 }
 
@@ -79,8 +91,9 @@ inline double exp_of_difference(double a, double b) {
   return std::exp(d) * (1 + (lost == lost ? lost : 0));  // inf - inf
 }
 
+// terms: exp(x - m) of a short row, written if not null
 template <class X, bool kSoft, bool kSmooth>
-Stats<Compute<X>> statistics(const X* x, const Compute<X>* t, const Compute<X>* u, int64_t n) {
+Stats<Compute<X>> statistics(const X* x, const Compute<X>* t, const Compute<X>* u, int64_t n, Compute<X>* terms) {
   using T = Compute<X>;
   using V = Vec<T>;
   constexpr int64_t half = 4 * kTerms * kLanes<T>, block = 2 * half;
@@ -101,6 +114,7 @@ Stats<Compute<X>> statistics(const X* x, const Compute<X>* t, const Compute<X>* 
           fetch_ahead(x, i);
           V at = load_some(x, i, width, -kInf<T>), gap = at - all(to);  // <= 0
           V term = exp_neg<T>(gap);
+          if (terms) store_some(terms, i, width, term);
           if constexpr (careful) {
             auto same = at == all(m);
             term = select(same, V{}, term);
@@ -131,7 +145,7 @@ Stats<Compute<X>> statistics(const X* x, const Compute<X>* t, const Compute<X>* 
     }
     if (rises) {
       for (int k = 0; k < 4; ++k) most[k] = all(-kInf<T>);
-      sweep<T>(begin, end, [&](int64_t i, int k, auto width) XENT_INLINE {
+      sweep<T>(begin, begin == 0 && n <= kShort<T> ? n : end, [&](int64_t i, int k, auto width) XENT_INLINE {
         most[k] = max(most[k], load_some(x, i, width, -kInf<T>));
       });
       double excluded = 0;
@@ -202,8 +216,9 @@ int64_t misaligned(const X* p, int64_t n) {
   return short_by % sizeof(X) || count > n ? n : count;
 }
 
-template <class X, bool kSoft, bool kSmooth, bool kStream>
-void gradient(const X* x, const Compute<X>* t, const Compute<X>* u, int64_t n, int64_t label, Compute<X> m,
+// term(i, width): the vector exp(x_i - m), ...
+template <class X, bool kSoft, bool kSmooth, bool kStream, class F>
+void gradient(const F& term, const Compute<X>* t, const Compute<X>* u, int64_t n, int64_t label,
               Slopes<Compute<X>> slope, X* dx) {
   using T = Compute<X>;
   using V = Vec<T>;
@@ -215,15 +230,14 @@ void gradient(const X* x, const Compute<X>* t, const Compute<X>* u, int64_t n, i
   };
   auto span = [&](int64_t i, int64_t end) XENT_INLINE {  // whole vectors without the label
     for (; i < end; i += lanes) {
-      V v = subtract(exp_neg<T>(load(x, i) - m) * slope.k, i, Full{});
+      V v = subtract(term(i, Full{}) * slope.k, i, Full{});
       kStream ? stream(dx, i, v) : store(dx, i, v);
     }
   };
   auto some = [&](int64_t i, int64_t end) {  // any, a vector at a time
     for (; i < end; i += lanes) {
       int width = end - i < lanes ? int(end - i) : lanes;
-      V at = width == lanes ? load(x, i) : load_part(x, i, width, T(0));
-      V v = exp_neg<T>(at - m) * slope.k;
+      V v = (width == lanes ? term(i, Full{}) : term(i, width)) * slope.k;
       if (label >= i && label < i + width) v[int(label - i)] = slope.at_label;
       if (width == lanes) {
         v = subtract(v, i, Full{});
@@ -235,7 +249,7 @@ void gradient(const X* x, const Compute<X>* t, const Compute<X>* u, int64_t n, i
   };
   int64_t first = kStream ? misaligned(dx, n) : 0;
   if (first == n) {
-    if constexpr (kStream) return gradient<X, kSoft, kSmooth, false>(x, t, u, n, label, m, slope, dx);
+    if constexpr (kStream) return gradient<X, kSoft, kSmooth, false>(term, t, u, n, label, slope, dx);
   }
   int64_t whole = first + (n - first) / lanes * lanes;
   some(0, first);
@@ -253,11 +267,7 @@ void gradient(const X* x, const Compute<X>* t, const Compute<X>* u, int64_t n, i
 template <class X>
 void fill(X* p, int64_t n, Compute<X> value) {
   sweep<Compute<X>>(0, n, [&](int64_t i, int, auto width) XENT_INLINE {
-    if constexpr (std::is_same_v<decltype(width), Full>) {
-      store(p, i, all(value));
-    } else {
-      store_part(p, i, width, all(value));
-    }
+    store_some(p, i, width, all(value));
   });
 }
 
@@ -267,11 +277,7 @@ void label_gradient(const X* x, int64_t n, Compute<X> m, Compute<X> spread, Comp
   using T = Compute<X>;
   sweep<T>(0, n, [&](int64_t i, int, auto width) XENT_INLINE {
     Vec<T> v = ((all(m) - load_some(x, i, width, T(0))) + spread) * a;
-    if constexpr (std::is_same_v<decltype(width), Full>) {
-      store(dt, i, v);
-    } else {
-      store_part(dt, i, width, v);
-    }
+    store_some(dt, i, width, v);
   });
 }
 
@@ -307,6 +313,8 @@ void one_row(const Rows& k, int64_t row, double u_total) {
     return;
   }
 
+  T terms[kShort<T>];
+  bool keeps = dx && k.task == Task::kBoth && n <= kShort<T>;
   Stats<T> stats{};
   T x_y = kSoft ? T(0) : load_one(x, id);
   double lse = 0;
@@ -316,7 +324,7 @@ void one_row(const Rows& k, int64_t row, double u_total) {
     stats.share = kSoft ? total(t, n) : 0;
     stats.u_total = u_total;
   } else {
-    stats = statistics<X, kSoft, kSmooth>(x, t, u, n);
+    stats = statistics<X, kSoft, kSmooth>(x, t, u, n, keeps ? terms : nullptr);
     double spread = std::log1p(stats.s), m = double(stats.m);
     lse = m + spread;
     put_result<T>(k.loss, row, kSoft ? stats.soft + stats.share * spread : (m - double(x_y)) + spread);
@@ -329,14 +337,18 @@ void one_row(const Rows& k, int64_t row, double u_total) {
     label_gradient(x, n, stats.m, T(std::log1p(stats.s)), get<T>(k.a, row), dt);
   }
   if (dx) {
-    double a = double(get<T>(k.a, row)), c = k.c ? double(get<T>(k.c, row)) : 0;
+    double a = k.a ? double(get<T>(k.a, row)) : k.slope, c = k.c ? double(get<T>(k.c, row)) : 0;
     double b = k.b ? double(get<T>(k.b, row)) : k.z ? 2 * double(get<T>(k.z, row)) * lse : 0;
     Slopes<T> slope = slopes<T>(stats, !kSoft, x_y, a, b + (kSmooth ? c * stats.u_total : 0), c);
     int64_t label = kSoft ? -1 : id;
-    if (k.streaming) {
-      gradient<X, kSoft, kSmooth, true>(x, t, u, n, label, stats.m, slope, dx);
+    auto write = [&](const auto& term) XENT_INLINE {
+      k.streaming ? gradient<X, kSoft, kSmooth, true>(term, t, u, n, label, slope, dx)
+                  : gradient<X, kSoft, kSmooth, false>(term, t, u, n, label, slope, dx);
+    };
+    if (keeps) {
+      write([&](int64_t i, auto width) XENT_INLINE { return load_some(terms, i, width, T(0)); });
     } else {
-      gradient<X, kSoft, kSmooth, false>(x, t, u, n, label, stats.m, slope, dx);
+      write([&](int64_t i, auto width) XENT_INLINE { return exp_neg<T>(load_some(x, i, width, T(0)) - all(stats.m)); });
     }
   }
 }
