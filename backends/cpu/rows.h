@@ -2,11 +2,9 @@
 //
 // Statistics take one trip over memory. A block (twice kTerms vectors for each of four sums) is added up relative to the
 // maximum so far, while its own maximum is taken; only where that is a new one, or a tie, is the block, by now in L1,
-// gone through again. A short row has its maximum taken first, and leaves its exponentials in L1 for the gradient. Bytes moved, a row of
-// n: forward n x; backward and both n x (the second visit is in L2) + n dx; n more for soft labels.
-
-template <class T>
-constexpr int64_t kShort = (8 << 10) / int64_t(sizeof(T));
+// gone through again. Where the gradient follows, the exponentials are kept for it, with the maximum that each block's are
+// relative to. Bytes moved, a row of n: forward n x; backward and both n x (the second visit is in L2) + n dx; n more for
+// soft labels.
 
 struct Full {
   constexpr operator int() const { return 0; }
@@ -91,12 +89,36 @@ inline double exp_of_difference(double a, double b) {
   return std::exp(d) * (1 + (lost == lost ? lost : 0));  // inf - inf
 }
 
-// terms: exp(x - m) of a short row, written if not null
+template <class T>
+constexpr int64_t kBlock = 2 * 4 * kTerms * kLanes<T>;
+
+// What a row's visit leaves for its gradient, where it has not too many blocks: exp(x_j - m) is exp(x_j - top) times scale,
+// those of j's block. The first factor may be kept.
+template <class T>
+struct Visit {
+  static constexpr int64_t kBlocks = 256, kMost = kBlocks * kBlock<T>;
+  T top[kBlocks];  // the maximum so far
+  double scale[kBlocks];
+  T* terms = nullptr;  // null: they are not kept
+
+  // From all blocks' maxima to their scales. False where some are so small that products would be no normal numbers.
+  bool settle(int64_t n, T m) {
+    T last = m;
+    double power = 1, least = 1;
+    for (int64_t b = 0; b * kBlock<T> < n; ++b) {
+      if (top[b] != last) last = top[b], power = std::exp(double(last) - double(m));
+      scale[b] = power;
+      least = power < least ? power : least;
+    }
+    return least > 0x1p-60;
+  }
+};
+
 template <class X, bool kSoft, bool kSmooth>
-Stats<Compute<X>> statistics(const X* x, const Compute<X>* t, const Compute<X>* u, int64_t n, Compute<X>* terms) {
+Stats<Compute<X>> statistics(const X* x, const Compute<X>* t, const Compute<X>* u, int64_t n, Visit<Compute<X>>& visit) {
   using T = Compute<X>;
   using V = Vec<T>;
-  constexpr int64_t half = 4 * kTerms * kLanes<T>, block = 2 * half;
+  constexpr int64_t block = kBlock<T>, half = block / 2;
   T m = -kInf<T>;
   Moving<T> s;
   Weighted<T> soft, smooth;
@@ -114,7 +136,7 @@ Stats<Compute<X>> statistics(const X* x, const Compute<X>* t, const Compute<X>* 
           fetch_ahead(x, i);
           V at = load_some(x, i, width, -kInf<T>), gap = at - all(to);  // <= 0
           V term = exp_neg<T>(gap);
-          if (terms) store_some(terms, i, width, term);
+          if (visit.terms) store_some(visit.terms, i, width, term);
           if constexpr (careful) {
             auto same = at == all(m);
             term = select(same, V{}, term);
@@ -145,7 +167,7 @@ Stats<Compute<X>> statistics(const X* x, const Compute<X>* t, const Compute<X>* 
     }
     if (rises) {
       for (int k = 0; k < 4; ++k) most[k] = all(-kInf<T>);
-      sweep<T>(begin, begin == 0 && n <= kShort<T> ? n : end, [&](int64_t i, int k, auto width) XENT_INLINE {
+      sweep<T>(begin, end, [&](int64_t i, int k, auto width) XENT_INLINE {
         most[k] = max(most[k], load_some(x, i, width, -kInf<T>));
       });
       double excluded = 0;
@@ -158,11 +180,9 @@ Stats<Compute<X>> statistics(const X* x, const Compute<X>* t, const Compute<X>* 
         excluded = 1;
       }
       add_up(std::true_type{}, m == -kInf<T> ? T(0) : m);
-      double count = -excluded;
-      V counts = add4(most);
-      for (int k = 0; k < kLanes<T>; ++k) count += double(counts[k]);
-      s.before += count;
+      s.before += double(added<T, kLanes<T>>(add4(most))) - excluded;
     }
+    if (n <= visit.kMost) visit.top[begin / block] = m;
     s.now.add(e);
     if constexpr (kSoft) soft.gap.now.add(g), soft.total.add(w);
     if constexpr (kSmooth) smooth.gap.now.add(h), smooth.total.add(v);
@@ -313,8 +333,15 @@ void one_row(const Rows& k, int64_t row, double u_total) {
     return;
   }
 
-  T terms[kShort<T>];
-  bool keeps = dx && k.task == Task::kBoth && n <= kShort<T>;
+  T block[kBlock<T>];
+  Visit<T> visit;
+  if (dx && k.task == Task::kBoth) {
+    if (n <= kBlock<T>) {
+      visit.terms = block;
+    } else if constexpr (std::is_same_v<X, T>) {  // in the gradient's own place, unless that is not to be read
+      if (!k.streaming && dx != x && n <= visit.kMost) visit.terms = dx;
+    }
+  }
   Stats<T> stats{};
   T x_y = kSoft ? T(0) : load_one(x, id);
   double lse = 0;
@@ -324,7 +351,7 @@ void one_row(const Rows& k, int64_t row, double u_total) {
     stats.share = kSoft ? total(t, n) : 0;
     stats.u_total = u_total;
   } else {
-    stats = statistics<X, kSoft, kSmooth>(x, t, u, n, keeps ? terms : nullptr);
+    stats = statistics<X, kSoft, kSmooth>(x, t, u, n, visit);
     double spread = std::log1p(stats.s), m = double(stats.m);
     lse = m + spread;
     put_result<T>(k.loss, row, kSoft ? stats.soft + stats.share * spread : (m - double(x_y)) + spread);
@@ -341,14 +368,25 @@ void one_row(const Rows& k, int64_t row, double u_total) {
     double b = k.b ? double(get<T>(k.b, row)) : k.z ? 2 * double(get<T>(k.z, row)) * lse : 0;
     Slopes<T> slope = slopes<T>(stats, !kSoft, x_y, a, b + (kSmooth ? c * stats.u_total : 0), c);
     int64_t label = kSoft ? -1 : id;
-    auto write = [&](const auto& term) XENT_INLINE {
-      k.streaming ? gradient<X, kSoft, kSmooth, true>(term, t, u, n, label, slope, dx)
-                  : gradient<X, kSoft, kSmooth, false>(term, t, u, n, label, slope, dx);
-    };
-    if (keeps) {
-      write([&](int64_t i, auto width) XENT_INLINE { return load_some(terms, i, width, T(0)); });
-    } else {
-      write([&](int64_t i, auto width) XENT_INLINE { return exp_neg<T>(load_some(x, i, width, T(0)) - all(stats.m)); });
+    bool settled = k.task == Task::kBoth && n <= visit.kMost && visit.settle(n, stats.m);
+    int64_t step = settled ? kBlock<T> : n;
+    for (int64_t begin = 0; begin < n; begin += step) {
+      T top = settled ? visit.top[begin / step] : stats.m;
+      Slopes<T> its = slope;
+      if (settled) its.k = T(double(slope.k) * visit.scale[begin / step]);
+      auto write = [&](const auto& term) XENT_INLINE {
+        int64_t count = begin + step < n ? step : n - begin, there = label - begin;
+        const T *t_from = kSoft ? t + begin : nullptr, *u_from = kSmooth ? u + begin : nullptr;
+        k.streaming ? gradient<X, kSoft, kSmooth, true>(term, t_from, u_from, count, there, its, dx + begin)
+                    : gradient<X, kSoft, kSmooth, false>(term, t_from, u_from, count, there, its, dx + begin);
+      };
+      if (settled && visit.terms) {
+        write([from = visit.terms + begin](int64_t i, auto width) XENT_INLINE { return load_some(from, i, width, T(0)); });
+      } else {
+        write([from = x + begin, top](int64_t i, auto width) XENT_INLINE {
+          return exp_neg<T>(load_some(from, i, width, T(0)) - all(top));
+        });
+      }
     }
   }
 }

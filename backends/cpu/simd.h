@@ -297,11 +297,32 @@ XENT_INLINE inline bool any_at_least(Vec<T> v, T bound) {
   return any;
 }
 
+// All lanes in one, by halves: one after the other, each would wait for the one before
+template <class T, int N, class F>
+XENT_INLINE inline T folded(Pack<T, N> v, F&& f) {
+  if constexpr (N == 2) {
+    return f(T(v[0]), T(v[1]));
+  } else {
+    Pack<T, N / 2> half[2];
+    std::memcpy(half, &v, sizeof half);
+    return folded<T, N / 2>(f(half[0], half[1]), f);
+  }
+}
+
+template <class T, int N>
+XENT_INLINE inline T added(Pack<T, N> v) {
+  return folded<T, N>(v, [](auto a, auto b) XENT_INLINE { return a + b; });
+}
+
 template <class T>
 XENT_INLINE inline T largest(Vec<T> v) {
-  T most = v[0];
-  for (int k = 1; k < kLanes<T>; ++k) most = v[k] > most ? v[k] : most;
-  return most;
+  return folded<T, kLanes<T>>(v, [](auto a, auto b) XENT_INLINE {
+    if constexpr (std::is_same_v<decltype(a), T>) {
+      return a > b ? a : b;
+    } else {
+      return select(a > b, a, b);
+    }
+  });
 }
 
 // Highest power first; every coefficient a compile-time constant
@@ -404,9 +425,8 @@ struct Sum {
     put(to, 0, convert<Wide>(high) + convert<Wide>(rest()));
   }
   XENT_INLINE double value() const {
-    Vec<T> more = rest();
-    double part[4] = {};
-    for (int k = 0; k < kLanes<T>; ++k) part[k % 4] += double(high[k]) + double(more[k]);
-    return (part[0] + part[1]) + (part[2] + part[3]);
+    constexpr int n = kLanes<T>;
+    using Wide = Pack<double, n>;
+    return added<double, n>(Wide(convert<Wide>(high) + convert<Wide>(rest())));
   }
 };
