@@ -43,7 +43,8 @@ def calls(monkeypatch):
 
         return call
 
-    for name in ("rows_forward", "rows_backward", "rows_both", "sigmoid_forward", "sigmoid_backward", "sigmoid_both"):
+    of_rows = "rows_forward", "rows_backward", "rows_both", "mean_both"
+    for name in (*of_rows, "sigmoid_forward", "sigmoid_backward", "sigmoid_both"):
         monkeypatch.setattr(native, name, counting(name))
     return counts
 
@@ -79,7 +80,19 @@ def test_values_and_gradients_come_from_the_kernels(framework, loss, calls):
         close(ours(x, y, reduce=reduce), value)
         assert taken(calls) == {f"{kind}_forward": 1}
     value, grad = xent.value_and_grad(ours)(x, y)
-    assert taken(calls) == {f"{kind}_both": 1}
+    assert taken(calls) == {"sigmoid_both" if kind == "sigmoid" else "mean_both": 1}
+    close(value, want.loss)
+    close(grad, want.logits)
+
+
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}, {"z_loss": 0.1}, {"weights": 2.0}], ids=str)
+@pytest.mark.parametrize("reduce", ["sum", "mean", "mean_all", "none"])
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_a_plain_mean_is_added_up_in_the_kernel(framework, reduce, options, calls):
+    x, y = array(framework, X), array(framework, Y)
+    value, grad = xent.value_and_grad(xent.sparse_ce)(x, y, axis=1, reduce=reduce, **options)
+    assert taken(calls) == {"rows_both" if options or reduce == "none" else "mean_both": 1}
+    want = oracle.sparse_ce(X, Y, axis=1, reduce=reduce, **options)
     close(value, want.loss)
     close(grad, want.logits)
 
@@ -92,7 +105,7 @@ def test_narrow_logits_go_in_as_they_are(framework, dtype, calls):
     kind = getattr(ml_dtypes if framework == "numpy" and dtype == "bfloat16" else module, dtype)
     x = module.cast(x, kind) if framework == "tensorflow" else x.astype(kind) if framework == "numpy" else x.to(kind)
     value, grad = xent.value_and_grad(xent.sparse_ce)(x, Y, axis=1)
-    assert taken(calls) == {"rows_both": 1}
+    assert taken(calls) == {"mean_both": 1}
     assert "float32" in str(value.dtype)
     assert grad.dtype == x.dtype
     want = oracle.sparse_ce(X, Y, axis=1)
@@ -130,7 +143,7 @@ def test_any_memory(name, calls):
         close(value, want.loss)
         close(grad, want.logits)
     np.testing.assert_array_equal(x, before)
-    assert taken(calls) == {"rows_both": 2, "sigmoid_both": 1}
+    assert taken(calls) == {"mean_both": 2, "sigmoid_both": 1}
 
 
 def test_no_rows_and_one_row(calls):
@@ -194,7 +207,7 @@ class TestTorch:
         ours, labels, truth = LOSSES[loss]
         x, want = torch.tensor(X, requires_grad=True), truth(X, labels).logits
         (3 * ours(x, torch.tensor(labels))).backward()
-        assert taken(calls) == {"sigmoid_both" if loss == "sigmoid_ce" else "rows_both": 1}
+        assert taken(calls) == {"sigmoid_both" if loss == "sigmoid_ce" else "mean_both": 1}
         close(x.grad, 3 * want)
 
     def test_each_gradient_is_its_own(self, torch):
@@ -259,7 +272,7 @@ class TestTorch:
             value, grad = xent.value_and_grad(xent.sparse_ce)(x, Y, axis=1)
             close(value, want.loss)
             close(grad, want.logits)
-        assert taken(calls) == {"rows_both": 4}
+        assert taken(calls) == {"mean_both": 4}
 
     @pytest.mark.parametrize("factor", [65536.0, 3.0])
     @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -337,7 +350,7 @@ class TestTensorFlow:
         x = tf.constant(X)
         grad = self.gradient(tf, lambda x: 3 * xent.sparse_ce(x, Y, axis=1), x, persistent=persistent)
         close(grad, 3 * oracle.sparse_ce(X, Y, axis=1).logits)
-        assert taken(calls) == ({} if persistent else {"rows_both": 1})
+        assert taken(calls) == ({} if persistent else {"mean_both": 1})
 
     def test_each_example(self, tf, calls):
         grad = self.gradient(tf, lambda x: xent.sparse_ce(x, Y, axis=1, reduce="none", z_loss=0.1), tf.constant(X))

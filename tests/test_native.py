@@ -101,6 +101,12 @@ class Rows:
         self.memory.check()
         return loss, lse, smooth
 
+    def mean(self, n):
+        dx = self.memory.new(self.shape, self.X)
+        value = native.mean_both(*self.head, n, address(dx), self.threads)
+        self.memory.check()
+        return value, loaded(dx, self.dtype)
+
     def backward(self, a, b=None, c=None, labels=False):
         a, b, c = (None if k is None else self.vector(k) for k in (a, b, c))
         dx = self.memory.new(self.shape, self.X)
@@ -470,6 +476,58 @@ def test_a_thread_that_flushes_subnormal_numbers():
         np.testing.assert_array_equal(lse, small)
 
 
+@pytest.mark.parametrize("classes", [3, 700, 5000])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("soft", [False, True])
+def test_a_mean_is_that_of_the_rows(dtype, classes, soft):
+    x = _regimes.rounded(NOISE.normal(size=(40, classes, 1)), dtype)
+    labels = {"t": NOISE.random(x.shape)} if soft else {"ids": NOISE.integers(0, classes, 40)}
+    rows = Rows(dtype, x, **labels)
+    value, dx = rows.mean(64.0)
+    (loss, *_), want = rows.both(np.full(40, 1 / 64))
+    np.testing.assert_allclose(value, loss.sum(dtype=np.float64) / 64, rtol=1e-15)
+    np.testing.assert_array_equal(dx, want)
+
+
+def test_an_infinite_mean():
+    x = np.zeros((9, 3, 1))
+    x[4, 1] = -np.inf
+    assert Rows("float32", x, ids=np.ones(9, int)).mean(9.0)[0] == np.inf
+
+
+# How far above all else the maximum is that comes last: what was visited before is kept and scaled, or computed anew.
+@pytest.mark.parametrize("spike", [0, 1, 20, 41, 42, 60, 87, 95, 500])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_exponentials_that_are_kept(dtype, spike):
+    x = NOISE.normal(size=(3, 9000, 1))
+    x[1, :2100] = -np.inf
+    x[:2, 8500] = x[:2].max(axis=1) + spike
+    x = _regimes.rounded(x, dtype)
+    labels = [8500, 7, 0]
+    rows = Rows(dtype, x, ids=np.array(labels))
+    gap = x[..., 0] - x[..., 0].max(axis=1, keepdims=True)
+    want = np.exp(gap)
+    others = [row.sum() - row[y] for row, y in zip(want, labels, strict=True)]
+    others[0] = np.delete(want[0], labels[0]).sum()  # the maximum itself: not as a difference
+    want /= want.sum(axis=1, keepdims=True)
+    want[range(3), labels] = -np.array(others) / np.exp(gap).sum(axis=1)
+    T, eps = np.finfo(compute(dtype)), 2.0**-8 if dtype == "bfloat16" else np.finfo(dtype).eps
+    least = np.finfo(np.float16).smallest_subnormal if dtype == "float16" else 2 * T.tiny  # about there an exp is 0
+    allowed = np.abs(want) * (eps + T.eps * (4 - np.where(gap == -np.inf, 0, gap))) + least
+    allowed[range(3), labels] += 9000 * T.tiny
+    both = rows.both(np.ones(3))[1]
+    rows.forward()
+    for got in (both, rows.backward(np.ones(3))[0]):
+        assert (np.abs(got[..., 0] - want) <= allowed).all()
+
+
+@pytest.mark.parametrize("end", [np.inf, np.nan])
+def test_a_block_is_no_number(end):
+    x = NOISE.normal(size=(1, 9000, 1))
+    x[0, 8500] = end
+    assert np.isnan(Rows("float32", x, ids=np.zeros(1, int)).both(np.ones(1))[1]).all()
+
+
 # ---- memory and threads
 
 
@@ -532,7 +590,7 @@ def test_products_do_not_depend_on_the_thread_count(dtype):
 
 
 @pytest.mark.parametrize("offset", [0, 4, 16, 2, 1])
-@pytest.mark.parametrize("classes", [1000, 1001])
+@pytest.mark.parametrize("classes", [1000, 1001, 3001])
 def test_large_output_at_any_address(offset, classes):
     """More than what is written past the caches; canaries are in Memory."""
     x = NOISE.normal(size=(2500, classes, 1))

@@ -92,8 +92,8 @@ inline double exp_of_difference(double a, double b) {
 template <class T>
 constexpr int64_t kBlock = 2 * 4 * kTerms * kLanes<T>;
 
-// What a row's visit leaves for its gradient, where it has not too many blocks: exp(x_j - m) is exp(x_j - top) times scale,
-// those of j's block. The first factor may be kept.
+// What a row's statistics leave for its gradient, where it has not too many blocks: exp(x_j - m) is exp(x_j - top) times
+// scale, those of j's block. The first factor may be kept.
 template <class T>
 struct Visit {
   static constexpr int64_t kBlocks = 256, kMost = kBlocks * kBlock<T>;
@@ -312,6 +312,31 @@ inline int64_t id_at(const Rows& k, int64_t row) {
   return k.wide ? get<int64_t>(k.ids, row) : get<int32_t>(k.ids, row);
 }
 
+// Block by block, each relative to its own maximum, where there was a visit; its result is the same, kept or computed anew.
+template <class X, bool kSoft, bool kSmooth>
+void row_gradient(const Rows& k, const X* x, const Compute<X>* t, const Compute<X>* u, int64_t label, Compute<X> m,
+                  const Visit<Compute<X>>* visit, Slopes<Compute<X>> slope, X* dx) {
+  using T = Compute<X>;
+  const int64_t step = visit ? kBlock<T> : k.classes;
+  const T all_k = slope.k;
+  for (int64_t begin = 0; begin < k.classes; begin += step) {
+    int64_t n = begin + step < k.classes ? step : k.classes - begin, block = begin / step;
+    if (visit) m = visit->top[block], slope.k = T(double(all_k) * visit->scale[block]);
+    auto write = [&](const auto& term) XENT_INLINE {
+      const T *t_from = kSoft ? t + begin : nullptr, *u_from = kSmooth ? u + begin : nullptr;
+      k.streaming ? gradient<X, kSoft, kSmooth, true>(term, t_from, u_from, n, label - begin, slope, dx + begin)
+                  : gradient<X, kSoft, kSmooth, false>(term, t_from, u_from, n, label - begin, slope, dx + begin);
+    };
+    if (visit && visit->terms) {
+      write([from = visit->terms + begin](int64_t i, auto width) XENT_INLINE { return load_some(from, i, width, T(0)); });
+    } else {
+      write([from = x + begin, m](int64_t i, auto width) XENT_INLINE {
+        return exp_neg<T>(load_some(from, i, width, T(0)) - all(m));
+      });
+    }
+  }
+}
+
 template <class X, bool kSoft, bool kSmooth>
 void one_row(const Rows& k, int64_t row, double u_total) {
   using T = Compute<X>;
@@ -367,27 +392,8 @@ void one_row(const Rows& k, int64_t row, double u_total) {
     double a = k.a ? double(get<T>(k.a, row)) : k.slope, c = k.c ? double(get<T>(k.c, row)) : 0;
     double b = k.b ? double(get<T>(k.b, row)) : k.z ? 2 * double(get<T>(k.z, row)) * lse : 0;
     Slopes<T> slope = slopes<T>(stats, !kSoft, x_y, a, b + (kSmooth ? c * stats.u_total : 0), c);
-    int64_t label = kSoft ? -1 : id;
     bool settled = k.task == Task::kBoth && n <= visit.kMost && visit.settle(n, stats.m);
-    int64_t step = settled ? kBlock<T> : n;
-    for (int64_t begin = 0; begin < n; begin += step) {
-      T top = settled ? visit.top[begin / step] : stats.m;
-      Slopes<T> its = slope;
-      if (settled) its.k = T(double(slope.k) * visit.scale[begin / step]);
-      auto write = [&](const auto& term) XENT_INLINE {
-        int64_t count = begin + step < n ? step : n - begin, there = label - begin;
-        const T *t_from = kSoft ? t + begin : nullptr, *u_from = kSmooth ? u + begin : nullptr;
-        k.streaming ? gradient<X, kSoft, kSmooth, true>(term, t_from, u_from, count, there, its, dx + begin)
-                    : gradient<X, kSoft, kSmooth, false>(term, t_from, u_from, count, there, its, dx + begin);
-      };
-      if (settled && visit.terms) {
-        write([from = visit.terms + begin](int64_t i, auto width) XENT_INLINE { return load_some(from, i, width, T(0)); });
-      } else {
-        write([from = x + begin, top](int64_t i, auto width) XENT_INLINE {
-          return exp_neg<T>(load_some(from, i, width, T(0)) - all(top));
-        });
-      }
-    }
+    row_gradient<X, kSoft, kSmooth>(k, x, t, u, kSoft ? -1 : id, stats.m, settled ? &visit : nullptr, slope, dx);
   }
 }
 
