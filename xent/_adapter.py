@@ -154,10 +154,10 @@ class Adapter:
     #   rows_both(lay, x, t, u, ids, a, z, c) -> (the results of `rows`, d/dx of sum(a loss + z lse^2 + c smooth))
     #     a, z, c: numbers, or arrays of the loss's rank that broadcast against it; z and c None where `rows` has no
     #     such result.
-    #   sigmoid_both(e, x, z, p, w, g, each) -> (w loss, shaped like x, where `each`, else sum(w loss);
-    #                                            d/dx of g sum(w loss))   g: a number or a 0-d array
     #   mean_both(lay, x, t, ids, n) -> (sum(loss) / n, 0-d; its derivative in x), where that can be had without storing
     #     every row's loss
+    #   sigmoid_both(e, x, z, p, w, g, each) -> (w loss, shaped like x, where `each`, else sum(w loss);
+    #                                            d/dx of g sum(w loss))   g: a number or a 0-d array
     rows_both: Callable[..., tuple[tuple[Array, Array | None, Array | None, Array], Array]] | None = None
     mean_both: Callable[..., tuple[Array, Array]] | None = None
     sigmoid_both: Callable[..., tuple[Array, Array]] | None = None
