@@ -49,13 +49,13 @@ def by_autograd(x: Any, y: Any) -> dict[str, Callable[[], Any]]:
     def both(loss: Callable[..., Any]) -> Callable[[], Any]:
         return partial(eager(loss)[1], x, y)
 
-    rows_both, lay = _dispatch.find(x).rows_both, Layout(axis=1, hard=True, masked=False, lse=False)
-    assert rows_both is not None
+    mean_both, lay = _dispatch.find(x).mean_both, Layout(axis=1, hard=True, masked=False, lse=False)
+    assert mean_both is not None
     return {
         "F.cross_entropy, loss and gradient": both(torch.nn.functional.cross_entropy),
         "xent.sparse_ce, by autograd": both(xent.sparse_ce),
         "an autograd.Function that does nothing": both(Nothing.apply),
-        "the kernel, loss and gradient": lambda: rows_both(lay, x, None, None, y, 1 / 32, None, None),
+        "the kernel, loss and gradient": lambda: mean_both(lay, x, None, y, 32),
     }
 
 
