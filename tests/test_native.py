@@ -489,6 +489,13 @@ def test_a_mean_is_that_of_the_rows(dtype, classes, soft):
     np.testing.assert_array_equal(dx, want)
 
 
+def test_a_mean_of_many_rows():
+    n = 1_000_003
+    value, _ = Rows("float64", np.zeros((n, 2, 1)), ids=np.zeros(n, int)).mean(float(n))
+    # a loss, 7 additions in a lane, 3 of the lanes, the division: each rounds
+    np.testing.assert_allclose(value, np.log(2), rtol=12 * 2.0**-53)
+
+
 def test_an_infinite_mean():
     x = np.zeros((9, 3, 1))
     x[4, 1] = -np.inf

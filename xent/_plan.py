@@ -280,7 +280,7 @@ def softmax_both(
     rows = prepare(plan, x, labels, weights, table)
     divisor = _divisor(plan, rows, denom)
     if xp.mean_both is not None and plan.fusible and rows.scale.plain and isinstance(divisor, int | None):
-        value, dx = xp.mean_both(rows.lay, rows.x, rows.t, rows.ids, max(divisor or 1, 1))
+        value, dx = xp.mean_both(rows.lay, rows.x, rows.t, rows.ids, divisor or 1)
         return value, ops.astype(dx, ops.dtype(x))
     slopes = rows.scale.slopes(_reduce.inverse(ops, divisor, plan.dtype))
     rank = len(ops.shape(x)) - 1
