@@ -20,6 +20,7 @@ from .workloads import PASSES, WIDTH, Workload
 
 SEED = 0
 SLOW = 0.25  # seconds a call: longer samples are steadier, and are taken in every other round only
+CALLS, SAMPLES = 4, 10  # so many calls in a sample, unless they take as long as so many samples
 FEW, MANY = 7, 41  # rounds, if it is not said how many: as many as fit into
 PATIENCE = 60.0  # seconds a case
 LIVES, SMALL = 3, 1 << 25  # so often cases of so few logits have new processes, if the rounds are as many as fit
@@ -257,14 +258,21 @@ class Driver:
         self.done += 1
 
     def _time(self, entry: Entry) -> float | None:
-        repeat = int(min(max(self.settings.sample / max(entry.each, 1e-9), 1), 10_000))
         try:
-            found = entry.worker.ask("time", index=entry.index, which=entry.series.which, repeat=repeat)
+            found = entry.worker.ask(
+                "time", index=entry.index, which=entry.series.which, repeat=self._calls(entry.each)
+            )
         except Died as died:  # `_case` sees to the process
             entry.series = replace(entry.series, problem=str(died))
             return None
         seconds: float = found["seconds"]
+        entry.each = min(entry.each, seconds)
         return seconds
+
+    def _calls(self, each: float) -> int:
+        """In a sample. One call of 40 ms alone is at the mercy of what was there before it; one of 400 ms is not."""
+        fit = self.settings.sample / max(each, 1e-9)
+        return int(min(max(fit, min(CALLS, SAMPLES * fit), 1), 10_000))
 
     def _say(self, what: str, part: float) -> None:
         if self.progress:

@@ -314,7 +314,7 @@ def test_buffers_take_turns():
 
 
 def test_memory_is_warm(monkeypatch):
-    """As much as the contender takes is touched before each sample of one call; shorter ones wake up by themselves."""
+    """As much as the contender takes is touched before each sample of one call; others wake up by themselves."""
     touched = []
     monkeypatch.setattr(clock, "touch", touched.append)
     size = 1 << 26
@@ -324,13 +324,15 @@ def test_memory_is_warm(monkeypatch):
     server.check(0, "forward")
     server.time(0, "forward", 1)
     server.time(0, "forward", 3)
-    server.threads = 1
-    server.memory(size)
-    server.move("read")
-    server.move("write")
-    assert len(touched) == 2
+    assert len(touched) == 1
     assert 0.9 * size < touched[0] < 1.3 * size
-    assert touched[1] == size
+
+
+def test_memory_moves_more_than_once():
+    server, moved = Server(), []
+    server.traffic = memory_traffic.Memory(1, read=lambda: moved.append(time.sleep(0.01)), write=None, copy=None)
+    assert 0.01 <= server.move("read")["seconds"] < 0.02
+    assert len(moved) == 1 + 4
 
 
 def test_touched_memory_was_there():
@@ -363,6 +365,7 @@ class Recorder:
     """A process that answers without doing anything; its first contender takes half a second, the second 1 ms."""
 
     asked: ClassVar[list] = []
+    at_first = takes = (0.5, 1e-3, 1e-3)
 
     def __init__(self, backend, device, threads):
         self.backend = backend
@@ -376,8 +379,8 @@ class Recorder:
             "move": {"seconds": 1e-3},
             "case": {"contenders": found, "buffers": 1},
             "check": {"first": 1.0, "memory": 0, "waits": True, "value_error": 0.0, "gradient_error": 0.0}
-            | {"seconds": 0.5 if message.get("index") == 0 else 1e-3},
-            "time": {"seconds": 1e-3},
+            | {"seconds": self.at_first[message.get("index", 0)]},
+            "time": {"seconds": self.takes[message.get("index", 0)]},
         }.get(do, {})
 
     def end(self):
@@ -405,6 +408,24 @@ def test_rounds(asked):
     assert len(set(orders)) > 1
     assert len({frozenset(order) for order in orders}) == 1
     assert [do for _, do, _ in asked].count("ended") == 2
+
+
+@pytest.mark.parametrize(
+    ("at_first", "takes", "want"),
+    [
+        (1e-3, 1e-3, [20, 20]),
+        (0.04, 0.04, [4, 4]),
+        (0.08, 0.08, [2, 2]),
+        (0.15, 0.15, [1, 1]),
+        (0.15, 0.04, [1, 4]),  # the first one after the check's had other things to wait for
+    ],
+)
+def test_calls_in_a_sample(asked, monkeypatch, at_first, takes, want):
+    monkeypatch.setattr(Recorder, "at_first", 3 * (at_first,))
+    monkeypatch.setattr(Recorder, "takes", 3 * (takes,))
+    run.bench(["tiny"], backends=["numpy"], rounds=2)
+    repeats = [m["repeat"] for _, do, m in asked if do == "time"]
+    assert [set(repeats[:6]), set(repeats[6:])] == [{n} for n in want]
 
 
 @pytest.mark.parametrize(
