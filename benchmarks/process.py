@@ -29,7 +29,7 @@ from .workloads import PASSES, Workload
 SLOW = 0.1  # seconds: what takes so long has not come back early
 REST = 0.01  # seconds: threads of a framework that has just been timed still spin
 REST_OF_PRODUCTS = 0.12  # those of NumPy's OpenBLAS do for 0.105
-MOVES = 4
+MOVES = 4  # of the memory in a sample
 
 
 class Server:
