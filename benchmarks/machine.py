@@ -18,6 +18,7 @@ def machine() -> dict[str, Any]:
         "cores": cores(),
         "caches": _caches(),
         "memory": memory("total"),
+        "pages": _pages(),
         "gpus": _gpus(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": platform.python_version(),
@@ -75,6 +76,15 @@ def _caches() -> dict[str, str]:
         if kind != "Instruction":
             found[f"L{level}{'d' if kind == 'Data' else ''}"] = (index / "size").read_text().strip()
     return found
+
+
+def _pages() -> str:
+    """What memory gets Linux's large pages: all ("always"), that for which it is asked ("madvise"), or none; and what
+    glibc asks for beyond that."""
+    rule = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    chosen = re.search(r"\[(\w+)\]", rule.read_text()) if rule.exists() else None
+    asked = re.search(r"glibc\.malloc\.hugetlb=\d+", os.environ.get("GLIBC_TUNABLES", ""))
+    return ", ".join(found for found in (chosen and chosen[1], asked and asked[0]) if found)
 
 
 def _gpus() -> list[str]:

@@ -174,6 +174,7 @@ def facts(result: Result) -> dict[str, str]:
         "cores": f"{machine['cores']}, {settings['threads']} threads used",
         "caches": ", ".join(f"{name} {_cache(kept)}" for name, kept in machine["caches"].items()),
         "memory": f"{machine['memory'] / 1e9:.0f} GB",
+        "huge pages": machine.get("pages", ""),
         "bandwidth": bandwidth(result),
         "GPU": "; ".join(machine["gpus"]),
         "system": f"{machine['system']}, Python {machine['python']}",
@@ -192,7 +193,8 @@ def _rounds(result: Result) -> str:
 def origin(result: Result) -> str:
     """A line: the machine, its bandwidth, all versions."""
     machine = f"{result.machine['cpu']}, {result.settings['threads']} threads; {bandwidth(result)}"
-    return f"{machine}; {versions(result)}; xent {version(result)}."
+    pages = f"; huge pages: {result.machine['pages']}" if result.machine.get("pages") else ""
+    return f"{machine}{pages}; {versions(result)}; xent {version(result)}."
 
 
 def versions(result: Result) -> str:

@@ -331,7 +331,7 @@ def test_memory_is_warm(monkeypatch):
 def test_memory_moves_more_than_once():
     server, moved = Server(), []
     server.traffic = memory_traffic.Memory(1, read=lambda: moved.append(time.sleep(0.01)), write=None, copy=None)
-    assert 0.01 <= server.move("read")["seconds"] < 0.02
+    assert server.move("read")["seconds"] >= 0.01
     assert len(moved) == 1 + 4
 
 

@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 
 import pytest
 from rich.console import Console
-from xent.benchmarks import plot, report, rows, speed, targets
+from xent.benchmarks import machine, plot, report, rows, speed, targets
 from xent.benchmarks.readme import PERFORMANCE, README, marked
 from xent.benchmarks.result import Case, Result, Series
 from xent.benchmarks.show import show
@@ -376,10 +376,10 @@ def test_without_matplotlib(one, monkeypatch, tmp_path):
 
 def test_readme_says_what_was_measured():
     """Made by `python benchmarks/speed.py` and `targets.py` from the committed results."""
-    found = Result.load(speed.MEASURED)
+    found, performance = Result.load(speed.MEASURED), PERFORMANCE.read_text(encoding="utf-8")
     assert not found.interrupted
     assert marked("speed", speed.table(found)) in README.read_text(encoding="utf-8")
-    assert marked("targets", targets.table(found)) in PERFORMANCE.read_text(encoding="utf-8")
+    assert marked("targets", targets.table(found)) in performance
 
 
 def test_targets_of_a_head():
@@ -392,6 +392,18 @@ def test_targets_of_a_head():
     assert f"{name} | `{targets.OPTAX}` compiled | at least 1.18x | 1.10x (1.10x to 1.10x) | **missed** |" in text
     assert f"{name} | extra memory | at most 10% | 10.6% | **missed** |" in text
     assert "| linear float32, with gradient | numpy eager | eager | at least 1.18x | | not measured |" in text
+
+
+def test_pages_are_told(monkeypatch):
+    """Fresh memory's cost, so most of what some rivals take, depends on them."""
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.arena_max=1:glibc.malloc.hugetlb=1")
+    assert machine.machine()["pages"].endswith("glibc.malloc.hugetlb=1")
+    monkeypatch.delenv("GLIBC_TUNABLES")
+    assert "glibc" not in machine.machine()["pages"]
+    shown = result(case([series("xent")]))
+    shown.machine = MACHINE | {"pages": "madvise"}
+    assert rows.facts(shown)["huge pages"] == "madvise"
+    assert "huge pages: madvise" in rows.origin(shown)
 
 
 def test_speed_table(one):
