@@ -60,6 +60,17 @@ class Entry:
     samples: list[float | None] = field(default_factory=list)
 
 
+def _turns(rng: np.random.Generator, entries: list[Entry]) -> Iterator[Entry]:
+    """In another order each time. Those that are compared come one after the other, whatever framework's process they
+    are in: what a machine does in a second is the same for them, what it does in a round is not."""
+    groups: dict[tuple[str, str], list[Entry]] = {}
+    for entry in entries:
+        groups.setdefault((entry.series.backend, entry.series.which), []).append(entry)
+    compared = list(groups.values())
+    for place in rng.permutation(len(compared)):
+        yield from (compared[place][i] for i in rng.permutation(len(compared[place])))
+
+
 class Driver:
     """One run: its settings, its result so far, and the processes that are alive."""
 
@@ -239,7 +250,7 @@ class Driver:
         what: str,
         patience: float,
     ) -> None:
-        """Every contender once a round, in another order each time."""
+        """Every contender once a round."""
         rng, least = np.random.default_rng(self.settings.seed), self.settings.rounds or FEW
         most = self.settings.rounds or MANY
         timed = [entry for entry in entries if not entry.series.problem]
@@ -252,9 +263,9 @@ class Driver:
             self._say(f"timing {what}, round {number + 1}", (1 + part) / 2)
             for one, column in samples.items():
                 column.append(memory.ask("move", what=one)["seconds"])
-            for i in rng.permutation(len(timed)):
-                skip = timed[i].each > SLOW and number % 2 == 1
-                timed[i].samples.append(None if skip else self._time(timed[i]))
+            for entry in _turns(rng, timed):
+                skip = entry.each > SLOW and number % 2 == 1
+                entry.samples.append(None if skip else self._time(entry))
         self.done += 1
 
     def _time(self, entry: Entry) -> float | None:

@@ -205,10 +205,10 @@ def _sweep_panel(sweep: Sweep) -> Callable[[Axes], None]:
         axes.set_xscale("log", base=2)
         axes.set_xticks(sweep.values, [str(value) for value in sweep.values])
         axes.minorticks_off()
-        axes.set_xlabel(sweep.varied, fontsize=9)
+        axes.set_xlabel(f"{sweep.measure} by {sweep.varied}", fontsize=9)
         close = {"columnspacing": 1.0, "handletextpad": 0.5, "handlelength": 2.6}
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncol=2, frameon=False, fontsize=6.5, **close)
-        _title(axes, sweep.title.split(":")[0], "" if sweep.measure == "time" else sweep.measure)
+        _title(axes, sweep.title.split(":")[0], "")
 
     return draw
 
@@ -224,5 +224,5 @@ def _sweep_line(axes: Axes, values: list[int], line: Line) -> None:
         marker="x" if any(line.wrong) else "o" if series.ours else ".",
         linewidth=2.2 if series.ours else 1.0,
         markersize=5,
-        label=f"{name}, {series.backend} {series.mode}: {rows.digits(line.slope, 2)}",
+        label=f"{name}, {series.backend} {series.mode}: {line.exponent}",
     )

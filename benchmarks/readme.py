@@ -9,11 +9,12 @@ README = Path(__file__).parents[1] / "README.md"
 PERFORMANCE = README.parent / "docs" / "performance.md"
 
 
-def marked(name: str, text: str) -> str:
-    return f"<!-- {name}: python benchmarks/{name}.py -->\n{text}<!-- /{name} -->"
+def marked(name: str, text: str, script: str = "") -> str:
+    """By the script of that name, if it is not another one's."""
+    return f"<!-- {name}: python benchmarks/{script or name}.py -->\n{text}<!-- /{name} -->"
 
 
-def write(name: str, text: str, page: Path = README) -> None:
-    pattern = marked(re.escape(name), ".*?")
+def write(name: str, text: str, page: Path = README, script: str = "") -> None:
+    pattern = marked(re.escape(name), ".*?", script)
     old = page.read_text(encoding="utf-8")
-    page.write_text(re.sub(pattern, lambda _: marked(name, text), old, flags=re.DOTALL), encoding="utf-8")
+    page.write_text(re.sub(pattern, lambda _: marked(name, text, script), old, flags=re.DOTALL), encoding="utf-8")

@@ -107,5 +107,5 @@ def _sweep(sweep: Sweep) -> str:
 def _line(line: Line) -> str:
     kind = "wrong" if any(line.wrong) else "ours" if line.series.ours else ""
     names = f'<td class="name">{escape(line.name)}</td><td class="name">{line.series.mode}</td>'
-    cells = "".join(f"<td>{text}</td>" for text in (*line.cells, rows.digits(line.slope, 2)))
+    cells = "".join(f"<td>{text}</td>" for text in (*line.cells, line.exponent))
     return f'<tr class="{kind}" title="{escape(line.series.label)}">{names}{cells}</tr>'

@@ -120,7 +120,7 @@ def _sweep(sweep: Sweep, console: Console) -> None:
     for backend, group in groupby(zip(lines, names, table, strict=True), key=lambda item: item[0].series.backend):
         console.print(Text(backend, "cyan"))
         for line, name, cells in group:
-            console.print(Text(text(f"  {name}", cells, rows.digits(line.slope, 2)), _style(line)), soft_wrap=True)
+            console.print(Text(text(f"  {name}", cells, line.exponent), _style(line)), soft_wrap=True)
     if start:
         console.print(Text(f"{sweep.varied} below {heads[start]} left out: the window is narrow", "dim"))
     _troubles((trouble for case in sweep.cases for trouble in rows.troubles(case, sweep.which)), console)

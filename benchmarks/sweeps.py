@@ -44,6 +44,11 @@ class Line:
         return short(self.series.name)
 
     @property
+    def exponent(self) -> str:
+        """Its slope, to hundredths: what does not grow is 0.00, not so many digits of noise."""
+        return "-" if math.isnan(self.slope) else f"{round(self.slope, 2) + 0.0:.2f}"
+
+    @property
     def cells(self) -> list[str]:
         return [self.shown(x) + ("!" if wrong else "") for x, wrong in zip(self.figures, self.wrong, strict=True)]
 

@@ -1,7 +1,8 @@
-"""Writes docs/performance.md's table of targets, met or not: python benchmarks/targets.py"""
+"""Writes docs/performance.md's tables of targets, met or not: python benchmarks/targets.py"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from xent.benchmarks.readme import PERFORMANCE, write
@@ -23,6 +24,7 @@ class Target(NamedTuple):
     name: str = ""  # which it is; otherwise any
 
 
+HUGE_PAGES = MEASURED.with_name("cpu-huge-pages.json")
 OPTAX = "optax.softmax_cross_entropy_with_integer_labels"
 TARGETS = (
     Target(4, "lm", "float32", "both", "torch", "eager", "eager"),
@@ -50,9 +52,9 @@ FLOOR = 1.3  # times the floor, at most, of lm in float32 with its gradient
 EXTRA, EXTRA_LINEAR = 0.02, 0.1  # of the logits, beyond the gradients
 
 
-def table(result: Result) -> str:
+def table(result: Result, targets: Sequence[Target] = TARGETS) -> str:
     lines = ["| workload | xent on | against | target | measured | |", "|" + " --- |" * 6]
-    lines += [_against(result, target) for target in TARGETS]
+    lines += [_against(result, target) for target in targets]
     case = _case(result, "lm", "float32")
     assert case is not None
     for backend, mode in (("numpy", "eager"), ("torch", "eager"), ("tensorflow", "eager"), ("jax", "compiled")):
@@ -67,6 +69,12 @@ def table(result: Result) -> str:
         ours = (head.find("xent", t.backend, t.mode, "both") for t in TARGETS if t.workload == head.workload)
         lines += [_memory(head, series, EXTRA_LINEAR) for series in ours if series is not None]
     return "\n".join([*lines, "", origin(result), ""])
+
+
+def of_huge_pages() -> str:
+    """Of the workloads that were run where all large arrays are in large pages."""
+    result = Result.load(HUGE_PAGES)
+    return table(result, [t for t in TARGETS if _case(result, t.workload, t.dtype)])
 
 
 def _memory(case: Case, series: Series, most: float) -> str:
@@ -111,3 +119,4 @@ def _met(met: bool) -> str:
 
 if __name__ == "__main__":
     write("targets", table(Result.load(MEASURED)), PERFORMANCE)
+    write("huge-pages", of_huge_pages(), PERFORMANCE, "targets")

@@ -3,6 +3,7 @@
 import dataclasses
 import gc
 import importlib.util
+import itertools
 import os
 import signal
 import subprocess
@@ -408,6 +409,20 @@ def test_rounds(asked):
     assert len(set(orders)) > 1
     assert len({frozenset(order) for order in orders}) == 1
     assert [do for _, do, _ in asked].count("ended") == 2
+
+
+def test_turns(asked):
+    """Those that are compared, of one backend in one pass, have theirs one after the other; Keras is one of them."""
+    run.bench(["tiny"], backends=["numpy", "torch"], rounds=8, dtypes=["float32"])
+    times = [(name, m["which"], m["index"]) for name, do, m in asked if do == "time" and m["index"] > 0]  # not the slow
+    size = len(times) // 8
+    rounds = [times[start : start + size] for start in range(0, len(times), size)]
+    for turns in rounds:
+        groups = [(name.removeprefix("keras-"), which) for name, which, _ in turns]
+        assert len(list(itertools.groupby(groups))) == len(set(groups)) == 4
+    assert len({tuple(dict.fromkeys(which for _, which, _ in turns)) for turns in rounds}) == 2
+    assert len({tuple(turn for turn in turns if turn[:2] == ("numpy", "both")) for turns in rounds}) == 2
+    assert any(name == "keras-torch" for name, _, _ in times)
 
 
 @pytest.mark.parametrize(

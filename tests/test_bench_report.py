@@ -13,7 +13,7 @@ from xent.benchmarks import machine, plot, report, rows, speed, targets
 from xent.benchmarks.readme import PERFORMANCE, README, marked
 from xent.benchmarks.result import Case, Result, Series
 from xent.benchmarks.show import show
-from xent.benchmarks.sweeps import slope, sweeps
+from xent.benchmarks.sweeps import Line, slope, sweeps
 
 MEGA = 1_000_000
 LONG = "tf.nn.sparse_softmax_cross_entropy_with_logits"
@@ -151,6 +151,13 @@ def test_slope_is_of_the_upper_half():
     assert math.isnan(slope([4], [1]))
 
 
+@pytest.mark.parametrize(
+    ("k", "text"), [(0.00081, "0.00"), (-0.001, "0.00"), (0.846, "0.85"), (-1, "-1.00"), (math.nan, "-")]
+)
+def test_slopes_are_short(k, text):
+    assert Line(series("xent"), (), (), k, str).exponent == text
+
+
 def test_cells_of_a_head():
     """GFLOP/s, no floor, and memory beyond the gradients; forward, where there are none, all of it."""
     shown = head([series("xent", memory=2 * MEGA), series("xent", which="forward", memory=2 * MEGA)])
@@ -265,7 +272,7 @@ def test_sweep(swept):
     assert {line.name: round(line.slope, 6) for line in found.lines} == {"xent": 0.5, "rival": 1}
     text = printed(swept)
     assert "lm  256 rows  float32  forward and backward: time by classes" in text
-    assert line_of(text, "rival eager").split()[2:] == ["1.0ms", "640µs", "2.6ms", "10ms", "1.0"]
+    assert line_of(text, "rival eager").split()[2:] == ["1.0ms", "640µs", "2.6ms", "10ms", "1.00"]
 
 
 def test_sweep_of_a_head():
@@ -282,12 +289,14 @@ def test_sweep_of_a_head():
     assert "linear  1000 classes, 100 features  float32  forward and backward: time by rows" in text
     assert "forward and backward: memory by rows\na use; memory beyond the gradients\n" in text
     assert [line.split()[2:] for line in text.splitlines() if "xent eager" in line] == [
-        ["260µs", "1.0ms", "4.1ms", "1.0"],
-        ["1.0MB", "1.0MB", "1.0MB", "0"],
+        ["260µs", "1.0ms", "4.1ms", "1.00"],
+        ["1.0MB", "1.0MB", "1.0MB", "0.00"],
     ]
     assert "floor" not in text
     assert "memory beyond the gradients" in report.page(swept)
-    assert "xent, torch eager: 0" in plot.svg(swept)
+    drawn = plot.svg(swept)
+    assert "xent, torch eager: 0.00" in drawn
+    assert "memory by rows" in drawn
 
 
 def test_sweep_of_threads():
@@ -361,7 +370,7 @@ def test_plot(one, swept, tmp_path):
     assert text.startswith("<svg")
     for needed in ("&lt;wrong&gt;", "failed", "floor 750 µs", "image  1000x1000  float32"):
         assert needed in text
-    assert "rival, torch eager: 1.0" in plot.svg(swept)
+    assert "rival, torch eager: 1.00" in plot.svg(swept)
 
 
 def test_without_matplotlib(one, monkeypatch, tmp_path):
@@ -380,6 +389,7 @@ def test_readme_says_what_was_measured():
     assert not found.interrupted
     assert marked("speed", speed.table(found)) in README.read_text(encoding="utf-8")
     assert marked("targets", targets.table(found)) in performance
+    assert marked("huge-pages", targets.of_huge_pages(), "targets") in performance
 
 
 def test_targets_of_a_head():
