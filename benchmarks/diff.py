@@ -15,7 +15,7 @@ from rich.table import Table
 
 from .result import ENOUGH, Case, Result, Series, Spread, key, ratio
 
-NOISE = 0.1  # what a quiet machine could do by itself
+NOISE = 0.1  # changes up to this are not told
 
 
 class Change(NamedTuple):

@@ -205,10 +205,11 @@ def _sweep_panel(sweep: Sweep) -> Callable[[Axes], None]:
         axes.set_xscale("log", base=2)
         axes.set_xticks(sweep.values, [str(value) for value in sweep.values])
         axes.minorticks_off()
-        axes.set_xlabel(f"{sweep.measure} by {sweep.varied}", fontsize=9)
+        title, shown = sweep.title.split(": ")
+        axes.set_xlabel(shown, fontsize=9)
         close = {"columnspacing": 1.0, "handletextpad": 0.5, "handlelength": 2.6}
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncol=2, frameon=False, fontsize=6.5, **close)
-        _title(axes, sweep.title.split(":")[0], "")
+        _title(axes, title, "")
 
     return draw
 

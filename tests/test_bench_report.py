@@ -390,6 +390,9 @@ def test_readme_says_what_was_measured():
     assert marked("speed", speed.table(found)) in README.read_text(encoding="utf-8")
     assert marked("targets", targets.table(found)) in performance
     assert marked("huge-pages", targets.of_huge_pages(), "targets") in performance
+    lm = next(r for r in speed.table(Result.load(targets.HUGE_PAGES)).splitlines() if "lm 4096x32000 float32" in r)
+    _, torch, _, jax = re.findall(r"[\d.]+x(?= \w \|)", lm)
+    assert f"`lm` is at {torch} (torch), {jax} (jax)." in README.read_text(encoding="utf-8")
 
 
 def test_targets_of_a_head():
