@@ -190,9 +190,7 @@ def _elements_push(static: Any, dx: Any, dz: Any, x: Array, z: Array, p: Any, w:
 
 
 def _elements_transpose(static: Any, wrt: tuple[bool, ...], x: Array, z: Array, p: Any, w: Any, g: Any) -> list[Array]:
-    e, lead, each = static
-    if each:  # every element has a scale of its own, which is what w is to the kernel
-        w, g = g if w is None else jnp.where(w == 0, 0.0, g), jnp.ones(g.shape[:lead], g.dtype)
+    e, lead, _ = static
     return [d for d in elements_pull((e, lead, *wrt), x, z, p, w, g) if d is not None]
 
 
@@ -232,8 +230,11 @@ def _sigmoid_jvp(static: Any, primals: Any, tangents: Any) -> Any:
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
-def elements_pull(static: Any, *operands: Any) -> Any:
-    return elements_backward(static, *operands)
+def elements_pull(static: Any, x: Array, z: Array, p: Any, w: Any, scale: Array) -> Any:
+    lead = static[1]
+    if scale.ndim > lead:  # every element has a scale of its own, which is what w is to the kernel
+        w, scale = scale if w is None else jnp.where(w == 0, 0.0, scale), jnp.ones(scale.shape[:lead], scale.dtype)
+    return elements_backward(static, x, z, p, w, scale)
 
 
 @elements_pull.defjvp

@@ -13,10 +13,13 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 from xent import _linear, formulas
-from xent._adapter import Array, Layout, Linear
+from xent._adapter import Array, Linear
 
 from . import numpy as host_numpy
-from .tensorflow import OPS, constant, empty, order, reachable, rows, tensor, view
+from ._tensorflow_graph import rows_both_formula
+from .cpu import tensorflow_operators as kernels
+from .cpu.tensorflow_operators import derivatives, either, here, mapped, usable
+from .tensorflow import OPS, empty, order, reachable, rows, tensor, times, view
 
 # ---- eager: NumPy's loop, in memory that TensorFlow can adopt
 
@@ -46,6 +49,12 @@ def host_loop(static: Any, wanted: tuple[bool, ...], *operands: Any) -> Any:
 # ---- graphs
 
 
+def cleared(shape: tuple[int, ...], value: float, dtype: str, like: Any) -> Array:
+    """Zeros, but not tf.zeros, which a graph's optimizer would make a constant of: one more gradient, kept for good."""
+    assert value == 0
+    return tf.raw_ops.Empty(shape=shape, dtype=dtype, init=True)
+
+
 def project(h: Array, weight: Array, _over: None = None) -> Array:
     """By einsum: matmul takes twice as long where one side has few rows and the other is transposed."""
     return tf.einsum("nd,cd->nc", formulas.widened(OPS, h), formulas.widened(OPS, weight))
@@ -58,13 +67,6 @@ def pull(dx: Array, weight: Array) -> Array:
 def accumulate(sums: Array, dx: Array, h: Array) -> Array:
     """All at once, which takes a second array like the sums: graphs have no addition in place that XLA knows, too."""
     return sums + tf.matmul(dx, tf.cast(h, sums.dtype), transpose_a=True)
-
-
-def rows_both(lay: Layout, x: Array, t: None, u: Array | None, ids: Array, a: Any, z: Any, c: Any) -> Any:
-    """`formulas.rows_both` with results that know their derivatives: vectorized_map drops custom gradients."""
-    results, stats = formulas.rows(OPS, lay, x, t, u, ids, differentiable=True)
-    b = None if z is None else 2 * z * results[1]
-    return results, formulas.pull(OPS, lay, formulas.pieces(OPS, lay, x, ids, *stats), x, t, u, ids, (a, b, c))
 
 
 def scan(step: Any, carry: Any, rows: Any, chunk: int, keep: None) -> Any:
@@ -95,7 +97,9 @@ def scan(step: Any, carry: Any, rows: Any, chunk: int, keep: None) -> Any:
         written = [array.write(i, k) for array, k in zip(arrays, _there(outputs), strict=True)]
         return i + 1, _there(moved), written
 
-    loop = (tf.constant(1), _there(carry), arrays)
+    with tf.control_dependencies(_there((carry, first))):  # or the first two chunks would be there at once
+        start = tf.constant(1)
+    loop = (start, _there(carry), arrays)
     _, carried, arrays = tf.while_loop(lambda i, *_: i < chunks, body, loop, parallel_iterations=1)
     return _with_nones(carry, carried), _with_nones(first, [_joined(array.stack(), count) for array in arrays])
 
@@ -114,6 +118,14 @@ def _joined(k: Array, count: Any) -> Array:
     return k if k.shape[0] == count else k[:count]
 
 
+def loop(static: Any, wanted: tuple[bool, ...], *operands: Any) -> Any:
+    if reachable(*operands):
+        return host_loop(static, wanted, *operands)
+    if not usable():
+        return _linear.run(static, wanted, *operands)
+    return either(*(partial(_linear.run, static._replace(kit=kit), wanted) for kit in (LINEAR, KERNELS)), *operands)
+
+
 # ---- the derivative rule
 
 
@@ -127,23 +139,17 @@ def head(static: Any, *operands: Array | None) -> Any:
     return value, tf.nest.map_structure(lambda k: None if k is None else tf.stop_gradient(k), results)
 
 
-def mapped() -> bool:
-    """Inside tf.vectorized_map, by the scope that it traces in: XLA cannot compile what it makes of a loop."""
-    return any(scope.startswith("loop_body") for scope in tf.get_current_name_scope().split("/"))
-
-
 FLOATING = 0, 1, 2, 5, 6, 7  # h, weight, bias, a, z, c among the operands
 
 
 def _head(static: Any, *operands: Array | None) -> Any:
     places = [i for i in FLOATING if operands[i] is not None]
-    run = host_loop if reachable(*operands) else _linear.run
     wanted: Any = tuple(not static.each and k is not None and order(k) > 0 for k in operands[:3])
     there: list[bool] = []
 
     @tf.custom_gradient
     def kernel(*_: Array) -> Any:
-        results, grads = run(static, wanted, *operands)
+        results, grads = loop(static, wanted, *operands)
         value = _linear.value(static, results, *operands[-3:])
         there[:] = [k is not None for k in results]
 
@@ -161,6 +167,7 @@ def _head(static: Any, *operands: Array | None) -> Any:
 
 def _pull(static: Any, places: list[int], operands: Any, results: Any, early: Any, g: Array) -> list[Array]:
     """The derivatives, in what `places` says and is known `early` or to be computed now; they can be differentiated."""
+    g, operands = here((g, operands))
     loss, lse, smooth, _ = results
     squares = None if lse is None else lse * lse
     chosen = [i for i in places if i > 2 or early is None or early[i] is not None]
@@ -170,22 +177,23 @@ def _pull(static: Any, places: list[int], operands: Any, results: Any, early: An
         grads = early
         if early is None:
             slopes = (None if k is None else k * g for k in operands[-3:])
-            run = host_loop if reachable(g, *operands) else _linear.run
-            _, grads = run(static, (True, True, operands[2] is not None), *operands[:5], *slopes)
-        elif not (constant(g) and float(g) == 1):
-            grads = [None if d is None else d * g for d in early]
+            _, grads = loop(static, (True, True, operands[2] is not None), *operands[:5], *slopes)
+        else:
+            grads = [None if d is None else times(d, g) for d in early]
         typed = (None if d is None else tf.cast(d, k.dtype) for d, k in zip(grads, operands[:3], strict=True))
         slots = (*typed, None, None, *(None if k is None else k * g for k in (loss, squares, smooth)))
 
         def backward(*up: Array) -> Any:
-            floats = [operands[i] for i in chosen]
-            with tf.GradientTape() as outer:
-                outer.watch([g, *floats])
-                with tf.GradientTape() as inner:
-                    inner.watch(floats)
-                    value = _linear.composite(static, *operands)[0]
-                first = inner.gradient(value, floats, g)
-            return outer.gradient(first, [g, *floats], up, unconnected_gradients="zero")
+            given = here(operands)
+
+            def value(floats: list[Array]) -> Array:
+                moved = dict(zip(chosen, floats, strict=True))
+                return _linear.composite(static, *(moved.get(i, k) for i, k in enumerate(given)))[0]
+
+            def first(moved: list[Array]) -> list[Array]:
+                return derivatives(value, moved[1:], moved[:1])
+
+            return derivatives(first, [g, *(given[i] for i in chosen)], up)
 
         return [slots[i] for i in chosen], backward
 
@@ -193,9 +201,9 @@ def _pull(static: Any, places: list[int], operands: Any, results: Any, early: An
 
 
 LINEAR = Linear(
-    ops=OPS,
+    ops=replace(OPS, full=cleared),
     rows=rows,
-    rows_both=rows_both,
+    rows_both=rows_both_formula,
     tanh=tf.tanh,
     smooth_tanh=tf.tanh,
     matmul=project,
@@ -208,4 +216,12 @@ LINEAR = Linear(
     scan=scan,
     head=head,
     memory=lambda x: _linear.MEMORY,
+)
+KERNELS = replace(
+    LINEAR,
+    rows=lambda *operands: kernels.rows(*operands)[0],
+    rows_both=kernels.rows_both,
+    project=kernels.project,
+    pull=kernels.pull,
+    accumulate=kernels.accumulate,
 )

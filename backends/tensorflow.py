@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from xent._adapter import Adapter, Layout, Ops
 
 from . import numpy as host_numpy
 from .cpu import calls
+from .cpu.tensorflow_operators import usable
 
 Array = Any
 
@@ -271,20 +273,27 @@ def sigmoid(e: float, x: Array, z: Array, p: Array | None, absent: Array | None)
 
 @tf.autograph.experimental.do_not_convert
 def fuse(loss: Any, both: Any, static: Any, x: Array, *arrays: Array | None) -> Array:
-    if not reachable(x, *arrays) or order(*arrays):
+    here, highest = reachable(x, *arrays), order(x)
+    if not (here or usable()) or order(*arrays):
         return loss(static, x, *arrays)
-    highest = order(x)
-    if highest == 0:
+    if here and highest == 0:
         return on_host(loss, static, x, *arrays)
-    if highest > 1 or x.dtype.size == 2:  # 16 bits are not rounded twice
+    if highest != 1 or x.dtype.size == 2:  # 16 bits are not rounded twice
         return loss(static, x, *arrays)
 
     @tf.custom_gradient
     def fused(x: Array) -> Any:
-        value, dx = on_host(both, static, x, *arrays)
-        return value, lambda g: dx if constant(g) and float(g) == 1 else dx * g
+        value, dx = on_host(both, static, x, *arrays) if here else both(static, x, *arrays)
+        return value, partial(times, dx)
 
     return fused(x)
+
+
+def times(dx: Array, g: Array) -> Array:
+    """Without a visit of dx where g is 1; in a graph, that shows when it runs."""
+    if constant(g):
+        return dx if float(g) == 1 else dx * g
+    return dx * g if tf.executing_eagerly() else tf.cond(g == 1, lambda: dx, lambda: dx * g)
 
 
 @tf.autograph.experimental.do_not_convert
@@ -314,16 +323,18 @@ def sigmoid_both(e: float, x: Array, *rest: Any) -> Any:
 
 
 def adapter() -> Adapter:
-    from ._tensorflow_linear import LINEAR  # which is built from what is above
+    from . import _tensorflow_graph as graph  # which are built from what is above
+    from ._tensorflow_linear import LINEAR
 
     return Adapter(
         name="tensorflow",
         types=(tf.Tensor, tf.Variable),
         ops=OPS,
-        rows=rows,
-        sigmoid=sigmoid,
-        rows_both=rows_both,
-        sigmoid_both=sigmoid_both,
+        rows=graph.rows,
+        sigmoid=graph.sigmoid,
+        sigmoid_sum=graph.sigmoid_sum,
+        rows_both=graph.rows_both,
+        sigmoid_both=graph.sigmoid_both,
         value_and_grad=value_and_grad,
         watched=watched,
         fuse=fuse,

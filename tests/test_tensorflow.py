@@ -11,6 +11,7 @@ import xent  # noqa: E402
 from cases import T, V, W, X, Y, Z  # noqa: E402
 from xent.backends import numpy as with_numpy  # noqa: E402
 from xent.backends import tensorflow as with_tensorflow  # noqa: E402
+from xent.backends.cpu import tensorflow_operators as operators  # noqa: E402
 
 pytestmark = pytest.mark.backend("tensorflow")
 
@@ -110,22 +111,104 @@ MODES = {
     "unknown_batch": lambda f, t: tf.function(
         f, input_signature=[tf.TensorSpec([None, 4], tf.float64), tf.TensorSpec([t, 4], tf.float64)]
     ),
+    "of_a_graph": lambda f, _: f,
+    "in_and_of_a_graph": lambda f, _: tf.function(f),
 }
 
 
-@pytest.mark.parametrize(
-    "mode", ["eager", *(pytest.param(m, marks=pytest.mark.compiled) for m in ("graph", "xla", "unknown_batch"))]
-)
-@pytest.mark.parametrize("transform", TRANSFORMS)
+# Through a graph that is there TensorFlow has rev_over_fwd wrong, of its own operations as well.
+THROUGH_GRAPHS = ("grad", "jvp", "rev_over_rev", "vmap_grad")
+TRIED = [
+    pytest.param(transform, mode, marks=() if mode == "eager" else pytest.mark.compiled)
+    for transform in TRANSFORMS
+    for mode in MODES
+    if transform in THROUGH_GRAPHS or "of_a_graph" not in mode
+]
+
+
+@pytest.mark.parametrize(("transform", "mode"), TRIED)
 @pytest.mark.parametrize("loss", PAIRS)
 def test_transform(loss, transform, mode):
     ours, reference, second = PAIRS[loss]
     x, t = tf.constant(X), tf.constant(second)
+    if "of_a_graph" in mode:  # which was traced when nobody asked for a derivative yet
+        ours = tf.function(ours)
+        ours(x, t)
     # a head's classes have to be known
     got = MODES[mode](TRANSFORMS[transform](ours), 4 if second is V else None)(x, t)
     want = TRANSFORMS[transform](reference)(x, t)
     for g, w in zip(tf.nest.flatten(got), tf.nest.flatten(want), strict=True):
         np.testing.assert_allclose(g, w, rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.compiled
+@pytest.mark.parametrize("transform", ["value", "grad"])
+@pytest.mark.parametrize("loss", PAIRS)
+def test_xla_of_a_function_that_was_traced_before(loss, transform):
+    """XLA has no kernels of ours; it takes the formulas that are in the graph beside them."""
+    ours, reference, second = PAIRS[loss]
+    x, t = tf.constant(X), tf.constant(second)
+    traced = tf.function(ours)
+    traced(x, t)
+    got = tf.function(TRANSFORMS[transform](traced), jit_compile=True)(x, t)
+    want = TRANSFORMS[transform](reference)(x, t)
+    for g, w in zip(tf.nest.flatten(got), tf.nest.flatten(want), strict=True):
+        np.testing.assert_allclose(g, w, rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize("mode", ["eager", pytest.param("of_a_graph", marks=pytest.mark.compiled)])
+def test_derivative_in_an_upstream_of_zero(mode):
+    """The gradient is linear in the upstream one: its derivative there does not depend on what that is."""
+    x, z, f = tf.constant(X), tf.constant(Z), lambda x: xent.sigmoid_ce(x, tf.constant(Z), reduce="none")
+    f = tf.function(f) if mode == "of_a_graph" else f
+    g = tf.zeros_like(f(x))
+    with tf.GradientTape() as outer:
+        outer.watch(g)
+        with tf.GradientTape() as inner:
+            inner.watch(x)
+            losses = f(x)
+        dx = inner.gradient(losses, x, g)
+    np.testing.assert_allclose(outer.gradient(dx, g), tf.sigmoid(x) - z, rtol=1e-12)
+
+
+GRAPHS = operators.OPERATORS is not None
+ROWS = np.random.default_rng(5).normal(size=(64, 300))
+HEAD = np.random.default_rng(6).normal(size=(90, 300)).astype("float32")
+BY_KERNELS = {
+    "sparse_ce": lambda dtype: ((np.arange(64),), {"weights": np.linspace(0, 1, 64)}),
+    "softmax_ce": lambda dtype: ((np.full((64, 300), 0.01),), {}),
+    "sigmoid_ce": lambda dtype: ((np.full((64, 300), 0.3),), {"pos_weight": np.linspace(0, 2, 300)}),
+    "linear_ce": lambda dtype: ((HEAD.astype(dtype), np.arange(64)), {"chunk_rows": 16}),
+}
+
+
+@pytest.mark.compiled
+@pytest.mark.skipif(not GRAPHS, reason="there are no operators for graphs here")
+@pytest.mark.parametrize("tape", ["inside", "outside"])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("name", BY_KERNELS)
+def test_graphs_run_the_kernels(name, dtype, tape):
+    """What comes out is what NumPy gets of them, to the last bit, which is not what the formulas give."""
+    loss, (args, options), x = getattr(xent, name), BY_KERNELS[name](dtype), ROWS.astype(dtype)
+    f = lambda x: loss(x, *args, **options, reduce="none")  # noqa: E731
+    run = tf.function(with_gradient(f)) if tape == "inside" else with_gradient(tf.function(f))
+    got = run(tf.constant(x))
+    np.testing.assert_array_equal(got[0], f(x))
+    if name == "sigmoid_ce":  # of which NumPy gets loss and gradient apart, and eager TensorFlow the formulas
+        wanted = xent.value_and_grad(loss)(x, *args, **options, reduce="none")[1]
+    else:
+        wanted = with_gradient(f)(tf.constant(x))[1]
+    np.testing.assert_array_equal(got[1], wanted)
+
+
+def with_gradient(f):
+    def run(x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            loss = f(x)
+        return loss, tape.gradient(loss, x)
+
+    return run
 
 
 @pytest.mark.parametrize("transform", ["jvp", "grad", "grad_of_vmap"])
@@ -170,15 +253,20 @@ def test_label_error_inside_a_function():
         tf.function(lambda x: xent.sparse_ce(x, [0, 9, 1]))(tf.constant(X))
 
 
+def all_graphs(graph):
+    """Itself and those of all functions that it may call, and that those may."""
+    return [graph, *(g for name in graph._functions for g in all_graphs(graph._get_function(name).graph))]
+
+
 @pytest.mark.parametrize("asked", ["loss", "grad"])
 def test_head_in_a_graph_is_a_loop(asked):
     """Not unrolled, with all rows' logits nowhere in it."""
     signature = [tf.TensorSpec([64, 4], tf.float32), tf.TensorSpec([11, 4], tf.float32)]
     f = lambda h, v: xent.linear_ce(h, v, np.arange(64) % 11, chunk_rows=4)  # noqa: E731
     graph = tf.function(grad(f) if asked == "grad" else f, input_signature=signature).get_concrete_function().graph
-    kinds = [op.type for op in graph.get_operations()]
-    assert sum("While" in kind for kind in kinds) == 1
-    inside = [graph, *(graph._get_function(name).graph for name in graph._functions)]
+    inside = {id(g): g for g in all_graphs(graph)}.values()
+    kinds = [op.type for g in inside for op in g.get_operations()]
+    assert sum("While" in kind for kind in kinds) == (2 if GRAPHS else 1)  # the kernels' loop, and the formulas'
     shapes = [tuple(out.shape) for g in inside for op in g.get_operations() for out in op.outputs if out.shape.rank]
     assert (4, 11) in shapes
     assert (64, 11) not in shapes

@@ -153,7 +153,7 @@ def _tensorflow() -> Live:
         "tensorflow",
         array,
         lambda x: _wide((tf.cast(x, tf.float64) if x.dtype.is_floating else x).numpy()),
-        {"eager": eager, "compiled": lambda f: tf.function(f, jit_compile=True)},
+        {"eager": eager, "compiled": lambda f: tf.function(f, jit_compile=True), "graph": tf.function},
         devices,
         lambda: {
             "sparse_ce": _native(

@@ -20,6 +20,19 @@ CODES = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 3}  # _native's F
 Shape = tuple[int, ...]
 
 
+def pattern(given: Any, shape: Any) -> tuple[Any, int]:
+    """What shape an array that broadcasts against `shape` has to have, so that element i of that is the array's
+    (i // inner)-th, round and round; and inner."""
+    padded = (1,) * (len(shape) - len(given)) + given
+    varies = [place for place, n in enumerate(padded) if n != 1]
+    if not varies:
+        return given, 1
+    first, end = varies[0], varies[-1] + 1
+    if padded[first:end] == shape[first:end]:
+        return given, max(math.prod(shape[end:]), 1)
+    return shape, 1
+
+
 @dataclass(frozen=True, eq=False)
 class Fitting:
     """What kernels need of one framework's arrays, whatever device they run on."""
@@ -33,15 +46,8 @@ class Fitting:
         """k as (array, length, inner): element i of the logits has array[(i // inner) % length]."""
         if k is None:
             return None, 1, 1
-        given = self.ops.shape(k)
-        padded = (1,) * (len(shape) - len(given)) + given
-        varies = [place for place, n in enumerate(padded) if n != 1]
-        if not varies:
-            return self.dense(k, given), 1, 1
-        first, end = varies[0], varies[-1] + 1
-        if padded[first:end] == shape[first:end]:
-            return self.dense(k, given), max(math.prod(shape[first:end]), 1), max(math.prod(shape[end:]), 1)
-        return self.dense(k, shape), max(math.prod(shape), 1), 1
+        whole, inner = pattern(self.ops.shape(k), shape)
+        return self.dense(k, whole), max(math.prod(whole), 1), inner
 
     def _results(self, lay: Layout, x: Array, u: Array | None, shape: Shape, dtype: str) -> Any:
         return (

@@ -14,6 +14,7 @@
 #include "call.h"
 #include "ffi.h"
 #include "pool.h"
+#include "runners.h"
 
 namespace nb = nanobind;
 using namespace xent;
@@ -158,6 +159,11 @@ nb::dict ffi_handlers() {
   return all;
 }
 
+Address runners() {
+  static const Runners all{run, run, run};
+  return reinterpret_cast<Address>(&all);
+}
+
 }  // namespace
 
 NB_MODULE(_native, module) {
@@ -186,4 +192,5 @@ NB_MODULE(_native, module) {
   module.def("pull", pull);
   module.def("accumulate", accumulate);
   module.def("ffi_handlers", ffi_handlers);
+  module.def("runners", runners);
 }

@@ -1,0 +1,167 @@
+"""TensorFlow's graphs: the kernels where they can run, the formulas where not, and the derivatives of both.
+
+Each function is its namesake in tensorflow.py, which it leaves everything to that is no graph, or that needs the
+formulas: forward mode and nested tapes (`order`), vectorized_map, XLA.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import tensorflow as tf
+from xent import formulas
+from xent._adapter import Array, Layout, Scalar
+
+from . import tensorflow as plain
+from .cpu import tensorflow_operators as kernels
+from .cpu.tensorflow_operators import derivatives, either, here, replaced, usable
+from .tensorflow import OPS, order
+
+wide = partial(formulas.widened, OPS)
+
+
+# ---- rows
+
+
+def rows(lay: Layout, x: Array, t: Array | None, u: Array | None, ids: Array | None) -> Any:
+    if not usable() or order(x, t) > 1:
+        return plain.rows(lay, x, t, u, ids)
+
+    @tf.custom_gradient
+    def kernel(x: Array, t: Array | None = None) -> Any:
+        results, stats = either(partial(_rows, lay), partial(kernels.rows, lay), x, t, u, ids)
+
+        def backward(*upstream: Array) -> Any:
+            given = iter(upstream)
+            up = tuple(None if result is None else next(given) for result in results[:3])
+
+            def pull(labels: bool) -> Array:
+                each = (partial(f, labels, lay) for f in (_rows_backward, kernels.rows_backward, _rows_further))
+                return replaced(*each, x, t, u, ids, stats, up)
+
+            return pull(False) if t is None else (pull(False), pull(True))  # the one that nobody wants is dropped
+
+        return [result for result in results if result is not None], backward
+
+    given = iter(kernel(x) if t is None else kernel(x, t))
+    return next(given), next(given) if lay.lse else None, None if u is None else next(given), next(given)
+
+
+def rows_both(lay: Layout, x: Array, *rest: Any) -> Any:
+    if not usable():
+        return plain.rows_both(lay, x, *rest)
+    formula, kernel = (partial(f, lay) for f in (rows_both_formula, kernels.rows_both))
+    return replaced(formula, kernel, formula, x, *rest)
+
+
+def _rows(lay: Layout, x: Array, *rest: Any) -> Any:
+    return formulas.rows(OPS, lay, wide(x), *rest, differentiable=True)
+
+
+def _rows_backward(
+    labels: bool, lay: Layout, x: Array, t: Any, u: Any, ids: Any, stats: Any, up: Any, pieces: Any = formulas.pieces
+) -> Array:
+    parts = pieces(OPS, lay, wide(x), ids, *stats)
+    if labels:
+        return formulas.pull_labels(OPS, lay, parts, wide(x), stats[0], ids, up)
+    return tf.cast(formulas.pull(OPS, lay, parts, wide(x), t, u, ids, up), x.dtype)
+
+
+_rows_further = partial(_rows_backward, pieces=formulas.smooth_pieces)  # the statistics are constants
+
+
+def rows_both_formula(
+    lay: Layout, x: Array, t: Any, u: Any, ids: Any, a: Scalar, z: Scalar | None, c: Scalar | None
+) -> Any:
+    """`formulas.rows_both`, but with results that know their derivatives."""
+    results, stats = _rows(lay, x, t, u, ids)
+    b = None if z is None else 2 * z * results[1]
+    return results, _rows_backward(False, lay, x, t, u, ids, stats, (a, b, c))
+
+
+# ---- elements
+
+
+def sigmoid(e: float, x: Array, z: Array, p: Array | None, absent: Array | None) -> Array:
+    if not usable() or order(x, z) > 1:
+        return plain.sigmoid(e, x, z, p, absent)
+
+    @tf.custom_gradient
+    def kernel(x: Array, z: Array) -> Any:
+        value = either(partial(_sigmoid, e), partial(_sigmoid_kernel, e), x, z, p, absent)
+        return value, lambda g: _sigmoid_pull(e, x, z, p, absent, g)
+
+    return kernel(x, z)
+
+
+def sigmoid_sum(e: float, x: Array, z: Array, p: Array | None, w: Array | None) -> Array:
+    absent = None if w is None else w == 0
+    if not usable() or order(x, z, w) > 1:
+        return _weighted(plain.sigmoid(e, x, z, p, absent), w)
+
+    @tf.custom_gradient
+    def kernel(x: Array, z: Array, w: Array | None = None) -> Any:
+        value = either(partial(_sigmoid_sum, e), partial(kernels.sigmoid, e, each=False), x, z, p, w)
+
+        def backward(g: Array) -> Any:
+            x_, z_, p_, w_, absent_ = here((x, z, p, w, absent))
+            pulled = _sigmoid_pull(e, x_, z_, p_, absent_, g if w is None else g * w_)
+            if w is None:
+                return pulled
+            loss = sigmoid(e, x_, z_, p_, absent_)
+            return *pulled, *derivatives(lambda w: _weighted(loss, *w), [w_], [g])
+
+        return value, backward
+
+    return kernel(x, z) if w is None else kernel(x, z, w)
+
+
+def sigmoid_both(e: float, x: Array, *rest: Any) -> Any:
+    if not usable():
+        return plain.sigmoid_both(e, x, *rest)
+    *operands, each = rest
+    formula, kernel = (partial(f, e, each=each) for f in (_sigmoid_both, kernels.sigmoid_both))
+    return replaced(formula, kernel, formula, x, *operands)
+
+
+def _sigmoid(e: float, x: Array, z: Array, p: Any, absent: Any) -> Array:
+    return formulas.sigmoid(OPS, e, wide(x), z, p, absent)
+
+
+def _sigmoid_kernel(e: float, x: Array, z: Array, p: Any, absent: Any) -> Array:
+    return kernels.sigmoid(e, x, z, p, None if absent is None else tf.cast(~absent, z.dtype), each=True)
+
+
+def _weighted(loss: Array, w: Array | None) -> Array:
+    return OPS.sum(loss if w is None else w * loss, None)
+
+
+def _sigmoid_sum(e: float, x: Array, z: Array, p: Any, w: Any) -> Array:
+    return _weighted(_sigmoid(e, x, z, p, None if w is None else w == 0), w)
+
+
+def _sigmoid_pull(e: float, x: Array, z: Array, p: Any, absent: Any, g: Array) -> tuple[Array, ...]:
+    """In the logits and in the labels, of which the one that nobody wants is dropped."""
+
+    def pull(labels: bool) -> Array:
+        formula, kernel = (partial(f, labels, e) for f in (_sigmoid_backward, _sigmoid_backward_kernel))
+        return replaced(formula, kernel, formula, x, z, p, absent, g)
+
+    return pull(False), pull(True)
+
+
+def _sigmoid_backward(labels: bool, e: float, x: Array, z: Array, p: Any, absent: Any, g: Array) -> Array:
+    d = formulas.sigmoid_pull(OPS, e, wide(x), z, p, absent, g)[labels]
+    return tf.cast(d, z.dtype if labels else x.dtype)
+
+
+def _sigmoid_backward_kernel(labels: bool, e: float, x: Array, z: Array, p: Any, absent: Any, g: Array) -> Array:
+    """An element's own scale is to the kernel what a weight is: where it is 0, nothing else counts."""
+    w = g if absent is None else OPS.where(absent, 0.0, g)
+    return kernels.sigmoid_backward(labels, e, x, z, p, w)
+
+
+def _sigmoid_both(e: float, x: Array, *rest: Any, each: bool) -> Any:
+    loss, dx = plain.sigmoid_both(e, x, *rest, each)
+    return loss, tf.cast(dx, x.dtype)

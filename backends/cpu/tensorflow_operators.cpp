@@ -1,0 +1,441 @@
+// The kernels as operators of TensorFlow's graphs, through its C interface. A library of its own, which
+// tf.load_op_library loads: nothing of TensorFlow's is needed to build it, what it calls is looked up in the TensorFlow
+// that loads it. An operand without elements is one that is not there. tensorflow_operators.py calls the operators.
+
+#include <dlfcn.h>
+
+#include <algorithm>
+#include <exception>
+#include <iterator>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "runners.h"
+
+// ---- TensorFlow's C interface (tensorflow/c/{ops,kernels,tf_tensor,tf_status,tf_datatype}.h), as far as it is used
+
+struct TF_Status;
+struct TF_Tensor;
+struct TF_OpDefinitionBuilder;
+struct TF_ShapeInferenceContext;
+struct TF_KernelBuilder;
+struct TF_OpKernelConstruction;
+struct TF_OpKernelContext;
+
+namespace xent {
+namespace {
+
+enum { kTfOk = 0, kTfInvalidArgument = 3, kTfInternal = 13 };
+enum { kTfFloat = 1, kTfDouble = 2, kTfInt64 = 9, kTfBFloat16 = 14, kTfHalf = 19 };
+
+using Create = void* (*)(TF_OpKernelConstruction*);
+using Compute = void (*)(void*, TF_OpKernelContext*);
+using Delete = void (*)(void*);
+using InferShapes = void (*)(TF_ShapeInferenceContext*, TF_Status*);
+
+#define XENT_TENSORFLOW(F)                                                                                       \
+  F(TF_Status*, TF_NewStatus, ())                                                                                \
+  F(void, TF_DeleteStatus, (TF_Status*))                                                                         \
+  F(int, TF_GetCode, (const TF_Status*))                                                                         \
+  F(void, TF_SetStatus, (TF_Status*, int, const char*))                                                          \
+  F(void, TF_DeleteTensor, (TF_Tensor*))                                                                         \
+  F(int, TF_TensorType, (const TF_Tensor*))                                                                      \
+  F(int, TF_NumDims, (const TF_Tensor*))                                                                         \
+  F(int64_t, TF_Dim, (const TF_Tensor*, int))                                                                    \
+  F(size_t, TF_TensorByteSize, (const TF_Tensor*))                                                               \
+  F(void*, TF_TensorData, (const TF_Tensor*))                                                                    \
+  F(int64_t, TF_TensorElementCount, (const TF_Tensor*))                                                          \
+  F(TF_OpDefinitionBuilder*, TF_NewOpDefinitionBuilder, (const char*))                                           \
+  F(void, TF_OpDefinitionBuilderAddAttr, (TF_OpDefinitionBuilder*, const char*))                                 \
+  F(void, TF_OpDefinitionBuilderAddInput, (TF_OpDefinitionBuilder*, const char*))                                \
+  F(void, TF_OpDefinitionBuilderAddOutput, (TF_OpDefinitionBuilder*, const char*))                               \
+  F(void, TF_OpDefinitionBuilderSetShapeInferenceFunction, (TF_OpDefinitionBuilder*, InferShapes))               \
+  F(void, TF_RegisterOpDefinition, (TF_OpDefinitionBuilder*, TF_Status*))                                        \
+  F(void, TF_ShapeInferenceContextSetUnknownShape, (TF_ShapeInferenceContext*, TF_Status*))                      \
+  F(TF_KernelBuilder*, TF_NewKernelBuilder, (const char*, const char*, Create, Compute, Delete))                 \
+  F(void, TF_RegisterKernelBuilder, (const char*, TF_KernelBuilder*, TF_Status*))                                \
+  F(void, TF_OpKernelConstruction_GetAttrInt64, (TF_OpKernelConstruction*, const char*, int64_t*, TF_Status*))   \
+  F(void, TF_OpKernelConstruction_Failure, (TF_OpKernelConstruction*, TF_Status*))                               \
+  F(void, TF_OpKernelContext_Failure, (TF_OpKernelContext*, TF_Status*))                                         \
+  F(void, TF_GetInput, (TF_OpKernelContext*, int, TF_Tensor**, TF_Status*))                                      \
+  F(int, TF_ExpectedOutputDataType, (TF_OpKernelContext*, int))                                                  \
+  F(TF_Tensor*, TF_AllocateOutput, (TF_OpKernelContext*, int, int, const int64_t*, int, size_t, TF_Status*))     \
+  F(TF_Tensor*, TF_ForwardInputOrAllocateOutput,                                                                 \
+    (TF_OpKernelContext*, const int*, int, int, const int64_t*, int, int*, TF_Status*))
+
+#define XENT_POINTER(result, name, arguments) result(*name) arguments;
+struct Api {
+  XENT_TENSORFLOW(XENT_POINTER)
+} tf;
+
+bool look_up() {
+  void* library = dlopen("libtensorflow_framework.so.2", RTLD_NOLOAD | RTLD_LAZY);
+  if (!library) return false;
+#define XENT_FIND(result, name, arguments) \
+  if (!(tf.name = reinterpret_cast<decltype(tf.name)>(dlsym(library, #name)))) return false;
+  XENT_TENSORFLOW(XENT_FIND)
+  return true;
+}
+
+Runners runners;  // the kernels, which are in another library
+
+// ---- one execution of an operator
+
+using Shape = std::vector<int64_t>;
+
+struct Failed {};
+
+struct Status {
+  TF_Status* raw = tf.TF_NewStatus();
+  Status() = default;
+  Status(const Status&) = delete;
+  ~Status() { tf.TF_DeleteStatus(raw); }
+  void check() const {
+    if (tf.TF_GetCode(raw) != kTfOk) throw Failed();
+  }
+};
+
+using Tensor = std::unique_ptr<TF_Tensor, void (*)(TF_Tensor*)>;
+
+size_t width(int type) {
+  switch (type) {
+    case kTfHalf:
+    case kTfBFloat16: return 2;
+    case kTfFloat: return 4;
+    default: return 8;
+  }
+}
+
+class Call {
+ public:
+  Call(TF_OpKernelContext* context, const Status& status) : context_(context), status_(status) {}
+
+  Shape shape(int i) {
+    Tensor tensor = input(i);
+    Shape shape;
+    for (int d = 0; d < tf.TF_NumDims(tensor.get()); ++d) shape.push_back(tf.TF_Dim(tensor.get(), d));
+    return shape;
+  }
+
+  int64_t count(int i) { return tf.TF_TensorElementCount(input(i).get()); }
+
+  int type(int i) { return tf.TF_TensorType(input(i).get()); }
+
+  Dtype dtype(int i) {
+    switch (type(i)) {
+      case kTfFloat: return kF32;
+      case kTfDouble: return kF64;
+      case kTfHalf: return kF16;
+      default: return kBF16;
+    }
+  }
+
+  // Where an operand lies, which TensorFlow keeps until the operator is done; nullptr: not there
+  const void* in(int i) { return data(input(i)); }
+
+  double scalar(int i) {
+    const void* at = in(i);
+    return dtype(i) == kF64 ? *static_cast<const double*>(at) : double(*static_cast<const float*>(at));
+  }
+
+  void* out(int i, const Shape& shape) {
+    int type = tf.TF_ExpectedOutputDataType(context_, i);
+    size_t bytes = width(type);
+    for (int64_t n : shape) bytes *= size_t(n);
+    return kept(tf.TF_AllocateOutput(context_, i, type, shape.data(), int(shape.size()), bytes, status_.raw));
+  }
+
+  void* out_if(bool wanted, int i, const Shape& shape) { return out(i, wanted ? shape : Shape{0}); }
+
+  // In the memory of an operand of this shape and dtype, if nobody else has it
+  void* out_over(int operand, int i, const Shape& shape) {
+    int from = -1;
+    return kept(tf.TF_ForwardInputOrAllocateOutput(context_, &operand, 1, i, shape.data(), int(shape.size()), &from,
+                                                   status_.raw));
+  }
+
+  void require(bool holds) {
+    if (holds) return;
+    tf.TF_SetStatus(status_.raw, kTfInvalidArgument, "xent: operands are not as this version of the kernels has them");
+    throw Failed();
+  }
+
+ private:
+  Tensor input(int i) {
+    TF_Tensor* tensor = nullptr;
+    tf.TF_GetInput(context_, i, &tensor, status_.raw);
+    status_.check();
+    return {tensor, tf.TF_DeleteTensor};
+  }
+
+  void* kept(TF_Tensor* tensor) {
+    status_.check();
+    return data({tensor, tf.TF_DeleteTensor});  // the output itself has another reference
+  }
+
+  static void* data(const Tensor& tensor) {
+    return tf.TF_TensorByteSize(tensor.get()) ? tf.TF_TensorData(tensor.get()) : nullptr;
+  }
+
+  TF_OpKernelContext* context_;
+  const Status& status_;
+};
+
+// ---- the operators. Attributes come in the order in which an operator's description names them.
+
+using Attributes = std::vector<int64_t>;
+
+Rows rows(Call& call, Task task, int64_t axis) {
+  Rows k{};
+  k.task = task, k.dtype = call.dtype(0);
+  Shape shape = call.shape(0);
+  call.require(axis >= 0 && axis < int64_t(shape.size()));
+  k.outer = k.inner = 1;
+  for (int64_t i = 0; i < axis; ++i) k.outer *= shape[size_t(i)];
+  for (int64_t i = axis + 1; i < int64_t(shape.size()); ++i) k.inner *= shape[size_t(i)];
+  k.classes = shape[size_t(axis)];
+  int64_t all = call.count(0), each = k.outer * k.inner;
+  auto fits = [&](int i, int64_t n) { return call.count(i) == n || call.count(i) == 0; };
+  call.require(fits(1, all) && fits(2, k.classes) && fits(3, each));
+  k.x = call.in(0), k.t = call.in(1), k.u = call.in(2), k.ids = call.in(3), k.wide = call.type(3) == kTfInt64;
+  return k;
+}
+
+Shape without(Shape shape, int64_t axis) {
+  shape.erase(shape.begin() + axis);
+  return shape;
+}
+
+void row_results(Call& call, Rows* k, int64_t axis, bool lse) {
+  Shape each = without(call.shape(0), axis);
+  k->m = call.out(0, each), k->s = call.out(1, each), k->loss = call.out(2, each);
+  k->lse = call.out_if(lse, 3, each), k->smooth = call.out_if(k->u, 4, each);
+}
+
+// A row's coefficient, or nullptr
+const void* per_row(Call& call, int i, const Rows& k) {
+  call.require(call.count(i) == k.outer * k.inner || call.count(i) == 0);
+  return call.in(i);
+}
+
+void rows_forward(Call& call, const Attributes& attributes) {
+  Rows k = rows(call, Task::kForward, attributes[0]);
+  row_results(call, &k, attributes[0], attributes[1]);
+  runners.rows(k, 0);
+}
+
+void rows_backward(Call& call, const Attributes& attributes) {
+  Rows k = rows(call, Task::kBackward, attributes[0]);
+  k.m = const_cast<void*>(per_row(call, 4, k)), k.s = const_cast<void*>(per_row(call, 5, k));
+  k.a = per_row(call, 6, k), k.b = per_row(call, 7, k), k.c = per_row(call, 8, k);
+  k.dx = call.out_if(!attributes[1], 0, call.shape(0)), k.dt = call.out_if(attributes[1], 1, call.shape(0));
+  runners.rows(k, 0);
+}
+
+void rows_both(Call& call, const Attributes& attributes) {
+  Rows k = rows(call, Task::kBoth, attributes[0]);
+  k.a = per_row(call, 4, k), k.z = per_row(call, 5, k), k.c = per_row(call, 6, k);
+  row_results(call, &k, attributes[0], attributes[1]);
+  k.dx = call.out_over(0, 5, call.shape(0));
+  runners.rows(k, 0);
+}
+
+Sigmoid sigmoid(Call& call, const Attributes& attributes) {
+  Sigmoid k{};
+  k.dtype = call.dtype(0), k.n = call.count(0);
+  call.require(call.count(1) == k.n && call.count(4) == 1);
+  k.x = call.in(0), k.z = call.in(1), k.e = call.scalar(4);
+  k.p = {call.in(2), std::max<int64_t>(call.count(2), 1), attributes[0]};
+  k.w = {call.in(3), std::max<int64_t>(call.count(3), 1), attributes[1]};
+  return k;
+}
+
+void give_sum(Call& call, int i, Dtype dtype, double sum) {
+  void* at = call.out(i, {});
+  if (dtype == kF64) {
+    *static_cast<double*>(at) = sum;
+  } else {
+    *static_cast<float*>(at) = float(sum);
+  }
+}
+
+void sigmoid_forward(Call& call, const Attributes& attributes) {
+  Sigmoid k = sigmoid(call, attributes);
+  k.loss = call.out_if(attributes[2], 0, call.shape(0));
+  give_sum(call, 1, k.dtype, runners.sigmoid(k, 0));
+}
+
+void sigmoid_backward(Call& call, const Attributes& attributes) {
+  Sigmoid k = sigmoid(call, attributes);
+  k.backward = true, k.scale = call.scalar(5);
+  k.dx = call.out_if(!attributes[2], 0, call.shape(0)), k.dz = call.out_if(attributes[2], 1, call.shape(0));
+  runners.sigmoid(k, 0);
+}
+
+void sigmoid_both(Call& call, const Attributes& attributes) {
+  Sigmoid k = sigmoid(call, attributes);
+  k.scale = call.scalar(5);
+  k.loss = call.out_if(attributes[2], 0, call.shape(0));
+  k.dx = call.out(2, call.shape(0));
+  give_sum(call, 1, k.dtype, runners.sigmoid(k, 0));
+}
+
+Product product(Call& call, Product::Task task, const Shape& of_rows, const Shape& of_classes, const Shape& logits) {
+  call.require(of_rows.size() == 2 && of_classes.size() == 2 && of_rows[1] == of_classes[1]);
+  Product k{};
+  k.task = task, k.rows = of_rows[0], k.features = of_rows[1], k.classes = of_classes[0];
+  call.require(logits == Shape{k.rows, k.classes});
+  return k;
+}
+
+void project(Call& call, const Attributes&) {
+  Shape h = call.shape(0), w = call.shape(1);
+  call.require(h.size() == 2 && w.size() == 2);
+  Product k = product(call, Product::kProject, h, w, {h[0], w[0]});
+  k.dtype = call.dtype(0), k.h = call.in(0), k.w = call.in(1), k.x = call.out(0, {h[0], w[0]});
+  runners.product(k, 0);
+}
+
+void pull(Call& call, const Attributes&) {
+  Shape dx = call.shape(0), w = call.shape(1);
+  call.require(dx.size() == 2 && w.size() == 2);
+  Product k = product(call, Product::kPull, {dx[0], w[1]}, w, dx);
+  k.dtype = call.dtype(1), k.x = const_cast<void*>(call.in(0)), k.w = call.in(1), k.out = call.out(0, {dx[0], w[1]});
+  runners.product(k, 0);
+}
+
+void accumulate(Call& call, const Attributes&) {
+  Shape dw = call.shape(0);
+  Product k = product(call, Product::kAccumulate, call.shape(2), dw, call.shape(1));
+  const void* before = call.in(0);
+  k.dtype = call.dtype(2), k.x = const_cast<void*>(call.in(1)), k.h = call.in(2), k.out = call.out_over(0, 0, dw);
+  if (k.out != before && k.out) {
+    size_t bytes = size_t(call.count(0)) * width(call.type(0));
+    std::copy_n(static_cast<const char*>(before), bytes, static_cast<char*>(k.out));
+  }
+  runners.product(k, 0);
+}
+
+// ---- their descriptions. T is the logits' dtype, C what they are computed in, I that of class ids.
+
+struct Operator {
+  const char* name;
+  std::vector<const char*> attributes;  // integers
+  std::vector<const char*> inputs, outputs;
+  void (*run)(Call&, const Attributes&);
+};
+
+const Operator kOperators[] = {
+    {"XentRows", {"axis", "with_lse"}, {"x: T", "t: C", "u: C", "ids: I"},
+     {"m: C", "s: C", "loss: C", "lse: C", "smooth: C"}, rows_forward},
+    {"XentRowsBackward", {"axis", "labels"},
+     {"x: T", "t: C", "u: C", "ids: I", "m: C", "s: C", "a: C", "b: C", "c: C"}, {"dx: T", "dt: C"}, rows_backward},
+    {"XentRowsBoth", {"axis", "with_lse"}, {"x: T", "t: C", "u: C", "ids: I", "a: C", "z: C", "c: C"},
+     {"m: C", "s: C", "loss: C", "lse: C", "smooth: C", "dx: T"}, rows_both},
+    {"XentSigmoid", {"p_inner", "w_inner", "each"}, {"x: T", "z: C", "p: C", "w: C", "e: double"},
+     {"loss: C", "sum: C"}, sigmoid_forward},
+    {"XentSigmoidBackward", {"p_inner", "w_inner", "labels"},
+     {"x: T", "z: C", "p: C", "w: C", "e: double", "scale: C"}, {"dx: T", "dz: C"}, sigmoid_backward},
+    {"XentSigmoidBoth", {"p_inner", "w_inner", "each"},
+     {"x: T", "z: C", "p: C", "w: C", "e: double", "scale: C"}, {"loss: C", "sum: C", "dx: T"}, sigmoid_both},
+    {"XentProject", {}, {"h: T", "w: T"}, {"x: C"}, project},
+    {"XentPull", {}, {"dx: C", "w: T"}, {"dh: C"}, pull},
+    {"XentAccumulate", {}, {"dw: C", "dx: C", "h: T"}, {"sums: C"}, accumulate},
+};
+
+bool uses(const Operator& op, const char* type) {
+  auto is = [&](const char* spec) { return std::string(spec).substr(std::string(spec).find(' ') + 1) == type; };
+  return std::any_of(op.inputs.begin(), op.inputs.end(), is) || std::any_of(op.outputs.begin(), op.outputs.end(), is);
+}
+
+// Shapes are said in Python, where they are known.
+void no_shapes(TF_ShapeInferenceContext* context, TF_Status* status) {
+  tf.TF_ShapeInferenceContextSetUnknownShape(context, status);
+}
+
+void describe(const Operator& op, const Status& status) {
+  TF_OpDefinitionBuilder* builder = tf.TF_NewOpDefinitionBuilder(op.name);
+  for (const char* name : op.attributes) tf.TF_OpDefinitionBuilderAddAttr(builder, (std::string(name) + ": int").c_str());
+  if (uses(op, "T")) tf.TF_OpDefinitionBuilderAddAttr(builder, "T: {half, bfloat16, float, double}");
+  if (uses(op, "C")) tf.TF_OpDefinitionBuilderAddAttr(builder, "C: {float, double}");
+  if (uses(op, "I")) tf.TF_OpDefinitionBuilderAddAttr(builder, "I: {int32, int64}");
+  for (const char* spec : op.inputs) tf.TF_OpDefinitionBuilderAddInput(builder, spec);
+  for (const char* spec : op.outputs) tf.TF_OpDefinitionBuilderAddOutput(builder, spec);
+  tf.TF_OpDefinitionBuilderSetShapeInferenceFunction(builder, no_shapes);
+  tf.TF_RegisterOpDefinition(builder, status.raw);
+  status.check();
+}
+
+template <size_t i>
+void* create(TF_OpKernelConstruction* construction) {
+  Status status;
+  auto values = std::make_unique<Attributes>();
+  for (const char* name : kOperators[i].attributes) {
+    int64_t value = 0;
+    tf.TF_OpKernelConstruction_GetAttrInt64(construction, name, &value, status.raw);
+    if (tf.TF_GetCode(status.raw) != kTfOk) {
+      tf.TF_OpKernelConstruction_Failure(construction, status.raw);
+      return nullptr;
+    }
+    values->push_back(value);
+  }
+  return values.release();
+}
+
+// TensorFlow runs operators side by side. Two that take every processor would only be in each other's caches.
+std::unique_lock<std::mutex> turn_for(Call& call, int operands) {
+  static std::mutex one_at_a_time;
+  int64_t elements = 0;
+  for (int i = 0; i < operands; ++i) elements += call.count(i);
+  std::unique_lock<std::mutex> turn(one_at_a_time, std::defer_lock);
+  if (elements > 1 << 18) turn.lock();
+  return turn;
+}
+
+template <size_t i>
+void compute(void* attributes, TF_OpKernelContext* context) {
+  Status status;
+  try {
+    Call call(context, status);
+    auto turn = turn_for(call, int(kOperators[i].inputs.size()));
+    kOperators[i].run(call, *static_cast<Attributes*>(attributes));
+    return;
+  } catch (const Failed&) {
+  } catch (const std::exception& error) {
+    tf.TF_SetStatus(status.raw, kTfInternal, error.what());
+  }
+  tf.TF_OpKernelContext_Failure(context, status.raw);
+}
+
+void destroy(void* attributes) { delete static_cast<Attributes*>(attributes); }
+
+template <size_t... i>
+void register_all(std::index_sequence<i...>) {
+  Status status;
+  auto one = [&](const Operator& op, Create create, Compute compute) {
+    describe(op, status);
+    tf.TF_RegisterKernelBuilder(op.name, tf.TF_NewKernelBuilder(op.name, "CPU", create, compute, destroy), status.raw);
+    status.check();
+  };
+  (one(kOperators[i], create<i>, compute<i>), ...);
+}
+
+bool on_load() {
+  try {
+    if (look_up()) register_all(std::make_index_sequence<std::size(kOperators)>());
+    return true;
+  } catch (const Failed&) {
+    return false;
+  }
+}
+
+// TensorFlow gives its users those operators that are registered while it loads a library.
+[[maybe_unused]] const bool loaded = on_load();
+
+}  // namespace
+}  // namespace xent
+
+extern "C" [[gnu::visibility("default")]] void xent_attach(const xent::Runners* runners) { xent::runners = *runners; }
