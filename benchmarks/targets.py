@@ -25,6 +25,7 @@ class Target(NamedTuple):
 
 
 HUGE_PAGES = MEASURED.with_name("cpu-huge-pages.json")
+TENSORFLOW = MEASURED.with_name("tensorflow.json")  # a later run of this backend alone
 OPTAX = "optax.softmax_cross_entropy_with_integer_labels"
 TARGETS = (
     Target(4, "lm", "float32", "both", "torch", "eager", "eager"),
@@ -52,23 +53,29 @@ FLOOR = 1.3  # times the floor, at most, of lm in float32 with its gradient
 EXTRA, EXTRA_LINEAR = 0.02, 0.1  # of the logits, beyond the gradients
 
 
-def table(result: Result, targets: Sequence[Target] = TARGETS) -> str:
+def table(result: Result, targets: Sequence[Target] = TARGETS, **later: Result) -> str:
+    """Of a result, but for the backends that were run again by themselves."""
     lines = ["| workload | xent on | against | target | measured | |", "|" + " --- |" * 6]
-    lines += [_against(result, target) for target in targets]
-    case = _case(result, "lm", "float32")
-    assert case is not None
+    lines += [_against(later.get(target.backend, result), target) for target in targets]
     for backend, mode in (("numpy", "eager"), ("torch", "eager"), ("tensorflow", "eager"), ("jax", "compiled")):
-        series = case.find("xent", backend, mode, "both")
-        if series is not None:
+        case = _case(later.get(backend, result), "lm", "float32")
+        series = case and case.find("xent", backend, mode, "both")
+        if case and series:
             distance = ratio(series.seconds, case.floor("both")).median
             name = f"| lm float32, with gradient | {backend} {mode}"
             lines.append(f"{name} | the floor | at most {FLOOR}x | {times(distance)} | {_met(distance <= FLOOR)} |")
             lines.append(_memory(case, series, EXTRA))
-    head = _case(result, "linear", "float32")
-    if head is not None:
-        ours = (head.find("xent", t.backend, t.mode, "both") for t in TARGETS if t.workload == head.workload)
-        lines += [_memory(head, series, EXTRA_LINEAR) for series in ours if series is not None]
-    return "\n".join([*lines, "", origin(result), ""])
+    for target in TARGETS:
+        head = _case(later.get(target.backend, result), "linear", "float32")
+        series = head and head.find("xent", target.backend, target.mode, "both")
+        if head and series and target.workload == head.workload:
+            lines.append(_memory(head, series, EXTRA_LINEAR))
+    origins = [origin(result), *(f"{backend}: {origin(found)}" for backend, found in later.items())]
+    return "\n\n".join(["\n".join(lines), *origins]) + "\n"
+
+
+def of_whole_run() -> str:
+    return table(Result.load(MEASURED), tensorflow=Result.load(TENSORFLOW))
 
 
 def of_huge_pages() -> str:
@@ -118,5 +125,5 @@ def _met(met: bool) -> str:
 
 
 if __name__ == "__main__":
-    write("targets", table(Result.load(MEASURED)), PERFORMANCE)
+    write("targets", of_whole_run(), PERFORMANCE)
     write("huge-pages", of_huge_pages(), PERFORMANCE, "targets")
