@@ -19,7 +19,7 @@ from . import numpy as host_numpy
 from ._tensorflow_graph import rows_both_formula
 from .cpu import tensorflow_operators as kernels
 from .cpu.tensorflow_operators import derivatives, either, here, mapped, usable
-from .tensorflow import OPS, empty, order, reachable, rows, tensor, times, view
+from .tensorflow import OPS, constant, empty, order, reachable, rows, tensor, times, view
 
 # ---- eager: NumPy's loop, in memory that TensorFlow can adopt
 
@@ -49,10 +49,9 @@ def host_loop(static: Any, wanted: tuple[bool, ...], *operands: Any) -> Any:
 # ---- graphs
 
 
-def cleared(shape: tuple[int, ...], value: float, dtype: str, like: Any) -> Array:
-    """Zeros, but not tf.zeros, which a graph's optimizer would make a constant of: one more gradient, kept for good."""
-    assert value == 0
-    return tf.raw_ops.Empty(shape=shape, dtype=dtype, init=True)
+def no_sums(shape: tuple[int, ...], value: float, dtype: str, like: Any) -> Array:
+    """What sums begin with. Of zeros, a graph's optimizer would make a constant, one more gradient that is kept."""
+    return tf.fill([0, shape[1]], tf.constant(value, dtype))
 
 
 def project(h: Array, weight: Array, _over: None = None) -> Array:
@@ -66,7 +65,8 @@ def pull(dx: Array, weight: Array) -> Array:
 
 def accumulate(sums: Array, dx: Array, h: Array) -> Array:
     """All at once, which takes a second array like the sums: graphs have no addition in place that XLA knows, too."""
-    return sums + tf.matmul(dx, tf.cast(h, sums.dtype), transpose_a=True)
+    product = tf.matmul(dx, tf.cast(h, sums.dtype), transpose_a=True)
+    return product if sums.shape[0] == 0 else sums + product
 
 
 def scan(step: Any, carry: Any, rows: Any, chunk: int, keep: None) -> Any:
@@ -155,8 +155,10 @@ def _head(static: Any, *operands: Array | None) -> Any:
 
         def backward(g: Array, *_: Any) -> list[Array | None]:
             early = grads if any(wanted) else None
-            found = iter(_pull(static, places, operands, results, early, g))
-            return [None if i < 3 and early and not wanted[i] else next(found) for i in places]
+            found = dict(_pull(static, places, operands, results, early, g))
+            if not tf.executing_eagerly() and len(found) < len(places):  # somebody may still come for those; or nobody
+                found = dict(_pull(static, places, operands, results, None, g)) | found
+            return [found.get(i) for i in places]
 
         return (value, *(k for k in results if k is not None)), backward
 
@@ -165,8 +167,14 @@ def _head(static: Any, *operands: Array | None) -> Any:
     return value, tuple(next(given) if is_there else None for is_there in there)
 
 
-def _pull(static: Any, places: list[int], operands: Any, results: Any, early: Any, g: Array) -> list[Array]:
-    """The derivatives, in what `places` says and is known `early` or to be computed now; they can be differentiated."""
+def scaled(d: Array, g: Array) -> Array:
+    if not tf.executing_eagerly():
+        return times(d, g)
+    return d if constant(g) and float(g) == 1 else d * g
+
+
+def _pull(static: Any, places: list[int], operands: Any, results: Any, early: Any, g: Array) -> Any:
+    """(place, derivative) of all `places` that are known `early`, or computed now; they can be differentiated."""
     g, operands = here((g, operands))
     loss, lse, smooth, _ = results
     squares = None if lse is None else lse * lse
@@ -179,29 +187,32 @@ def _pull(static: Any, places: list[int], operands: Any, results: Any, early: An
             slopes = (None if k is None else k * g for k in operands[-3:])
             _, grads = loop(static, (True, True, operands[2] is not None), *operands[:5], *slopes)
         else:
-            grads = [None if d is None else times(d, g) for d in early]
+            grads = [None if d is None else scaled(d, g) for d in early]
         typed = (None if d is None else tf.cast(d, k.dtype) for d, k in zip(grads, operands[:3], strict=True))
         slots = (*typed, None, None, *(None if k is None else k * g for k in (loss, squares, smooth)))
 
         def backward(*up: Array) -> Any:
             given = here(operands)
 
-            def value(floats: list[Array]) -> Array:
-                moved = dict(zip(chosen, floats, strict=True))
-                return _linear.composite(static, *(moved.get(i, k) for i, k in enumerate(given)))[0]
-
             def first(moved: list[Array]) -> list[Array]:
-                return derivatives(value, moved[1:], moved[:1])
+                around = put(given, places, moved[1:])
+                value = lambda floats: _linear.composite(static, *put(around, chosen, floats))[0]  # noqa: E731
+                return derivatives(value, [around[i] for i in chosen], moved[:1])
 
-            return derivatives(first, [g, *(given[i] for i in chosen)], up)
+            return derivatives(first, [g, *(given[i] for i in places)], up)
 
         return [slots[i] for i in chosen], backward
 
-    return list(pull(g, *(operands[i] for i in chosen)))
+    return zip(chosen, pull(g, *(operands[i] for i in places)), strict=True)
+
+
+def put(operands: Any, places: list[int], values: list[Array]) -> list[Any]:
+    moved = dict(zip(places, values, strict=True))
+    return [moved.get(i, k) for i, k in enumerate(operands)]
 
 
 LINEAR = Linear(
-    ops=replace(OPS, full=cleared),
+    ops=replace(OPS, full=no_sums),
     rows=rows,
     rows_both=rows_both_formula,
     tanh=tf.tanh,

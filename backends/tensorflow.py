@@ -6,7 +6,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from xent._adapter import Adapter, Layout, Ops
 
 from . import numpy as host_numpy
 from .cpu import calls
-from .cpu.tensorflow_operators import usable
+from .cpu.tensorflow_operators import derivatives, here, usable
 
 Array = Any
 
@@ -273,27 +272,58 @@ def sigmoid(e: float, x: Array, z: Array, p: Array | None, absent: Array | None)
 
 @tf.autograph.experimental.do_not_convert
 def fuse(loss: Any, both: Any, static: Any, x: Array, *arrays: Array | None) -> Array:
-    here, highest = reachable(x, *arrays), order(x)
-    if not (here or usable()) or order(*arrays):
+    eager, highest = reachable(x, *arrays), order(x)
+    if not (eager or usable()) or order(*arrays):
         return loss(static, x, *arrays)
-    if here and highest == 0:
+    if eager and highest == 0:
         return on_host(loss, static, x, *arrays)
     if highest != 1 or x.dtype.size == 2:  # 16 bits are not rounded twice
         return loss(static, x, *arrays)
 
-    @tf.custom_gradient
-    def fused(x: Array) -> Any:
-        value, dx = on_host(both, static, x, *arrays) if here else both(static, x, *arrays)
-        return value, partial(times, dx)
+    if eager:
 
-    return fused(x)
+        @tf.custom_gradient
+        def fused(x: Array) -> Any:
+            value, dx = on_host(both, static, x, *arrays)
+            return value, lambda g: dx if constant(g) and float(g) == 1 else dx * g
+
+        return fused(x)
+    return fused_in_a_graph(loss, both, static, x, *arrays)
+
+
+def fused_in_a_graph(loss: Any, both: Any, static: Any, x: Array, *arrays: Array | None) -> Array:
+    """A tape that is there later, outside of the graph, may ask for more than the derivative in x."""
+    places = [i for i, k in enumerate(arrays) if k is not None and k.dtype.is_floating]
+
+    @tf.custom_gradient
+    def fused(x: Array, *floats: Array) -> Any:
+        value, dx = both(static, x, *arrays)
+
+        def backward(g: Array) -> Any:
+            given = here((x, *arrays))
+
+            def again(floats: Any) -> Array:
+                moved = dict(zip(places, floats, strict=True))
+                return loss(static, given[0], *(moved.get(i, k) for i, k in enumerate(given[1:])))
+
+            others = derivatives(again, [given[1 + i] for i in places], [g]) if places else ()
+            return times(dx, g), *others
+
+        return value, backward
+
+    return fused(x, *(arrays[i] for i in places))
 
 
 def times(dx: Array, g: Array) -> Array:
-    """Without a visit of dx where g is 1; in a graph, that shows when it runs."""
-    if constant(g):
-        return dx if float(g) == 1 else dx * g
-    return dx * g if tf.executing_eagerly() else tf.cond(g == 1, lambda: dx, lambda: dx * g)
+    """In a graph: without a visit of dx where g turns out to be 1."""
+    if order(g) > 1:  # forward mode looks through the rule
+        return dx * g
+
+    @tf.custom_gradient
+    def product(dx: Array, g: Array) -> Any:
+        return tf.cond(g == 1, lambda: dx, lambda: dx * g), lambda up: (up * g, total(up * dx, None))
+
+    return product(*here((dx, g)))
 
 
 @tf.autograph.experimental.do_not_convert

@@ -157,6 +157,52 @@ def test_xla_of_a_function_that_was_traced_before(loss, transform):
         np.testing.assert_allclose(g, w, rtol=1e-11, atol=1e-13)
 
 
+@pytest.mark.compiled
+@pytest.mark.parametrize("loss", PAIRS)
+def test_derivatives_of_what_was_differentiated_in_a_graph(loss):
+    """Its own tape asked for the first operand's alone; who calls it may ask for more."""
+    ours, reference, second = PAIRS[loss]
+
+    def outer(f):
+        def run(x, t):
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                value = f(x, t)
+            return value + tf.reduce_sum(tf.sin(x) * tape.gradient(value, x))
+
+        return run
+
+    x, t = tf.constant(X), tf.constant(second)
+    got, want = grad(tf.function(outer(ours)))(x, t), grad(outer(reference))(x, t)
+    for g, w in zip(got, want, strict=True):
+        np.testing.assert_allclose(g, w, rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.compiled
+@pytest.mark.parametrize("tape", ["inside", "outside"])
+@pytest.mark.parametrize("alpha", [1.0, 1.5])
+@pytest.mark.parametrize("loss", PAIRS)
+def test_derivative_in_the_upstream_gradient(loss, alpha, tape):
+    """Which is there where that is 1, too, and nothing is multiplied."""
+    ours, reference, second = PAIRS[loss]
+
+    def outer(f):
+        def run(alpha, x):
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                value = alpha * f(x, tf.constant(second))
+            return tf.reduce_sum(tape.gradient(value, x) ** 2)
+
+        return run
+
+    of = {"inside": lambda f: tf.function(grad(f)), "outside": lambda f: grad(tf.function(f))}[tape]
+    args = tf.constant(alpha, tf.float64), tf.constant(X)
+    for g, w in zip(of(outer(ours))(*args), grad(outer(reference))(*args), strict=True):
+        np.testing.assert_allclose(g, w, rtol=1e-11, atol=1e-13)
+    moved = [tf.function(jvp(outer(f)))(*args) for f in (ours, reference)]
+    np.testing.assert_allclose(*moved, rtol=1e-11)
+
+
 @pytest.mark.parametrize("mode", ["eager", pytest.param("of_a_graph", marks=pytest.mark.compiled)])
 def test_derivative_in_an_upstream_of_zero(mode):
     """The gradient is linear in the upstream one: its derivative there does not depend on what that is."""
@@ -187,17 +233,21 @@ BY_KERNELS = {
 @pytest.mark.skipif(
     not (with_tensorflow.NATIVE and sys.platform == "linux"), reason="there are no operators for graphs here"
 )
-@pytest.mark.parametrize("tape", ["inside", "outside"])
+@pytest.mark.parametrize(("reduce", "tape"), [("none", "inside"), ("none", "outside"), ("mean", "inside")])
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("name", BY_KERNELS)
-def test_graphs_run_the_kernels(name, dtype, tape):
+def test_graphs_run_the_kernels(name, dtype, reduce, tape):
     """What comes out is what NumPy gets of them, to the last bit, which is not what the formulas give."""
     loss, (args, options), x = getattr(xent, name), BY_KERNELS[name](dtype), ROWS.astype(dtype)
-    f = lambda x: loss(x, *args, **options, reduce="none")  # noqa: E731
+    f = lambda x: loss(x, *args, **options, reduce=reduce)  # noqa: E731
     run = tf.function(with_gradient(f)) if tape == "inside" else with_gradient(tf.function(f))
     got = run(tf.constant(x))
-    np.testing.assert_array_equal(got[0], f(x))
-    if name == "sigmoid_ce":  # of which NumPy gets loss and gradient apart, and eager TensorFlow the formulas
+    if reduce == "none":
+        np.testing.assert_array_equal(got[0], f(x))
+    if (name, reduce) == (
+        "sigmoid_ce",
+        "none",
+    ):  # of which NumPy gets loss and gradient apart, and eager TensorFlow the formulas
         wanted = xent.value_and_grad(loss)(x, *args, **options, reduce="none")[1]
     else:
         wanted = with_gradient(f)(tf.constant(x))[1]

@@ -201,6 +201,9 @@ def pull(dtype: int, rows: int, features: int, classes: int, dx: int, w: int, dh
 def accumulate(dtype: int, rows: int, features: int, classes: int, dx: int, h: int, dw: int, threads: int, /) -> None:
     """dw += dx^T h. In: dx, and h of `dtype`. In and out: dw [classes, features]."""
 
+def runners() -> int:
+    """The address of the kernels for the library _tensorflow (runners.h), whose function xent_attach takes it."""
+
 def ffi_handlers() -> dict[str, CapsuleType]:
     """XLA FFI handlers: jax.ffi.register_ffi_target("xent_" + name, capsule, platform="cpu") for each.
 

@@ -224,9 +224,13 @@ double cost(const Rows& k) {
   return double(k.outer * k.inner) * (double(k.classes) + 32) * visits * (k.dtype == kF64 ? 3 : 1);
 }
 
+double cost(const Sigmoid& k) { return double(k.n) * (k.dtype == kF64 ? 6 : 2); }
+
 double cost(const Product& k) {
   return double(k.rows) * double(k.features) * double(k.classes) * (k.dtype == kF64 ? 2 : 1) / 16;
 }
+
+bool spreads(double cost) { return cost >= kAlone && threads_for(0) > 1; }
 
 double run(Rows k, int threads) {
   int64_t bytes = k.outer * k.classes * k.inner * size_of(k.dtype);
@@ -253,7 +257,7 @@ double run(Sigmoid k, int threads) {
   double one[8];
   if (!k.backward && units > 8) sums.reset(new double[size_t(units)]);
   k.sums = sums ? sums.get() : one;
-  spread(k, kernels()->sigmoid, units, double(k.n) * (k.dtype == kF64 ? 6 : 2), dx.fresh, threads);
+  spread(k, kernels()->sigmoid, units, cost(k), dx.fresh, threads);
   if (k.backward) return 0;
   Total total;
   for (int64_t i = 0; i < units; ++i) total.add(k.sums[i]);

@@ -5,10 +5,10 @@
 #include <dlfcn.h>
 
 #include <algorithm>
+#include <cstring>
 #include <exception>
 #include <iterator>
 #include <memory>
-#include <mutex>
 #include <string>
 #include <utility>
 #include <vector>
@@ -141,8 +141,10 @@ class Call {
     return dtype(i) == kF64 ? *static_cast<const double*>(at) : double(*static_cast<const float*>(at));
   }
 
+  int out_type(int i) { return tf.TF_ExpectedOutputDataType(context_, i); }
+
   void* out(int i, const Shape& shape) {
-    int type = tf.TF_ExpectedOutputDataType(context_, i);
+    int type = out_type(i);
     size_t bytes = width(type);
     for (int64_t n : shape) bytes *= size_t(n);
     return kept(tf.TF_AllocateOutput(context_, i, type, shape.data(), int(shape.size()), bytes, status_.raw));
@@ -155,6 +157,11 @@ class Call {
     int from = -1;
     return kept(tf.TF_ForwardInputOrAllocateOutput(context_, &operand, 1, i, shape.data(), int(shape.size()), &from,
                                                    status_.raw));
+  }
+
+  // That what is computed in is what the other dtype wants
+  void require_computed(int typed, int computed) {
+    require((type(typed) == kTfDouble) == (type(computed) == kTfDouble));
   }
 
   void require(bool holds) {
@@ -184,7 +191,7 @@ class Call {
   const Status& status_;
 };
 
-// ---- the operators. Attributes come in the order in which an operator's description names them.
+// ---- the operators. Shapes and dtypes are checked, values (class ids) are not: who calls them has. Attributes come in the order in which an operator's description names them.
 
 using Attributes = std::vector<int64_t>;
 
@@ -200,6 +207,7 @@ Rows rows(Call& call, Task task, int64_t axis) {
   int64_t all = call.count(0), each = k.outer * k.inner;
   auto fits = [&](int i, int64_t n) { return call.count(i) == n || call.count(i) == 0; };
   call.require(fits(1, all) && fits(2, k.classes) && fits(3, each));
+  call.require_computed(0, 1);
   k.x = call.in(0), k.t = call.in(1), k.u = call.in(2), k.ids = call.in(3), k.wide = call.type(3) == kTfInt64;
   return k;
 }
@@ -229,6 +237,7 @@ void rows_forward(Call& call, const Attributes& attributes) {
 
 void rows_backward(Call& call, const Attributes& attributes) {
   Rows k = rows(call, Task::kBackward, attributes[0]);
+  for (int i : {4, 5, 6}) call.require(call.count(i) == k.outer * k.inner);
   k.m = const_cast<void*>(per_row(call, 4, k)), k.s = const_cast<void*>(per_row(call, 5, k));
   k.a = per_row(call, 6, k), k.b = per_row(call, 7, k), k.c = per_row(call, 8, k);
   k.dx = call.out_if(!attributes[1], 0, call.shape(0)), k.dt = call.out_if(attributes[1], 1, call.shape(0));
@@ -237,16 +246,18 @@ void rows_backward(Call& call, const Attributes& attributes) {
 
 void rows_both(Call& call, const Attributes& attributes) {
   Rows k = rows(call, Task::kBoth, attributes[0]);
+  call.require(call.count(4) == k.outer * k.inner);
   k.a = per_row(call, 4, k), k.z = per_row(call, 5, k), k.c = per_row(call, 6, k);
   row_results(call, &k, attributes[0], attributes[1]);
-  k.dx = call.out_over(0, 5, call.shape(0));
+  k.dx = k.inner == 1 ? call.out_over(0, 5, call.shape(0)) : call.out(5, call.shape(0));
   runners.rows(k, 0);
 }
 
 Sigmoid sigmoid(Call& call, const Attributes& attributes) {
   Sigmoid k{};
   k.dtype = call.dtype(0), k.n = call.count(0);
-  call.require(call.count(1) == k.n && call.count(4) == 1);
+  call.require(call.count(1) == k.n && call.count(4) == 1 && attributes[0] > 0 && attributes[1] > 0);
+  call.require_computed(0, 1);
   k.x = call.in(0), k.z = call.in(1), k.e = call.scalar(4);
   k.p = {call.in(2), std::max<int64_t>(call.count(2), 1), attributes[0]};
   k.w = {call.in(3), std::max<int64_t>(call.count(3), 1), attributes[1]};
@@ -295,6 +306,7 @@ void project(Call& call, const Attributes&) {
   Shape h = call.shape(0), w = call.shape(1);
   call.require(h.size() == 2 && w.size() == 2);
   Product k = product(call, Product::kProject, h, w, {h[0], w[0]});
+  call.require((call.type(0) == kTfDouble) == (call.out_type(0) == kTfDouble));
   k.dtype = call.dtype(0), k.h = call.in(0), k.w = call.in(1), k.x = call.out(0, {h[0], w[0]});
   runners.product(k, 0);
 }
@@ -303,18 +315,28 @@ void pull(Call& call, const Attributes&) {
   Shape dx = call.shape(0), w = call.shape(1);
   call.require(dx.size() == 2 && w.size() == 2);
   Product k = product(call, Product::kPull, {dx[0], w[1]}, w, dx);
+  call.require_computed(1, 0);
   k.dtype = call.dtype(1), k.x = const_cast<void*>(call.in(0)), k.w = call.in(1), k.out = call.out(0, {dx[0], w[1]});
   runners.product(k, 0);
 }
 
+// Into the sums' own memory if nobody else has them, or from 0 where there are none
 void accumulate(Call& call, const Attributes&) {
-  Shape dw = call.shape(0);
-  Product k = product(call, Product::kAccumulate, call.shape(2), dw, call.shape(1));
-  const void* before = call.in(0);
-  k.dtype = call.dtype(2), k.x = const_cast<void*>(call.in(1)), k.h = call.in(2), k.out = call.out_over(0, 0, dw);
-  if (k.out != before && k.out) {
-    size_t bytes = size_t(call.count(0)) * width(call.type(0));
-    std::copy_n(static_cast<const char*>(before), bytes, static_cast<char*>(k.out));
+  Shape dx = call.shape(1), h = call.shape(2);
+  call.require(dx.size() == 2 && h.size() == 2);
+  Shape sums{dx[1], h[1]};
+  Product k = product(call, Product::kAccumulate, h, sums, dx);
+  call.require_computed(2, 0);
+  k.dtype = call.dtype(2), k.x = const_cast<void*>(call.in(1)), k.h = call.in(2);
+  size_t bytes = size_t(sums[0] * sums[1]) * width(call.type(0));
+  if (call.count(0) == 0) {
+    k.out = call.out(0, sums);
+    if (k.out) std::memset(k.out, 0, bytes);
+  } else {
+    call.require(call.shape(0) == sums);
+    const void* before = call.in(0);
+    k.out = call.out_over(0, 0, sums);
+    if (k.out != before) std::memcpy(k.out, before, bytes);
   }
   runners.product(k, 0);
 }
@@ -335,6 +357,7 @@ const Operator kOperators[] = {
      {"x: T", "t: C", "u: C", "ids: I", "m: C", "s: C", "a: C", "b: C", "c: C"}, {"dx: T", "dt: C"}, rows_backward},
     {"XentRowsBoth", {"axis", "with_lse"}, {"x: T", "t: C", "u: C", "ids: I", "a: C", "z: C", "c: C"},
      {"m: C", "s: C", "loss: C", "lse: C", "smooth: C", "dx: T"}, rows_both},
+    // e is an operand: attributes have 32 bits for what is not an integer
     {"XentSigmoid", {"p_inner", "w_inner", "each"}, {"x: T", "z: C", "p: C", "w: C", "e: double"},
      {"loss: C", "sum: C"}, sigmoid_forward},
     {"XentSigmoidBackward", {"p_inner", "w_inner", "labels"},
@@ -385,22 +408,12 @@ void* create(TF_OpKernelConstruction* construction) {
   return values.release();
 }
 
-// TensorFlow runs operators side by side. Two that take every processor would only be in each other's caches.
-std::unique_lock<std::mutex> turn_for(Call& call, int operands) {
-  static std::mutex one_at_a_time;
-  int64_t elements = 0;
-  for (int i = 0; i < operands; ++i) elements += call.count(i);
-  std::unique_lock<std::mutex> turn(one_at_a_time, std::defer_lock);
-  if (elements > 1 << 18) turn.lock();
-  return turn;
-}
-
 template <size_t i>
 void compute(void* attributes, TF_OpKernelContext* context) {
   Status status;
   try {
     Call call(context, status);
-    auto turn = turn_for(call, int(kOperators[i].inputs.size()));
+    call.require(runners.rows);
     kOperators[i].run(call, *static_cast<Attributes*>(attributes));
     return;
   } catch (const Failed&) {
@@ -438,4 +451,9 @@ bool on_load() {
 }  // namespace
 }  // namespace xent
 
-extern "C" [[gnu::visibility("default")]] void xent_attach(const xent::Runners* runners) { xent::runners = *runners; }
+extern "C" [[gnu::visibility("default")]] bool xent_attach(const xent::Runners* given) {
+  const size_t sizes[] = {sizeof(xent::Rows), sizeof(xent::Sigmoid), sizeof(xent::Product)};
+  bool fits = std::equal(std::begin(sizes), std::end(sizes), given->sizes);
+  if (fits) xent::runners = *given;
+  return fits;
+}

@@ -34,10 +34,11 @@ def load() -> Any:
         operators = tf.load_op_library(str(library))
     except (tf.errors.OpError, RuntimeError):
         return None
-    if not hasattr(operators, "xent_rows"):
+    if not hasattr(operators, "xent_accumulate"):  # the last one
         return None
-    ctypes.CDLL(str(library)).xent_attach(ctypes.c_void_p(native.runners()))
-    return operators
+    attach = ctypes.CDLL(str(library)).xent_attach
+    attach.restype = ctypes.c_bool
+    return operators if attach(ctypes.c_void_p(native.runners())) else None
 
 
 OPERATORS = load()
@@ -257,7 +258,7 @@ def pull(dx: Array, weight: Array) -> Array:
 
 
 def accumulate(sums: Array, dx: Array, h: Array) -> Array:
-    """In the memory of the sums."""
+    """In the memory of the sums; the first has none."""
     total = OPERATORS.xent_accumulate(sums, dx, h)
-    _shaped(sums.shape, total)
+    _shaped((dx.shape[1], h.shape[1]), total)
     return total
