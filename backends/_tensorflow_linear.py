@@ -19,7 +19,7 @@ from . import numpy as host_numpy
 from ._tensorflow_graph import rows_both_formula
 from .cpu import tensorflow_operators as kernels
 from .cpu.tensorflow_operators import derivatives, either, here, mapped, usable
-from .tensorflow import OPS, constant, empty, order, reachable, rows, tensor, times, view
+from .tensorflow import OPS, empty, order, reachable, rows, tensor, times, view
 
 # ---- eager: NumPy's loop, in memory that TensorFlow can adopt
 
@@ -167,12 +167,6 @@ def _head(static: Any, *operands: Array | None) -> Any:
     return value, tuple(next(given) if is_there else None for is_there in there)
 
 
-def scaled(d: Array, g: Array) -> Array:
-    if not tf.executing_eagerly():
-        return times(d, g)
-    return d if constant(g) and float(g) == 1 else d * g
-
-
 def _pull(static: Any, places: list[int], operands: Any, results: Any, early: Any, g: Array) -> Any:
     """(place, derivative) of all `places` that are known `early`, or computed now; they can be differentiated."""
     g, operands = here((g, operands))
@@ -187,7 +181,7 @@ def _pull(static: Any, places: list[int], operands: Any, results: Any, early: An
             slopes = (None if k is None else k * g for k in operands[-3:])
             _, grads = loop(static, (True, True, operands[2] is not None), *operands[:5], *slopes)
         else:
-            grads = [None if d is None else scaled(d, g) for d in early]
+            grads = [None if d is None else times(d, g) for d in early]
         typed = (None if d is None else tf.cast(d, k.dtype) for d, k in zip(grads, operands[:3], strict=True))
         slots = (*typed, None, None, *(None if k is None else k * g for k in (loss, squares, smooth)))
 

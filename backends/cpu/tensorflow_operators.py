@@ -1,4 +1,4 @@
-"""The kernels as operators of TensorFlow's graphs: constants, to each other as to the formulas that they stand for.
+"""The kernels as operators of TensorFlow's graphs, in the place of xent's formulas.
 
 A graph does not know where it will run, nor whether XLA will compile it. So it holds a call of the formulas, and brings
 a function of the kernels along under the same name; TensorFlow's own graph optimizer takes that one where it finds the
@@ -134,7 +134,6 @@ def replaced(
     def call(*floats: Array) -> Any:
         nonlocal results
         results = either(formula, kernel, *moved(floats))
-
         return there(results), lambda *up: derivatives(lambda floats: smooth(*here(moved(floats))), floats, up)
 
     found = call(*(tf.nest.flatten(operands)[i] for i in places))
