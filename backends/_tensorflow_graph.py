@@ -15,8 +15,8 @@ from xent._adapter import Array, Layout, Scalar
 
 from . import tensorflow as plain
 from .cpu import tensorflow_operators as kernels
-from .cpu.tensorflow_operators import derivatives, either, here, replaced, usable
-from .tensorflow import OPS, order
+from .cpu.tensorflow_operators import derivatives, either, here, replaced, substituted, usable
+from .tensorflow import OPS, order, times
 
 wide = partial(formulas.widened, OPS)
 
@@ -165,3 +165,33 @@ def _sigmoid_backward_kernel(labels: bool, e: float, x: Array, z: Array, p: Any,
 def _sigmoid_both(e: float, x: Array, *rest: Any, each: bool) -> Any:
     loss, dx = plain.sigmoid_both(e, x, *rest, each)
     return loss, tf.cast(dx, x.dtype)
+
+
+# ---- loss and derivative in one visit
+
+
+@tf.autograph.experimental.do_not_convert
+def fuse(loss: Any, both: Any, static: Any, x: Array, *arrays: Array | None) -> Array:
+    if not usable():
+        return plain.fuse(loss, both, static, x, *arrays)
+    if order(x) != 1 or order(*arrays) or x.dtype.size == 2:
+        return loss(static, x, *arrays)
+    places = [i for i, k in enumerate(arrays) if k is not None and k.dtype.is_floating]
+
+    @tf.custom_gradient
+    def fused(x: Array, *_: Array) -> Any:
+        """Of more than x, because a tape that is there later, outside of the graph, may ask for it."""
+        value, dx = both(static, x, *arrays)
+
+        def backward(g: Array) -> Any:
+            logits, given = here((x, arrays))
+
+            def again(floats: Any) -> Array:
+                return loss(static, logits, *substituted(given, places, floats))
+
+            others = derivatives(again, [given[i] for i in places], [g]) if places else ()
+            return times(dx, g), *others
+
+        return value, backward
+
+    return fused(x, *(arrays[i] for i in places))

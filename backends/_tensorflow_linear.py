@@ -18,7 +18,7 @@ from xent._adapter import Array, Linear
 from . import numpy as host_numpy
 from ._tensorflow_graph import rows_both_formula
 from .cpu import tensorflow_operators as kernels
-from .cpu.tensorflow_operators import derivatives, either, here, mapped, usable
+from .cpu.tensorflow_operators import derivatives, either, here, mapped, substituted, usable
 from .tensorflow import OPS, empty, order, reachable, rows, tensor, times, view
 
 # ---- eager: NumPy's loop, in memory that TensorFlow can adopt
@@ -90,27 +90,20 @@ def scan(step: Any, carry: Any, rows: Any, chunk: int, keep: None) -> Any:
         return step(carry, *(None if k is None else k[i] for k in cuts))
 
     carry, first = at(0, carry)  # which says what there is
-    arrays = [tf.TensorArray(k.dtype, chunks, element_shape=k.shape).write(0, k) for k in _there(first)]
+    arrays = [tf.TensorArray(k.dtype, chunks, element_shape=k.shape).write(0, k) for k in kernels.there(first)]
 
     def body(i: Array, carried: Any, arrays: Any) -> Any:
-        moved, outputs = at(i, _with_nones(carry, carried))
-        written = [array.write(i, k) for array, k in zip(arrays, _there(outputs), strict=True)]
-        return i + 1, _there(moved), written
+        moved, outputs = at(i, kernels.refilled(carry, carried))
+        written = [array.write(i, k) for array, k in zip(arrays, kernels.there(outputs), strict=True)]
+        return i + 1, kernels.there(moved), written
 
-    with tf.control_dependencies(_there((carry, first))):  # or the first two chunks would be there at once
+    with tf.control_dependencies(kernels.there((carry, first))):  # or the first two chunks would be there at once
         start = tf.constant(1)
-    loop = (start, _there(carry), arrays)
+    loop = (start, kernels.there(carry), arrays)
     _, carried, arrays = tf.while_loop(lambda i, *_: i < chunks, body, loop, parallel_iterations=1)
-    return _with_nones(carry, carried), _with_nones(first, [_joined(array.stack(), count) for array in arrays])
-
-
-def _there(arrays: Any) -> list[Any]:
-    return [k for k in tf.nest.flatten(arrays) if k is not None]
-
-
-def _with_nones(like: Any, given: list[Any]) -> Any:
-    left = iter(given)
-    return tf.nest.map_structure(lambda k: None if k is None else next(left), like)
+    return kernels.refilled(carry, carried), kernels.refilled(
+        first, [_joined(array.stack(), count) for array in arrays]
+    )
 
 
 def _joined(k: Array, count: Any) -> Array:
@@ -189,8 +182,8 @@ def _pull(static: Any, places: list[int], operands: Any, results: Any, early: An
             given = here(operands)
 
             def first(moved: list[Array]) -> list[Array]:
-                around = put(given, places, moved[1:])
-                value = lambda floats: _linear.composite(static, *put(around, chosen, floats))[0]  # noqa: E731
+                around = substituted(given, places, moved[1:])
+                value = lambda floats: _linear.composite(static, *substituted(around, chosen, floats))[0]  # noqa: E731
                 return derivatives(value, [around[i] for i in chosen], moved[:1])
 
             return derivatives(first, [g, *(given[i] for i in places)], up)
@@ -198,11 +191,6 @@ def _pull(static: Any, places: list[int], operands: Any, results: Any, early: An
         return [slots[i] for i in chosen], backward
 
     return zip(chosen, pull(g, *(operands[i] for i in places)), strict=True)
-
-
-def put(operands: Any, places: list[int], values: list[Array]) -> list[Any]:
-    moved = dict(zip(places, values, strict=True))
-    return [moved.get(i, k) for i, k in enumerate(operands)]
 
 
 LINEAR = Linear(

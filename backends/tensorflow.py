@@ -18,7 +18,7 @@ from xent._adapter import Adapter, Layout, Ops
 
 from . import numpy as host_numpy
 from .cpu import calls
-from .cpu.tensorflow_operators import derivatives, here, usable
+from .cpu.tensorflow_operators import here
 
 Array = Any
 
@@ -273,46 +273,20 @@ def sigmoid(e: float, x: Array, z: Array, p: Array | None, absent: Array | None)
 
 @tf.autograph.experimental.do_not_convert
 def fuse(loss: Any, both: Any, static: Any, x: Array, *arrays: Array | None) -> Array:
-    eager, highest = reachable(x, *arrays), order(x)
-    if not (eager or usable()) or order(*arrays):
+    if not reachable(x, *arrays) or order(*arrays):
         return loss(static, x, *arrays)
-    if eager and highest == 0:
+    highest = order(x)
+    if highest == 0:
         return on_host(loss, static, x, *arrays)
-    if highest != 1 or x.dtype.size == 2:  # 16 bits are not rounded twice
+    if highest > 1 or x.dtype.size == 2:  # 16 bits are not rounded twice
         return loss(static, x, *arrays)
-
-    if eager:
-
-        @tf.custom_gradient
-        def fused(x: Array) -> Any:
-            value, dx = on_host(both, static, x, *arrays)
-            return value, partial(times, dx)
-
-        return fused(x)
-    return fused_in_a_graph(loss, both, static, x, *arrays)
-
-
-def fused_in_a_graph(loss: Any, both: Any, static: Any, x: Array, *arrays: Array | None) -> Array:
-    """A tape that is there later, outside of the graph, may ask for more than the derivative in x."""
-    places = [i for i, k in enumerate(arrays) if k is not None and k.dtype.is_floating]
 
     @tf.custom_gradient
-    def fused(x: Array, *floats: Array) -> Any:
-        value, dx = both(static, x, *arrays)
+    def fused(x: Array) -> Any:
+        value, dx = on_host(both, static, x, *arrays)
+        return value, partial(times, dx)
 
-        def backward(g: Array) -> Any:
-            given = here((x, *arrays))
-
-            def again(floats: Any) -> Array:
-                moved = dict(zip(places, floats, strict=True))
-                return loss(static, given[0], *(moved.get(i, k) for i, k in enumerate(given[1:])))
-
-            others = derivatives(again, [given[1 + i] for i in places], [g]) if places else ()
-            return times(dx, g), *others
-
-        return value, backward
-
-    return fused(x, *(arrays[i] for i in places))
+    return fused(x)
 
 
 def times(dx: Array, g: Array) -> Array:
@@ -370,7 +344,7 @@ def adapter() -> Adapter:
         sigmoid_both=graph.sigmoid_both,
         value_and_grad=value_and_grad,
         watched=watched,
-        fuse=fuse,
+        fuse=graph.fuse,
         linear=LINEAR,
         run=run,
         narrow=True,

@@ -65,10 +65,10 @@ def table(result: Result, targets: Sequence[Target] = TARGETS, **later: Result) 
             name = f"| lm float32, with gradient | {backend} {mode}"
             lines.append(f"{name} | the floor | at most {FLOOR}x | {times(distance)} | {_met(distance <= FLOOR)} |")
             lines.append(_memory(case, series, EXTRA))
-    for target in TARGETS:
-        head = _case(later.get(target.backend, result), "linear", "float32")
+    for target in (t for t in TARGETS if t.workload == "linear"):
+        head = _case(later.get(target.backend, result), target.workload, target.dtype)
         series = head and head.find("xent", target.backend, target.mode, "both")
-        if head and series and target.workload == head.workload:
+        if head and series:
             lines.append(_memory(head, series, EXTRA_LINEAR))
     origins = [origin(result), *(f"{backend}: {origin(found)}" for backend, found in later.items())]
     return "\n\n".join(["\n".join(lines), *origins]) + "\n"

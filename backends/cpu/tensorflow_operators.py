@@ -99,6 +99,12 @@ def refilled(like: Any, tensors: Any) -> Any:
     return tf.nest.map_structure(lambda k: next(left) if tf.is_tensor(k) else k, like)
 
 
+def substituted(operands: Any, places: list[int], values: Any) -> list[Any]:
+    """The operands with these values in those places."""
+    moved = dict(zip(places, values, strict=True))
+    return [moved.get(i, k) for i, k in enumerate(operands)]
+
+
 def here(operands: Any) -> Any:
     """In this graph, which may be that of a derivative: that one's derivatives do not reach what is further out."""
     if tf.executing_eagerly():
@@ -121,12 +127,11 @@ def replaced(
     formula: Callable[..., Any], kernel: Callable[..., Any], smooth: Callable[..., Any], *operands: Any
 ) -> Any:
     """The same, with the derivatives of smooth(*operands), which are computed when they are asked for."""
-    operands = here(operands)
-    places = [i for i, k in enumerate(tf.nest.flatten(operands)) if tf.is_tensor(k) and k.dtype.is_floating]
+    flat = tf.nest.flatten(here(operands))
+    places = [i for i, k in enumerate(flat) if tf.is_tensor(k) and k.dtype.is_floating]
 
     def moved(floats: Any) -> Any:
-        given = dict(zip(places, floats, strict=True))
-        return tf.nest.pack_sequence_as(operands, [given.get(i, k) for i, k in enumerate(tf.nest.flatten(operands))])
+        return tf.nest.pack_sequence_as(operands, substituted(flat, places, floats))
 
     results = None
 
@@ -136,7 +141,7 @@ def replaced(
         results = either(formula, kernel, *moved(floats))
         return there(results), lambda *up: derivatives(lambda floats: smooth(*here(moved(floats))), floats, up)
 
-    found = call(*(tf.nest.flatten(operands)[i] for i in places))
+    found = call(*(flat[i] for i in places))
     return refilled(results, found)
 
 
