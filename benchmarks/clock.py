@@ -9,42 +9,48 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
 import psutil
+
+from . import machine
+
+if sys.platform == "linux":
+    import resource
 
 Call = Callable[[], Any]
 Wait = Callable[[Any], None]
-PAGE = 4096
+PARTS = 4  # of a sample
 LATE = 0.25  # of a call's time: so much may a result's first fetch take longer than a later one's
 
 
 def seconds(calls: Iterator[Call], wait: Wait, repeat: int) -> float:
-    """Per call, over the next `repeat` of them; giving back the results' memory is part of it."""
+    """Per call, over the next `repeat` of them; giving back the results' memory is part of it.
+
+    The median of four parts: a virtual machine's host takes memory back that has been free for two seconds, and the
+    one call that gets it again may take ten times as long as those before and after it.
+    """
+    ends = [repeat * part // PARTS for part in range(PARTS + 1)]
+    counts = [end - start for start, end in pairwise(ends) if end > start]
     collecting = gc.isenabled()
     gc.disable()
     try:
-        start = time.perf_counter()
-        for _ in range(repeat):
-            result = next(calls)()
-            wait(result)
-            del result
-        return (time.perf_counter() - start) / repeat
+        return median(_mean(calls, wait, count) for count in counts)
     finally:
         if collecting:
             gc.enable()
 
 
-def touch(size: int) -> None:
-    """Gets so much memory and gives it back: a loop that runs call after call finds it where its last call left it.
-
-    A virtual machine's host takes memory that nobody has used for some seconds. To get it again costs five times what
-    fresh memory costs otherwise, and would be charged to whoever's turn it is.
-    """
-    np.empty(size // 8, np.int64)[:: PAGE // 8] = 1
+def _mean(calls: Iterator[Call], wait: Wait, count: int) -> float:
+    start = time.perf_counter()
+    for _ in range(count):
+        result = next(calls)()
+        wait(result)
+        del result
+    return (time.perf_counter() - start) / count
 
 
 def late(call: Call, wait: Wait, fetch: Callable[[Any], Any]) -> bool:
@@ -86,6 +92,21 @@ def peak_memory(call: Call) -> int:
     with watch:
         call()
     return max(0, watch.peak - before)
+
+
+@contextlib.contextmanager
+def within_memory() -> Iterator[None]:
+    """To ask for more than there is raises: Linux would end this process, or another one, as soon as it is used."""
+    if sys.platform != "linux":
+        yield
+        return
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    most = psutil.Process().memory_info().data + machine.memory("available")
+    resource.setrlimit(resource.RLIMIT_DATA, (most, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, before)
 
 
 class _KernelPeak:

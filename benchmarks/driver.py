@@ -20,9 +20,9 @@ from .workloads import PASSES, WIDTH, Workload
 
 SEED = 0
 SLOW = 0.25  # seconds a call: longer samples are steadier, and are taken in every other round only
-CALLS, SAMPLES = 4, 10  # so many calls in a sample, unless they take as long as so many samples
+CALLS, SAMPLES = 4, 25  # so many calls in a sample, unless they take as long as so many samples
 FEW, MANY = 7, 41  # rounds, if it is not said how many: as many as fit into
-PATIENCE = 60.0  # seconds a case
+PATIENCE = 150.0  # seconds a case
 LIVES, SMALL = 3, 1 << 25  # so often cases of so few logits have new processes, if the rounds are as many as fit
 Progress = Callable[[str, int, int], None]  # (what is being done, how much is done, of how much)
 

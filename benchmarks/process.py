@@ -67,14 +67,14 @@ class Server:
         self.labels = self.framework.array(y, dtype)
         self.inputs = [self._input() for _ in range(self.workload.copies(dtype))]
         self.turns = itertools.cycle(range(len(self.inputs)))
-        self.peaks: dict[tuple[int, str], int] = {}
         named = [{"name": c.name, "mode": c.mode, "ours": c.ours} for c in self.contenders]
         return {"contenders": named, "buffers": len(self.inputs)}
 
     def check(self, index: int, which: str) -> dict[str, Any]:
         """First call, correctness, whether it waits, memory, and about how long a call takes."""
         try:
-            return self._checked(index, which)
+            with clock.within_memory():
+                return self._checked(index, which)
         except Exception as error:  # whatever a framework raises is what the report is to say
             return {"problem": f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}"}
 
@@ -90,7 +90,6 @@ class Server:
         self._restore(contender)
         call = next(self._calls(contender, which))
         peak, once = self._memory_and_time(call)
-        self.peaks[index, which] = peak or 0
         self._restore(contender)
         waits = once > SLOW or not clock.late(call, wait, partial(_fetch, self.framework))
         return {"first": first, "waits": waits, "memory": peak, "seconds": once, **errors}
@@ -121,11 +120,9 @@ class Server:
         self._restore(contender)
         calls = self._calls(contender, which)
         time.sleep(REST_OF_PRODUCTS if self.workload.linear else REST)
-        if repeat > 1:
-            clock.seconds(calls, self.framework.wait, 1 + repeat // 10)  # caches and thread pools wake up
-        elif self.device == "cpu":
-            clock.touch(self.peaks.get((index, which), 0))
-        return {"seconds": clock.seconds(calls, self.framework.wait, repeat)}
+        with clock.within_memory():
+            clock.seconds(calls, self.framework.wait, 1 + repeat // 10)  # caches, threads and memory wake up
+            return {"seconds": clock.seconds(calls, self.framework.wait, repeat)}
 
     def memory(self, size: int) -> dict[str, Any]:
         self.traffic = memory_traffic.make(size, self.device, self.threads)
