@@ -174,7 +174,7 @@ def _sigmoid_both(e: float, x: Array, *rest: Any, each: bool) -> Any:
 def fuse(loss: Any, both: Any, static: Any, x: Array, *arrays: Array | None) -> Array:
     if not usable():
         return plain.fuse(loss, both, static, x, *arrays)
-    if order(x) != 1 or order(*arrays) or x.dtype.size == 2:
+    if order(x) != 1 or order(*arrays) or x.dtype.size == 2:  # 16 bits are not rounded twice
         return loss(static, x, *arrays)
     places = [i for i, k in enumerate(arrays) if k is not None and k.dtype.is_floating]
 

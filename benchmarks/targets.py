@@ -25,7 +25,6 @@ class Target(NamedTuple):
 
 
 HUGE_PAGES = MEASURED.with_name("cpu-huge-pages.json")
-TENSORFLOW = MEASURED.with_name("tensorflow.json")  # a later run of this backend alone
 OPTAX = "optax.softmax_cross_entropy_with_integer_labels"
 TARGETS = (
     Target(4, "lm", "float32", "both", "torch", "eager", "eager"),
@@ -53,12 +52,11 @@ FLOOR = 1.3  # times the floor, at most, of lm in float32 with its gradient
 EXTRA, EXTRA_LINEAR = 0.02, 0.1  # of the logits, beyond the gradients
 
 
-def table(result: Result, targets: Sequence[Target] = TARGETS, **later: Result) -> str:
-    """Of a result, but for the backends that were run again by themselves."""
+def table(result: Result, targets: Sequence[Target] = TARGETS) -> str:
     lines = ["| workload | xent on | against | target | measured | |", "|" + " --- |" * 6]
-    lines += [_against(later.get(target.backend, result), target) for target in targets]
+    lines += [_against(result, target) for target in targets]
     for backend, mode in (("numpy", "eager"), ("torch", "eager"), ("tensorflow", "eager"), ("jax", "compiled")):
-        case = _case(later.get(backend, result), "lm", "float32")
+        case = _case(result, "lm", "float32")
         series = case and case.find("xent", backend, mode, "both")
         if case and series:
             distance = ratio(series.seconds, case.floor("both")).median
@@ -66,16 +64,15 @@ def table(result: Result, targets: Sequence[Target] = TARGETS, **later: Result) 
             lines.append(f"{name} | the floor | at most {FLOOR}x | {times(distance)} | {_met(distance <= FLOOR)} |")
             lines.append(_memory(case, series, EXTRA))
     for target in (t for t in TARGETS if t.workload == "linear"):
-        head = _case(later.get(target.backend, result), target.workload, target.dtype)
+        head = _case(result, target.workload, target.dtype)
         series = head and head.find("xent", target.backend, target.mode, "both")
         if head and series:
             lines.append(_memory(head, series, EXTRA_LINEAR))
-    origins = [origin(result), *(f"{backend}: {origin(found)}" for backend, found in later.items())]
-    return "\n\n".join(["\n".join(lines), *origins]) + "\n"
+    return "\n".join([*lines, "", origin(result), ""])
 
 
 def of_whole_run() -> str:
-    return table(Result.load(MEASURED), tensorflow=Result.load(TENSORFLOW))
+    return table(Result.load(MEASURED))
 
 
 def of_huge_pages() -> str:
