@@ -101,9 +101,8 @@ def scan(step: Any, carry: Any, rows: Any, chunk: int, keep: None) -> Any:
         start = tf.constant(1)
     loop = (start, kernels.there(carry), arrays)
     _, carried, arrays = tf.while_loop(lambda i, *_: i < chunks, body, loop, parallel_iterations=1)
-    return kernels.refilled(carry, carried), kernels.refilled(
-        first, [_joined(array.stack(), count) for array in arrays]
-    )
+    joined = [_joined(array.stack(), count) for array in arrays]
+    return kernels.refilled(carry, carried), kernels.refilled(first, joined)
 
 
 def _joined(k: Array, count: Any) -> Array:

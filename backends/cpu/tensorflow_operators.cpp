@@ -120,6 +120,12 @@ class Call {
     return shape;
   }
 
+  Shape matrix(int i) {
+    Shape found = shape(i);
+    require(found.size() == 2);
+    return found;
+  }
+
   int64_t count(int i) { return tf.TF_TensorElementCount(input(i).get()); }
 
   int type(int i) { return tf.TF_TensorType(input(i).get()); }
@@ -191,7 +197,8 @@ class Call {
   const Status& status_;
 };
 
-// ---- the operators. Shapes and dtypes are checked, values (class ids) are not: who calls them has. Attributes come in the order in which an operator's description names them.
+// ---- the operators. Shapes and dtypes are checked, values (class ids) are not: who calls them has. Attributes come in
+// the order in which an operator's description names them.
 
 using Attributes = std::vector<int64_t>;
 
@@ -223,11 +230,13 @@ void row_results(Call& call, Rows* k, int64_t axis, bool lse) {
   k->lse = call.out_if(lse, 3, each), k->smooth = call.out_if(k->u, 4, each);
 }
 
-// A row's coefficient, or nullptr
+// What every row has
 const void* per_row(Call& call, int i, const Rows& k) {
-  call.require(call.count(i) == k.outer * k.inner || call.count(i) == 0);
+  call.require(call.count(i) == k.outer * k.inner);
   return call.in(i);
 }
+
+const void* per_row_if_there(Call& call, int i, const Rows& k) { return call.count(i) ? per_row(call, i, k) : nullptr; }
 
 void rows_forward(Call& call, const Attributes& attributes) {
   Rows k = rows(call, Task::kForward, attributes[0]);
@@ -237,17 +246,15 @@ void rows_forward(Call& call, const Attributes& attributes) {
 
 void rows_backward(Call& call, const Attributes& attributes) {
   Rows k = rows(call, Task::kBackward, attributes[0]);
-  for (int i : {4, 5, 6}) call.require(call.count(i) == k.outer * k.inner);
   k.m = const_cast<void*>(per_row(call, 4, k)), k.s = const_cast<void*>(per_row(call, 5, k));
-  k.a = per_row(call, 6, k), k.b = per_row(call, 7, k), k.c = per_row(call, 8, k);
+  k.a = per_row(call, 6, k), k.b = per_row_if_there(call, 7, k), k.c = per_row_if_there(call, 8, k);
   k.dx = call.out_if(!attributes[1], 0, call.shape(0)), k.dt = call.out_if(attributes[1], 1, call.shape(0));
   runners.rows(k, 0);
 }
 
 void rows_both(Call& call, const Attributes& attributes) {
   Rows k = rows(call, Task::kBoth, attributes[0]);
-  call.require(call.count(4) == k.outer * k.inner);
-  k.a = per_row(call, 4, k), k.z = per_row(call, 5, k), k.c = per_row(call, 6, k);
+  k.a = per_row(call, 4, k), k.z = per_row_if_there(call, 5, k), k.c = per_row_if_there(call, 6, k);
   row_results(call, &k, attributes[0], attributes[1]);
   k.dx = k.inner == 1 ? call.out_over(0, 5, call.shape(0)) : call.out(5, call.shape(0));
   runners.rows(k, 0);
@@ -295,7 +302,7 @@ void sigmoid_both(Call& call, const Attributes& attributes) {
 }
 
 Product product(Call& call, Product::Task task, const Shape& of_rows, const Shape& of_classes, const Shape& logits) {
-  call.require(of_rows.size() == 2 && of_classes.size() == 2 && of_rows[1] == of_classes[1]);
+  call.require(of_rows[1] == of_classes[1]);
   Product k{};
   k.task = task, k.rows = of_rows[0], k.features = of_rows[1], k.classes = of_classes[0];
   call.require(logits == Shape{k.rows, k.classes});
@@ -303,8 +310,7 @@ Product product(Call& call, Product::Task task, const Shape& of_rows, const Shap
 }
 
 void project(Call& call, const Attributes&) {
-  Shape h = call.shape(0), w = call.shape(1);
-  call.require(h.size() == 2 && w.size() == 2);
+  Shape h = call.matrix(0), w = call.matrix(1);
   Product k = product(call, Product::kProject, h, w, {h[0], w[0]});
   call.require((call.type(0) == kTfDouble) == (call.out_type(0) == kTfDouble));
   k.dtype = call.dtype(0), k.h = call.in(0), k.w = call.in(1), k.x = call.out(0, {h[0], w[0]});
@@ -312,8 +318,7 @@ void project(Call& call, const Attributes&) {
 }
 
 void pull(Call& call, const Attributes&) {
-  Shape dx = call.shape(0), w = call.shape(1);
-  call.require(dx.size() == 2 && w.size() == 2);
+  Shape dx = call.matrix(0), w = call.matrix(1);
   Product k = product(call, Product::kPull, {dx[0], w[1]}, w, dx);
   call.require_computed(1, 0);
   k.dtype = call.dtype(1), k.x = const_cast<void*>(call.in(0)), k.w = call.in(1), k.out = call.out(0, {dx[0], w[1]});
@@ -322,8 +327,7 @@ void pull(Call& call, const Attributes&) {
 
 // Into the sums' own memory if nobody else has them, or from 0 where there are none
 void accumulate(Call& call, const Attributes&) {
-  Shape dx = call.shape(1), h = call.shape(2);
-  call.require(dx.size() == 2 && h.size() == 2);
+  Shape dx = call.matrix(1), h = call.matrix(2);
   Shape sums{dx[1], h[1]};
   Product k = product(call, Product::kAccumulate, h, sums, dx);
   call.require_computed(2, 0);
