@@ -24,6 +24,7 @@ if sys.platform == "linux":
 Call = Callable[[], Any]
 Wait = Callable[[Any], None]
 PARTS = 4  # of a sample
+SLOW = 0.1  # seconds: such calls may hold so much memory that it is waste before the next one
 LATE = 0.25  # of a call's time: so much may a result's first fetch take longer than a later one's
 
 
@@ -35,13 +36,17 @@ def seconds(calls: Iterator[Call], wait: Wait, repeat: int) -> float:
     """
     ends = [repeat * part // PARTS for part in range(PARTS + 1)]
     counts = [end - start for start, end in pairwise(ends) if end > start]
-    collecting = gc.isenabled()
+    collecting, times = gc.isenabled(), []
     gc.disable()
     try:
-        return median(_mean(calls, wait, count) for count in counts)
+        for count in counts:
+            times.append(_mean(calls, wait, count))
+            if collecting and times[-1] * count > SLOW:
+                gc.collect()  # some leave their results in cycles
     finally:
         if collecting:
             gc.enable()
+    return median(times)
 
 
 def _mean(calls: Iterator[Call], wait: Wait, count: int) -> float:
@@ -82,11 +87,16 @@ def _seems_late(call: Call, wait: Wait, fetch: Callable[[Any], Any], tries: int 
     return median(at_once) - median(rested) > max(LATE * median(whole), 20e-6)
 
 
-def peak_memory(call: Call) -> int:
-    """Bytes of host memory at the peak of a call beyond those before it, its result included."""
+def give_back() -> None:
+    """To the system, what the C library keeps for later."""
     gc.collect()
     with contextlib.suppress(OSError, AttributeError, TypeError):
-        ctypes.CDLL(None).malloc_trim(0)  # what the allocator keeps for later would hide what is used
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def peak_memory(call: Call) -> int:
+    """Bytes of host memory at the peak of a call beyond those before it, its result included."""
+    give_back()  # what is kept would hide what is used
     before: int = psutil.Process().memory_info().rss
     watch = _KernelPeak() if sys.platform == "linux" and _KernelPeak.works() else _SampledPeak()
     with watch:
@@ -96,17 +106,37 @@ def peak_memory(call: Call) -> int:
 
 @contextlib.contextmanager
 def within_memory() -> Iterator[None]:
-    """To ask for more than there is raises: Linux would end this process, or another one, as soon as it is used."""
+    """To ask for more than there is raises: Linux would end this process, or another one, as soon as it is used.
+
+    What a heap has given back still counts as asked for, and takes memory again without being asked for.
+    """
     if sys.platform != "linux":
         yield
         return
     before = resource.getrlimit(resource.RLIMIT_DATA)
-    most = psutil.Process().memory_info().data + machine.memory("available")
+    most = psutil.Process().memory_info().data + max(0, machine.memory("available") - _given_back())
     resource.setrlimit(resource.RLIMIT_DATA, (most, before[1]))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, before)
+
+
+def _given_back() -> int:
+    """Bytes of the heap behind which there is no memory."""
+    size, inside, found = 0, False, False
+    with Path("/proc/self/smaps").open() as lines:
+        for line in lines:
+            if "-" in line.split()[0]:  # a mapping's first line, addresses and name
+                inside = line.rstrip().endswith("[heap]")
+                if found and not inside:
+                    break
+                found |= inside
+            elif inside and line.startswith("Size:"):
+                size += int(line.split()[1])
+            elif inside and line.startswith("Rss:"):
+                size -= int(line.split()[1])
+    return 1024 * size
 
 
 class _KernelPeak:

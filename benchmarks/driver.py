@@ -21,8 +21,9 @@ from .workloads import PASSES, WIDTH, Workload
 SEED = 0
 SLOW = 0.25  # seconds a call: longer samples are steadier, and are taken in every other round only
 CALLS, SAMPLES = 4, 25  # so many calls in a sample, unless they take as long as so many samples
+KEPT = 1.5  # times a call's peak: a heap has gaps
 FEW, MANY = 7, 41  # rounds, if it is not said how many: as many as fit into
-PATIENCE = 150.0  # seconds a case
+PATIENCE = 45.0  # seconds a case
 LIVES, SMALL = 3, 1 << 25  # so often cases of so few logits have new processes, if the rounds are as many as fit
 Progress = Callable[[str, int, int], None]  # (what is being done, how much is done, of how much)
 
@@ -68,7 +69,9 @@ def _turns(rng: np.random.Generator, entries: list[Entry]) -> Iterator[Entry]:
         groups.setdefault((entry.series.backend, entry.series.which), []).append(entry)
     compared = list(groups.values())
     for place in rng.permutation(len(compared)):
-        yield from (compared[place][i] for i in rng.permutation(len(compared[place])))
+        turns = [compared[place][i] for i in rng.permutation(len(compared[place]))]
+        workers = list(dict.fromkeys(entry.worker for entry in turns))
+        yield from sorted(turns, key=lambda entry: workers.index(entry.worker))
 
 
 class Driver:
@@ -176,10 +179,11 @@ class Driver:
         with tempfile.TemporaryDirectory() as folder:
             prepared = each(lambda worker: self._prepare(worker, workload, dtype, folder), workers, room)
         entries = [entry for found, _ in prepared for entry in found]
+        kept = self._kept(entries)
         samples: dict[str, list[float | None]] = {"read": [], "write": [], "copy": []}
         try:
             patience = PATIENCE / LIVES if _small(workload) else PATIENCE
-            self._rounds(memory, samples, entries, f"{workload.name} {dtype}", patience)
+            self._rounds(memory, samples, entries, f"{workload.name} {dtype}", patience, kept)
         finally:  # after Ctrl-C, with the rounds that are whole
             timed = [entry.samples for entry in entries if entry.samples or not entry.series.problem]
             whole = min(map(len, [*samples.values(), *timed]))
@@ -203,6 +207,14 @@ class Driver:
                 self.result.add(case)
         for worker in list(self.workers):
             self._clear(worker, f"{workload.name} {dtype}")
+
+    @staticmethod
+    def _kept(entries: list[Entry]) -> bool:
+        """Whether there is so much memory that every process may keep its own while others are timed."""
+        peaks: dict[Worker, int] = {}
+        for entry in entries:
+            peaks[entry.worker] = max(peaks.get(entry.worker, 0), entry.series.memory or 0)
+        return KEPT * sum(peaks.values()) < machine.memory("available")
 
     def _clear(self, worker: Worker, what: str) -> None:
         try:
@@ -249,6 +261,7 @@ class Driver:
         entries: list[Entry],
         what: str,
         patience: float,
+        kept: bool,
     ) -> None:
         """Every contender once a round."""
         rng, least = np.random.default_rng(self.settings.seed), self.settings.rounds or FEW
@@ -263,16 +276,18 @@ class Driver:
             self._say(f"timing {what}, round {number + 1}", (1 + part) / 2)
             for one, column in samples.items():
                 column.append(memory.ask("move", what=one)["seconds"])
-            for entry in _turns(rng, timed):
-                skip = entry.each > SLOW and number % 2 == 1
-                entry.samples.append(None if skip else self._time(entry))
+            turns = [entry for entry in _turns(rng, timed) if entry.each <= SLOW or number % 2 == 0]
+            for entry, after in zip(turns, [*turns[1:], None], strict=True):
+                keep = kept or (after is not None and after.worker is entry.worker)
+                entry.samples.append(self._time(entry, keep))
+            for entry in timed:
+                entry.samples += [None] * (number + 1 - len(entry.samples))
         self.done += 1
 
-    def _time(self, entry: Entry) -> float | None:
+    def _time(self, entry: Entry, keep: bool) -> float | None:
         try:
-            found = entry.worker.ask(
-                "time", index=entry.index, which=entry.series.which, repeat=self._calls(entry.each)
-            )
+            repeat = self._calls(entry.each)
+            found = entry.worker.ask("time", index=entry.index, which=entry.series.which, repeat=repeat, keep=keep)
         except Died as died:  # `_case` sees to the process
             entry.series = replace(entry.series, problem=str(died))
             return None

@@ -19,6 +19,7 @@ def machine() -> dict[str, Any]:
         "caches": _caches(),
         "memory": memory("total"),
         "pages": _pages(),
+        "heap": _heap(),
         "gpus": _gpus(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": platform.python_version(),
@@ -85,6 +86,13 @@ def _pages() -> str:
     chosen = re.search(r"\[(\w+)\]", rule.read_text()) if rule.exists() else None
     asked = re.search(r"glibc\.malloc\.hugetlb=\d+", os.environ.get("GLIBC_TUNABLES", ""))
     return ", ".join(found for found in (chosen and chosen[1], asked and asked[0]) if found)
+
+
+def _heap() -> str:
+    """What glibc does with memory that is freed in the processes that are timed."""
+    if platform.libc_ver()[0] != "glibc":
+        return ""
+    return "kept" if os.environ.get("MALLOC_MMAP_MAX_", "0") == "0" else "given back"
 
 
 def _gpus() -> list[str]:

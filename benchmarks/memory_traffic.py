@@ -1,4 +1,4 @@
-"""What the memory can do, by the best code at hand: read, write into fresh memory, copy into memory that is there."""
+"""What the memory can do, by the best code at hand: read, write a new array, copy into one that is there."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def host(size: int, threads: int) -> Memory:
     parts = [slice(start, start + step) for start in range(0, len(source), step)]
 
     def write() -> None:
-        fresh = np.empty_like(source)
-        list(pool.map(lambda part: fresh[part].fill(1), parts))
+        new = np.empty_like(source)
+        list(pool.map(lambda part: new[part].fill(1), parts))
 
     return Memory(
         size,

@@ -7,7 +7,6 @@ standard error.
 from __future__ import annotations
 
 import contextlib
-import gc
 import importlib
 import itertools
 import json
@@ -30,6 +29,7 @@ SLOW = 0.1  # seconds: what takes so long has not come back early
 REST = 0.01  # seconds: threads of a framework that has just been timed still spin
 REST_OF_PRODUCTS = 0.12  # those of NumPy's OpenBLAS do for 0.105
 MOVES = 4  # of the memory in a sample
+GROWING = 3  # calls until the heap has all that one of them takes, if none takes a second
 
 
 class Server:
@@ -67,6 +67,7 @@ class Server:
         self.labels = self.framework.array(y, dtype)
         self.inputs = [self._input() for _ in range(self.workload.copies(dtype))]
         self.turns = itertools.cycle(range(len(self.inputs)))
+        self.grown: set[tuple[int, str]] = set()  # whose memory is there from the last time
         named = [{"name": c.name, "mode": c.mode, "ours": c.ours} for c in self.contenders]
         return {"contenders": named, "buffers": len(self.inputs)}
 
@@ -113,16 +114,24 @@ class Server:
         if not any(contender.overwrites for contender in self.contenders):
             self.__dict__.pop("x", None)  # not there where there are no contenders
             self.true = None
+        clock.give_back()
         return {}
 
-    def time(self, index: int, which: str, repeat: int) -> dict[str, Any]:
+    def time(self, index: int, which: str, repeat: int, keep: bool = True) -> dict[str, Any]:
+        """keep: the memory that it used, for the next one."""
         contender = self.contenders[index]
         self._restore(contender)
         calls = self._calls(contender, which)
         time.sleep(REST_OF_PRODUCTS if self.workload.linear else REST)
         with clock.within_memory():
-            clock.seconds(calls, self.framework.wait, 1 + repeat // 10)  # caches, threads and memory wake up
-            return {"seconds": clock.seconds(calls, self.framework.wait, repeat)}
+            least = 1 if (index, which) in self.grown else min(GROWING, 2 * repeat)
+            clock.seconds(calls, self.framework.wait, least + repeat // 10)  # caches, threads and memory wake up
+            found = {"seconds": clock.seconds(calls, self.framework.wait, repeat)}
+        self.grown.add((index, which))
+        if not keep:
+            clock.give_back()
+            self.grown.clear()
+        return found
 
     def memory(self, size: int) -> dict[str, Any]:
         self.traffic = memory_traffic.make(size, self.device, self.threads)
@@ -139,7 +148,7 @@ class Server:
     def end(self) -> dict[str, Any]:
         for name in ("x", "labels", "inputs", "contenders", "true", "traffic"):
             self.__dict__.pop(name, None)
-        gc.collect()
+        clock.give_back()
         return {}
 
     def _calls(self, contender: Contender, which: str) -> Iterator[partial[Any]]:

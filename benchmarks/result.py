@@ -76,7 +76,7 @@ class Case:
     read: int  # bytes of inputs and labels
     write: int  # bytes of a gradient, or of both gradients
     moved: int  # bytes of each memory measurement
-    memory: dict[str, tuple[float | None, ...]]  # seconds of "read", "write" (fresh memory), "copy", by round
+    memory: dict[str, tuple[float | None, ...]]  # seconds of "read", "write" (a new array), "copy", by round
     series: list[Series] = field(default_factory=list)
     value: int | None = None  # what a sweep varies
 

@@ -175,6 +175,7 @@ def facts(result: Result) -> dict[str, str]:
         "caches": ", ".join(f"{name} {_cache(kept)}" for name, kept in machine["caches"].items()),
         "memory": f"{machine['memory'] / 1e9:.0f} GB",
         "huge pages": machine.get("pages", ""),
+        "freed memory": machine.get("heap", ""),
         "bandwidth": bandwidth(result),
         "GPU": "; ".join(machine["gpus"]),
         "system": f"{machine['system']}, Python {machine['python']}",
@@ -194,7 +195,8 @@ def origin(result: Result) -> str:
     """A line: the machine, its bandwidth, all versions."""
     machine = f"{result.machine['cpu']}, {result.settings['threads']} threads; {bandwidth(result)}"
     pages = f"; huge pages: {result.machine['pages']}" if result.machine.get("pages") else ""
-    return f"{machine}{pages}; {versions(result)}; xent {version(result)}."
+    heap = f"; freed memory: {result.machine['heap']}" if result.machine.get("heap") else ""
+    return f"{machine}{pages}{heap}; {versions(result)}; xent {version(result)}."
 
 
 def versions(result: Result) -> str:
@@ -209,7 +211,7 @@ def version(result: Result) -> str:
 
 def bandwidth(result: Result) -> str:
     """What was measured in the rounds; the median over the cases."""
-    shown = {"read": "read", "write": "write (fresh)", "copy": "copy"}
+    shown = {"read": "read", "write": "write", "copy": "copy"}
     found = {name: [case.bandwidth(what) for case in result.cases] for what, name in shown.items()}
     known = {name: [x / 1e9 for x in values if math.isfinite(x)] for name, values in found.items()}
     parts = [f"{name} {digits(statistics.median(values), 2)}" for name, values in known.items() if values]

@@ -86,10 +86,11 @@ def _environment(device: str, threads: int) -> dict[str, str]:
         # A virtual machine may put two threads on one core. OpenMP's wait for each other by spinning, so that the one
         # keeps the other from working: a call of 10 us took 10 ms.
         "OMP_PROC_BIND": "true",
-        # Left to itself, glibc gives results of some MB back to the system in one process and keeps them in another,
-        # as the heap happens to lie; getting them again takes as long as the loss.
-        "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
-        "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
+        # Left to itself, glibc gives large results back to the system and gets them again in pages of 4 KB, which in a
+        # virtual machine takes several times as long as the loss, and never as long as the last time.
+        "MALLOC_MMAP_MAX_": "0",
+        "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
+        "MALLOC_ARENA_MAX": "1",  # the other threads' arenas cannot grow so large
         **os.environ,
         **({} if seen is None else {"CUDA_VISIBLE_DEVICES": seen}),
         "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),

@@ -538,11 +538,11 @@ def test_heads_are_checked_one_after_the_other(asked, monkeypatch):
 
 def test_settings_that_keep_a_process_from_fighting_itself(monkeypatch):
     """Unless somebody said otherwise."""
-    for name in ("OMP_PROC_BIND", "MALLOC_MMAP_THRESHOLD_"):
+    for name, value in (("OMP_PROC_BIND", "true"), ("MALLOC_MMAP_MAX_", "0"), ("MALLOC_ARENA_MAX", "1")):
         monkeypatch.delenv(name, raising=False)
-        assert workers._environment("cpu", 2)[name] in {"true", str(1 << 25)}
-        monkeypatch.setenv(name, "0")
-        assert workers._environment("cpu", 2)[name] == "0"
+        assert workers._environment("cpu", 2)[name] == value
+        monkeypatch.setenv(name, "7")
+        assert workers._environment("cpu", 2)[name] == "7"
 
 
 def test_without_rivals_or_modes(asked):

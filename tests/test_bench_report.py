@@ -120,7 +120,7 @@ def test_every_cell(one):
 def test_floor_and_bandwidth(one):
     assert rows.floor(one.cases[0], "forward") == pytest.approx(0.25e-3)
     assert rows.floor(one.cases[0], "both") == pytest.approx(0.75e-3)
-    assert rows.bandwidth(one) == "read 16, write (fresh) 8.0, copy 8.0 GB/s"
+    assert rows.bandwidth(one) == "read 16, write 8.0, copy 8.0 GB/s"
     assert "floor 750 µs for 8.00 MB" in printed(one)
 
 
@@ -426,7 +426,7 @@ def test_speed_table(one):
     assert head == "| forward and backward | torch | tensorflow |"
     assert row == "| image 1000x1000 float32 | 0.50x a | 2.00x b |"  # a loss; and not the wrong one
     assert f"a `loses` eager, b `{LONG}` graph" in text
-    assert "A Processor <fast>, 2 threads; read 16, write (fresh) 8.0, copy 8.0 GB/s" in text
+    assert "A Processor <fast>, 2 threads; read 16, write 8.0, copy 8.0 GB/s" in text
     assert "float16" not in text
     assert len(rest) <= 6
 
