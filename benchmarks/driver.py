@@ -277,7 +277,7 @@ class Driver:
             for one, column in samples.items():
                 column.append(memory.ask("move", what=one)["seconds"])
             turns = [entry for entry in _turns(rng, timed) if entry.each <= SLOW or number % 2 == 0]
-            for entry, after in zip(turns, [*turns[1:], None], strict=True):
+            for entry, after in zip(turns, [*turns[1:], None], strict=False):  # after the last one nobody
                 keep = kept or (after is not None and after.worker is entry.worker)
                 entry.samples.append(self._time(entry, keep))
             for entry in timed:

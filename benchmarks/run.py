@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from xent import _check, _live
@@ -41,8 +40,8 @@ def bench(
     them can be compared by paired ratios. Before it is timed, each one's loss and gradient are checked against float64.
 
     Args:
-        workloads: names from `xent.benchmarks.workloads.WORKLOADS`, such as "lm"; all if not given, but on a CPU
-            without those of which a call may take half a minute: "lm-large" in float16, "linear" in bfloat16,
+        workloads: names from `xent.benchmarks.workloads.WORKLOADS`, or one, such as "lm"; all if not given, but on a
+            CPU without those of which a call may take half a minute: "lm-large" in float16, "linear" in bfloat16,
             "linear-large".
         backends: "numpy", "torch", "tensorflow", "jax"; all that are installed if not given.
         dtypes: "float32", "float64", "float16", "bfloat16"; each workload's own if not given.
@@ -50,9 +49,10 @@ def bench(
         device: "cpu", "cuda", "gpu", or a framework's own name for one, such as "cuda:1".
         rivals: whether the frameworks' own losses, Keras, SciPy and others are timed, too.
         threads: processors that each framework may use; all if not given.
-        rounds: how often each contender has its turn; if not given, as often as 150 seconds a workload allow, from 7
-            to 41 times, or so in each of three generations of processes where the logits are few; 7 times for `quick`
-            and `sweep`. Contenders that take longer than 0.25 s a call are in every other round only.
+        rounds: how often each contender has its turn; if not given, as often as 45 seconds a workload allow, from 7
+            to 41 times; where the logits are few as often as 15 seconds allow, in each of three generations of
+            processes; 7 times for `quick` and `sweep`. Contenders that take longer than 0.25 s a call are in every
+            other round only.
         quick: two small workloads and shorter samples, in about a minute.
         sweep: "classes", "rows" or "threads": how the cost grows with it, on "lm" if no workload is given.
         save: where to write the result as JSON, anew after each workload.
@@ -71,16 +71,17 @@ def bench(
         >>> [series.label for series in found.cases[0].series]
         ['xent, numpy eager', 'xent, numpy eager']
     """
-    names = _known("workload", workloads, WORKLOADS) or list(["lm"] if sweep else QUICK if quick else WORKLOADS)
-    dtypes = _known("dtype", dtypes, WIDTH)
-    chosen = _known("backend", backends, _live.KNOWN) or list(_live.KNOWN)
+    usual = ["lm"] if sweep else QUICK if quick else WORKLOADS
+    names = _check.chosen("workload", workloads, [*WORKLOADS]) or list(usual)
+    dtypes = _check.chosen("dtype", dtypes, [*WIDTH])
+    chosen = _check.chosen("backend", backends, [*_live.KNOWN]) or list(_live.KNOWN)
     if sweep is not None:
         _check.choice("sweep", sweep, SWEEPS)
     here = [name for name in chosen if name in _live.available()]
     absent = [f"{name}: not installed (pip install 'xent[{name}]')" for name in chosen if name not in here]
     settings = Settings(
         tuple(here),
-        tuple(_known("mode", modes, MODES) or MODES),
+        tuple(_check.chosen("mode", modes, MODES) or MODES),
         device,
         rivals,
         _count("threads", threads, machine.cores(), machine.cores()),
@@ -108,12 +109,6 @@ def bench(
     if not run.result.cases and not run.result.interrupted:
         raise ValueError(f"nothing was timed: {'; '.join(run.result.absent)}")
     return run.result
-
-
-def _known(argument: str, given: Sequence[str] | None, choices: Any) -> list[str]:
-    for value in given or ():
-        _check.choice(argument, value, tuple(choices))
-    return list(dict.fromkeys(given or ()))
 
 
 def _count(argument: str, given: int | None, default: int, most: int) -> int:

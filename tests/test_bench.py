@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 import types
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ClassVar
@@ -311,7 +312,37 @@ def test_buffers_take_turns():
     assert len(places) == 256  # 512 MB of them
     server.time(0, "forward", 1)
     server.time(0, "forward", 20)
-    assert [places[i] for i in seen] == list(range(1 + 1 + 3 + 20))
+    assert [places[i] for i in seen] == list(range(2 + 1 + 3 + 20))
+
+
+def test_a_heap_grows_before_the_clock_starts():
+    """In the first sample, and in each one after its memory was given back."""
+    called = []
+    contender = Contender("recorder", "eager", False, lambda x, y: called.append(1), None)
+    server = serve(SMALL["rows"], with_numpy.make("cpu"), contender)
+    for keep, calls in ((True, 3 + 4), (True, 1 + 4), (False, 1 + 4), (True, 3 + 4), (True, 1 + 4)):
+        called.clear()
+        server.time(0, "forward", 4, keep)
+        assert len(called) == calls
+
+
+def test_what_slow_calls_leave_in_cycles_is_collected(monkeypatch):
+    """It would be as much memory again with each of them; quick ones are not interrupted."""
+
+    class Cycle:
+        def __init__(self):
+            self.itself = self
+
+    for slow, left in ((0.0, 1), (1.0, 4)):
+        monkeypatch.setattr(clock, "SLOW", slow)
+        alive, seen = weakref.WeakSet(), []
+
+        def call(alive=alive, seen=seen):
+            alive.add(Cycle())
+            seen.append(len(alive))
+
+        clock.seconds(iter([call] * 4), lambda result: None, 4)
+        assert max(seen) == left
 
 
 def test_one_slow_call_of_four_does_not_count(monkeypatch):
@@ -341,6 +372,23 @@ def test_what_needs_more_memory_than_there_is_fails_alone():
     with pytest.raises(MemoryError):
         server.time(0, "forward", 1)
     assert server.framework.numpy(np.empty(1 << 20)).size == 1 << 20  # it lives
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what the heap has given back is known on Linux only")
+def test_what_the_heap_has_given_back():
+    """In a process like those that are timed."""
+    script = """if True:
+        from xent.benchmarks import clock
+        before, large, small = clock._given_back(), bytearray(100 << 20), bytearray(1 << 16)
+        print(clock._given_back() - before < 1 << 20)
+        del large
+        print(clock._given_back() - before < 1 << 20)  # kept
+        clock.give_back()
+        print(99 << 20 < clock._given_back() - before < 101 << 20)
+    """
+    environment = workers._environment("cpu", 1)
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["True"] * 3, done.stderr
 
 
 def test_memory_moves_more_than_once(monkeypatch):
@@ -378,6 +426,7 @@ class Recorder:
 
     asked: ClassVar[list] = []
     at_first = takes = (0.5, 1e-3, 1e-3)
+    peak = 0
 
     def __init__(self, backend, device, threads):
         self.backend = backend
@@ -390,7 +439,7 @@ class Recorder:
             "memory": {"size": 1 << 26},
             "move": {"seconds": 1e-3},
             "case": {"contenders": found, "buffers": 1},
-            "check": {"first": 1.0, "memory": 0, "waits": True, "value_error": 0.0, "gradient_error": 0.0}
+            "check": {"first": 1.0, "memory": self.peak, "waits": True, "value_error": 0.0, "gradient_error": 0.0}
             | {"seconds": self.at_first[message.get("index", 0)]},
             "time": {"seconds": self.takes[message.get("index", 0)]},
         }.get(do, {})
@@ -424,16 +473,31 @@ def test_rounds(asked):
 
 def test_turns(asked):
     """Those that are compared, of one backend in one pass, have theirs one after the other; Keras is one of them."""
-    run.bench(["tiny"], backends=["numpy", "torch"], rounds=8, dtypes=["float32"])
+    run.bench(["tiny"], backends=["numpy", "torch"], rounds=40, dtypes=["float32"])
     times = [(name, m["which"], m["index"]) for name, do, m in asked if do == "time" and m["index"] > 0]  # not the slow
-    size = len(times) // 8
+    size = len(times) // 40
     rounds = [times[start : start + size] for start in range(0, len(times), size)]
     for turns in rounds:
         groups = [(name.removeprefix("keras-"), which) for name, which, _ in turns]
         assert len(list(itertools.groupby(groups))) == len(set(groups)) == 4
     assert len({tuple(dict.fromkeys(which for _, which, _ in turns)) for turns in rounds}) == 2
     assert len({tuple(turn for turn in turns if turn[:2] == ("numpy", "both")) for turns in rounds}) == 2
+    for turns, which in itertools.product(rounds, ("forward", "both")):  # a process's own turns are not interrupted
+        of_torch = [name for name, part, _ in turns if part == which and name.endswith("torch")]
+        assert len(list(itertools.groupby(of_torch))) == len(set(of_torch)) == 2
     assert any(name == "keras-torch" for name, _, _ in times)
+
+
+@pytest.mark.parametrize(("peak", "kept"), [(1 << 20, True), (1 << 50, False)])
+def test_memory_is_kept_if_there_is_enough(asked, monkeypatch, peak, kept):
+    """Else it is given back when another process has its turn, and after the last one."""
+    monkeypatch.setattr(Recorder, "peak", peak)
+    run.bench(["tiny"], backends=["numpy", "torch"], rounds=2, dtypes=["float32"])
+    times = [(name, m["keep"]) for name, do, m in asked if do == "time"]
+    of_round = len(times) - 12  # the second has no turns of the slow one: 3 processes, 2 passes, 2 quick ones
+    for turns in (times[:of_round], times[of_round:]):
+        pairs = itertools.pairwise([*(name for name, _ in turns), ""])
+        assert [keep for _, keep in turns] == [kept or name == after for name, after in pairs]
 
 
 @pytest.mark.parametrize(

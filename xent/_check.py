@@ -189,6 +189,14 @@ def choice(argument: str, value: Any, choices: Sequence[str]) -> None:
         raise ValueError(f"{argument}: expected {one_of(choices)}, got {value!r}")
 
 
+def chosen(argument: str, given: Sequence[str] | None, choices: Sequence[str]) -> list[str]:
+    """Those given, each once; a name by itself is one."""
+    names = list(dict.fromkeys([given] if isinstance(given, str) else given or ()))
+    for name in names:
+        choice(argument, name, choices)
+    return names
+
+
 def index(argument: str, value: Any) -> int | None:
     if value is None:
         return None

@@ -154,9 +154,9 @@ def compare(
         >>> xent.compare(["numpy"], losses=["sparse_ce"], dtypes=["float32"]).agrees
         True
     """
-    losses = _known("loss", losses, _regimes.LOSSES)
-    dtypes = _known("dtype", dtypes, _regimes.DTYPES)
-    modes = _known("mode", modes, MODES) or list(MODES)
+    losses = _check.chosen("loss", losses, _regimes.LOSSES)
+    dtypes = _check.chosen("dtype", dtypes, _regimes.DTYPES)
+    modes = _check.chosen("mode", modes, MODES) or list(MODES)
     if (logits is None) != (labels is None):
         given, other = ("labels", "logits") if logits is None else ("logits", "labels")
         raise ValueError(f"{other}: expected beside {given}, got None")
@@ -176,12 +176,6 @@ def compare(
         answers = running.result()
     rows = _rows(tasks, answers, truths)
     return Comparison(rows, _pairs(tasks, answers, truths), skipped, versions)
-
-
-def _known(argument: str, given: Sequence[str] | None, choices: Sequence[str]) -> list[str]:
-    for value in given or ():
-        _check.choice(argument, value, choices)
-    return list(given or ())
 
 
 def _batches(losses: list[str], dtypes: list[str]) -> list[tuple[str, Batch]]:
@@ -224,6 +218,7 @@ def _own(
 def _present(backends: Sequence[str] | None) -> tuple[list[str], list[str]]:
     here = list(_live.available())
     known = [*dict.fromkeys([*_live.KNOWN, *here])]
+    backends = [backends] if isinstance(backends, str) else backends
     for name in backends or ():
         if name not in known:
             raise _check.no_backend(name, known)
