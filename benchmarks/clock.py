@@ -25,14 +25,15 @@ Call = Callable[[], Any]
 Wait = Callable[[Any], None]
 PARTS = 4  # of a sample
 SLOW = 0.1  # seconds: such calls may hold so much memory that it is waste before the next one
+SPARE = 1 << 30  # bytes that the system needs itself
 LATE = 0.25  # of a call's time: so much may a result's first fetch take longer than a later one's
 
 
 def seconds(calls: Iterator[Call], wait: Wait, repeat: int) -> float:
     """Per call, over the next `repeat` of them; giving back the results' memory is part of it.
 
-    The median of four parts: a virtual machine's host takes memory back that has been free for two seconds, and the
-    one call that gets it again may take ten times as long as those before and after it.
+    The median of four parts: one call may be interrupted, or have to wait for memory that a virtual machine's host took
+    back, and take ten times as long as those before and after it.
     """
     ends = [repeat * part // PARTS for part in range(PARTS + 1)]
     counts = [end - start for start, end in pairwise(ends) if end > start]
@@ -114,7 +115,7 @@ def within_memory() -> Iterator[None]:
         yield
         return
     before = resource.getrlimit(resource.RLIMIT_DATA)
-    most = psutil.Process().memory_info().data + max(0, machine.memory("available") - _given_back())
+    most = psutil.Process().memory_info().data + max(0, machine.memory("available") - SPARE - _given_back())
     resource.setrlimit(resource.RLIMIT_DATA, (most, before[1]))
     try:
         yield
@@ -123,19 +124,16 @@ def within_memory() -> Iterator[None]:
 
 
 def _given_back() -> int:
-    """Bytes of the heap behind which there is no memory."""
-    size, inside, found = 0, False, False
-    with Path("/proc/self/smaps").open() as lines:
-        for line in lines:
-            if "-" in line.split()[0]:  # a mapping's first line, addresses and name
-                inside = line.rstrip().endswith("[heap]")
-                if found and not inside:
+    """Bytes of the heap behind which there is no memory; 0 where the system does not tell."""
+    size, inside = 0, False
+    with contextlib.suppress(OSError), Path("/proc/self/smaps").open() as lines:
+        for name, *rest in map(str.split, lines):
+            if "-" in name:  # a mapping's first line: addresses, ..., what it is
+                if inside and rest[-1] != "[heap]":
                     break
-                found |= inside
-            elif inside and line.startswith("Size:"):
-                size += int(line.split()[1])
-            elif inside and line.startswith("Rss:"):
-                size -= int(line.split()[1])
+                inside = rest[-1] == "[heap]"
+            elif inside and name in ("Size:", "Rss:"):
+                size += int(rest[0]) if name == "Size:" else -int(rest[0])
     return 1024 * size
 
 

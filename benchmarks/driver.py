@@ -69,9 +69,7 @@ def _turns(rng: np.random.Generator, entries: list[Entry]) -> Iterator[Entry]:
         groups.setdefault((entry.series.backend, entry.series.which), []).append(entry)
     compared = list(groups.values())
     for place in rng.permutation(len(compared)):
-        turns = [compared[place][i] for i in rng.permutation(len(compared[place]))]
-        workers = list(dict.fromkeys(entry.worker for entry in turns))
-        yield from sorted(turns, key=lambda entry: workers.index(entry.worker))
+        yield from (compared[place][i] for i in rng.permutation(len(compared[place])))
 
 
 class Driver:
@@ -95,10 +93,11 @@ class Driver:
     def _live(self, cases: list[tuple[int | None, Workload, str]]) -> None:
         self.end()
         self.workers = self._start()
-        for value, workload, dtype in cases:
+        for number, (value, workload, dtype) in enumerate(cases):
             need = workload.memory(dtype, len(self.workers), 1)
             lost = len(self.workers) < self.started
-            if lost or need > machine.memory("available"):  # what the processes had once, some of them keep
+            large = number > 0 and not _small(workload)  # what the processes had once, some of them keep
+            if lost or large or need > machine.memory("available"):
                 self.end()
                 self.workers = self._start()
             if need > machine.memory("available"):
@@ -276,18 +275,15 @@ class Driver:
             self._say(f"timing {what}, round {number + 1}", (1 + part) / 2)
             for one, column in samples.items():
                 column.append(memory.ask("move", what=one)["seconds"])
-            turns = [entry for entry in _turns(rng, timed) if entry.each <= SLOW or number % 2 == 0]
-            for entry, after in zip(turns, [*turns[1:], None], strict=False):  # after the last one nobody
-                keep = kept or (after is not None and after.worker is entry.worker)
-                entry.samples.append(self._time(entry, keep))
-            for entry in timed:
-                entry.samples += [None] * (number + 1 - len(entry.samples))
+            for entry in _turns(rng, timed):
+                skip = entry.each > SLOW and number % 2 == 1
+                entry.samples.append(None if skip else self._time(entry, kept))
         self.done += 1
 
-    def _time(self, entry: Entry, keep: bool) -> float | None:
+    def _time(self, entry: Entry, kept: bool) -> float | None:
         try:
             repeat = self._calls(entry.each)
-            found = entry.worker.ask("time", index=entry.index, which=entry.series.which, repeat=repeat, keep=keep)
+            found = entry.worker.ask("time", index=entry.index, which=entry.series.which, repeat=repeat, keep=kept)
         except Died as died:  # `_case` sees to the process
             entry.series = replace(entry.series, problem=str(died))
             return None

@@ -40,9 +40,9 @@ def bench(
     them can be compared by paired ratios. Before it is timed, each one's loss and gradient are checked against float64.
 
     Args:
-        workloads: names from `xent.benchmarks.workloads.WORKLOADS`, or one, such as "lm"; all if not given, but on a
-            CPU without those of which a call may take half a minute: "lm-large" in float16, "linear" in bfloat16,
-            "linear-large".
+        workloads: names from `xent.benchmarks.workloads.WORKLOADS`, or one (here as below), such as "lm"; all if not
+            given, but on a CPU without those of which a call may take half a minute: "lm-large" in float16, "linear" in
+            bfloat16, "linear-large".
         backends: "numpy", "torch", "tensorflow", "jax"; all that are installed if not given.
         dtypes: "float32", "float64", "float16", "bfloat16"; each workload's own if not given.
         modes: "eager", "compiled" (torch.compile, tf.function with XLA and without, jax.jit); both if not given.
@@ -67,7 +67,7 @@ def bench(
 
     Example:
         >>> import xent
-        >>> found = xent.bench(["tiny"], backends=["numpy"], rivals=False, rounds=2)
+        >>> found = xent.bench("tiny", backends="numpy", rivals=False, rounds=2)
         >>> [series.label for series in found.cases[0].series]
         ['xent, numpy eager', 'xent, numpy eager']
     """

@@ -379,7 +379,7 @@ def test_what_the_heap_has_given_back():
     """In a process like those that are timed."""
     script = """if True:
         from xent.benchmarks import clock
-        before, large, small = clock._given_back(), bytearray(100 << 20), bytearray(1 << 16)
+        before, large, above = clock._given_back(), bytearray(100 << 20), bytearray(8 << 20)
         print(clock._given_back() - before < 1 << 20)
         del large
         print(clock._given_back() - before < 1 << 20)  # kept
@@ -482,22 +482,15 @@ def test_turns(asked):
         assert len(list(itertools.groupby(groups))) == len(set(groups)) == 4
     assert len({tuple(dict.fromkeys(which for _, which, _ in turns)) for turns in rounds}) == 2
     assert len({tuple(turn for turn in turns if turn[:2] == ("numpy", "both")) for turns in rounds}) == 2
-    for turns, which in itertools.product(rounds, ("forward", "both")):  # a process's own turns are not interrupted
-        of_torch = [name for name, part, _ in turns if part == which and name.endswith("torch")]
-        assert len(list(itertools.groupby(of_torch))) == len(set(of_torch)) == 2
     assert any(name == "keras-torch" for name, _, _ in times)
 
 
 @pytest.mark.parametrize(("peak", "kept"), [(1 << 20, True), (1 << 50, False)])
 def test_memory_is_kept_if_there_is_enough(asked, monkeypatch, peak, kept):
-    """Else it is given back when another process has its turn, and after the last one."""
+    """Else it is given back after each turn."""
     monkeypatch.setattr(Recorder, "peak", peak)
     run.bench(["tiny"], backends=["numpy", "torch"], rounds=2, dtypes=["float32"])
-    times = [(name, m["keep"]) for name, do, m in asked if do == "time"]
-    of_round = len(times) - 12  # the second has no turns of the slow one: 3 processes, 2 passes, 2 quick ones
-    for turns in (times[:of_round], times[of_round:]):
-        pairs = itertools.pairwise([*(name for name, _ in turns), ""])
-        assert [keep for _, keep in turns] == [kept or name == after for name, after in pairs]
+    assert {m["keep"] for _, do, m in asked if do == "time"} == {kept}
 
 
 @pytest.mark.parametrize(
@@ -538,8 +531,8 @@ def test_small_cases_come_again_in_new_processes(asked, monkeypatch):
     monkeypatch.setattr(driver, "PATIENCE", 1e-9)
     found = run.bench(["image", "lm"], backends=["numpy"], dtypes=["float32"])
     events = [m["workload"]["name"] if do == "case" else do for name, do, m in asked if name == "numpy"]
-    once = ["start", "image", "lm", "ended"]
-    assert [e for e in events if e in {*once}] == once + 2 * ["start", "image", "ended"]
+    small, large = (["start", name, "ended"] for name in ("image", "lm"))  # what memory there is, is the large one's
+    assert [e for e in events if e in {*small, *large}] == small + large + 2 * small
     assert [(case.workload, len(case.memory["read"])) for case in found.cases] == [("image", 21), ("lm", 7)]
     assert [s is None for s in found.cases[0].series[0].seconds] == 3 * [False, True, False, True, False, True, False]
 

@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 
 import pytest
 from rich.console import Console
-from xent.benchmarks import machine, plot, report, rows, speed, targets
+from xent.benchmarks import details, machine, plot, report, rows, speed, targets
 from xent.benchmarks.readme import PERFORMANCE, README, marked
 from xent.benchmarks.result import Case, Result, Series
 from xent.benchmarks.show import show
@@ -384,13 +384,15 @@ def test_without_matplotlib(one, monkeypatch, tmp_path):
 
 
 def test_readme_says_what_was_measured():
-    """Made by `python benchmarks/speed.py` and `targets.py` from the committed results."""
+    """Made by `python benchmarks/speed.py`, `targets.py` and `details.py` from the committed results."""
     found, performance = Result.load(speed.MEASURED), PERFORMANCE.read_text(encoding="utf-8")
     assert not found.interrupted
     assert marked("speed", speed.table(found)) in README.read_text(encoding="utf-8")
     assert marked("targets", targets.of_whole_run()) in performance
-    assert marked("huge-pages", targets.of_huge_pages(), "targets") in performance
-    lm = next(r for r in speed.table(Result.load(targets.HUGE_PAGES)).splitlines() if "lm 4096x32000 float32" in r)
+    assert marked("fresh", targets.of_fresh_memory(), "targets") in performance
+    assert all(marked(name, details.every(found, name), "details") in performance for name in details.MODES)
+    assert marked("head", details.head(found), "details") in performance
+    lm = next(r for r in speed.table(Result.load(targets.FRESH)).splitlines() if "lm 4096x32000 float32" in r)
     _, torch, _, jax = re.findall(r"[\d.]+x(?= \w \|)", lm)
     assert f"`lm` is at {torch} (torch), {jax} (jax)." in README.read_text(encoding="utf-8")
 
@@ -407,16 +409,23 @@ def test_targets_of_a_head():
     assert "| linear float32, with gradient | numpy eager | eager | at least 1.18x | | not measured |" in text
 
 
-def test_pages_are_told(monkeypatch):
-    """Fresh memory's cost, so most of what some rivals take, depends on them."""
+def test_pages_and_freed_memory_are_told(monkeypatch):
+    """And what becomes of freed memory: much of what some rivals take depends on it."""
     monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.arena_max=1:glibc.malloc.hugetlb=1")
     assert machine.machine()["pages"].endswith("glibc.malloc.hugetlb=1")
     monkeypatch.delenv("GLIBC_TUNABLES")
     assert "glibc" not in machine.machine()["pages"]
     shown = result(case([series("xent")]))
-    shown.machine = MACHINE | {"pages": "madvise"}
+    shown.machine = MACHINE | {"pages": "madvise", "heap": "kept"}
     assert rows.facts(shown)["huge pages"] == "madvise"
-    assert "huge pages: madvise" in rows.origin(shown)
+    assert "huge pages: madvise; freed memory: kept" in rows.origin(shown)
+    monkeypatch.setattr(machine.platform, "libc_ver", lambda: ("glibc", "2.36"))
+    monkeypatch.delenv("MALLOC_MMAP_MAX_", raising=False)
+    assert machine._heap() == "kept"
+    monkeypatch.setenv("MALLOC_MMAP_MAX_", "65536")
+    assert machine._heap() == "given back"
+    monkeypatch.setattr(machine.platform, "libc_ver", lambda: ("", ""))
+    assert machine._heap() == ""
 
 
 def test_speed_table(one):
@@ -436,3 +445,21 @@ def test_speed_is_between_the_best_modes():
     shown = result(case([series("xent"), series("rival", seconds=(9e-3,) * 4), *fast], dtype="bfloat16"))
     assert "| image 1000x1000 bfloat16 | 2.00x a |" in speed.table(shown)
     assert "a `rival` compiled" in speed.table(shown)
+
+
+def test_every_workload():
+    slow = {"seconds": (4e-3,) * 4}
+    found = [series("xent"), series("F.cross_entropy", **slow), series("keras.losses", seconds=(1e-4,) * 4)]
+    found += [series("xent", which="forward"), series("F.cross_entropy", which="forward", gradient_error=0, **slow)]
+    found += [series("xent", mode="compiled"), series("F.cross_entropy", mode="compiled", gradient_error=0.5)]
+    *_, row = details.every(result(case(found)), "torch").splitlines()
+    assert row == "| image float32 | 4.00x | 4.00x | - | 1.00x (wrong) |"
+
+
+def test_head_of_a_language_model():
+    found = [series("xent", memory=2 * MEGA + 50_000), series("F.cross_entropy", seconds=(2e-3,) * 4)]
+    found += [series("xent", "jax"), series("xent", "jax", "compiled", problem="no memory")]
+    assert details.head(result(head(found))).splitlines()[2:] == [
+        "| torch eager | 1.00 ms | 1200 | 600; 0.50 of its time | 10.6% | 1e-07, 2e-07 |",
+        "| jax eager | 1.00 ms | 1200 |  | 85.0% | 1e-07, 2e-07 |",
+    ]

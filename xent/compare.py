@@ -132,7 +132,7 @@ def compare(
     """Runs every installed framework, each in a process of its own, against the truth in float64.
 
     Args:
-        backends: names such as "torch"; all that are installed if not given.
+        backends: names such as "torch", or one (here as below); all that are installed if not given.
         losses: "sparse_ce", "softmax_ce", "sigmoid_ce"; all, or with your own arrays the one that fits the labels.
         dtypes: "float32", "float64", "float16", "bfloat16"; all, or with your own arrays the logits' own.
         modes: "eager", "compiled" (torch.compile, tf.function with XLA, jax.jit); both.
@@ -151,7 +151,7 @@ def compare(
 
     Example:
         >>> import xent
-        >>> xent.compare(["numpy"], losses=["sparse_ce"], dtypes=["float32"]).agrees
+        >>> xent.compare("numpy", losses=["sparse_ce", "softmax_ce"], dtypes="float32").agrees
         True
     """
     losses = _check.chosen("loss", losses, _regimes.LOSSES)

@@ -1,0 +1,72 @@
+"""Writes docs/performance.md's tables of every workload: python benchmarks/details.py"""
+
+from __future__ import annotations
+
+from xent.benchmarks.readme import PERFORMANCE, write
+from xent.benchmarks.result import Case, Result, Series, ratio
+from xent.benchmarks.rows import duration, times
+from xent.benchmarks.speed import MEASURED
+from xent.benchmarks.sweeps import plain
+
+OWN = {"numpy": "NumPy", "torch": "F.", "tensorflow": "tf.nn.", "jax": "optax."}  # how its own losses are named
+MODES = {
+    "torch": (("torch", "eager"), ("torch", "compiled")),
+    "tensorflow": (("tensorflow", "eager"), ("tensorflow", "graph"), ("tensorflow", "compiled")),
+    "numpy-jax": (("numpy", "eager"), ("jax", "compiled")),
+}
+PASSES = {"forward": "forward", "both": "with gradient"}
+HEAD = ("linear", "float32")
+
+
+def every(result: Result, name: str) -> str:
+    """The framework's own loss against xent in the same mode, of each workload."""
+    columns = [(backend, mode, which) for backend, mode in MODES[name] for which in PASSES]
+    heads = [f"{backend} {mode}, {PASSES[which]}" for backend, mode, which in columns]
+    lines = [f"| | {' | '.join(heads)} |", "|" + " --- |" * (len(columns) + 1)]
+    for case in plain(result):
+        cells = [_against(case, *column) for column in columns]
+        lines.append(f"| {case.workload} {case.dtype} | {' | '.join(cells)} |")
+    return "\n".join([*lines, ""])
+
+
+def head(result: Result) -> str:
+    """What the head of a language model takes, on each backend in each mode."""
+    case = next(c for c in plain(result) if (c.workload, c.dtype) == HEAD)
+    lines = ["| | time | GFLOP/s | the reference's | extra memory, of the logits | error: loss, gradients |"]
+    lines.append("|" + " --- |" * 6)
+    for series in (s for s in case.series if s.ours and s.which == "both" and not s.problem):
+        seconds, own = series.time.median, _own(case, series.backend, series.mode, "both")
+        cells = (
+            f"{series.backend} {series.mode}",
+            duration(seconds),
+            _speed(case, series),
+            f"{_speed(case, own)}; {ratio(series.seconds, own.seconds).median:.2f} of its time" if own else "",
+            f"{(case.extra(series) or 0) / case.logits:.1%}",
+            f"{series.value_error:.0e}, {series.gradient_error:.0e}",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, ""])
+
+
+def _speed(case: Case, series: Series) -> str:
+    return f"{case.operations('both') / series.time.median / 1e9:.0f}"
+
+
+def _against(case: Case, backend: str, mode: str, which: str) -> str:
+    ours, own = case.find("xent", backend, mode, which), _own(case, backend, mode, which)
+    if not (ours and own) or ours.problem:
+        return "-"
+    return times(ratio(own.seconds, ours.seconds).median) + (" (wrong)" if case.wrong(own) else "")
+
+
+def _own(case: Case, backend: str, mode: str, which: str) -> Series | None:
+    """The fastest, if there are several."""
+    same = [s for s in case.series if (s.backend, s.mode, s.which) == (backend, mode, which) and not s.problem]
+    return min((s for s in same if s.name.startswith(OWN[backend])), key=lambda s: s.time.median, default=None)
+
+
+if __name__ == "__main__":
+    measured = Result.load(MEASURED)
+    for name in MODES:
+        write(name, every(measured, name), PERFORMANCE, "details")
+    write("head", head(measured), PERFORMANCE, "details")
