@@ -79,6 +79,8 @@ class Server:
                 return self._checked(index, which)
         except Exception as error:  # whatever a framework raises is what the report is to say
             return {"problem": f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}"}
+        finally:
+            clock.give_back()  # others are checked meanwhile
 
     def _checked(self, index: int, which: str) -> dict[str, Any]:
         contender, wait = self.contenders[index], self.framework.wait
