@@ -56,7 +56,7 @@ def _against(case: Case, backend: str, mode: str, which: str) -> str:
     ours, own = case.find("xent", backend, mode, which), _own(case, backend, mode, which)
     if not (ours and own) or ours.problem:
         return "-"
-    return times(ratio(own.seconds, ours.seconds).median) + (" (wrong)" if case.wrong(own) else "")
+    return f"{times(ratio(own.seconds, ours.seconds).median)}{' (wrong)' if case.wrong(own) else ''}"
 
 
 def _own(case: Case, backend: str, mode: str, which: str) -> Series | None:
