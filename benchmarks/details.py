@@ -31,7 +31,8 @@ def every(result: Result, name: str) -> str:
 
 def head(result: Result) -> str:
     """What the head of a language model takes, on each backend in each mode."""
-    case = next(c for c in plain(result) if (c.workload, c.dtype) == HEAD)
+    case = result.find(*HEAD)
+    assert case is not None
     lines = ["| | time | GFLOP/s | the reference's | extra memory, of the logits | error: loss, gradients |"]
     lines.append("|" + " --- |" * 6)
     for series in (s for s in case.series if s.ours and s.which == "both" and not s.problem):

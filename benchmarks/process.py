@@ -118,7 +118,7 @@ class Server:
             self.__dict__.pop("x", None)  # not there where there are no contenders
             self.true = None
         clock.give_back()
-        gc.freeze()  # what is there now: a framework's million objects take half a second to look through
+        gc.freeze()
         return {}
 
     def time(self, index: int, which: str, repeat: int, keep: bool = True) -> dict[str, Any]:
@@ -154,6 +154,7 @@ class Server:
             self.__dict__.pop(name, None)
         gc.unfreeze()
         clock.give_back()
+        gc.freeze()  # what is there now: a framework's million objects take a quarter of a second to look through
         return {}
 
     def _calls(self, contender: Contender, which: str) -> Iterator[partial[Any]]:

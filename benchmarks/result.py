@@ -195,7 +195,7 @@ class Result:
     ) -> Spread:
         """How many times as long one contender takes as another, each named (name, backend, mode, which); of a sweep
         at this value."""
-        case = next((c for c in self.cases if (c.workload, c.dtype, c.value) == (workload, dtype, value)), None)
+        case = self.find(workload, dtype, value)
         if case is None:
             raise ValueError(f"workload: expected one that was measured, got {workload!r} in {dtype}")
         found = []
@@ -205,6 +205,9 @@ class Result:
                 raise ValueError(f"{argument}: expected (name, backend, mode, which) as measured, got {name!r}")
             found.append(series.seconds)
         return ratio(*found)
+
+    def find(self, workload: str, dtype: str, value: int | None = None) -> Case | None:
+        return next((c for c in self.cases if (c.workload, c.dtype, c.value) == (workload, dtype, value)), None)
 
     def add(self, case: Case) -> None:
         """Behind the rounds of the same case, if there are some already."""

@@ -56,7 +56,7 @@ def table(result: Result, targets: Sequence[Target] = TARGETS) -> str:
     lines = ["| workload | xent on | against | target | measured | |", "|" + " --- |" * 6]
     lines += [_against(result, target) for target in targets]
     for backend, mode in (("numpy", "eager"), ("torch", "eager"), ("tensorflow", "eager"), ("jax", "compiled")):
-        case = _case(result, "lm", "float32")
+        case = result.find("lm", "float32")
         series = case and case.find("xent", backend, mode, "both")
         if case and series:
             distance = ratio(series.seconds, case.floor("both")).median
@@ -64,7 +64,7 @@ def table(result: Result, targets: Sequence[Target] = TARGETS) -> str:
             lines.append(f"{name} | the floor | at most {FLOOR}x | {times(distance)} | {_met(distance <= FLOOR)} |")
             lines.append(_memory(case, series, EXTRA))
     for target in (t for t in TARGETS if t.workload == "linear"):
-        head = _case(result, target.workload, target.dtype)
+        head = result.find(target.workload, target.dtype)
         series = head and head.find("xent", target.backend, target.mode, "both")
         if head and series:
             lines.append(_memory(head, series, EXTRA_LINEAR))
@@ -78,7 +78,7 @@ def of_whole_run() -> str:
 def of_fresh_memory() -> str:
     """Of the run in which large arrays were in fresh memory, those that had such."""
     result = Result.load(FRESH)
-    cases = [(t, _case(result, t.workload, t.dtype)) for t in TARGETS]
+    cases = [(t, result.find(t.workload, t.dtype)) for t in TARGETS]
     return table(result, [target for target, case in cases if case and case.logits > LARGE])
 
 
@@ -91,7 +91,7 @@ def _memory(case: Case, series: Series, most: float) -> str:
 
 def _against(result: Result, target: Target) -> str:
     what = f"{target.workload} {target.dtype}, {'forward' if target.which == 'forward' else 'with gradient'}"
-    case = _case(result, target.workload, target.dtype)
+    case = result.find(target.workload, target.dtype)
     wanted = f"at least {times(target.least)}"
     ours = case and case.find("xent", target.backend, target.mode, target.which)
     rivals = [s for s in case.series if _is(s, target) and not s.problem] if case else []
@@ -112,10 +112,6 @@ def _is(series: Series, target: Target) -> bool:
     same = (series.backend, series.which, series.ours) == (target.backend, target.which, False)
     named = target.name in (series.name, "") and not series.name.startswith("keras")
     return same and named and target.rival in (series.mode, "best")
-
-
-def _case(result: Result, workload: str, dtype: str) -> Case | None:
-    return next((case for case in result.cases if (case.workload, case.dtype) == (workload, dtype)), None)
 
 
 def _met(met: bool) -> str:

@@ -365,7 +365,7 @@ def test_what_needs_more_memory_than_there_is_fails_alone():
     """It is not used, so nothing but the limit stands in its way: Linux promises more than there is."""
 
     def greedy(x, y):
-        return np.empty(machine.memory("available") + (1 << 30), np.int8)
+        return np.empty(machine.memory("available") + (1 << 28), np.int8)
 
     server = serve(SMALL["rows"], with_numpy.make("cpu"), Contender("greedy", "eager", False, greedy, None))
     assert "Unable to allocate" in server.check(0, "forward")["problem"]

@@ -189,12 +189,16 @@ def choice(argument: str, value: Any, choices: Sequence[str]) -> None:
         raise ValueError(f"{argument}: expected {one_of(choices)}, got {value!r}")
 
 
+def names(given: Sequence[str] | None) -> list[str]:
+    """Each once; a name by itself is one."""
+    return list(dict.fromkeys([given] if isinstance(given, str) else given or ()))
+
+
 def chosen(argument: str, given: Sequence[str] | None, choices: Sequence[str]) -> list[str]:
-    """Those given, each once; a name by itself is one."""
-    names = list(dict.fromkeys([given] if isinstance(given, str) else given or ()))
-    for name in names:
+    given = names(given)
+    for name in given:
         choice(argument, name, choices)
-    return names
+    return given
 
 
 def index(argument: str, value: Any) -> int | None:

@@ -218,11 +218,10 @@ def _own(
 def _present(backends: Sequence[str] | None) -> tuple[list[str], list[str]]:
     here = list(_live.available())
     known = [*dict.fromkeys([*_live.KNOWN, *here])]
-    backends = [backends] if isinstance(backends, str) else backends
-    for name in backends or ():
+    wanted = _check.names(backends) or known
+    for name in wanted:
         if name not in known:
             raise _check.no_backend(name, known)
-    wanted = list(backends or known)
     return [n for n in wanted if n in here], [f"{n}: not installed" for n in wanted if n not in here]
 
 
