@@ -79,8 +79,6 @@ class Server:
                 return self._checked(index, which)
         except Exception as error:  # whatever a framework raises is what the report is to say
             return {"problem": f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}"}
-        finally:
-            clock.give_back()  # others are checked meanwhile
 
     def _checked(self, index: int, which: str) -> dict[str, Any]:
         contender, wait = self.contenders[index], self.framework.wait
@@ -96,6 +94,8 @@ class Server:
         peak, once = self._memory_and_time(call)
         self._restore(contender)
         waits = once > SLOW or not clock.late(call, wait, partial(_fetch, self.framework))
+        if once > SLOW:
+            clock.give_back()  # much; others are checked meanwhile
         return {"first": first, "waits": waits, "memory": peak, "seconds": once, **errors}
 
     def _memory_and_time(self, call: partial[Any]) -> tuple[int | None, float]:
@@ -118,7 +118,7 @@ class Server:
             self.__dict__.pop("x", None)  # not there where there are no contenders
             self.true = None
         clock.give_back()
-        gc.freeze()
+        gc.freeze()  # what is there now: a framework's million objects take a quarter of a second to look through
         return {}
 
     def time(self, index: int, which: str, repeat: int, keep: bool = True) -> dict[str, Any]:
@@ -154,7 +154,6 @@ class Server:
             self.__dict__.pop(name, None)
         gc.unfreeze()
         clock.give_back()
-        gc.freeze()  # what is there now: a framework's million objects take a quarter of a second to look through
         return {}
 
     def _calls(self, contender: Contender, which: str) -> Iterator[partial[Any]]:
