@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import os
 import sys
 import threading
 import time
@@ -25,7 +26,8 @@ Call = Callable[[], Any]
 Wait = Callable[[Any], None]
 PARTS = 4  # of a sample
 SLOW = 0.1  # seconds: such calls may hold so much memory that it is waste before the next one
-SPARE = 1 << 30  # bytes that the system needs itself
+M_MMAP_MAX, ARRAYS = -4, 1 << 16  # glibc's name for how many have memory of their own; its own number
+SPARE = 1 << 29  # bytes that the system needs itself
 LATE = 0.25  # of a call's time: so much may a result's first fetch take longer than a later one's
 
 
@@ -93,6 +95,13 @@ def give_back() -> None:
     gc.collect()
     with contextlib.suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def keep_freed(keep: bool) -> None:
+    """Whether the C library keeps large arrays' memory when they are freed, if this process was started to do so."""
+    most = int(os.environ.get("MALLOC_MMAP_MAX_", ARRAYS)) if keep else ARRAYS
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).mallopt(M_MMAP_MAX, most)
 
 
 def peak_memory(call: Call) -> int:

@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,8 @@ SEED = 0
 SLOW = 0.25  # seconds a call: longer samples are steadier, and are taken in every other round only
 CALLS, SAMPLES = 4, 25  # so many calls in a sample, unless they take as long as so many samples
 KEPT = 1.5  # times a call's peak: a heap has gaps
-FEW, MANY = 7, 41  # rounds, if it is not said how many: as many as fit into
-PATIENCE = 45.0  # seconds a case
+FEW, MANY = 7, 99  # rounds, if it is not said how many: as many as fit into
+PATIENCE = 60.0  # seconds a case
 LIVES, SMALL = 3, 1 << 25  # so often cases of so few logits have new processes, if the rounds are as many as fit
 Progress = Callable[[str, int, int], None]  # (what is being done, how much is done, of how much)
 
@@ -274,10 +275,12 @@ class Driver:
             part = max(number / most, min(number / least, spent / patience))
             self._say(f"timing {what}, round {number + 1}", (1 + part) / 2)
             for one, column in samples.items():
-                column.append(memory.ask("move", what=one)["seconds"])
-            for entry in _turns(rng, timed):
-                skip = entry.each > SLOW and number % 2 == 1
-                entry.samples.append(None if skip else self._time(entry, kept))
+                column.append(memory.ask("move", what=one, keep=kept)["seconds"])
+            turns = [entry for entry in _turns(rng, timed) if entry.each <= SLOW or number % 2 == 0]
+            for entry, then in zip_longest(turns, turns[1:]):
+                entry.samples.append(self._time(entry, kept or (then is not None and then.worker is entry.worker)))
+            for entry in timed:
+                entry.samples += [None] * (number + 1 - len(entry.samples))
         self.done += 1
 
     def _time(self, entry: Entry, kept: bool) -> float | None:

@@ -30,7 +30,7 @@ SLOW = 0.1  # seconds: what takes so long has not come back early
 REST = 0.01  # seconds: threads of a framework that has just been timed still spin
 REST_OF_PRODUCTS = 0.12  # those of NumPy's OpenBLAS do for 0.105
 MOVES = 4  # of the memory in a sample
-GROWING = 3  # calls until the heap has all that one of them takes, if none takes a second
+GROWING = 3  # calls until the heap has all that one of them takes
 
 
 class Server:
@@ -64,6 +64,7 @@ class Server:
         self.contenders = self.framework.contenders(self.workload)
         if not self.contenders:
             return {"contenders": [], "buffers": 0}
+        clock.keep_freed(False)  # others are checked meanwhile; and it would leave the heap in pieces
         self.x, y, self.true = inputs.known(folder, self.workload, dtype, seed)
         self.labels = self.framework.array(y, dtype)
         self.inputs = [self._input() for _ in range(self.workload.copies(dtype))]
@@ -94,8 +95,6 @@ class Server:
         peak, once = self._memory_and_time(call)
         self._restore(contender)
         waits = once > SLOW or not clock.late(call, wait, partial(_fetch, self.framework))
-        if once > SLOW:
-            clock.give_back()  # much; others are checked meanwhile
         return {"first": first, "waits": waits, "memory": peak, "seconds": once, **errors}
 
     def _memory_and_time(self, call: partial[Any]) -> tuple[int | None, float]:
@@ -118,7 +117,7 @@ class Server:
             self.__dict__.pop("x", None)  # not there where there are no contenders
             self.true = None
         clock.give_back()
-        gc.freeze()  # what is there now: a framework's million objects take a quarter of a second to look through
+        clock.keep_freed(True)
         return {}
 
     def time(self, index: int, which: str, repeat: int, keep: bool = True) -> dict[str, Any]:
@@ -128,8 +127,10 @@ class Server:
         calls = self._calls(contender, which)
         time.sleep(REST_OF_PRODUCTS if self.workload.linear else REST)
         with clock.within_memory():
-            least = 1 if (index, which) in self.grown else min(GROWING, 2 * repeat)
-            clock.seconds(calls, self.framework.wait, least + repeat // 10)  # caches, threads and memory wake up
+            # Caches, threads and memory wake up; what takes half a second does not notice.
+            first = repeat // 10 + (repeat > 1 if (index, which) in self.grown else min(GROWING, repeat))
+            if first:
+                clock.seconds(calls, self.framework.wait, first)
             found = {"seconds": clock.seconds(calls, self.framework.wait, repeat)}
         self.grown.add((index, which))
         if not keep:
@@ -143,16 +144,18 @@ class Server:
             getattr(self.traffic, what)()
         return {"size": self.traffic.size}
 
-    def move(self, what: str) -> dict[str, Any]:
+    def move(self, what: str, keep: bool = True) -> dict[str, Any]:
         calls = itertools.repeat(getattr(self.traffic, what))
         time.sleep(REST)
         clock.seconds(calls, _done, 1)
-        return {"seconds": clock.seconds(calls, _done, MOVES)}
+        found = {"seconds": clock.seconds(calls, _done, MOVES)}
+        if not keep:
+            clock.give_back()
+        return found
 
     def end(self) -> dict[str, Any]:
         for name in ("x", "labels", "inputs", "contenders", "true", "traffic"):
             self.__dict__.pop(name, None)
-        gc.unfreeze()
         clock.give_back()
         return {}
 
@@ -221,8 +224,11 @@ def main() -> None:
     server = Server()
     for line in sys.stdin:
         message = json.loads(line)
+        do = message.pop("do")
         try:
-            answer = getattr(server, message.pop("do"))(**message)
+            answer = getattr(server, do)(**message)
+            if do in ("start", "checked"):
+                gc.freeze()  # a framework's million objects take a quarter of a second to look through
         except Exception:
             answer = {"crash": traceback.format_exc()}
         print(json.dumps(answer), file=answers, flush=True)

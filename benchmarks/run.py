@@ -49,8 +49,8 @@ def bench(
         device: "cpu", "cuda", "gpu", or a framework's own name for one, such as "cuda:1".
         rivals: whether the frameworks' own losses, Keras, SciPy and others are timed, too.
         threads: processors that each framework may use; all if not given.
-        rounds: how often each contender has its turn; if not given, as often as 45 seconds a workload allow, from 7
-            to 41 times; where the logits are few as often as 15 seconds allow, in each of three generations of
+        rounds: how often each contender has its turn; if not given, as often as 60 seconds a workload allow, from 7
+            to 99 times; where the logits are few as often as 20 seconds allow, in each of three generations of
             processes; 7 times for `quick` and `sweep`. Contenders that take longer than 0.25 s a call are in every
             other round only.
         quick: two small workloads and shorter samples, in about a minute.

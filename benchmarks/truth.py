@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from . import machine
 from .workloads import Workload
 
 Array = NDArray[Any]
@@ -103,17 +105,20 @@ def gradient_error(true: Truth | LinearTruth, gradient: Any, dtype: str) -> floa
     if isinstance(true, LinearTruth):
         return float(np.max([_of_norm(*pair) for pair in zip(gradient, true.gradients, strict=True)]))
     x, labels = _flat(true.workload, true.x, true.labels)
-    true, gradient, worst = true._replace(x=x, labels=labels), _rows(true.workload, gradient), 0.0
-    count = true.x.size if true.workload.loss == "sigmoid_ce" else len(true.x)  # of a mean
-    for block in _blocks(true.x.shape):
-        exact, size = _gradient(true, block)
+    flat, gradient = true._replace(x=x, labels=labels), _rows(true.workload, gradient)
+    count = x.size if true.workload.loss == "sigmoid_ce" else len(x)  # of a mean
+
+    def worst(block: slice) -> float:
+        exact, size = _gradient(flat, block)
         error = gradient[block].astype(np.float64)
         error *= count
         error -= exact
         np.abs(error, out=error)
         error /= np.maximum(size, TINY[dtype] * count, out=size)
-        worst = float(np.maximum(worst, error.max()))  # NaN stays
-    return worst
+        return float(error.max())
+
+    with ThreadPoolExecutor(machine.cores()) as pool:
+        return float(np.max(list(pool.map(worst, _blocks(x.shape)))))  # NaN stays
 
 
 def _gradient(true: Truth, block: slice) -> tuple[Array, Array]:
