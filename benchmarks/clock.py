@@ -27,7 +27,7 @@ Wait = Callable[[Any], None]
 PARTS = 4  # of a sample
 SLOW = 0.1  # seconds: such calls may hold so much memory that it is waste before the next one
 M_MMAP_MAX, ARRAYS = -4, 1 << 16  # glibc's name for how many have memory of their own; its own number
-SPARE = 1 << 29  # bytes that the system needs itself
+SPARE = 1 << 30  # bytes that the system needs itself
 LATE = 0.25  # of a call's time: so much may a result's first fetch take longer than a later one's
 
 
@@ -115,35 +115,23 @@ def peak_memory(call: Call) -> int:
 
 
 @contextlib.contextmanager
-def within_memory() -> Iterator[None]:
+def within_memory(taken: int = 0) -> Iterator[None]:
     """To ask for more than there is raises: Linux would end this process, or another one, as soon as it is used.
 
-    What a heap has given back still counts as asked for, and takes memory again without being asked for.
+    taken: bytes that are known to be needed. What a heap has given back it takes again without asking for it.
     """
+    here = max(0, machine.memory("available") - SPARE)
+    if taken > here:
+        raise MemoryError(f"takes {taken} bytes, {here} are available")
     if sys.platform != "linux":
         yield
         return
     before = resource.getrlimit(resource.RLIMIT_DATA)
-    most = psutil.Process().memory_info().data + max(0, machine.memory("available") - SPARE - _given_back())
-    resource.setrlimit(resource.RLIMIT_DATA, (most, before[1]))
+    resource.setrlimit(resource.RLIMIT_DATA, (psutil.Process().memory_info().data + here, before[1]))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, before)
-
-
-def _given_back() -> int:
-    """Bytes of the heap behind which there is no memory; 0 where the system does not tell."""
-    size, inside = 0, False
-    with contextlib.suppress(OSError), Path("/proc/self/smaps").open() as lines:
-        for name, *rest in map(str.split, lines):
-            if "-" in name:  # a mapping's first line: addresses, ..., what it is
-                if inside and rest[-1] != "[heap]":
-                    break
-                inside = rest[-1] == "[heap]"
-            elif inside and name in ("Size:", "Rss:"):
-                size += int(rest[0]) if name == "Size:" else -int(rest[0])
-    return 1024 * size
 
 
 class _KernelPeak:

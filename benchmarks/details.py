@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from xent.benchmarks.readme import PERFORMANCE, write
+from xent.benchmarks.readme import PERFORMANCE, markdown, write
 from xent.benchmarks.result import Case, Result, Series, ratio
-from xent.benchmarks.rows import duration, times
+from xent.benchmarks.rows import BRIEFLY, duration, times
 from xent.benchmarks.speed import MEASURED
 from xent.benchmarks.sweeps import plain
 
@@ -14,39 +14,40 @@ MODES = {
     "tensorflow": (("tensorflow", "eager"), ("tensorflow", "graph"), ("tensorflow", "compiled")),
     "numpy-jax": (("numpy", "eager"), ("jax", "compiled")),
 }
-PASSES = {"forward": "forward", "both": "with gradient"}
 HEAD = ("linear", "float32")
 
 
 def every(result: Result, name: str) -> str:
     """The framework's own loss against xent in the same mode, of each workload."""
-    columns = [(backend, mode, which) for backend, mode in MODES[name] for which in PASSES]
-    heads = [f"{backend} {mode}, {PASSES[which]}" for backend, mode, which in columns]
-    lines = [f"| | {' | '.join(heads)} |", "|" + " --- |" * (len(columns) + 1)]
-    for case in plain(result):
-        cells = [_against(case, *column) for column in columns]
-        lines.append(f"| {case.workload} {case.dtype} | {' | '.join(cells)} |")
-    return "\n".join([*lines, ""])
+    columns = [(backend, mode, which) for backend, mode in MODES[name] for which in BRIEFLY]
+    heads = [f"{backend} {mode}, {BRIEFLY[which]}" for backend, mode, which in columns]
+    lines = [
+        [f"{case.workload} {case.dtype}", *(_against(case, *column) for column in columns)] for case in plain(result)
+    ]
+    table: str = markdown(["", *heads], lines)
+    return table
 
 
 def head(result: Result) -> str:
     """What the head of a language model takes, on each backend in each mode."""
     case = result.find(*HEAD)
     assert case is not None
-    lines = ["| | time | GFLOP/s | the reference's | extra memory, of the logits | error: loss, gradients |"]
-    lines.append("|" + " --- |" * 6)
-    for series in (s for s in case.series if s.ours and s.which == "both" and not s.problem):
-        seconds, own = series.time.median, _own(case, series.backend, series.mode, "both")
-        cells = (
-            f"{series.backend} {series.mode}",
-            duration(seconds),
-            _speed(case, series),
-            f"{_speed(case, own)}; {ratio(series.seconds, own.seconds).median:.2f} of its time" if own else "",
-            f"{(case.extra(series) or 0) / case.logits:.1%}",
-            f"{series.value_error:.0e}, {series.gradient_error:.0e}",
-        )
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*lines, ""])
+    heads = ["", "time", "GFLOP/s", "the reference's", "extra memory, of the logits", "error: loss, gradients"]
+    ours = (s for s in case.series if s.ours and s.which == "both" and not s.problem)
+    table: str = markdown(heads, [_of_head(case, series) for series in ours])
+    return table
+
+
+def _of_head(case: Case, series: Series) -> list[str]:
+    own = _own(case, series.backend, series.mode, "both")
+    return [
+        f"{series.backend} {series.mode}",
+        duration(series.time.median),
+        _speed(case, series),
+        f"{_speed(case, own)}; {ratio(series.seconds, own.seconds).median:.2f} of its time" if own else "",
+        f"{(case.extra(series) or 0) / case.logits:.1%}",
+        f"{series.value_error:.0e}, {series.gradient_error:.0e}",
+    ]
 
 
 def _speed(case: Case, series: Series) -> str:

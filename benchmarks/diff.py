@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .result import ENOUGH, Case, Result, Series, Spread, key, ratio
+from .rows import BRIEFLY
 
 NOISE = 0.1  # changes up to this are not told
 
@@ -107,7 +108,7 @@ def show(verdicts: list[Verdict], console: Console) -> None:
             f"[{colour[verdict.word]}]{verdict.word}[/]",
             f"{verdict.factor:.2f}x",
             f"{change.case.workload} {change.case.dtype}" + (f" {change.case.value}" if change.case.value else ""),
-            "forward" if change.series.which == "forward" else "with gradient",
+            BRIEFLY[change.series.which],
             f"{change.series.backend} {change.series.mode}",
             f"{len(verdict.changes)}",
         )

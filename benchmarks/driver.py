@@ -7,7 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
-from itertools import zip_longest
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,6 @@ from .workloads import PASSES, WIDTH, Workload
 SEED = 0
 SLOW = 0.25  # seconds a call: longer samples are steadier, and are taken in every other round only
 CALLS, SAMPLES = 4, 25  # so many calls in a sample, unless they take as long as so many samples
-KEPT = 1.5  # times a call's peak: a heap has gaps
 FEW, MANY = 7, 99  # rounds, if it is not said how many: as many as fit into
 PATIENCE = 60.0  # seconds a case
 LIVES, SMALL = 3, 1 << 25  # so often cases of so few logits have new processes, if the rounds are as many as fit
@@ -179,11 +178,10 @@ class Driver:
         with tempfile.TemporaryDirectory() as folder:
             prepared = each(lambda worker: self._prepare(worker, workload, dtype, folder), workers, room)
         entries = [entry for found, _ in prepared for entry in found]
-        kept = self._kept(entries)
         samples: dict[str, list[float | None]] = {"read": [], "write": [], "copy": []}
         try:
             patience = PATIENCE / LIVES if _small(workload) else PATIENCE
-            self._rounds(memory, samples, entries, f"{workload.name} {dtype}", patience, kept)
+            self._rounds(memory, samples, entries, f"{workload.name} {dtype}", patience)
         finally:  # after Ctrl-C, with the rounds that are whole
             timed = [entry.samples for entry in entries if entry.samples or not entry.series.problem]
             whole = min(map(len, [*samples.values(), *timed]))
@@ -207,14 +205,6 @@ class Driver:
                 self.result.add(case)
         for worker in list(self.workers):
             self._clear(worker, f"{workload.name} {dtype}")
-
-    @staticmethod
-    def _kept(entries: list[Entry]) -> bool:
-        """Whether there is so much memory that every process may keep its own while others are timed."""
-        peaks: dict[Worker, int] = {}
-        for entry in entries:
-            peaks[entry.worker] = max(peaks.get(entry.worker, 0), entry.series.memory or 0)
-        return KEPT * sum(peaks.values()) < machine.memory("available")
 
     def _clear(self, worker: Worker, what: str) -> None:
         try:
@@ -261,7 +251,6 @@ class Driver:
         entries: list[Entry],
         what: str,
         patience: float,
-        kept: bool,
     ) -> None:
         """Every contender once a round."""
         rng, least = np.random.default_rng(self.settings.seed), self.settings.rounds or FEW
@@ -275,22 +264,25 @@ class Driver:
             part = max(number / most, min(number / least, spent / patience))
             self._say(f"timing {what}, round {number + 1}", (1 + part) / 2)
             for one, column in samples.items():
-                column.append(memory.ask("move", what=one, keep=kept)["seconds"])
-            turns = [entry for entry in _turns(rng, timed) if entry.each <= SLOW or number % 2 == 0]
-            for entry, then in zip_longest(turns, turns[1:]):
-                entry.samples.append(self._time(entry, kept or (then is not None and then.worker is entry.worker)))
-            for entry in timed:
-                entry.samples += [None] * (number + 1 - len(entry.samples))
+                column.append(memory.ask("move", what=one)["seconds"])
+            for entry in _turns(rng, timed):
+                skip = entry.each > SLOW and number % 2 == 1
+                entry.samples.append(None if skip else self._time(entry))
         self.done += 1
 
-    def _time(self, entry: Entry, kept: bool) -> float | None:
+    def _time(self, entry: Entry) -> float | None:
+        ask = partial(entry.worker.ask, "time", index=entry.index, which=entry.series.which)
+        repeat = self._calls(entry.each)
         try:
-            repeat = self._calls(entry.each)
-            found = entry.worker.ask("time", index=entry.index, which=entry.series.which, repeat=repeat, keep=kept)
+            try:
+                seconds: float = ask(repeat=repeat)["seconds"]
+            except Failed:  # for want of memory, it may be, that others keep
+                for worker in self.workers:
+                    worker.ask("give_back")
+                seconds = ask(repeat=repeat)["seconds"]
         except Died as died:  # `_case` sees to the process
             entry.series = replace(entry.series, problem=str(died))
             return None
-        seconds: float = found["seconds"]
         entry.each = min(entry.each, seconds)
         return seconds
 

@@ -38,6 +38,10 @@ class Server:
 
     framework: Framework
 
+    def __init__(self) -> None:
+        self.taken: dict[tuple[int, str], int] = {}  # by contenders and passes, bytes from the system
+        self.grown: set[tuple[int, str]] = set()  # for whom they are there from the last time
+
     def start(self, backend: str, device: str, threads: int) -> dict[str, Any]:
         """Imports the framework; answers with what it is, and with what cannot be run here."""
         name, _, keras = backend.partition("-")
@@ -69,7 +73,7 @@ class Server:
         self.labels = self.framework.array(y, dtype)
         self.inputs = [self._input() for _ in range(self.workload.copies(dtype))]
         self.turns = itertools.cycle(range(len(self.inputs)))
-        self.grown: set[tuple[int, str]] = set()  # whose memory is there from the last time
+        self.grown.clear()
         named = [{"name": c.name, "mode": c.mode, "ours": c.ours} for c in self.contenders]
         return {"contenders": named, "buffers": len(self.inputs)}
 
@@ -92,13 +96,13 @@ class Server:
         del result
         self._restore(contender)
         call = next(self._calls(contender, which))
-        peak, once = self._memory_and_time(call)
+        peak, self.taken[index, which], once = self._memory_and_time(call)
         self._restore(contender)
         waits = once > SLOW or not clock.late(call, wait, partial(_fetch, self.framework))
         return {"first": first, "waits": waits, "memory": peak, "seconds": once, **errors}
 
-    def _memory_and_time(self, call: partial[Any]) -> tuple[int | None, float]:
-        """Of the second call, which compiles nothing."""
+    def _memory_and_time(self, call: partial[Any]) -> tuple[int | None, int, float]:
+        """Of the second call, which compiles nothing: its peak, what of that the system had to give, seconds."""
         times: list[float] = []
 
         def timed() -> None:
@@ -109,7 +113,7 @@ class Server:
         counted = stop()
         if self.device == "cpu" and counted is not None:  # TensorFlow's count knows nothing of memory it was lent
             counted = max(counted, of_process, self.framework.planned(call.func, *call.args))
-        return counted, times[0]
+        return counted, of_process, times[0]
 
     def checked(self) -> dict[str, Any]:
         """Gives back what only checks need: every process holds its own arrays."""
@@ -120,23 +124,24 @@ class Server:
         clock.keep_freed(True)
         return {}
 
-    def time(self, index: int, which: str, repeat: int, keep: bool = True) -> dict[str, Any]:
-        """keep: the memory that it used, for the next one."""
-        contender = self.contenders[index]
-        self._restore(contender)
-        calls = self._calls(contender, which)
-        time.sleep(REST_OF_PRODUCTS if self.workload.linear else REST)
-        with clock.within_memory():
+    def time(self, index: int, which: str, repeat: int) -> dict[str, Any]:
+        contender, grown = self.contenders[index], (index, which) in self.grown
+        with clock.within_memory(0 if grown else self.taken.get((index, which), 0)):
+            self._restore(contender)
+            calls = self._calls(contender, which)
+            time.sleep(REST_OF_PRODUCTS if self.workload.linear else REST)
             # Caches, threads and memory wake up; what takes half a second does not notice.
-            first = repeat // 10 + (repeat > 1 if (index, which) in self.grown else min(GROWING, repeat))
+            first = repeat // 10 + (repeat > 1 if grown else min(GROWING, repeat))
             if first:
                 clock.seconds(calls, self.framework.wait, first)
             found = {"seconds": clock.seconds(calls, self.framework.wait, repeat)}
         self.grown.add((index, which))
-        if not keep:
-            clock.give_back()
-            self.grown.clear()
         return found
+
+    def give_back(self) -> dict[str, Any]:
+        clock.give_back()
+        self.grown.clear()
+        return {}
 
     def memory(self, size: int) -> dict[str, Any]:
         self.traffic = memory_traffic.make(size, self.device, self.threads)
@@ -144,14 +149,11 @@ class Server:
             getattr(self.traffic, what)()
         return {"size": self.traffic.size}
 
-    def move(self, what: str, keep: bool = True) -> dict[str, Any]:
+    def move(self, what: str) -> dict[str, Any]:
         calls = itertools.repeat(getattr(self.traffic, what))
         time.sleep(REST)
         clock.seconds(calls, _done, 1)
-        found = {"seconds": clock.seconds(calls, _done, MOVES)}
-        if not keep:
-            clock.give_back()
-        return found
+        return {"seconds": clock.seconds(calls, _done, MOVES)}
 
     def end(self) -> dict[str, Any]:
         for name in ("x", "labels", "inputs", "contenders", "true", "traffic"):

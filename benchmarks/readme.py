@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 README = Path(__file__).parents[1] / "README.md"
 PERFORMANCE = README.parent / "docs" / "performance.md"
+
+
+def markdown(heads: Sequence[str], rows: Iterable[Iterable[str]]) -> str:
+    """A table."""
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "".join(f"|{'|'.join(f' {cell} ' if cell else ' ' for cell in cells)}|\n" for cells in lines)
 
 
 def marked(name: str, text: str, script: str = "") -> str:

@@ -12,6 +12,7 @@ from xent.compare import figure
 from .result import ENOUGH, Case, Result, Series, Spread, passes, ratio
 
 PASS = {"forward": "forward", "both": "forward and backward"}
+BRIEFLY = {"forward": "forward", "both": "with gradient"}
 UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
 SIZES = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B"))
 LONGEST = 28  # a contender's name, for a line to fit into 100 columns

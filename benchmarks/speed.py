@@ -6,9 +6,9 @@ import math
 from pathlib import Path
 from string import ascii_lowercase
 
-from xent.benchmarks.readme import write
+from xent.benchmarks.readme import markdown, write
 from xent.benchmarks.result import Case, Result, Series, ratio
-from xent.benchmarks.rows import origin, times
+from xent.benchmarks.rows import PASS, origin, times
 from xent.benchmarks.sweeps import plain
 
 MEASURED = Path(__file__).parent / "results" / "cpu.json"
@@ -20,20 +20,20 @@ def table(result: Result) -> str:
     cases = [case for case in plain(result) if case.dtype in DTYPES]
     backends = list(dict.fromkeys(s.backend for case in cases for s in case.series))
     marks: dict[str, str] = {}
-    lines = [f"| forward and backward | {' | '.join(backends)} |", "|" + " --- |" * (len(backends) + 1)]
-    for case in cases:
-        cells = (_cell(case, backend, marks) for backend in backends)
-        lines.append(f"| {case.workload} {'x'.join(map(str, case.shape))} {case.dtype} | {' | '.join(cells)} |")
+    lines = [
+        [f"{case.workload} {'x'.join(map(str, case.shape))} {case.dtype}", *(_cell(case, b, marks) for b in backends)]
+        for case in cases
+    ]
     rivals = ", ".join(f"{mark} {name}" for name, mark in marks.items())
-    lines += [
-        "",
+    said = [
+        markdown([PASS["both"], *backends], lines),
         "How many times as long as xent's fastest mode the fastest right rival takes (the smallest median time of "
         f"all its modes; below 1 it beats xent), median of paired rounds. The rivals: {rivals}.",
         "",
         f"{origin(result)} Made by `xent bench --json benchmarks/results/cpu.json`.",
         "",
     ]
-    return "\n".join(lines)
+    return "\n".join(said)
 
 
 def _cell(case: Case, backend: str, marks: dict[str, str]) -> str:

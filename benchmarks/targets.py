@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from xent.benchmarks.readme import PERFORMANCE, write
+from xent.benchmarks.readme import PERFORMANCE, markdown, write
 from xent.benchmarks.result import Case, Result, Series, ratio
-from xent.benchmarks.rows import origin, times
+from xent.benchmarks.rows import BRIEFLY, origin, times
 from xent.benchmarks.speed import MEASURED
 
 
@@ -53,22 +53,22 @@ EXTRA, EXTRA_LINEAR = 0.02, 0.1  # of the logits, beyond the gradients
 
 
 def table(result: Result, targets: Sequence[Target] = TARGETS) -> str:
-    lines = ["| workload | xent on | against | target | measured | |", "|" + " --- |" * 6]
-    lines += [_against(result, target) for target in targets]
+    lines = [_against(result, target) for target in targets]
     for backend, mode in (("numpy", "eager"), ("torch", "eager"), ("tensorflow", "eager"), ("jax", "compiled")):
         case = result.find("lm", "float32")
         series = case and case.find("xent", backend, mode, "both")
         if case and series:
             distance = ratio(series.seconds, case.floor("both")).median
-            name = f"| lm float32, with gradient | {backend} {mode}"
-            lines.append(f"{name} | the floor | at most {FLOOR}x | {times(distance)} | {_met(distance <= FLOOR)} |")
+            wanted, found = f"at most {FLOOR}x", (times(distance), _met(distance <= FLOOR))
+            lines.append([_pass(case, "both"), f"{backend} {mode}", "the floor", wanted, *found])
             lines.append(_memory(case, series, EXTRA))
     for target in (t for t in TARGETS if t.workload == "linear"):
         head = result.find(target.workload, target.dtype)
         series = head and head.find("xent", target.backend, target.mode, "both")
         if head and series:
             lines.append(_memory(head, series, EXTRA_LINEAR))
-    return "\n".join([*lines, "", origin(result), ""])
+    heads = ["workload", "xent on", "against", "target", "measured", ""]
+    return "\n".join([markdown(heads, lines), origin(result), ""])
 
 
 def of_whole_run() -> str:
@@ -82,29 +82,31 @@ def of_fresh_memory() -> str:
     return table(result, [target for target, case in cases if case and case.logits > LARGE])
 
 
-def _memory(case: Case, series: Series, most: float) -> str:
+def _pass(of: Case | Target, which: str) -> str:
+    return f"{of.workload} {of.dtype}, {BRIEFLY[which]}"
+
+
+def _memory(case: Case, series: Series, most: float) -> list[str]:
     """Beyond the gradients, of the logits."""
     extra = max(0, (series.memory or 0) - case.write) / case.logits
-    name = f"| {case.workload} {case.dtype}, with gradient | {series.backend} {series.mode}"
-    return f"{name} | extra memory | at most {most:.0%} | {extra:.1%} | {_met(extra <= most)} |"
+    what = [_pass(case, "both"), f"{series.backend} {series.mode}", "extra memory"]
+    return [*what, f"at most {most:.0%}", f"{extra:.1%}", _met(extra <= most)]
 
 
-def _against(result: Result, target: Target) -> str:
-    what = f"{target.workload} {target.dtype}, {'forward' if target.which == 'forward' else 'with gradient'}"
+def _against(result: Result, target: Target) -> list[str]:
+    what = [_pass(target, target.which), f"{target.backend} {target.mode}"]
     case = result.find(target.workload, target.dtype)
     wanted = f"at least {times(target.least)}"
     ours = case and case.find("xent", target.backend, target.mode, target.which)
     rivals = [s for s in case.series if _is(s, target) and not s.problem] if case else []
     if not (case and ours and rivals):
-        return f"| {what} | {target.backend} {target.mode} | {target.rival} | {wanted} | | not measured |"
+        return [*what, target.rival, wanted, "", "not measured"]
     rival = min(rivals, key=lambda s: (bool(case.wrong(s)), s.time.median))
     found = ratio(rival.seconds, ours.seconds)
     wrong = case.wrong(rival)
     name = f"`{rival.name}` {rival.mode}" + (f" ({wrong})" if wrong else "")
-    return (
-        f"| {what} | {target.backend} {target.mode} | {name} | {wanted} | "
-        f"{times(found.median)} ({times(found.low)} to {times(found.high)}) | {_met(found.median >= target.least)} |"
-    )
+    measured = f"{times(found.median)} ({times(found.low)} to {times(found.high)})"
+    return [*what, name, wanted, measured, _met(found.median >= target.least)]
 
 
 def _is(series: Series, target: Target) -> bool:

@@ -14,7 +14,7 @@ Array = NDArray[Any]
 WIDTH = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 NARROW = ("float32", "bfloat16", "float16")
 HEADS = ("float32", "bfloat16")
-ROTATED = 1 << 29  # bytes of logits: more than a processor's caches hold
+ROTATED = 500_000_000  # bytes of logits: more than a processor's caches hold
 PASSES = ("forward", "both")  # the loss; the loss and its gradient in the inputs
 
 

@@ -461,5 +461,5 @@ def test_head_of_a_language_model():
     found += [series("xent", "jax"), series("xent", "jax", "compiled", problem="no memory")]
     assert details.head(result(head(found))).splitlines()[2:] == [
         "| torch eager | 1.00 ms | 1200 | 600; 0.50 of its time | 10.6% | 1e-07, 2e-07 |",
-        "| jax eager | 1.00 ms | 1200 |  | 85.0% | 1e-07, 2e-07 |",
+        "| jax eager | 1.00 ms | 1200 | | 85.0% | 1e-07, 2e-07 |",
     ]
