@@ -28,6 +28,7 @@ PARTS = 4  # of a sample
 SLOW = 0.1  # seconds: such calls may hold so much memory that it is waste before the next one
 M_MMAP_MAX, ARRAYS = -4, 1 << 16  # glibc's name for how many have memory of their own; its own number
 SPARE = 1 << 30  # bytes that the system needs itself
+FEW = 1 << 26  # bytes that are always there
 LATE = 0.25  # of a call's time: so much may a result's first fetch take longer than a later one's
 
 
@@ -99,8 +100,8 @@ def give_back() -> None:
 
 def keep_freed(keep: bool) -> None:
     """Whether the C library keeps large arrays' memory when they are freed, if this process was started to do so."""
-    most = int(os.environ.get("MALLOC_MMAP_MAX_", ARRAYS)) if keep else ARRAYS
-    with contextlib.suppress(OSError, AttributeError, TypeError):
+    with contextlib.suppress(OSError, AttributeError, TypeError, ValueError):
+        most = int(os.environ.get("MALLOC_MMAP_MAX_", ARRAYS)) if keep else ARRAYS
         ctypes.CDLL(None).mallopt(M_MMAP_MAX, most)
 
 
@@ -120,12 +121,12 @@ def within_memory(taken: int = 0) -> Iterator[None]:
 
     taken: bytes that are known to be needed. What a heap has given back it takes again without asking for it.
     """
-    here = max(0, machine.memory("available") - SPARE)
-    if taken > here:
-        raise MemoryError(f"takes {taken} bytes, {here} are available")
     if sys.platform != "linux":
         yield
         return
+    here = max(0, machine.memory("available") - SPARE)
+    if taken > max(here, FEW):
+        raise MemoryError(f"takes {taken} bytes, {here} are available")
     before = resource.getrlimit(resource.RLIMIT_DATA)
     resource.setrlimit(resource.RLIMIT_DATA, (psutil.Process().memory_info().data + here, before[1]))
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import tempfile
 import time
@@ -266,7 +267,7 @@ class Driver:
             for one, column in samples.items():
                 column.append(memory.ask("move", what=one)["seconds"])
             for entry in _turns(rng, timed):
-                skip = entry.each > SLOW and number % 2 == 1
+                skip = bool(entry.series.problem) or (entry.each > SLOW and number % 2 == 1)
                 entry.samples.append(None if skip else self._time(entry))
         self.done += 1
 
@@ -278,7 +279,8 @@ class Driver:
                 seconds: float = ask(repeat=repeat)["seconds"]
             except Failed:  # for want of memory, it may be, that others keep
                 for worker in self.workers:
-                    worker.ask("give_back")
+                    with contextlib.suppress(Died):  # its own entries say so
+                        worker.ask("give_back")
                 seconds = ask(repeat=repeat)["seconds"]
         except Died as died:  # `_case` sees to the process
             entry.series = replace(entry.series, problem=str(died))

@@ -30,7 +30,7 @@ SLOW = 0.1  # seconds: what takes so long has not come back early
 REST = 0.01  # seconds: threads of a framework that has just been timed still spin
 REST_OF_PRODUCTS = 0.12  # those of NumPy's OpenBLAS do for 0.105
 MOVES = 4  # of the memory in a sample
-GROWING = 3  # calls until the heap has all that one of them takes
+GROWING = 3  # calls until the heap has all that one of them takes, if none takes a quarter of a second
 
 
 class Server:
@@ -126,12 +126,13 @@ class Server:
 
     def time(self, index: int, which: str, repeat: int) -> dict[str, Any]:
         contender, grown = self.contenders[index], (index, which) in self.grown
-        with clock.within_memory(0 if grown else self.taken.get((index, which), 0)):
+        kept = max((self.taken.get(one, 0) for one in self.grown), default=0)
+        with clock.within_memory(self.taken.get((index, which), 0) - kept):
             self._restore(contender)
             calls = self._calls(contender, which)
             time.sleep(REST_OF_PRODUCTS if self.workload.linear else REST)
-            # Caches, threads and memory wake up; what takes half a second does not notice.
-            first = repeat // 10 + (repeat > 1 if grown else min(GROWING, repeat))
+            # Caches, threads and memory wake up; what takes a quarter of a second does not notice.
+            first = repeat // 10 + (repeat > 1 if grown else min(GROWING, 2 * repeat))
             if first:
                 clock.seconds(calls, self.framework.wait, first)
             found = {"seconds": clock.seconds(calls, self.framework.wait, repeat)}
@@ -229,7 +230,9 @@ def main() -> None:
         do = message.pop("do")
         try:
             answer = getattr(server, do)(**message)
-            if do in ("start", "checked"):
+            if do in ("start", "checked", "end"):
+                gc.unfreeze()
+                gc.collect()
                 gc.freeze()  # a framework's million objects take a quarter of a second to look through
         except Exception:
             answer = {"crash": traceback.format_exc()}

@@ -20,6 +20,7 @@ from .workloads import Workload
 
 Array = NDArray[Any]
 BLOCK = 1 << 16  # entries worked out at a time, in float64: they stay in the cache
+THREADS = 4  # at most: other processes check, too
 HELD, WIDENED = 1 << 26, 1 << 22  # of linear_ce: logits that are there at a time, entries of the weight
 
 # Roundoff, and the smallest number whose relative accuracy anyone could expect.
@@ -117,7 +118,7 @@ def gradient_error(true: Truth | LinearTruth, gradient: Any, dtype: str) -> floa
         error /= np.maximum(size, TINY[dtype] * count, out=size)
         return float(error.max())
 
-    with ThreadPoolExecutor(machine.cores()) as pool:
+    with ThreadPoolExecutor(min(machine.cores(), THREADS)) as pool:
         return float(np.max(list(pool.map(worst, _blocks(x.shape)))))  # NaN stays
 
 

@@ -74,7 +74,7 @@ class Worker:
 
 
 def _environment(device: str, threads: int) -> dict[str, str]:
-    """What frameworks read when they start: the GPU they see, if any; their threads; no hoarding of memory."""
+    """What frameworks read when they start: the GPU they see, if any; their threads; no hoarding of a GPU's memory."""
     kind, _, index = device.partition(":")
     seen = os.environ.get("CUDA_VISIBLE_DEVICES")
     known = seen.split(",") if seen else []

@@ -103,7 +103,7 @@ def peak(device: str) -> Callable[[], int | None]:
 
 
 def planned(function: Callable[..., Any], *arguments: Any) -> int:
-    """The C library keeps memory of an earlier call for XLA's threads, so that the process does not grow again."""
+    """What XLA has laid out: the process need not grow where memory of an earlier call is still there."""
     if not hasattr(function, "lower"):  # not compiled as a whole
         return 0
     plan = function.lower(*arguments).compile().memory_analysis()
