@@ -326,7 +326,7 @@ def test_a_heap_grows_before_the_clock_starts():
         (True, 4, 1 + 4),
         (True, 1, 1),
         (False, 4, 3 + 4),
-        (False, 1, 1 + 1),
+        (False, 1, 2 + 1),
     ):
         if not kept:
             server.give_back()
