@@ -90,7 +90,8 @@ def _changes(then: Case, now: Case, series: Series) -> Iterator[Change]:
         previous = then.find(*key(rival))
         if not rival.ours and rival.seconds and previous and previous.seconds and now.baseline(rival) is series:
             old, new = ratio(previous.seconds, earlier.seconds), ratio(rival.seconds, series.seconds)
-            yield Change(now, series, rival.name, old, new)
+            if old.rounds and new.rounds:  # not so if one of them has failed
+                yield Change(now, series, rival.name, old, new)
     if not now.linear:
         floors = then.floor(series.which), now.floor(series.which)
         yield Change(now, series, "memory", ratio(floors[0], earlier.seconds), ratio(floors[1], series.seconds))

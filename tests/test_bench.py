@@ -1016,6 +1016,12 @@ def test_diff(factor, load, word):
     assert [change.against for change in verdict.changes] == ["F.cross_entropy", "memory"]
 
 
+def test_diff_leaves_out_who_has_failed():
+    old, new = found(case([None] * 5, STEADY)), found(case([3 * s for s in STEADY], STEADY))
+    (verdict,) = diff.diff(old, new)
+    assert [change.against for change in verdict.changes] == ["memory"]
+
+
 def test_too_few_rounds_prove_nothing():
     old, new = found(case([3.0] * 3, [1.0] * 3)), found(case([3.0] * 3, [2.0] * 3))
     assert diff.diff(old, new)[0].word == "same"
