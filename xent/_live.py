@@ -71,7 +71,7 @@ def _numpy() -> Live:
         return x if dtype is None else x.astype(bfloat16 if dtype == "bfloat16" else dtype)
 
     def sparse(x: Array, y: Array) -> tuple[Array, Array]:
-        return soft(x, np.eye(x.shape[-1], dtype=x.dtype)[y])
+        return soft(x, (np.arange(x.shape[-1]) == y[..., None]).astype(x.dtype))
 
     def soft(x: Array, t: Array) -> tuple[Array, Array]:
         with np.errstate(all="ignore"):

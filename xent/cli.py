@@ -37,7 +37,7 @@ def backends(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] =
     """Which frameworks are here, their versions and devices, what installs the missing ones; the kernels."""
     here = set(_live.available())
     names = [*dict.fromkeys([*_live.KNOWN, *sorted(here)])]
-    found = {name: facts(name) if name in here else None for name in names}
+    found = {**dict.fromkeys(names), **facts([name for name in names if name in here])}
     kernels = {"native": native(), "triton": triton((found["torch"] or {}).get("devices", ()))}
     if as_json:
         print(json.dumps({**found, **kernels}, indent=2))

@@ -163,7 +163,7 @@ def compare(
     batches = _batches(losses, dtypes) if logits is None else _own(logits, labels, losses, dtypes, ignore_index)
     names, skipped = _present(backends)
     tasks, versions = [], {}
-    for name, known in zip(names, _each(facts, names), strict=True):
+    for name, known in facts(names).items():
         versions[name] = known["version"]
         found, reasons = _tasks(name, known, modes, device, batches)
         tasks += found
@@ -225,8 +225,12 @@ def _present(backends: Sequence[str] | None) -> tuple[list[str], list[str]]:
     return [n for n in wanted if n in here], [f"{n}: not installed" for n in wanted if n not in here]
 
 
-def facts(name: str) -> dict[str, Any]:
-    """A framework's version, devices, dtypes and modes, asked in a process of its own."""
+def facts(names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Each framework's version, devices, dtypes and modes, asked in a process of its own."""
+    return dict(zip(names, _each(_facts, names), strict=True))
+
+
+def _facts(name: str) -> dict[str, Any]:
     code = f"import json; from xent import _worker; print(json.dumps(_worker.facts({name!r})))"
     try:
         return json.loads(_python(["-c", code]).splitlines()[-1])  # type: ignore[no-any-return]
