@@ -6,6 +6,7 @@ others in the same rounds: each rival of its backend and mode, and the memory, w
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -34,11 +35,26 @@ class Change(NamedTuple):
         return self.new.median / self.old.median
 
     @property
+    def chance(self) -> float:
+        """That the scatter of their rounds alone puts two medians of the same ratio further apart than the noise."""
+        return math.erfc(math.log(1 + NOISE) / math.hypot(1e-9, _error(self.old), _error(self.new)) / math.sqrt(2))
+
+    @property
     def clear(self) -> bool:
         """More than the noise, beyond both runs' middle halves, in enough rounds."""
         apart = self.new.low > self.old.high or self.new.high < self.old.low
         enough = min(self.old.rounds, self.new.rounds) >= ENOUGH
         return enough and apart and not 1 / (1 + NOISE) <= self.factor <= 1 + NOISE
+
+
+def _error(spread: Spread) -> float:
+    """The standard error of the median's logarithm, of rounds that scatter normally: it is 1.2533 times a mean's. How
+    many standard deviations lie between the quartiles of so few is by Blom's formula."""
+    if spread.rounds < 2:
+        return math.inf
+    place = 1 + (spread.rounds - 1) / 4
+    between = -2 * statistics.NormalDist().inv_cdf((place - 0.375) / (spread.rounds + 0.25))
+    return 1.2533 * math.log(spread.high / spread.low) / between / math.sqrt(spread.rounds)
 
 
 class Verdict(NamedTuple):
@@ -119,11 +135,12 @@ def show(verdicts: list[Verdict], console: Console) -> None:
         "\nagainst  how many others: the memory, and the rivals on its backend in its mode"
         f"\nfaster, slower  against most of them by more than {NOISE:.0%}, and beyond both runs' quartiles[/]"
     )
-    pairs = [max(c.factor, 1 / c.factor) - 1 for v in verdicts for c in v.changes if c.against != "memory"]
-    if pairs:
-        far = sum(p > NOISE for p in pairs)
+    changes = [c for v in verdicts for c in v.changes if c.against != "memory"]
+    if changes:
+        apart = [max(c.factor, 1 / c.factor) - 1 for c in changes]
         console.print(
-            f"{len(pairs)} paired ratios of rivals to xent: medians differ by {statistics.median(pairs):.1%} in the "
-            f"middle, {max(pairs):.1%} at most; {far} by more than {NOISE:.0%}",
+            f"{len(apart)} paired ratios of rivals to xent: medians differ by {statistics.median(apart):.1%} in the "
+            f"middle, {max(apart):.1%} at most; {sum(a > NOISE for a in apart)} by more than {NOISE:.0%}, where the "
+            f"scatter of their rounds alone makes one expect {sum(c.chance for c in changes):.0f}",
             highlight=False,
         )

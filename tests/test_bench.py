@@ -1048,6 +1048,16 @@ def test_diff_of_noise():
     assert verdict.word == "same"
 
 
+@pytest.mark.parametrize(("scatter", "rounds"), [(0.05, 9), (0.2, 25), (0.2, 7)])
+def test_diff_knows_how_far_noise_alone_would_put_two_runs(scatter, rounds):
+    rng = np.random.default_rng(0)
+    times = np.exp(rng.normal(0, scatter, (400, 2, rounds))).tolist()
+    runs = [[found(case(rival, [1.0] * rounds)) for rival in pair] for pair in times]
+    changes = [diff.diff(*pair)[0].changes[0] for pair in runs]
+    far = np.mean([max(change.factor, 1 / change.factor) > 1 + diff.NOISE for change in changes])
+    assert np.mean([change.chance for change in changes]) == pytest.approx(far, abs=0.06)
+
+
 def test_a_rival_that_got_faster_is_no_loss():
     old, new = found(case([3 * s for s in STEADY], STEADY)), found(case(STEADY, STEADY))
     assert diff.diff(old, new)[0].word == "same"
@@ -1062,6 +1072,7 @@ def test_diff_command(tmp_path):
     assert "slower" in slower.stdout
     assert "0.50x" in slower.stdout
     assert "medians differ by 100.0% in the middle" in slower.stdout
+    assert "the scatter of their rounds alone makes one expect 0" in slower.stdout.replace("\n", " ")
     assert invoke("bench", "--diff", tmp_path / "new.json", tmp_path / "old.json").exit_code == 0
     found(dataclasses.replace(case(STEADY, STEADY), workload="other")).save(tmp_path / "other.json")
     assert "nothing that is in both" in invoke("bench", "--diff", tmp_path / "old.json", tmp_path / "other.json").output
