@@ -30,7 +30,8 @@ SLOW = 0.1  # seconds: what takes so long has not come back early
 REST = 0.01  # seconds: threads of a framework that has just been timed still spin
 REST_OF_PRODUCTS = 0.12  # those of NumPy's OpenBLAS do for 0.105
 MOVES = 4  # of the memory in a sample
-GROWING = 3  # calls until the heap has all that one of them takes, if none takes a quarter of a second
+GROWING = 4  # samples at most until the heap has all that its calls take: what is fresh takes ten times as long
+LITTLE = 1 << 22  # bytes
 
 
 class Server:
@@ -131,11 +132,14 @@ class Server:
             self._restore(contender)
             calls = self._calls(contender, which)
             time.sleep(REST_OF_PRODUCTS if self.workload.linear else REST)
-            # Caches, threads and memory wake up; what takes a quarter of a second does not notice.
-            first = repeat // 10 + (repeat > 1 if grown else min(GROWING, 2 * repeat))
+            first = repeat // 10 + (repeat > 1 or not grown)  # caches, threads and memory wake up
             if first:
                 clock.seconds(calls, self.framework.wait, first)
-            found = {"seconds": clock.seconds(calls, self.framework.wait, repeat)}
+            for _ in range(GROWING):
+                held = clock.held()
+                found = {"seconds": clock.seconds(calls, self.framework.wait, repeat)}
+                if clock.held() - held <= LITTLE:
+                    break
         self.grown.add((index, which))
         return found
 

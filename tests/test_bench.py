@@ -25,7 +25,7 @@ from xent import _live, _regimes, cli, oracle
 from xent.benchmarks import clock, diff, driver, inputs, machine, memory_traffic, rows, run, truth, workers
 from xent.benchmarks.frameworks import Contender, parts
 from xent.benchmarks.frameworks import numpy as with_numpy
-from xent.benchmarks.process import Server
+from xent.benchmarks.process import GROWING, LITTLE, Server
 from xent.benchmarks.result import Case, Result, Series
 from xent.benchmarks.workloads import HEADS, WORKLOADS, Traffic, Workload, sweep
 
@@ -313,26 +313,33 @@ def test_buffers_take_turns():
     assert len(places) == 239  # 500 MB of them
     server.time(0, "forward", 1)
     server.time(0, "forward", 20)
-    assert [places[i] for i in seen] == list(range(2 + 1 + 3 + 20))
+    assert [places[i] for i in seen] == list(range(1 + 1 + 3 + 20))
 
 
-def test_a_heap_grows_before_the_clock_starts():
-    """In the first sample, and after its memory was given back; a single call needs no other once it is there."""
+def test_calls_before_the_clock_starts():
+    """For caches and threads; a single call needs none, if its memory was not given back."""
     called = []
     contender = Contender("recorder", "eager", False, lambda x, y: called.append(1), None)
     server = serve(SMALL["rows"], with_numpy.make("cpu"), contender)
-    for kept, repeat, calls in (
-        (False, 4, 3 + 4),
-        (True, 4, 1 + 4),
-        (True, 1, 1),
-        (False, 4, 3 + 4),
-        (False, 1, 2 + 1),
-    ):
+    for kept, repeat, calls in ((False, 4, 1 + 4), (True, 4, 1 + 4), (True, 1, 1), (False, 1, 1 + 1)):
         if not kept:
             server.give_back()
         called.clear()
         server.time(0, "forward", repeat)
         assert len(called) == calls
+
+
+@pytest.mark.parametrize(("growing", "samples"), [(0, 1), (1, 1), (2, 2), (3, 2), (4, 3), (1000, GROWING)])
+def test_a_sample_in_which_the_heap_grew_is_taken_again(growing, samples):
+    """Fresh memory takes longer than what a call does with it. The first call is not timed."""
+    kept = []
+
+    def call(x, y):
+        kept.append(np.ones(2 * LITTLE // 8) if len(kept) < growing else None)
+
+    server = serve(SMALL["rows"], with_numpy.make("cpu"), Contender("hoarder", "eager", False, call, None))
+    server.time(0, "forward", 2)
+    assert len(kept) == 1 + 2 * samples
 
 
 def test_what_slow_calls_leave_in_cycles_is_collected(monkeypatch):
