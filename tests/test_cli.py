@@ -26,7 +26,7 @@ def test_backends(monkeypatch):
     found = json.loads(invoke("backends", "--json").stdout)
     assert found["numpy"]["devices"] == ["cpu"]
     assert set(found) >= {"numpy", "torch", "tensorflow", "jax"}
-    monkeypatch.setattr(cli, "facts", lambda names: {name: found[name] for name in names})  # to import all takes a while
+    monkeypatch.setattr(cli, "facts", lambda names: {name: found[name] for name in names})  # once is enough
     shown = invoke("backends")
     assert shown.exit_code == 0
     assert np.__version__ in shown.stdout
