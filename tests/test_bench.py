@@ -342,6 +342,20 @@ def test_a_sample_in_which_the_heap_grew_is_taken_again(growing, samples):
     assert len(kept) == 1 + 2 * samples
 
 
+def test_a_sample_stays_where_there_is_no_memory_for_another_one():
+    kept = []
+
+    def call(x, y):
+        if len(kept) == 3:
+            raise MemoryError
+        kept.append(np.ones(2 * LITTLE // 8))
+
+    server = serve(SMALL["rows"], with_numpy.make("cpu"), Contender("hoarder", "eager", False, call, None))
+    assert server.time(0, "forward", 2)["seconds"] > 0
+    with pytest.raises(MemoryError):
+        server.time(0, "forward", 2)
+
+
 def test_what_slow_calls_leave_in_cycles_is_collected(monkeypatch):
     """It would be as much memory again with each of them; quick ones are not interrupted."""
 
