@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from . import machine
+from .clock import SPARE
 from .result import Case, Result, Series
 from .rows import size
 from .workers import Died, Failed, Worker, each
@@ -71,6 +72,20 @@ def _turns(rng: np.random.Generator, entries: list[Entry]) -> Iterator[Entry]:
     compared = list(groups.values())
     for place in rng.permutation(len(compared)):
         yield from (compared[place][i] for i in rng.permutation(len(compared[place])))
+
+
+def _crowded(entries: list[Entry]) -> bool:
+    """Whether processes cannot all keep what their calls take. Then only the one that is timed does: whoever has to
+    take what others have just lacked is timed in fresh memory."""
+    most: dict[Worker, int] = {}
+    for entry in entries:
+        most[entry.worker] = max(most.get(entry.worker, 0), entry.series.memory or 0)
+    return sum(most.values()) > machine.memory("available") - SPARE
+
+
+def _give_back(worker: Worker) -> None:
+    with contextlib.suppress(Died):  # its own entries say so
+        worker.ask("give_back")
 
 
 class Driver:
@@ -257,6 +272,7 @@ class Driver:
         rng, least = np.random.default_rng(self.settings.seed), self.settings.rounds or FEW
         most = self.settings.rounds or MANY
         timed = [entry for entry in entries if not entry.series.problem]
+        crowded, last = _crowded(timed), memory
         start = time.monotonic()
         for number in range(most):
             spent = time.monotonic() - start
@@ -268,6 +284,9 @@ class Driver:
                 column.append(memory.ask("move", what=one)["seconds"])
             for entry in _turns(rng, timed):
                 skip = bool(entry.series.problem) or (entry.each > SLOW and number % 2 == 1)
+                if crowded and not skip and entry.worker is not last:
+                    _give_back(last)
+                    last = entry.worker
                 entry.samples.append(None if skip else self._time(entry))
         self.done += 1
 
@@ -279,8 +298,7 @@ class Driver:
                 seconds: float = ask(repeat=repeat)["seconds"]
             except Failed:  # for want of memory, it may be, that others keep
                 for worker in self.workers:
-                    with contextlib.suppress(Died):  # its own entries say so
-                        worker.ask("give_back")
+                    _give_back(worker)
                 seconds = ask(repeat=repeat)["seconds"]
         except Died as died:  # `_case` sees to the process
             entry.series = replace(entry.series, problem=str(died))

@@ -487,6 +487,7 @@ class Recorder:
 
     asked: ClassVar[list] = []
     at_first = takes = (0.5, 1e-3, 1e-3)
+    takes_memory = 0
     fails: ClassVar[list] = []  # or not, each time the second one is timed
 
     def __init__(self, backend, device, threads):
@@ -502,8 +503,8 @@ class Recorder:
             "memory": {"size": 1 << 26},
             "move": {"seconds": 1e-3},
             "case": {"contenders": found, "buffers": 1},
-            "check": {"first": 1.0, "memory": 0, "waits": True, "value_error": 0.0, "gradient_error": 0.0}
-            | {"seconds": self.at_first[message.get("index", 0)]},
+            "check": {"first": 1.0, "waits": True, "value_error": 0.0, "gradient_error": 0.0}
+            | {"memory": self.takes_memory, "seconds": self.at_first[message.get("index", 0)]},
             "time": {"seconds": self.takes[message.get("index", 0)]},
         }.get(do, {})
 
@@ -558,6 +559,19 @@ def test_memory_is_given_back_if_there_is_not_enough(asked, monkeypatch):
     assert events.count("memory") == 2
     problems = [s.problem for s in found.cases[0].series]
     assert sorted(problems) == [*(len(problems) - 1) * [""], "no memory"]
+
+
+@pytest.mark.parametrize(("available", "crowded"), [(14, False), (11, True)])
+def test_where_memory_is_short_only_who_is_timed_keeps_it(asked, monkeypatch, available, crowded):
+    """Each of the two processes' calls take 6 GB at most, and the system needs one."""
+    monkeypatch.setattr(Recorder, "takes_memory", 6 << 30)
+    monkeypatch.setattr(driver.machine, "memory", lambda which: available << 30)
+    run.bench(["tiny"], backends=["numpy", "torch"], rivals=False, rounds=4)
+    events = [(name, do) for name, do, _ in asked if do in {"give_back", "time"}]
+    assert any(do == "give_back" for _, do in events) == crowded
+    if crowded:
+        for (before, _), (name, do), (after, _) in zip(events, events[1:], events[2:], strict=False):
+            assert (do == "give_back") == (before == name != after)
 
 
 @pytest.mark.parametrize(
