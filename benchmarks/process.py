@@ -30,7 +30,7 @@ SLOW = 0.1  # seconds: what takes so long has not come back early
 REST = 0.01  # seconds: threads of a framework that has just been timed still spin
 REST_OF_PRODUCTS = 0.12  # those of NumPy's OpenBLAS do for 0.105
 MOVES = 4  # of the memory in a sample
-GROWING = 3  # samples at most until the heap has all that its calls take: what is fresh takes ten times as long
+GROWING = 6  # samples at most until the heap has all that its calls take: what is fresh takes ten times as long
 LITTLE = 1 << 22  # bytes
 
 
