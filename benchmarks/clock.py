@@ -122,6 +122,15 @@ def peak_memory(call: Call) -> int:
     return max(0, watch.peak - before)
 
 
+def room(taken: int) -> bool:
+    """Whether so many bytes can be had from the system."""
+    return taken <= max(_here(), FEW)
+
+
+def _here() -> int:
+    return max(0, machine.memory("available") - SPARE)
+
+
 @contextlib.contextmanager
 def within_memory(taken: int = 0) -> Iterator[None]:
     """To ask for more than there is raises: Linux would end this process, or another one, as soon as it is used.
@@ -131,11 +140,10 @@ def within_memory(taken: int = 0) -> Iterator[None]:
     if sys.platform != "linux":
         yield
         return
-    here = max(0, machine.memory("available") - SPARE)
-    if taken > max(here, FEW):
-        raise MemoryError(f"takes {taken} bytes, {here} are available")
+    if not room(taken):
+        raise MemoryError(f"takes {taken} bytes, {_here()} are available")
     before = resource.getrlimit(resource.RLIMIT_DATA)
-    resource.setrlimit(resource.RLIMIT_DATA, (psutil.Process().memory_info().data + here, before[1]))
+    resource.setrlimit(resource.RLIMIT_DATA, (psutil.Process().memory_info().data + _here(), before[1]))
     try:
         yield
     finally:

@@ -356,6 +356,21 @@ def test_a_sample_stays_where_there_is_no_memory_for_another_one():
         server.time(0, "forward", 2)
 
 
+def test_a_sample_stays_where_another_one_might_take_what_the_system_needs(monkeypatch):
+    """Linux would end the process: what a heap takes back in its holes counts for no limit."""
+    kept, left = [], [10 * LITTLE]
+
+    def call(x, y):
+        kept.append(np.ones(2 * LITTLE // 8))
+        left[0] -= 2 * LITTLE
+
+    server = serve(SMALL["rows"], with_numpy.make("cpu"), Contender("hoarder", "eager", False, call, None))
+    server.taken[0, "forward"] = 2 * LITTLE
+    monkeypatch.setattr(clock, "room", lambda taken: taken <= left[0])
+    server.time(0, "forward", 1)
+    assert len(kept) == 5  # and not 1 + GROWING
+
+
 def test_what_slow_calls_leave_in_cycles_is_collected(monkeypatch):
     """It would be as much memory again with each of them; quick ones are not interrupted."""
 
