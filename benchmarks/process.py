@@ -135,19 +135,19 @@ class Server:
             first = repeat // 10 + (repeat > 1 or not grown)  # caches, threads and memory wake up
             if first:
                 clock.seconds(calls, self.framework.wait, first)
-            found = self._sample(calls, repeat, self.taken.get((index, which), 0))
+            found = self._sample(calls, repeat)
         self.grown.add((index, which))
         return {"seconds": found}
 
-    def _sample(self, calls: Iterator[partial[Any]], repeat: int, taken: int) -> float:
+    def _sample(self, calls: Iterator[partial[Any]], repeat: int) -> float:
         """Seconds a call, in memory that was there before as far as there is enough: a heap in pieces may take as much
-        again each time, and what it takes back in a hole no limit of the system's counts."""
+        again as the last time, and what it takes back in a hole no limit of the system's counts."""
         held = clock.held()
         found = clock.seconds(calls, self.framework.wait, repeat)
         with contextlib.suppress(Exception):  # whatever is raised for want of memory: a slow sample is better than none
             for _ in range(GROWING - 1):
                 before, held = held, clock.held()
-                if held - before <= LITTLE or not clock.room(taken):
+                if held - before <= LITTLE or not clock.room(held - before):
                     break
                 found = clock.seconds(calls, self.framework.wait, repeat)
         return found
