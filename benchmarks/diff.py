@@ -37,7 +37,7 @@ class Change(NamedTuple):
     @property
     def chance(self) -> float:
         """That the scatter of their rounds alone puts two medians of the same ratio further apart than the noise."""
-        return math.erfc(math.log(1 + NOISE) / math.hypot(1e-9, _error(self.old), _error(self.new)) / math.sqrt(2))
+        return math.erfc(math.log(1 + NOISE) / math.hypot(1e-9, self.old.error, self.new.error) / math.sqrt(2))
 
     @property
     def clear(self) -> bool:
@@ -45,16 +45,6 @@ class Change(NamedTuple):
         apart = self.new.low > self.old.high or self.new.high < self.old.low
         enough = min(self.old.rounds, self.new.rounds) >= ENOUGH
         return enough and apart and not 1 / (1 + NOISE) <= self.factor <= 1 + NOISE
-
-
-def _error(spread: Spread) -> float:
-    """The standard error of the median's logarithm, of rounds that scatter normally: it is 1.2533 times a mean's. How
-    many standard deviations lie between the quartiles of so few is by Blom's formula."""
-    if spread.rounds < 2:
-        return math.inf
-    place = 1 + (spread.rounds - 1) / 4
-    between = -2 * statistics.NormalDist().inv_cdf((place - 0.375) / (spread.rounds + 0.25))
-    return 1.2533 * math.log(spread.high / spread.low) / between / math.sqrt(spread.rounds)
 
 
 class Verdict(NamedTuple):

@@ -1,31 +1,22 @@
-"""The driver: the processes, and the rounds in which all contenders take turns."""
+"""The driver: the processes, and what they are asked: to make arrays, to check contenders, to time them."""
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import tempfile
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from . import machine
-from .clock import SPARE
 from .result import Case, Result, Series
+from .rounds import Entry, Rounds
 from .rows import size
 from .workers import Died, Failed, Worker, each
 from .workloads import PASSES, WIDTH, Workload
 
 SEED = 0
-SLOW = 0.25  # seconds a call: longer samples are steadier, and are taken in every other round only
-CALLS, SAMPLES = 4, 25  # so many calls in a sample, unless they take as long as so many samples
-FEW, MANY = 7, 99  # rounds, if it is not said how many: as many as fit into
-PATIENCE = 60.0  # seconds a case
 LIVES, SMALL = 3, 1 << 25  # so often cases of so few logits have new processes, if the rounds are as many as fit
 Progress = Callable[[str, int, int], None]  # (what is being done, how much is done, of how much)
 
@@ -50,42 +41,6 @@ class Settings:
     def kind(self) -> str:
         """What a process calls the one device that it sees."""
         return self.device.partition(":")[0]
-
-
-@dataclass
-class Entry:
-    """A contender in one pass, and the process it is in."""
-
-    worker: Worker
-    index: int
-    series: Series
-    each: float = 0.0  # seconds a call
-    samples: list[float | None] = field(default_factory=list)
-
-
-def _turns(rng: np.random.Generator, entries: list[Entry]) -> Iterator[Entry]:
-    """In another order each time. Those that are compared come one after the other, whatever framework's process they
-    are in: what a machine does in a second is the same for them, what it does in a round is not."""
-    groups: dict[tuple[str, str], list[Entry]] = {}
-    for entry in entries:
-        groups.setdefault((entry.series.backend, entry.series.which), []).append(entry)
-    compared = list(groups.values())
-    for place in rng.permutation(len(compared)):
-        yield from (compared[place][i] for i in rng.permutation(len(compared[place])))
-
-
-def _crowded(entries: list[Entry]) -> bool:
-    """Whether processes cannot all keep what their calls take. Then only the one that is timed does: whoever has to
-    take what others have just lacked is timed in fresh memory."""
-    most: dict[Worker, int] = {}
-    for entry in entries:
-        most[entry.worker] = max(most.get(entry.worker, 0), entry.series.memory or 0)
-    return sum(most.values()) > machine.memory("available") - SPARE
-
-
-def _give_back(worker: Worker) -> None:
-    with contextlib.suppress(Died):  # its own entries say so
-        worker.ask("give_back")
 
 
 class Driver:
@@ -194,13 +149,13 @@ class Driver:
         with tempfile.TemporaryDirectory() as folder:
             prepared = each(lambda worker: self._prepare(worker, workload, dtype, folder), workers, room)
         entries = [entry for found, _ in prepared for entry in found]
-        samples: dict[str, list[float | None]] = {"read": [], "write": [], "copy": []}
+        rounds = Rounds(memory, self.workers, entries, self.settings.sample, self.settings.seed)
         try:
-            patience = PATIENCE / LIVES if _small(workload) else PATIENCE
-            self._rounds(memory, samples, entries, f"{workload.name} {dtype}", patience)
+            for part in rounds.take(self.settings.rounds, LIVES if _small(workload) else 1):
+                self._say(f"timing {workload.name} {dtype}, round {rounds.number + 1}", (1 + part) / 2)
+            self.done += 1
         finally:  # after Ctrl-C, with the rounds that are whole
-            timed = [entry.samples for entry in entries if entry.samples or not entry.series.problem]
-            whole = min(map(len, [*samples.values(), *timed]))
+            whole = rounds.whole()
             read, write = workload.traffic(dtype, "both")
             case = Case(
                 workload.name,
@@ -213,7 +168,7 @@ class Driver:
                 read=read,
                 write=write,
                 moved=moved,
-                memory={what: tuple(column[:whole]) for what, column in samples.items()},
+                memory={what: tuple(column[:whole]) for what, column in rounds.moves.items()},
                 series=[replace(entry.series, seconds=tuple(entry.samples[:whole])) for entry in entries],
                 value=value,
             )
@@ -259,57 +214,6 @@ class Driver:
         each_call = found.pop("seconds", 0.0)
         series = Series(contender["name"], backend, contender["mode"], contender["ours"], which, **found)
         return Entry(worker, index, series, each_call)
-
-    def _rounds(
-        self,
-        memory: Worker,
-        samples: dict[str, list[float | None]],
-        entries: list[Entry],
-        what: str,
-        patience: float,
-    ) -> None:
-        """Every contender once a round."""
-        rng, least = np.random.default_rng(self.settings.seed), self.settings.rounds or FEW
-        most = self.settings.rounds or MANY
-        timed = [entry for entry in entries if not entry.series.problem]
-        crowded, last = _crowded(timed), memory
-        start = time.monotonic()
-        for number in range(most):
-            spent = time.monotonic() - start
-            if number >= least and spent > patience:
-                break
-            part = max(number / most, min(number / least, spent / patience))
-            self._say(f"timing {what}, round {number + 1}", (1 + part) / 2)
-            for one, column in samples.items():
-                column.append(memory.ask("move", what=one)["seconds"])
-            for entry in _turns(rng, timed):
-                skip = bool(entry.series.problem) or (entry.each > SLOW and number % 2 == 1)
-                if crowded and not skip and entry.worker is not last:
-                    _give_back(last)
-                    last = entry.worker
-                entry.samples.append(None if skip else self._time(entry))
-        self.done += 1
-
-    def _time(self, entry: Entry) -> float | None:
-        ask = partial(entry.worker.ask, "time", index=entry.index, which=entry.series.which)
-        repeat = self._calls(entry.each)
-        try:
-            try:
-                seconds: float = ask(repeat=repeat)["seconds"]
-            except Failed:  # for want of memory, it may be, that others keep
-                for worker in self.workers:
-                    _give_back(worker)
-                seconds = ask(repeat=repeat)["seconds"]
-        except Died as died:  # `_case` sees to the process
-            entry.series = replace(entry.series, problem=str(died))
-            return None
-        entry.each = min(entry.each, seconds)
-        return seconds
-
-    def _calls(self, each: float) -> int:
-        """In a sample. One call of 40 ms alone is at the mercy of what was there before it; one of 400 ms is not."""
-        fit = self.settings.sample / max(each, 1e-9)
-        return int(min(max(fit, min(CALLS, SAMPLES * fit), 1), 10_000))
 
     def _say(self, what: str, part: float) -> None:
         if self.progress:

@@ -34,6 +34,16 @@ class Spread(NamedTuple):
         low, middle, high = statistics.quantiles(samples, n=4, method="inclusive")
         return cls(middle, low, high, len(samples))
 
+    @property
+    def error(self) -> float:
+        """The standard error of the median's logarithm, of rounds that scatter normally: it is 1.2533 times a mean's.
+        How many standard deviations lie between the quartiles of so few is by Blom's formula."""
+        if self.rounds < 2:
+            return math.inf
+        place = 1 + (self.rounds - 1) / 4
+        between = -2 * statistics.NormalDist().inv_cdf((place - 0.375) / (self.rounds + 0.25))
+        return 1.2533 * math.log(self.high / self.low) / between / math.sqrt(self.rounds)
+
 
 @dataclass(frozen=True)
 class Series:

@@ -10,8 +10,9 @@ import numpy as np
 from xent import _check, _live
 
 from . import machine
-from .driver import FEW, Driver, Progress, Settings
+from .driver import Driver, Progress, Settings
 from .result import Result
+from .rounds import FEW
 from .workloads import QUICK, SWEEPS, WIDTH, WORKLOADS, Workload
 from .workloads import sweep as variants
 
@@ -49,10 +50,10 @@ def bench(
         device: "cpu", "cuda", "gpu", or a framework's own name for one, such as "cuda:1".
         rivals: whether the frameworks' own losses, Keras, SciPy and others are timed, too.
         threads: processors that each framework may use; all if not given.
-        rounds: how often each contender has its turn; if not given, as often as 60 seconds a workload allow, from 7
-            to 99 times; where the logits are few as often as 20 seconds allow, in each of three generations of
-            processes; 7 times for `quick` and `sweep`. Contenders that take longer than 0.25 s a call are in every
-            other round only.
+        rounds: how often each contender has its turn; if not given, 7 times, and after that, for up to two minutes a
+            workload, as long as its ratio to xent has a standard error of more than 2.5 %, at most 99 times; where the
+            logits are few in each of three generations of processes, a third as long; 7 times for `quick` and `sweep`.
+            Contenders that take longer than 0.25 s a call are in every other one of the first rounds only.
         quick: two small workloads and shorter samples, in about a minute.
         sweep: "classes", "rows" or "threads": how the cost grows with it, on "lm" if no workload is given.
         save: where to write the result as JSON, anew after each workload.

@@ -22,11 +22,11 @@ import pytest
 import xent
 from typer.testing import CliRunner
 from xent import _live, _regimes, cli, oracle
-from xent.benchmarks import clock, diff, driver, inputs, machine, memory_traffic, rows, run, truth, workers
+from xent.benchmarks import clock, diff, driver, inputs, machine, memory_traffic, rounds, rows, run, truth, workers
 from xent.benchmarks.frameworks import Contender, parts
 from xent.benchmarks.frameworks import numpy as with_numpy
 from xent.benchmarks.process import GROWING, LITTLE, Server
-from xent.benchmarks.result import Case, Result, Series
+from xent.benchmarks.result import Case, Result, Series, ratio
 from xent.benchmarks.workloads import HEADS, WORKLOADS, Traffic, Workload, sweep
 
 SMALL = {
@@ -507,6 +507,9 @@ class Recorder:
     def __init__(self, backend, device, threads):
         self.backend = backend
 
+    def scatter(self):
+        return 1.0
+
     def ask(self, do, **message):
         self.asked.append((self.backend, do, message))
         if do == "time" and message["index"] == 1 and self.fails and self.fails.pop(0):
@@ -519,7 +522,7 @@ class Recorder:
             "case": {"contenders": found, "buffers": 1},
             "check": {"first": 1.0, "waits": True, "value_error": 0.0, "gradient_error": 0.0}
             | {"memory": self.takes_memory, "seconds": self.at_first[message.get("index", 0)]},
-            "time": {"seconds": self.takes[message.get("index", 0)]},
+            "time": {"seconds": self.takes[message.get("index", 0)] * (self.scatter() if do == "time" else 1)},
         }.get(do, {})
 
     def end(self):
@@ -592,17 +595,33 @@ def test_where_memory_is_short_only_who_is_timed_keeps_it(asked, monkeypatch, av
     ("at_first", "takes", "want"),
     [
         (1e-3, 1e-3, [20, 20]),
-        (0.04, 0.04, [4, 4]),
-        (0.2, 0.2, [2, 2]),
-        (0.4, 0.04, [1, 4]),  # the first one after the check's had other things to wait for
+        (6e-3, 6e-3, [4, 4]),
+        (0.04, 0.04, [1, 1, 1, 1] * 2),  # one by one
+        (0.2, 0.2, [1, 1] * 2),
+        (0.4, 0.04, [1, 1, 1, 1, 1]),  # the first one after the check's had other things to wait for
     ],
 )
 def test_calls_in_a_sample(asked, monkeypatch, at_first, takes, want):
     monkeypatch.setattr(Recorder, "at_first", 3 * (at_first,))
     monkeypatch.setattr(Recorder, "takes", 3 * (takes,))
     run.bench(["tiny"], backends=["numpy"], rounds=2)
-    repeats = [m["repeat"] for _, do, m in asked if do == "time"]
-    assert [set(repeats[:6]), set(repeats[6:])] == [{n} for n in want]
+    times = [(m["index"], m["repeat"]) for _, do, m in asked if do == "time" and m["which"] == "both"]
+    assert [repeat for index, repeat in times if index == 1] == want
+
+
+def test_long_calls_take_turns_within_a_sample(asked, monkeypatch):
+    """In another order each time; what counts is their median."""
+    monkeypatch.setattr(Recorder, "at_first", 3 * (0.04,))
+    monkeypatch.setattr(Recorder, "takes", 3 * (0.04,))
+    scatter = itertools.cycle(3 * [1] + 3 * [2] + 3 * [3] + 3 * [9])
+    monkeypatch.setattr(Recorder, "scatter", lambda self: next(scatter))
+    found = run.bench(["tiny"], backends=["numpy"], rounds=4)
+    turns = [m["index"] for _, do, m in asked if do == "time"]
+    orders = [tuple(turns[start : start + 3]) for start in range(0, len(turns), 3)]
+    assert len(orders) == 4 * 4 * 2
+    assert {frozenset(order) for order in orders} == {frozenset(range(3))}
+    assert len(set(orders)) > 1
+    assert {seconds for series in found.cases[0].series for seconds in series.seconds} == {0.04 * 2.5}
 
 
 @pytest.mark.parametrize(
@@ -616,14 +635,32 @@ def test_calls_in_a_sample(asked, monkeypatch, at_first, takes, want):
     ],
 )
 def test_as_many_rounds_as_there_is_time_for(asked, monkeypatch, options, patience, want):
-    monkeypatch.setattr(driver, "PATIENCE", patience)
-    found = run.bench(["tiny"], backends=["numpy"], rivals=False, **options)
+    monkeypatch.setattr(rounds, "PATIENCE", patience)
+    monkeypatch.setattr(rounds, "SETTLED", 0.0)
+    rng = np.random.default_rng(0)
+    monkeypatch.setattr(Recorder, "scatter", lambda self: rng.lognormal())
+    found = run.bench(["tiny"], backends=["numpy"], **options)
     assert len(found.cases[0].series[0].seconds) == want
     assert f" {want} rounds" in rows.facts(found)["timed"]
 
 
+def test_more_rounds_for_those_who_need_them(asked, monkeypatch):
+    """Until both ratios to xent are known; the slow one is in all of these."""
+    rng = np.random.default_rng(0)
+    monkeypatch.setattr(Recorder, "scatter", lambda self: rng.lognormal(sigma=0.1) if self.backend == "numpy" else 1.0)
+    case = run.bench(["lm"], backends=["numpy", "torch"], dtypes=["float32"]).cases[0]
+    for series in case.series:
+        times = [seconds is not None for seconds in series.seconds]
+        few, more = times[: rounds.FEW], times[rounds.FEW :]
+        assert few == [series.name != "slow" or number % 2 == 0 for number in range(rounds.FEW)]
+        assert more == sorted(more, reverse=True)
+        assert any(more) == (series.backend == "numpy")
+        error = ratio(series.seconds, case.baseline(series).seconds).error
+        assert error <= rounds.SETTLED
+
+
 def test_small_cases_come_again_in_new_processes(asked, monkeypatch):
-    monkeypatch.setattr(driver, "PATIENCE", 1e-9)
+    monkeypatch.setattr(rounds, "PATIENCE", 1e-9)
     found = run.bench(["image", "lm"], backends=["numpy"], dtypes=["float32"])
     events = [m["workload"]["name"] if do == "case" else do for name, do, m in asked if name == "numpy"]
     small, large = (["start", name, "ended"] for name in ("image", "lm"))  # what memory there is, is the large one's
