@@ -84,8 +84,9 @@ def _each(old: Result, new: Result) -> Iterator[list[Change]]:
         then = before.get(case.identity)
         for series in case.series if then else ():
             changes = list(_changes(then, case, series)) if then and series.ours and series.seconds else []
-            if changes:
-                yield changes
+            both = [change for change in changes if change.old.rounds and change.new.rounds]  # nobody has failed
+            if both:
+                yield both
 
 
 def _changes(then: Case, now: Case, series: Series) -> Iterator[Change]:
@@ -96,8 +97,7 @@ def _changes(then: Case, now: Case, series: Series) -> Iterator[Change]:
         previous = then.find(*key(rival))
         if not rival.ours and rival.seconds and previous and previous.seconds and now.baseline(rival) is series:
             old, new = ratio(previous.seconds, earlier.seconds), ratio(rival.seconds, series.seconds)
-            if old.rounds and new.rounds:  # not so if one of them has failed
-                yield Change(now, series, rival.name, old, new)
+            yield Change(now, series, rival.name, old, new)
     if not now.linear:
         floors = then.floor(series.which), now.floor(series.which)
         yield Change(now, series, "memory", ratio(floors[0], earlier.seconds), ratio(floors[1], series.seconds))

@@ -17,7 +17,7 @@ from .workers import Died, Failed, Worker, each
 from .workloads import PASSES, WIDTH, Workload
 
 SEED = 0
-LIVES, SMALL = 3, 1 << 25  # so often cases of so few logits have new processes, if the rounds are as many as fit
+LIVES, SMALL = 3, 1 << 25  # so often cases of so few logits have new processes, if it is not said how many rounds
 Progress = Callable[[str, int, int], None]  # (what is being done, how much is done, of how much)
 
 
@@ -32,7 +32,7 @@ class Settings:
     device: str
     rivals: bool
     threads: int
-    rounds: int | None  # None: as many as there is time for
+    rounds: int | None  # None: until ratios are known
     sample: float
     sweep: str | None
     seed: int  # of the order of turns
@@ -57,31 +57,44 @@ class Driver:
         a machine has its hours. So small cases come again, in other processes."""
         again = [case for case in cases if _small(case[1])]
         lives = [cases] + (LIVES - 1) * [again] if self.settings.rounds is None else [cases]
-        self.of = sum(map(len, lives)) * times
-        for life in filter(None, lives):
+        self.of = sum(len(self._parts(workload)) for life in lives for _, workload, _ in life) * times
+        for life in lives:
             self._live(life)
+
+    def _parts(self, workload: Workload) -> list[tuple[str, ...]]:
+        """The backends whose processes are there together: all, if that does not take much of the system's memory."""
+        backends = self.settings.backends
+        return [backends] if _small(workload) or self.settings.kind != "cpu" else [(name,) for name in backends]
 
     def _live(self, cases: list[tuple[int | None, Workload, str]]) -> None:
         self.end()
-        self.workers = self._start()
-        for number, (value, workload, dtype) in enumerate(cases):
+        for value, workload, dtype in cases:
+            parts = self._parts(workload)
+            with tempfile.TemporaryDirectory() as folder:
+                for backends in parts:
+                    try:
+                        if self._ready(backends, workload, dtype):
+                            self._case(value, workload, dtype, folder, len(parts))
+                    except Died as died:  # the memory's
+                        self._absent(f"memory: lost at {workload.name} {dtype}: {died}")
+                        return
+                    finally:
+                        self.save()
+                    self.done += 1
+
+    def _ready(self, backends: tuple[str, ...], workload: Workload, dtype: str) -> bool:
+        """Whether processes of these backends are there, and memory for what they will be asked. Large cases have new
+        ones: what the processes had once, some of them keep."""
+        need, lost = workload.memory(dtype, len(self.workers), 1), len(self.workers) < self.started
+        if not self.workers or lost or not _small(workload) or need > machine.memory("available"):
+            self.end()
+            self._start(backends)
             need = workload.memory(dtype, len(self.workers), 1)
-            lost = len(self.workers) < self.started
-            large = number > 0 and not _small(workload)  # what the processes had once, some of them keep
-            if lost or large or need > machine.memory("available"):
-                self.end()
-                self.workers = self._start()
-            if need > machine.memory("available"):
-                here = machine.memory("available")
-                self._absent(f"{workload.name} {dtype}: needs {size(need, 2)} of free memory, {size(here, 2)} are")
-                continue
-            try:
-                self._case(value, workload, dtype)
-            except Died as died:  # the memory's
-                self._absent(f"memory: lost at {workload.name} {dtype}: {died}")
-                break
-            finally:
-                self.save()
+        here = machine.memory("available")
+        if need > here:
+            on = "" if backends == self.settings.backends else f" on {' '.join(backends)}"
+            self._absent(f"{workload.name} {dtype}{on}: needs {size(need, 2)} of free memory, {size(here, 2)} are")
+        return need <= here and len(self.workers) > 1
 
     def save(self) -> None:
         if self.file is not None and self.result.cases:
@@ -94,25 +107,24 @@ class Driver:
 
     # ---- processes
 
-    def _start(self) -> list[Worker]:
+    def _start(self, backends: tuple[str, ...]) -> None:
         """The memory's first, then a process for each framework and for Keras on each."""
-        names = ["memory", *self.settings.backends]
+        names = ["memory", *backends]
         if self.settings.rivals:
             if importlib.util.find_spec("keras"):
-                names += [f"keras-{name}" for name in self.settings.backends if name != "numpy"]
+                names += [f"keras-{name}" for name in backends if name != "numpy"]
             else:
                 self._absent("keras: not installed (pip install keras)")
         self._say("starting the frameworks", 0)
         self.workers = [Worker(name, self.settings.device, self.settings.threads) for name in names]
         started = each(self._started, self.workers)
-        kept = [worker for worker, fine in zip(self.workers, started, strict=True) if fine]
-        for worker in self.workers:
-            if worker not in kept:
+        for worker, fine in zip(list(self.workers), started, strict=True):
+            if not fine:
                 worker.end()
-        if len(kept) < 2 or kept[0].backend != "memory":
-            raise ValueError(f"nothing to time: {'; '.join(self.result.absent) or 'no framework is installed'}")
-        self.started = len(kept)
-        return kept
+                self.workers.remove(worker)
+        if not started[0]:
+            self.end()
+        self.started = len(self.workers)
 
     def _started(self, worker: Worker) -> bool:
         try:
@@ -140,20 +152,19 @@ class Driver:
 
     # ---- one case
 
-    def _case(self, value: int | None, workload: Workload, dtype: str) -> None:
+    def _case(self, value: int | None, workload: Workload, dtype: str, folder: str, parts: int) -> None:
+        """With the processes that are there, whose inputs and truths are in this folder; one of so many parts."""
         memory, *workers = self.workers
         self._say(f"preparing {workload.name} {dtype}", 0)
         moved = memory.ask("memory", size=workload.size * WIDTH[dtype])["size"]
         room = workload.memory(dtype, len(self.workers), machine.cores()) < machine.memory("available")
         room = room and not workload.linear  # products keep all processors busy, and some wait for each other spinning
-        with tempfile.TemporaryDirectory() as folder:
-            prepared = each(lambda worker: self._prepare(worker, workload, dtype, folder), workers, room)
+        prepared = each(lambda worker: self._prepare(worker, workload, dtype, folder), workers, room)
         entries = [entry for found, _ in prepared for entry in found]
         rounds = Rounds(memory, self.workers, entries, self.settings.sample, self.settings.seed)
         try:
-            for part in rounds.take(self.settings.rounds, LIVES if _small(workload) else 1):
+            for part in rounds.take(self.settings.rounds, LIVES if _small(workload) else 1, parts):
                 self._say(f"timing {workload.name} {dtype}, round {rounds.number + 1}", (1 + part) / 2)
-            self.done += 1
         finally:  # after Ctrl-C, with the rounds that are whole
             whole = rounds.whole()
             read, write = workload.traffic(dtype, "both")

@@ -121,13 +121,14 @@ class Case:
         return self.workload, self.shape, self.dtype, self.value
 
     def joined(self, other: Case) -> Case:
-        """With the rounds of another one of the same identity behind its own."""
+        """With the rounds of another one of the same identity behind its own. Who failed in one of them only has not
+        failed."""
         before, after = len(self.memory["read"]), len(other.memory["read"])
         mine, theirs = ({key(s): s for s in case.series} for case in (self, other))
         series = []
         for name in dict.fromkeys((*mine, *theirs)):
             found = [s for s in (mine.get(name), theirs.get(name)) if s and s.seconds]
-            one = (found or [mine.get(name) or theirs[name]])[0]
+            one = min(found, key=lambda s: bool(s.problem), default=mine.get(name) or theirs[name])
             seconds = [_rounds(mine.get(name), before), _rounds(theirs.get(name), after)]
             series.append(replace(one, seconds=tuple(chain(*seconds)) if found else ()))
         memory = {what: (*column, *other.memory[what]) for what, column in self.memory.items()}

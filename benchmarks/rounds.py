@@ -14,15 +14,16 @@ import numpy as np
 
 from . import machine
 from .clock import SPARE
-from .result import ENOUGH, Series, key, ratio
+from .result import Series, ratio
 from .workers import Died, Failed, Worker
 
 T = TypeVar("T")
-SLOW = 0.25  # seconds a call: longer samples are steadier, and are taken in every other round only
+SLOW = 0.25  # seconds a call: longer samples are steadier, and are taken in every other one of the first rounds only
 CALLS, SAMPLES = 4, 25  # so many calls in a sample, unless they take as long as so many samples
-APART = 0.01  # seconds a call: of longer ones each is a turn of its own
-FEW, MANY = 7, 99  # rounds, if it is not said how many: more than few for those whose ratio to xent is not known
-SETTLED = 0.025  # so well (the standard error of its logarithm),
+APART = 0.03  # seconds a call: of longer ones, which need nothing to wake up before, each is a turn of its own
+FEW, MANY = 7, 99  # rounds, if it is not said how many: more than few for those whose ratios to xent are not known
+KNOWN = 12  # from so many pairs of samples: of fewer, some look calm by chance
+SETTLED = 0.025  # and so well (the standard error of its logarithm),
 PATIENCE = 120.0  # as long as they fit into so many seconds a case
 
 
@@ -48,16 +49,19 @@ class Rounds:
         self.number = 0
         self.keeps = memory if _crowded(self.timed) else None  # the one process that keeps what it frees; None: all do
 
-    def take(self, count: int | None, lives: int) -> Iterator[float]:
+    def take(self, count: int | None, lives: int, parts: int) -> Iterator[float]:
         """Before each round, the part of them that is done. If it is not said how many: some of all contenders, then
-        more of those whose ratios are not settled. lives: of how many such series of rounds the case has."""
+        more of those whose ratios are not settled.
+
+        lives: how many such series of rounds each contender has. parts: how many times as many the case has.
+        """
         few = count or FEW
         for number in range(few):
             yield number / few if count else number / few / 2
             self._round([entry for entry in self.timed if number % 2 == 0 or entry.each <= SLOW])
-        start, patience, here = time.monotonic(), PATIENCE / lives, self.timed
+        start, patience, here = time.monotonic(), PATIENCE / lives / parts, self.timed
         for _ in range(few, few if count else MANY):
-            here, spent = _unsettled(here, SETTLED * lives**0.5), time.monotonic() - start
+            here, spent = self._unsettled(here, SETTLED * lives**0.5), time.monotonic() - start
             if not here or spent > patience:
                 return
             yield (1 + spent / patience) / 2
@@ -77,7 +81,7 @@ class Rounds:
             entry.samples += [None] * (self.number - len(entry.samples))
 
     def _turn(self, batch: list[Entry]) -> None:
-        """A sample of each. What a machine does while long calls are taken, it does to all of them."""
+        """A sample of each of one process's. What a machine does while long calls are taken, it does to all of them."""
         if self.keeps and self.keeps is not batch[0].worker:
             _give_back(self.keeps)
             self.keeps = batch[0].worker
@@ -108,8 +112,20 @@ class Rounds:
         entry.each = min(entry.each, seconds)
         return seconds
 
+    def _unsettled(self, entries: list[Entry], error: float) -> list[Entry]:
+        """All of those that are compared with each other, in any mode, where a ratio to xent is not known so well: a
+        rival's, or the memory's where there is no rival."""
+        found = []
+        for compared in _compared([entry for entry in entries if not entry.series.problem]):
+            ours = [entry.samples for entry in compared if entry.series.ours]
+            others = [entry.samples for entry in compared if not entry.series.ours] or [self.moves["read"]]
+            ratios = [ratio(other, our) for our in ours for other in others]
+            if any(spread.rounds < KNOWN or spread.error > error for spread in ratios):
+                found += compared
+        return found
+
     def _calls(self, each: float) -> int:
-        """In a sample. One call of 40 ms alone is at the mercy of what was there before it; one of 400 ms is not."""
+        """In a sample. One call of 40 ms alone is at the mercy of what happens in it; one of 400 ms is not."""
         fit = self.sample / max(each, 1e-9)
         return int(min(max(fit, min(CALLS, SAMPLES * fit), 1), 10_000))
 
@@ -118,20 +134,12 @@ def _turns(rng: np.random.Generator, entries: list[Entry]) -> Iterator[list[Entr
     """In another order each time, those of one process at once. Those that are compared come one after the other,
     whatever framework's process they are in: what a machine does in a second is the same for them, what it does in a
     round is not."""
-    for compared in _shuffled(rng, _grouped(entries, lambda entry: (entry.series.backend, entry.series.which))):
+    for compared in _shuffled(rng, _compared(entries)):
         yield from _shuffled(rng, _grouped(compared, lambda entry: entry.worker))
 
 
-def _unsettled(entries: list[Entry], error: float) -> list[Entry]:
-    """All of those that are compared with xent, in one backend, mode and pass, where a ratio is not known so well."""
-    found = []
-    for compared in _grouped(entries, lambda entry: key(entry.series)[1:]):
-        ours = [entry for entry in compared if entry.series.ours]
-        rivals = [entry for entry in compared if ours and not entry.series.ours and not entry.series.problem]
-        ratios = [ratio(rival.samples, ours[0].samples) for rival in rivals]
-        if any(spread.rounds < ENOUGH or spread.error > error for spread in ratios):
-            found += compared
-    return found
+def _compared(entries: list[Entry]) -> list[list[Entry]]:
+    return _grouped(entries, lambda entry: (entry.series.backend, entry.series.which))
 
 
 def _grouped(entries: list[Entry], of: Callable[[Entry], Hashable]) -> list[list[Entry]]:

@@ -188,7 +188,8 @@ def facts(result: Result) -> dict[str, str]:
 
 
 def _rounds(result: Result) -> str:
-    counts = sorted({len(case.memory["read"]) for case in result.cases})
+    """Of those that were timed in them."""
+    counts = sorted({series.time.rounds for case in result.cases for series in case.series} - {0})
     return f"{counts[0]} to {counts[-1]}" if counts[1:] else "".join(map(str, counts))
 
 

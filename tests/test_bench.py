@@ -596,6 +596,7 @@ def test_where_memory_is_short_only_who_is_timed_keeps_it(asked, monkeypatch, av
     [
         (1e-3, 1e-3, [20, 20]),
         (6e-3, 6e-3, [4, 4]),
+        (0.02, 0.02, [4, 4]),
         (0.04, 0.04, [1, 1, 1, 1] * 2),  # one by one
         (0.2, 0.2, [1, 1] * 2),
         (0.4, 0.04, [1, 1, 1, 1, 1]),  # the first one after the check's had other things to wait for
@@ -644,19 +645,92 @@ def test_as_many_rounds_as_there_is_time_for(asked, monkeypatch, options, patien
     assert f" {want} rounds" in rows.facts(found)["timed"]
 
 
+def _noisy(monkeypatch, *backends, sigma=0.1):
+    rng = np.random.default_rng(0)
+    monkeypatch.setattr(Recorder, "scatter", lambda self: rng.lognormal(sigma=sigma) if self.backend in backends else 1.0)
+
+
 def test_more_rounds_for_those_who_need_them(asked, monkeypatch):
     """Until both ratios to xent are known; the slow one is in all of these."""
-    rng = np.random.default_rng(0)
-    monkeypatch.setattr(Recorder, "scatter", lambda self: rng.lognormal(sigma=0.1) if self.backend == "numpy" else 1.0)
+    _noisy(monkeypatch, "numpy")
     case = run.bench(["lm"], backends=["numpy", "torch"], dtypes=["float32"]).cases[0]
+    first = len([seconds for seconds in case.series[0].seconds if seconds is not None]) + 3  # NumPy's rounds, by themselves
     for series in case.series:
         times = [seconds is not None for seconds in series.seconds]
-        few, more = times[: rounds.FEW], times[rounds.FEW :]
+        here, others = (times[:first], times[first:]) if series.backend == "numpy" else (times[first:], times[:first])
+        assert not any(others)
+        few, more = here[: rounds.FEW], here[rounds.FEW :]
         assert few == [series.name != "slow" or number % 2 == 0 for number in range(rounds.FEW)]
         assert more == sorted(more, reverse=True)
-        assert any(more) == (series.backend == "numpy")
-        error = ratio(series.seconds, case.baseline(series).seconds).error
-        assert error <= rounds.SETTLED
+        assert (sum(more) > rounds.KNOWN - 4) == (series.backend == "numpy")  # the slow one had four
+        known = ratio(series.seconds, case.baseline(series).seconds)
+        assert known.rounds >= rounds.KNOWN
+        assert known.error <= rounds.SETTLED
+
+
+def test_more_rounds_in_all_modes(asked, monkeypatch):
+    """What is compared may be: the fastest of xent's modes with the fastest of a rival's."""
+    _noisy(monkeypatch, "numpy")
+    ask = Recorder.ask
+
+    def modes(self, do, **message):
+        found = ask(self, do, **message)
+        if do == "case":
+            calm = {"name": "xent", "mode": "compiled", "ours": True}
+            return found | {"contenders": [*found["contenders"][1:], calm]}
+        return found
+
+    monkeypatch.setattr(Recorder, "ask", modes)
+    case = run.bench(["lm"], backends=["numpy"], dtypes=["float32"]).cases[0]
+    for which in ("forward", "both"):
+        both = [series.time.rounds for series in case.series if series.which == which]
+        assert len(both) == 3
+        assert len(set(both)) == 1
+
+
+def test_no_more_rounds_where_xent_has_failed(asked, monkeypatch):
+    monkeypatch.setattr(rounds, "SETTLED", 0.0)
+    monkeypatch.setattr(Recorder, "fails", [True, True])  # for good
+    _noisy(monkeypatch, "numpy")
+    case = run.bench(["lm"], backends=["numpy"], dtypes=["float32"]).cases[0]
+    failed = {series.which for series in case.series if series.problem}
+    assert len(failed) == 1
+    for series in case.series:
+        assert any(series.seconds[rounds.FEW :]) == (series.which not in failed)
+
+
+def test_more_rounds_without_rivals(asked, monkeypatch):
+    """Until the ratio to the memory is known."""
+    _noisy(monkeypatch, "numpy")
+    case = run.bench(["lm"], backends=["numpy"], dtypes=["float32"], rivals=False).cases[0]
+    for series in case.series:
+        known = ratio(case.memory["read"], series.seconds)
+        assert known.rounds >= rounds.KNOWN
+        assert known.error <= rounds.SETTLED
+
+
+def test_fewer_rounds_in_each_of_three_parts(asked, monkeypatch):
+    _noisy(monkeypatch, "numpy")
+    done = []
+    found = run.bench(["image", "lm"], backends=["numpy"], dtypes=["float32"], progress=lambda *of: done.append(of[1:]))
+    small, large = found.cases
+    assert len(small.memory["read"]) < 2 * len(large.memory["read"])
+    assert done == sorted(done)
+    assert all(0 <= part <= of for part, of in done)
+
+
+def test_large_cases_have_one_backends_processes_at_a_time(asked):
+    """In one case all the same, with the same inputs."""
+    (case,) = run.bench(["lm"], backends=["numpy", "torch"], dtypes=["float32"], rounds=2).cases
+    alive, timed = set(), set()
+    for name, do, _ in asked:
+        (alive.discard if do == "ended" else alive.add)(name)
+        if do == "time":
+            timed.add(frozenset(alive))
+    assert timed == {frozenset({"memory", "numpy"}), frozenset({"memory", "torch", "keras-torch"})}
+    assert len({m["folder"] for _, do, m in asked if do == "case"}) == 1
+    assert len(case.memory["read"]) == 4
+    assert {series.time.rounds for series in case.series if series.name == "xent"} == {2}
 
 
 def test_small_cases_come_again_in_new_processes(asked, monkeypatch):
@@ -670,7 +744,7 @@ def test_small_cases_come_again_in_new_processes(asked, monkeypatch):
 
 
 def test_rounds_are_joined():
-    """Who was in some of them only has no times in the others, and one with a problem none at all."""
+    """Who was in some of them only has no times in the others, and who failed in all of them none at all."""
 
     def case(*series):
         memory = dict.fromkeys(("read", "write", "copy"), (1.0, 1.0))
@@ -680,17 +754,20 @@ def test_rounds_are_joined():
         return Series(name, "numpy", "eager", False, "both", seconds, problem=problem)
 
     found = Result({}, {})
-    found.add(case(series("a", 1.0, 2.0), series("b", 3.0, 4.0), series("c", problem="no")))
-    found.add(case(series("a", 5.0, None), series("b", problem="no"), series("c", problem="no"), series("d", 6.0, 7.0)))
+    half = series("e", 8.0, None, problem="no")
+    found.add(case(series("a", 1.0, 2.0), series("b", 3.0, 4.0), series("c", problem="no"), half))
+    again = (series("d", 6.0, 7.0), series("e", 8.0, 9.0))
+    found.add(case(series("a", 5.0, None), series("b", problem="no"), series("c", problem="no"), *again))
     (joined,) = found.cases
     assert joined.memory["read"] == (1.0,) * 4
     assert {s.name: s.seconds for s in joined.series} == {
         "a": (1.0, 2.0, 5.0, None),
         "b": (3.0, 4.0, None, None),
         "c": (),
+        "e": (8.0, None, 8.0, 9.0),
         "d": (None, None, 6.0, 7.0),
     }
-    assert [s.problem for s in joined.series] == ["", "", "no", ""]
+    assert [s.problem for s in joined.series] == ["", "", "no", "", ""]
 
 
 @pytest.mark.parametrize(
@@ -1030,6 +1107,22 @@ def test_interrupted(tmp_path):
     assert [(case.workload, len(case.series[0].seconds)) for case in again.cases] == [("tiny", 3), ("image", 1)]
 
 
+def test_interrupted_in_a_round(asked, monkeypatch):
+    """What is not whole is left out of it."""
+    calls = itertools.count()
+
+    def scatter(self):
+        if next(calls) == 8:  # the first round has six, the second four
+            raise KeyboardInterrupt
+        return 1.0
+
+    monkeypatch.setattr(Recorder, "scatter", scatter)
+    found = run.bench(["tiny"], backends=["numpy"], rounds=3)
+    assert found.interrupted
+    (case,) = found.cases
+    assert {len(s.seconds) for s in case.series} | {len(column) for column in case.memory.values()} == {1}
+
+
 def test_interrupted_before_anything(tmp_path):
     """What an earlier run left stays."""
 
@@ -1106,6 +1199,14 @@ def test_diff_leaves_out_who_has_failed():
     old, new = found(case([None] * 5, STEADY)), found(case([3 * s for s in STEADY], STEADY))
     (verdict,) = diff.diff(old, new)
     assert [change.against for change in verdict.changes] == ["memory"]
+
+
+def test_diff_leaves_out_where_xent_has_failed():
+    good = case([3 * s for s in STEADY], STEADY)
+    failed = dataclasses.replace(case(STEADY, [None] * 5), workload="image")
+    fine = dataclasses.replace(good, workload="image")
+    (verdict,) = diff.diff(found(good, failed), found(good, fine))
+    assert verdict.changes[0].case.workload == "lm"
 
 
 def test_too_few_rounds_prove_nothing():
