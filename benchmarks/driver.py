@@ -17,7 +17,7 @@ from .workers import Died, Failed, Worker, each
 from .workloads import PASSES, WIDTH, Workload
 
 SEED = 0
-LIVES, SMALL = 3, 1 << 25  # so often cases of so few logits have new processes, if it is not said how many rounds
+LIVES, SMALL = 5, 1 << 25  # so often cases of so few logits have new processes, if it is not said how many rounds
 Progress = Callable[[str, int, int], None]  # (what is being done, how much is done, of how much)
 
 
@@ -159,7 +159,7 @@ class Driver:
         moved = memory.ask("memory", size=workload.size * WIDTH[dtype])["size"]
         room = workload.memory(dtype, len(self.workers), machine.cores()) < machine.memory("available")
         room = room and not workload.linear  # products keep all processors busy, and some wait for each other spinning
-        prepared = each(lambda worker: self._prepare(worker, workload, dtype, folder), workers, room)
+        prepared = each(lambda worker: self._prepare(worker, value, workload, dtype, folder), workers, room)
         entries = [entry for found, _ in prepared for entry in found]
         rounds = Rounds(memory, self.workers, entries, self.settings.sample, self.settings.seed)
         try:
@@ -194,11 +194,14 @@ class Driver:
         except Died as died:
             self._lost(worker, died, what)
 
-    def _prepare(self, worker: Worker, workload: Workload, dtype: str, folder: str) -> tuple[list[Entry], int]:
-        """Makes the arrays and checks every contender."""
+    def _prepare(
+        self, worker: Worker, value: int | None, workload: Workload, dtype: str, folder: str
+    ) -> tuple[list[Entry], int]:
+        """Makes the arrays and checks every contender, or what is left to do in another life."""
         try:
             found = worker.ask("case", workload=asdict(workload), dtype=dtype, seed=SEED, folder=folder)
-            entries = [self._check(worker, index, c, which) for index, c, which in self._wanted(found["contenders"])]
+            before = self.result.find(workload.name, dtype, value)
+            entries = [self._check(worker, before, *wanted) for wanted in self._wanted(found["contenders"])]
             if "absent" in found:
                 self._absent(f"{worker.backend}: {found['absent']}")
                 return [], 0
@@ -218,13 +221,17 @@ class Driver:
                 for which in PASSES:
                     yield index, contender, which
 
-    def _check(self, worker: Worker, index: int, contender: dict[str, Any], which: str) -> Entry:
-        backend = worker.backend.removeprefix("keras-")
-        self._say(f"checking {contender['name']}, {backend} {contender['mode']}", 0)
-        found = worker.ask("check", index=index, which=which)
+    def _check(self, worker: Worker, before: Case | None, index: int, contender: dict[str, Any], which: str) -> Entry:
+        """What an earlier process has found out about it is not asked again."""
+        name, backend, mode = contender["name"], worker.backend.removeprefix("keras-"), contender["mode"]
+        self._say(f"checking {name}, {backend} {mode}", 0)
+        known = before.find(name, backend, mode, which) if before else None
+        again = known is not None and not known.problem
+        found = worker.ask("check", index=index, which=which, again=again)
         each_call = found.pop("seconds", 0.0)
-        series = Series(contender["name"], backend, contender["mode"], contender["ours"], which, **found)
-        return Entry(worker, index, series, each_call)
+        if known and again:
+            return Entry(worker, index, replace(known, seconds=(), problem=found.get("problem", "")), each_call)
+        return Entry(worker, index, Series(name, backend, mode, contender["ours"], which, **found), each_call)
 
     def _say(self, what: str, part: float) -> None:
         if self.progress:

@@ -27,8 +27,6 @@ from .frameworks import Contender, Framework
 from .workloads import PASSES, Workload
 
 SLOW = 0.1  # seconds: what takes so long has not come back early
-REST = 0.01  # seconds: threads of a framework that has just been timed still spin
-REST_OF_PRODUCTS = 0.12  # those of NumPy's OpenBLAS do for 0.105
 MOVES = 4  # of the memory in a sample
 GROWING = 6  # samples at most until the heap has all that its calls take: what is fresh takes ten times as long
 LITTLE = 1 << 22  # bytes
@@ -78,28 +76,29 @@ class Server:
         named = [{"name": c.name, "mode": c.mode, "ours": c.ours} for c in self.contenders]
         return {"contenders": named, "buffers": len(self.inputs)}
 
-    def check(self, index: int, which: str) -> dict[str, Any]:
-        """First call, correctness, whether it waits, memory, and about how long a call takes."""
+    def check(self, index: int, which: str, again: bool = False) -> dict[str, Any]:
+        """First call, correctness, whether it waits, memory, and about how long a call takes. Again: what is right and
+        waits need not be looked at."""
         try:
             with clock.within_memory():
-                return self._checked(index, which)
+                return self._checked(index, which, again)
         except Exception as error:  # whatever a framework raises is what the report is to say
             return {"problem": f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}"}
 
-    def _checked(self, index: int, which: str) -> dict[str, Any]:
+    def _checked(self, index: int, which: str, again: bool) -> dict[str, Any]:
         contender, wait = self.contenders[index], self.framework.wait
         self._restore(contender)
         start = time.perf_counter()
         result = next(self._calls(contender, which))()
         wait(result)
         first = time.perf_counter() - start
-        errors = self._errors(result, which)
+        errors = {} if again else self._errors(result, which)
         del result
         self._restore(contender)
         call = next(self._calls(contender, which))
         peak, self.taken[index, which], once = self._memory_and_time(call)
         self._restore(contender)
-        waits = once > SLOW or not clock.late(call, wait, partial(_fetch, self.framework))
+        waits = again or once > SLOW or not clock.late(call, wait, partial(_fetch, self.framework))
         return {"first": first, "waits": waits, "memory": peak, "seconds": once, **errors}
 
     def _memory_and_time(self, call: partial[Any]) -> tuple[int | None, int, float]:
@@ -131,12 +130,12 @@ class Server:
         with clock.within_memory(self.taken.get((index, which), 0) - kept):
             self._restore(contender)
             calls = self._calls(contender, which)
-            time.sleep(REST_OF_PRODUCTS if self.workload.linear else REST)
             first = repeat // 10 + (repeat > 1 or not grown)  # caches, threads and memory wake up
             if first:
                 clock.seconds(calls, self.framework.wait, first)
             found = self._sample(calls, repeat)
         self.grown.add((index, which))
+        clock.rest()
         return {"seconds": found}
 
     def _sample(self, calls: Iterator[partial[Any]], repeat: int) -> float:
@@ -165,7 +164,6 @@ class Server:
 
     def move(self, what: str) -> dict[str, Any]:
         calls = itertools.repeat(getattr(self.traffic, what))
-        time.sleep(REST)
         clock.seconds(calls, _done, 1)
         return {"seconds": clock.seconds(calls, _done, MOVES)}
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from . import machine
 from .clock import SPARE
-from .result import Series, ratio
+from .result import ENOUGH, Series, ratio
 from .workers import Died, Failed, Worker
 
 T = TypeVar("T")
@@ -23,8 +23,8 @@ CALLS, SAMPLES = 4, 25  # so many calls in a sample, unless they take as long as
 APART = 0.03  # seconds a call: of longer ones, which need nothing to wake up before, each is a turn of its own
 FEW, MANY = 7, 99  # rounds, if it is not said how many: more than few for those whose ratios to xent are not known
 KNOWN = 12  # from so many pairs of samples: of fewer, some look calm by chance
-SETTLED = 0.025  # and so well (the standard error of its logarithm),
-PATIENCE = 120.0  # as long as they fit into so many seconds a case
+SETTLED = 0.02  # and so well (the standard error of its logarithm),
+PATIENCE = 60.0  # as long as they fit into so many seconds a case
 
 
 @dataclass
@@ -55,7 +55,7 @@ class Rounds:
 
         lives: how many such series of rounds each contender has. parts: how many times as many the case has.
         """
-        few = count or FEW
+        few = count or (FEW if lives == 1 else ENOUGH)
         for number in range(few):
             yield number / few if count else number / few / 2
             self._round([entry for entry in self.timed if number % 2 == 0 or entry.each <= SLOW])
@@ -74,14 +74,15 @@ class Rounds:
     def _round(self, entries: list[Entry]) -> None:
         for what, column in self.moves.items():
             column.append(self.memory.ask("move", what=what)["seconds"])
-        for batch in _turns(self.rng, [entry for entry in entries if not entry.series.problem]):
+        going = [entry for entry in entries if not entry.series.problem]
+        for batch in _turns(self.rng, going, apart=self.keeps is not None):
             self._turn(batch)
         self.number += 1
         for entry in self.timed:
             entry.samples += [None] * (self.number - len(entry.samples))
 
     def _turn(self, batch: list[Entry]) -> None:
-        """A sample of each of one process's. What a machine does while long calls are taken, it does to all of them."""
+        """A sample of each. What a machine does while long calls are taken, it does to all of them."""
         if self.keeps and self.keeps is not batch[0].worker:
             _give_back(self.keeps)
             self.keeps = batch[0].worker
@@ -130,12 +131,11 @@ class Rounds:
         return int(min(max(fit, min(CALLS, SAMPLES * fit), 1), 10_000))
 
 
-def _turns(rng: np.random.Generator, entries: list[Entry]) -> Iterator[list[Entry]]:
-    """In another order each time, those of one process at once. Those that are compared come one after the other,
-    whatever framework's process they are in: what a machine does in a second is the same for them, what it does in a
-    round is not."""
+def _turns(rng: np.random.Generator, entries: list[Entry], apart: bool) -> Iterator[list[Entry]]:
+    """In another order each time, those that are compared, whatever framework's process they are in: what a machine
+    does in a second is the same for them, what it does in a round is not. apart: those of one process at once."""
     for compared in _shuffled(rng, _compared(entries)):
-        yield from _shuffled(rng, _grouped(compared, lambda entry: entry.worker))
+        yield from _shuffled(rng, _grouped(compared, lambda entry: entry.worker)) if apart else [compared]
 
 
 def _compared(entries: list[Entry]) -> list[list[Entry]]:

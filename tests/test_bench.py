@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import types
 import weakref
@@ -342,6 +343,45 @@ def test_a_sample_in_which_the_heap_grew_is_taken_again(growing, samples):
     assert len(kept) == 1 + 2 * samples
 
 
+def test_threads_that_still_work_are_waited_for(monkeypatch):
+    """Not for ever; those that rest are not."""
+    for worked, slept in ((itertools.repeat(1.0), 1), (iter([0, 3e-4, 3e-4, 6e-4, 6e-4, 6.5e-4]), 3)):
+        rests = []
+        monkeypatch.setattr(clock, "_worked", lambda worked=worked: next(worked))
+        monkeypatch.setattr(clock.time, "sleep", rests.append)
+        clock.rest()
+        assert len(rests) == slept
+    now = itertools.count()
+    monkeypatch.setattr(clock.time, "monotonic", lambda: next(now) * clock.LONGEST)
+    monkeypatch.setattr(clock, "_worked", itertools.count().__next__)
+    clock.rest()
+    assert next(now) == 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the time of each thread")
+def test_other_threads_work_is_seen():
+    done, over = threading.Event(), threading.Event()
+
+    def work():
+        while time.thread_time() < 0.02:
+            pass
+        done.set()
+        over.wait()
+
+    before = clock._worked()
+    thread = threading.Thread(target=work)
+    thread.start()
+    done.wait()
+    after = clock._worked()
+    end = time.thread_time() + 0.01
+    while time.thread_time() < end:  # this one's own does not count
+        pass
+    assert after - before >= 0.02
+    assert clock._worked() - after < 0.01
+    over.set()
+    thread.join()
+
+
 def test_a_sample_stays_where_there_is_no_memory_for_another_one():
     kept = []
 
@@ -628,8 +668,8 @@ def test_long_calls_take_turns_within_a_sample(asked, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "patience", "want"),
     [
-        ({}, 100, 3 * 99),
-        ({}, 1e-9, 3 * 7),
+        ({}, 100, 5 * 99),
+        ({}, 1e-9, 5 * 4),
         ({"rounds": 3}, 1e-9, 3),
         ({"quick": True}, 100, 7),
         ({"sweep": "rows"}, 100, 7),
@@ -645,16 +685,19 @@ def test_as_many_rounds_as_there_is_time_for(asked, monkeypatch, options, patien
     assert f" {want} rounds" in rows.facts(found)["timed"]
 
 
-def _noisy(monkeypatch, *backends, sigma=0.1):
+def _noisy(monkeypatch, *backends, sigma=0.08):
     rng = np.random.default_rng(0)
-    monkeypatch.setattr(Recorder, "scatter", lambda self: rng.lognormal(sigma=sigma) if self.backend in backends else 1.0)
+    monkeypatch.setattr(
+        Recorder, "scatter", lambda self: rng.lognormal(sigma=sigma) if self.backend in backends else 1.0
+    )
 
 
 def test_more_rounds_for_those_who_need_them(asked, monkeypatch):
     """Until both ratios to xent are known; the slow one is in all of these."""
     _noisy(monkeypatch, "numpy")
     case = run.bench(["lm"], backends=["numpy", "torch"], dtypes=["float32"]).cases[0]
-    first = len([seconds for seconds in case.series[0].seconds if seconds is not None]) + 3  # NumPy's rounds, by themselves
+    ours = [series.seconds for series in case.series if series.backend == "numpy"]
+    first = 1 + max(place for seconds in ours for place, each in enumerate(seconds) if each is not None)
     for series in case.series:
         times = [seconds is not None for seconds in series.seconds]
         here, others = (times[:first], times[first:]) if series.backend == "numpy" else (times[first:], times[:first])
@@ -681,6 +724,7 @@ def test_more_rounds_in_all_modes(asked, monkeypatch):
         return found
 
     monkeypatch.setattr(Recorder, "ask", modes)
+    monkeypatch.setattr(Recorder, "at_first", 3 * (1e-3,))
     case = run.bench(["lm"], backends=["numpy"], dtypes=["float32"]).cases[0]
     for which in ("forward", "both"):
         both = [series.time.rounds for series in case.series if series.which == which]
@@ -709,7 +753,7 @@ def test_more_rounds_without_rivals(asked, monkeypatch):
         assert known.error <= rounds.SETTLED
 
 
-def test_fewer_rounds_in_each_of_three_parts(asked, monkeypatch):
+def test_fewer_rounds_in_each_of_five_parts(asked, monkeypatch):
     _noisy(monkeypatch, "numpy")
     done = []
     found = run.bench(["image", "lm"], backends=["numpy"], dtypes=["float32"], progress=lambda *of: done.append(of[1:]))
@@ -738,9 +782,37 @@ def test_small_cases_come_again_in_new_processes(asked, monkeypatch):
     found = run.bench(["image", "lm"], backends=["numpy"], dtypes=["float32"])
     events = [m["workload"]["name"] if do == "case" else do for name, do, m in asked if name == "numpy"]
     small, large = (["start", name, "ended"] for name in ("image", "lm"))  # what memory there is, is the large one's
-    assert [e for e in events if e in {*small, *large}] == small + large + 2 * small
-    assert [(case.workload, len(case.memory["read"])) for case in found.cases] == [("image", 21), ("lm", 7)]
-    assert [s is None for s in found.cases[0].series[0].seconds] == 3 * [False, True, False, True, False, True, False]
+    assert [e for e in events if e in {*small, *large}] == small + large + 4 * small
+    assert [(case.workload, len(case.memory["read"])) for case in found.cases] == [("image", 20), ("lm", 7)]
+    assert [s is None for s in found.cases[0].series[0].seconds] == 5 * [False, True, False, True]
+
+
+def test_what_is_right_is_not_checked_again(asked, monkeypatch):
+    """What the first processes found out stays known, and who failed there is checked as if for the first time."""
+    monkeypatch.setattr(rounds, "PATIENCE", 1e-9)
+    ask, answers = Recorder.ask, itertools.count()
+
+    def answered(self, do, **message):
+        found = ask(self, do, **message)
+        if do == "check":
+            found |= {"value_error": float(next(answers))}
+            return {"problem": "no"} if message["index"] == 2 and not message["again"] else found
+        return found
+
+    monkeypatch.setattr(Recorder, "ask", answered)
+    (case,) = run.bench(["image"], backends=["numpy"], dtypes=["float32"]).cases
+    again = [m["again"] for _, do, m in asked if do == "check" and m["index"] < 2]
+    assert again == 4 * [False] + 4 * 4 * [True]
+    assert not any(m["again"] for _, do, m in asked if do == "check" and m["index"] == 2)
+    assert [(s.value_error, s.time.rounds) for s in case.series if s.name == "xent"] == [(2.0, 20), (3.0, 20)]
+
+
+def test_what_is_not_asked_again():
+    """A loss that is an array would be an error."""
+    odd = Contender("odd", "eager", False, lambda x, y: x, None)
+    server = serve(SMALL["rows"], with_numpy.make("cpu"), odd)
+    assert server.check(0, "forward", again=True).keys() == {"first", "waits", "memory", "seconds"}
+    assert "problem" in server.check(0, "forward")
 
 
 def test_rounds_are_joined():
