@@ -358,6 +358,17 @@ def test_threads_that_still_work_are_waited_for(monkeypatch):
     assert next(now) == 2
 
 
+def test_only_processors_have_to_be_left(monkeypatch):
+    """What threads do after a call on a GPU takes nobody's time."""
+    rests = []
+    monkeypatch.setattr(clock, "rest", lambda: rests.append(1))
+    server = serve(SMALL["rows"], with_numpy.make("cpu"))
+    for device, rested in (("cpu", 1), ("cuda:0", 1)):
+        server.device = device
+        server.time(0, "forward", 1)
+        assert len(rests) == rested
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the time of each thread")
 def test_other_threads_work_is_seen():
     done, over = threading.Event(), threading.Event()
