@@ -116,7 +116,7 @@ OPS = Ops(
     full=lambda shape, value, dtype, like: torch.full(shape, value, dtype=getattr(torch, dtype), device=like.device),
     take=lambda table, ids: table[ids],
     size=lambda x: x.numel(),
-    stop_gradient=torch.Tensor.detach,
+    stop_gradient=lambda x: x.detach(),
     exp=torch.exp,
     log1p=torch.log1p,
     abs=torch.abs,

@@ -21,10 +21,6 @@ LIVES, SMALL = 5, 1 << 25  # so often cases of so few logits have new processes,
 Progress = Callable[[str, int, int], None]  # (what is being done, how much is done, of how much)
 
 
-def _small(workload: Workload) -> bool:
-    return workload.size <= SMALL
-
-
 @dataclass(frozen=True)
 class Settings:
     backends: tuple[str, ...]
@@ -55,7 +51,7 @@ class Driver:
     def all(self, cases: list[tuple[int | None, Workload, str]], times: int = 1) -> None:
         """How a process lies in memory decides on some short calls' times, however often they are repeated in it; and
         a machine has its hours. So small cases come again, in other processes."""
-        again = [case for case in cases if _small(case[1])]
+        again = [case for case in cases if case[1].size <= SMALL]
         lives = [cases] + (LIVES - 1) * [again] if self.settings.rounds is None else [cases]
         self.of = sum(len(self._parts(workload)) for life in lives for _, workload, _ in life) * times
         for life in lives:
@@ -64,7 +60,10 @@ class Driver:
     def _parts(self, workload: Workload) -> list[tuple[str, ...]]:
         """The backends whose processes are there together: all, if that does not take much of the system's memory."""
         backends = self.settings.backends
-        return [backends] if _small(workload) or self.settings.kind != "cpu" else [(name,) for name in backends]
+        return [(name,) for name in backends] if self._crowds(workload) else [backends]
+
+    def _crowds(self, workload: Workload) -> bool:
+        return workload.size > SMALL and self.settings.kind == "cpu"
 
     def _live(self, cases: list[tuple[int | None, Workload, str]]) -> None:
         self.end()
@@ -83,10 +82,10 @@ class Driver:
                     self.done += 1
 
     def _ready(self, backends: tuple[str, ...], workload: Workload, dtype: str) -> bool:
-        """Whether processes of these backends are there, and memory for what they will be asked. Large cases have new
+        """Whether processes of these backends are there, and memory for what they will be asked. What crowds has new
         ones: what the processes had once, some of them keep."""
         need, lost = workload.memory(dtype, len(self.workers), 1), len(self.workers) < self.started
-        if not self.workers or lost or not _small(workload) or need > machine.memory("available"):
+        if not self.workers or lost or self._crowds(workload) or need > machine.memory("available"):
             self.end()
             self._start(backends)
             need = workload.memory(dtype, len(self.workers), 1)
@@ -163,7 +162,7 @@ class Driver:
         entries = [entry for found, _ in prepared for entry in found]
         rounds = Rounds(memory, self.workers, entries, self.settings.sample, self.settings.seed)
         try:
-            for part in rounds.take(self.settings.rounds, LIVES if _small(workload) else 1, parts):
+            for part in rounds.take(self.settings.rounds, LIVES if workload.size <= SMALL else 1, parts):
                 self._say(f"timing {workload.name} {dtype}, round {rounds.number + 1}", (1 + part) / 2)
         finally:  # after Ctrl-C, with the rounds that are whole
             whole = rounds.whole()

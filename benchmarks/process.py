@@ -110,9 +110,11 @@ class Server:
 
         stop = self.framework.peak() if self.framework.peak else lambda: 0
         of_process = clock.peak_memory(timed)
-        counted = stop()
-        if self.device == "cpu" and counted is not None:  # TensorFlow's count knows nothing of memory it was lent
-            counted = max(counted, of_process, self.framework.planned(call.func, *call.args))
+        counted, planned = stop(), self.framework.planned(call.func, *call.args)
+        if counted is None:  # JAX's allocator on a GPU does not forget the first call's
+            counted = planned or None
+        elif self.device == "cpu":  # TensorFlow's count knows nothing of memory it was lent
+            counted = max(counted, of_process, planned)
         return counted, of_process, times[0]
 
     def checked(self) -> dict[str, Any]:

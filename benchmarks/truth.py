@@ -8,7 +8,7 @@ linear_ce's gradients are sums that may cancel: they are held against the truth 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from .workloads import Workload
 
 Array = NDArray[Any]
 BLOCK = 1 << 16  # entries worked out at a time, in float64: they stay in the cache
-THREADS = 4  # at most: other processes check, too
+THREADS = 8  # at most: other processes check, too
 HELD, WIDENED = 1 << 26, 1 << 22  # of linear_ce: logits that are there at a time, entries of the weight
 
 # Roundoff, and the smallest number whose relative accuracy anyone could expect.
@@ -77,22 +77,22 @@ def truth(workload: Workload, x: Any, labels: Array) -> Truth | LinearTruth:
         return _linear(h, weight, labels)
     given = x, labels
     x, labels = _flat(workload, x, labels)
-    total, lse = [], np.empty(len(x))
-    for block in _blocks(x.shape):
+    lse = np.empty(len(x))
+
+    def total(block: slice) -> float:
         wide = x[block].astype(np.float64)
         if workload.loss == "sigmoid_ce":
             softplus = np.log1p(np.exp(-np.abs(wide)))
-            total.append(float(np.sum(np.maximum(wide, 0) - wide * labels[block] + softplus)))
-            continue
+            return float(np.sum(np.maximum(wide, 0) - wide * labels[block] + softplus))
         top = wide.max(1)
         lse[block] = top + np.log(np.exp(wide - top[:, None]).sum(1))
         if workload.loss == "sparse_ce":
-            total.append(float(np.sum(lse[block] - wide[np.arange(len(wide)), labels[block]])))
-        else:
-            t = labels[block].astype(np.float64)
-            total.append(float(np.sum(t.sum(1) * lse[block] - (t * wide).sum(1))))
+            return float(np.sum(lse[block] - wide[np.arange(len(wide)), labels[block]]))
+        t = labels[block].astype(np.float64)
+        return float(np.sum(t.sum(1) * lse[block] - (t * wide).sum(1)))
+
     count = x.size if workload.loss == "sigmoid_ce" else len(x)
-    return Truth(workload, *given, math.fsum(total) / count, lse)
+    return Truth(workload, *given, math.fsum(_each(total, x.shape)) / count, lse)
 
 
 def value_error(true: Truth | LinearTruth, loss: Any) -> float:
@@ -118,8 +118,7 @@ def gradient_error(true: Truth | LinearTruth, gradient: Any, dtype: str) -> floa
         error /= np.maximum(size, TINY[dtype] * count, out=size)
         return float(error.max())
 
-    with ThreadPoolExecutor(min(machine.cores(), THREADS)) as pool:
-        return float(np.max(list(pool.map(worst, _blocks(x.shape)))))  # NaN stays
+    return float(np.max(_each(worst, x.shape)))  # NaN stays
 
 
 def _gradient(true: Truth, block: slice) -> tuple[Array, Array]:
@@ -174,6 +173,12 @@ def _flat(workload: Workload, x: Array, labels: Array) -> tuple[Array, Array]:
 
 def _rows(workload: Workload, x: Array) -> Array:
     return np.moveaxis(x, workload.axis, -1).reshape(-1, workload.classes)
+
+
+def _each(function: Callable[[slice], float], shape: tuple[int, ...]) -> list[float]:
+    """Of blocks of rows, some at a time: NumPy's loops let each other run."""
+    with ThreadPoolExecutor(min(machine.cores(), THREADS)) as pool:
+        return list(pool.map(function, _blocks(shape)))
 
 
 def _blocks(shape: tuple[int, ...], entries: int | None = None) -> Iterator[slice]:

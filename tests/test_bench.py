@@ -788,6 +788,13 @@ def test_large_cases_have_one_backends_processes_at_a_time(asked):
     assert {series.time.rounds for series in case.series if series.name == "xent"} == {2}
 
 
+def test_on_a_gpu_processes_stay(asked):
+    """Its memory is its own; and a framework takes longer to start than a case."""
+    run.bench(["lm", "lm-large"], backends=["numpy", "torch"], dtypes=["float32"], device="cuda", rounds=1)
+    assert sorted(name for name, do, _ in asked if do == "start") == ["keras-torch", "memory", "numpy", "torch"]
+    assert sum(do == "case" for _, do, _ in asked) == 2 * 3
+
+
 def test_small_cases_come_again_in_new_processes(asked, monkeypatch):
     monkeypatch.setattr(rounds, "PATIENCE", 1e-9)
     found = run.bench(["image", "lm"], backends=["numpy"], dtypes=["float32"])
@@ -935,6 +942,17 @@ def test_memory_that_xla_has_planned():
     assert 4_000_000 <= planned(jax.jit(lambda x: jax.numpy.cos(x @ x.T) @ x), x) < 4_100_000
     assert 4_000_000 <= planned(jax.jit(lambda x: x @ x.T), x) < 4_100_000
     assert planned(lambda x: x @ x.T, x) == 0
+
+
+@pytest.mark.parametrize(("counted", "planned", "told"), [(5, 7, 5), (None, 7, 7), (None, 0, None)])
+def test_memory_of_a_gpu(counted, planned, told):
+    """What the allocator counted; where it does not know, what the compiler has laid out."""
+    framework = dataclasses.replace(
+        with_numpy.make("cpu"), peak=lambda: lambda: counted, planned=lambda function, *arguments: planned
+    )
+    server = serve(SMALL["rows"], framework)
+    server.device = "cuda:0"
+    assert server.check(0, "forward")["memory"] == told
 
 
 # ---- contenders
