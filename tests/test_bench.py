@@ -1125,14 +1125,48 @@ def test_device_memory_traffic_by_jax():
     assert found.write().shape == found.copy().shape == (1024,)
 
 
+GPU_SCRIPT = Path(__file__).parents[1] / "benchmarks" / "gpu.sh"
+
+
 def test_gpu_script_says_what_is_missing(tmp_path):
     torch = pytest.importorskip("torch")
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    script = Path(__file__).parents[1] / "benchmarks" / "gpu.sh"
-    done = subprocess.run(["bash", script, tmp_path / "out"], capture_output=True, text=True, check=False)
+    done = subprocess.run(["bash", GPU_SCRIPT, tmp_path / "out"], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "expected a GPU that torch or jax can use, found none" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("fails", "code", "status"),
+    [
+        ("nothing at all", 1, 0),
+        ("jax --compiled", 1, 1),
+        ("torch -k options", 124, 1),
+        ("bench", 2, 1),
+        ("bench", 124, 0),
+    ],
+)
+def test_gpu_script(fails, code, status, tmp_path):
+    """With something in Python's place that says what it was called with. 124 is what a time limit leaves."""
+    python = tmp_path / "python3"
+    python.write_text(
+        f'''#!/bin/sh
+[ "$1" = - ] && {{ echo torch jax; exit; }}
+echo "called with $*"
+case "$*" in *"{fails}"*) exit {code};; esac'''
+    )
+    python.chmod(0o755)
+    environment = os.environ | {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    command = ["bash", GPU_SCRIPT, tmp_path / "out"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == status
+    tests = (tmp_path / "out" / "tests.txt").read_text()
+    for framework in ("torch", "jax"):
+        for part in ("-k options", "-k not options", "--compiled"):
+            assert f"--device cuda --backend {framework} {part}\n" in tests
+    bench = (tmp_path / "out" / "gpu.txt").read_text()
+    assert "-m xent bench --device cuda --rounds 7 --backend torch --backend jax --json" in bench
 
 
 # ---- the command
