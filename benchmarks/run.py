@@ -38,7 +38,8 @@ def bench(
     """Times xent against every framework's own best loss on the hardware here, forward and with the gradient.
 
     Each framework runs in a process of its own, and all contenders take turns, round by round, so that any two of
-    them can be compared by paired ratios. Before it is timed, each one's loss and gradient are checked against float64.
+    them can be compared by paired ratios (of a large workload on a CPU, any two of one backend). Before it is timed,
+    each one's loss and gradient are checked against float64.
 
     Args:
         workloads: names from `xent.benchmarks.workloads.WORKLOADS`, or one (here as below), such as "lm"; all if not
