@@ -1,7 +1,8 @@
-"""Writes docs/performance.md's tables of every workload: python benchmarks/details.py"""
+"""Writes docs/performance.md's tables of every workload, and of two runs: python benchmarks/details.py"""
 
 from __future__ import annotations
 
+from xent.benchmarks.diff import NOISE, agreement, diff, of_rivals
 from xent.benchmarks.readme import PERFORMANCE, markdown, write
 from xent.benchmarks.result import Case, Result, Series, ratio
 from xent.benchmarks.rows import BRIEFLY, duration, times
@@ -15,6 +16,7 @@ MODES = {
     "numpy-jax": (("numpy", "eager"), ("jax", "compiled")),
 }
 HEAD = ("linear", "float32")
+AGAIN = MEASURED.with_name("cpu-again.json")  # the same commit, the same machine, right after
 
 
 def every(result: Result, name: str) -> str:
@@ -67,8 +69,27 @@ def _own(case: Case, backend: str, mode: str, which: str) -> Series | None:
     return min((s for s in same if s.name.startswith(OWN[backend])), key=lambda s: s.time.median, default=None)
 
 
+def apart(first: Result, second: Result) -> str:
+    """Where two runs do not agree."""
+    changes = of_rivals(diff(first, second))
+    found = sorted((change for change in changes if change.apart > NOISE), key=lambda c: -c.apart)
+    lines = [
+        [
+            f"{c.case.workload} {c.case.dtype}, {BRIEFLY[c.series.which]}",
+            f"{c.series.backend} {c.series.mode}",
+            f"`{c.against}`",
+            times(c.old.median),
+            times(c.new.median),
+        ]
+        for c in found
+    ]
+    table: str = markdown(["", "xent on", "against", "first run", "second run"], lines)
+    return f"{table}\n{agreement(changes)}.\n"
+
+
 if __name__ == "__main__":
     measured = Result.load(MEASURED)
     for name in MODES:
         write(name, every(measured, name), PERFORMANCE, "details")
     write("head", head(measured), PERFORMANCE, "details")
+    write("apart", apart(measured, Result.load(AGAIN)), PERFORMANCE, "details")

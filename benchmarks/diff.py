@@ -35,6 +35,11 @@ class Change(NamedTuple):
         return self.new.median / self.old.median
 
     @property
+    def apart(self) -> float:
+        """How much larger one median is than the other, less one."""
+        return max(self.factor, 1 / self.factor) - 1
+
+    @property
     def chance(self) -> float:
         """That the scatter of their rounds alone puts two medians of the same ratio further apart than the noise."""
         return math.erfc(math.log(1 + NOISE) / math.hypot(1e-9, self.old.error, self.new.error) / math.sqrt(2))
@@ -103,6 +108,21 @@ def _changes(then: Case, now: Case, series: Series) -> Iterator[Change]:
         yield Change(now, series, "memory", ratio(floors[0], earlier.seconds), ratio(floors[1], series.seconds))
 
 
+def of_rivals(verdicts: list[Verdict]) -> list[Change]:
+    """Without the memory's."""
+    return [change for verdict in verdicts for change in verdict.changes if change.against != "memory"]
+
+
+def agreement(changes: list[Change]) -> str:
+    """How far the paired ratios agree at all."""
+    apart = [change.apart for change in changes]
+    return (
+        f"{len(apart)} paired ratios of rivals to xent: medians differ by {statistics.median(apart):.1%} in the "
+        f"middle, {max(apart):.1%} at most; {sum(a > NOISE for a in apart)} by more than {NOISE:.0%}, where the "
+        f"scatter of their rounds alone makes one expect {sum(change.chance for change in changes):.0f}"
+    )
+
+
 def show(verdicts: list[Verdict], console: Console) -> None:
     """A line for each of xent's times, what changed first; then how far the paired ratios agree at all."""
     table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
@@ -125,12 +145,6 @@ def show(verdicts: list[Verdict], console: Console) -> None:
         "\nagainst  how many others: the memory, and the rivals on its backend in its mode"
         f"\nfaster, slower  against most of them by more than {NOISE:.0%}, and beyond both runs' quartiles[/]"
     )
-    changes = [c for v in verdicts for c in v.changes if c.against != "memory"]
+    changes = of_rivals(verdicts)
     if changes:
-        apart = [max(c.factor, 1 / c.factor) - 1 for c in changes]
-        console.print(
-            f"{len(apart)} paired ratios of rivals to xent: medians differ by {statistics.median(apart):.1%} in the "
-            f"middle, {max(apart):.1%} at most; {sum(a > NOISE for a in apart)} by more than {NOISE:.0%}, where the "
-            f"scatter of their rounds alone makes one expect {sum(c.chance for c in changes):.0f}",
-            highlight=False,
-        )
+        console.print(agreement(changes), highlight=False)

@@ -50,14 +50,14 @@ def loaded(x, dtype):
 class Memory:
     """Buffers at any offset, with canaries around them."""
 
-    def __init__(self, offset=0):
-        self.offset, self.buffers = offset, []
+    def __init__(self, offset=0, unit=64):
+        self.offset, self.unit, self.buffers = offset, unit, []
 
     def new(self, shape, dtype, value=None):
         dtype = np.dtype(dtype)
         size = int(np.prod(shape)) * dtype.itemsize
-        raw = np.full(size + 256, CANARY, np.uint8)
-        start = 128 - raw.ctypes.data % 64 + self.offset
+        raw = np.full(size + 4 * self.unit, CANARY, np.uint8)
+        start = 2 * self.unit - raw.ctypes.data % self.unit + self.offset
         self.buffers.append((raw, start, size))
         array = np.ndarray(shape, dtype, raw.data, start)
         if value is not None:
@@ -611,6 +611,23 @@ def test_large_output_at_any_address(offset, classes):
     middle = Rows("float32", x.reshape(1, 2500, classes), ids=np.zeros(classes, int), offset=offset)
     got = middle.both(np.ones(classes))[1]
     assert np.abs(got.sum(axis=1)).max() < 1e-5
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_large_output_just_ahead_of_the_logits(dtype):
+    """Within a page of 4 KB, that is, where loads going up would run into stores: such rows are written downwards."""
+    x = NOISE.normal(size=(300, 20001, 1)).astype(np.float16)
+    rows = Rows(dtype, loaded(stored(x, dtype), dtype), ids=NOISE.integers(0, 20001, 300))
+    a = np.ones(300)
+
+    def written(apart):
+        rows.memory = Memory((address(rows.x) + apart) % 4096, unit=4096)
+        return rows.both(a)[1], rows.backward(a)[0]
+
+    want = written(2048)
+    for apart in (16, 48, 320):
+        for got, there in zip(written(apart), want, strict=True):
+            np.testing.assert_array_equal(got, there)
 
 
 @pytest.mark.parametrize("classes", [1, 10, 64])

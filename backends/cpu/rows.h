@@ -236,10 +236,18 @@ int64_t misaligned(const X* p, int64_t n) {
   return short_by % sizeof(X) || count > n ? n : count;
 }
 
-// term(i, width): the vector exp(x_i - m), ...
+// Whether loads of x, going up, run into the stores to dx that are still under way: a processor that tells places apart by
+// the last 12 bits of their addresses waits for each (4K aliasing; twice the time and more). Going down, they do not.
+inline bool collide(const void* x, const void* dx) {
+  constexpr uintptr_t page = 4096, ahead = 512;
+  uintptr_t apart = (reinterpret_cast<uintptr_t>(dx) - reinterpret_cast<uintptr_t>(x)) % page;
+  return apart && apart < ahead;
+}
+
+// term(i, width): the vector exp(x_i - m), ... down: of what is streamed, whole vectors from the last to the first
 template <class X, bool kSoft, bool kSmooth, bool kStream, class F>
 void gradient(const F& term, const Compute<X>* t, const Compute<X>* u, int64_t n, int64_t label,
-              Slopes<Compute<X>> slope, X* dx) {
+              Slopes<Compute<X>> slope, X* dx, bool down) {
   using T = Compute<X>;
   using V = Vec<T>;
   constexpr int lanes = kLanes<T>;
@@ -248,8 +256,9 @@ void gradient(const F& term, const Compute<X>* t, const Compute<X>* u, int64_t n
     if constexpr (kSmooth) v = v - load_some(u, i, width, T(0)) * slope.c;
     return v;
   };
-  auto span = [&](int64_t i, int64_t end) XENT_INLINE {  // whole vectors without the label
-    for (; i < end; i += lanes) {
+  auto span = [&](int64_t begin, int64_t end) XENT_INLINE {  // whole vectors without the label
+    const bool falling = kStream && down;
+    for (int64_t i = falling ? end - lanes : begin; i >= begin && i < end; i += falling ? -lanes : lanes) {
       V v = subtract(term(i, Full{}) * slope.k, i, Full{});
       kStream ? stream(dx, i, v) : store(dx, i, v);
     }
@@ -269,7 +278,7 @@ void gradient(const F& term, const Compute<X>* t, const Compute<X>* u, int64_t n
   };
   int64_t first = kStream ? misaligned(dx, n) : 0;
   if (first == n) {
-    if constexpr (kStream) return gradient<X, kSoft, kSmooth, false>(term, t, u, n, label, slope, dx);
+    if constexpr (kStream) return gradient<X, kSoft, kSmooth, false>(term, t, u, n, label, slope, dx, down);
   }
   int64_t whole = first + (n - first) / lanes * lanes;
   some(0, first);
@@ -319,13 +328,14 @@ void row_gradient(const Rows& k, const X* x, const Compute<X>* t, const Compute<
   using T = Compute<X>;
   const int64_t step = visit ? kBlock<T> : k.classes;
   const T all_k = slope.k;
+  const bool down = collide(x, dx);
   for (int64_t begin = 0; begin < k.classes; begin += step) {
     int64_t n = begin + step < k.classes ? step : k.classes - begin, block = begin / step;
     if (visit) m = visit->top[block], slope.k = T(double(all_k) * visit->scale[block]);
     auto write = [&](const auto& term) XENT_INLINE {
       const T *t_from = kSoft ? t + begin : nullptr, *u_from = kSmooth ? u + begin : nullptr;
-      k.streaming ? gradient<X, kSoft, kSmooth, true>(term, t_from, u_from, n, label - begin, slope, dx + begin)
-                  : gradient<X, kSoft, kSmooth, false>(term, t_from, u_from, n, label - begin, slope, dx + begin);
+      k.streaming ? gradient<X, kSoft, kSmooth, true>(term, t_from, u_from, n, label - begin, slope, dx + begin, down)
+                  : gradient<X, kSoft, kSmooth, false>(term, t_from, u_from, n, label - begin, slope, dx + begin, down);
     };
     if (visit && visit->terms) {
       write([from = visit->terms + begin](int64_t i, auto width) XENT_INLINE { return load_some(from, i, width, T(0)); });
