@@ -21,6 +21,10 @@ LIVES, SMALL = 5, 1 << 25  # so often cases of so few logits have new processes,
 Progress = Callable[[str, int, int], None]  # (what is being done, how much is done, of how much)
 
 
+def _small(workload: Workload) -> bool:
+    return workload.size <= SMALL
+
+
 @dataclass(frozen=True)
 class Settings:
     backends: tuple[str, ...]
@@ -51,7 +55,7 @@ class Driver:
     def all(self, cases: list[tuple[int | None, Workload, str]], times: int = 1) -> None:
         """How a process lies in memory decides on some short calls' times, however often they are repeated in it; and
         a machine has its hours. So small cases come again, in other processes."""
-        again = [case for case in cases if case[1].size <= SMALL]
+        again = [case for case in cases if _small(case[1])]
         lives = [cases] + (LIVES - 1) * [again] if self.settings.rounds is None else [cases]
         self.of = sum(len(self._parts(workload)) for life in lives for _, workload, _ in life) * times
         for life in lives:
@@ -63,7 +67,7 @@ class Driver:
         return [(name,) for name in backends] if self._crowds(workload) else [backends]
 
     def _crowds(self, workload: Workload) -> bool:
-        return workload.size > SMALL and self.settings.kind == "cpu"
+        return self.settings.kind == "cpu" and not _small(workload)
 
     def _live(self, cases: list[tuple[int | None, Workload, str]]) -> None:
         self.end()
@@ -162,7 +166,7 @@ class Driver:
         entries = [entry for found, _ in prepared for entry in found]
         rounds = Rounds(memory, self.workers, entries, self.settings.sample, self.settings.seed)
         try:
-            for part in rounds.take(self.settings.rounds, LIVES if workload.size <= SMALL else 1, parts):
+            for part in rounds.take(self.settings.rounds, LIVES if _small(workload) else 1, parts):
                 self._say(f"timing {workload.name} {dtype}, round {rounds.number + 1}", (1 + part) / 2)
         finally:  # after Ctrl-C, with the rounds that are whole
             whole = rounds.whole()
