@@ -13,6 +13,7 @@ from . import machine
 from .result import Case, Result, Series
 from .rounds import Entry, Rounds
 from .rows import size
+from .steady import Steady
 from .workers import Died, Failed, Worker, each
 from .workloads import PASSES, WIDTH, Workload
 
@@ -49,6 +50,7 @@ class Driver:
     def __init__(self, settings: Settings, result: Result, save: Path | str | None, progress: Progress | None) -> None:
         self.settings, self.result, self.file, self.progress = settings, result, save, progress
         self.workers: list[Worker] = []
+        self.steady = Steady()
         self.started = 0
         self.done, self.of = 0, 1
 
@@ -164,7 +166,8 @@ class Driver:
         room = room and not workload.linear  # products keep all processors busy, and some wait for each other spinning
         prepared = each(lambda worker: self._prepare(worker, value, workload, dtype, folder), workers, room)
         entries = [entry for found, _ in prepared for entry in found]
-        rounds = Rounds(memory, self.workers, entries, self.settings.sample, self.settings.seed)
+        steady = self.steady if self.settings.rounds is None and self.settings.kind == "cpu" else None
+        rounds = Rounds(memory, self.workers, entries, self.settings.sample, self.settings.seed, steady)
         try:
             for part in rounds.take(self.settings.rounds, LIVES if _small(workload) else 1, parts):
                 self._say(f"timing {workload.name} {dtype}, round {rounds.number + 1}", (1 + part) / 2)

@@ -28,6 +28,7 @@ from .workloads import PASSES, Workload
 
 SLOW = 0.1  # seconds: what takes so long has not come back early
 MOVES = 4  # of the memory in a sample
+LOOKS, SIGHT = 4, 1 << 27  # reads at it, bytes
 GROWING = 6  # samples at most until the heap has all that its calls take: what is fresh takes ten times as long
 LITTLE = 1 << 22  # bytes
 
@@ -46,6 +47,8 @@ class Server:
         name, _, keras = backend.partition("-")
         if name == "memory":
             self.threads, self.device = threads, device
+            if device == "cpu":
+                self.sight = memory_traffic.host(SIGHT, threads)
             return {"versions": {}, "absent": []}
         live = _live.live(keras or name)
         self.dtypes, self.device = live.dtypes, _live.device(live.devices(), device)
@@ -169,6 +172,10 @@ class Server:
         calls = itertools.repeat(getattr(self.traffic, what))
         clock.seconds(calls, _done, 1)
         return {"seconds": clock.seconds(calls, _done, MOVES)}
+
+    def look(self) -> dict[str, Any]:
+        """The fastest of some reads of the host's memory: what interrupts one of them is no slow memory."""
+        return {"seconds": min(clock.seconds(iter([self.sight.read]), _done, 1) for _ in range(LOOKS))}
 
     def end(self) -> dict[str, Any]:
         for name in ("x", "labels", "inputs", "contenders", "true", "traffic"):

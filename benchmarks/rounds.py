@@ -15,6 +15,7 @@ import numpy as np
 from . import machine
 from .clock import SPARE
 from .result import ENOUGH, Series, ratio
+from .steady import Steady
 from .workers import Died, Failed, Worker
 
 T = TypeVar("T")
@@ -24,7 +25,7 @@ APART = 0.03  # seconds a call: of longer ones, which need nothing to wake up be
 FEW, MANY = 7, 99  # rounds, if it is not said how many: more than few for those whose ratios to xent are not known
 KNOWN = 12  # from so many pairs of samples: of fewer, some look calm by chance
 SETTLED = 0.02  # and so well (the standard error of its logarithm),
-PATIENCE = 100.0  # as long as they fit into so many seconds a case
+PATIENCE = 60.0  # as long as they fit into so many seconds a case; as long again for a machine to be as usual
 
 
 @dataclass
@@ -41,8 +42,16 @@ class Entry:
 class Rounds:
     """Of one case, and their samples so far."""
 
-    def __init__(self, memory: Worker, workers: list[Worker], entries: list[Entry], sample: float, seed: int) -> None:
-        self.memory, self.workers, self.sample = memory, workers, sample
+    def __init__(
+        self,
+        memory: Worker,
+        workers: list[Worker],
+        entries: list[Entry],
+        sample: float,
+        seed: int,
+        steady: Steady | None,
+    ) -> None:
+        self.memory, self.workers, self.sample, self.steady = memory, workers, sample, steady
         self.moves: dict[str, list[float | None]] = {"read": [], "write": [], "copy": []}
         self.timed = [entry for entry in entries if not entry.series.problem]
         self.rng = np.random.default_rng(seed)
@@ -55,11 +64,13 @@ class Rounds:
 
         lives: how many such series of rounds each contender has. parts: how many times as many the case has.
         """
-        few = count or (FEW if lives == 1 else ENOUGH)
+        few, patience = count or (FEW if lives == 1 else ENOUGH), PATIENCE / lives / parts
+        if self.steady:
+            self.steady.begin(self.memory, patience)
         for number in range(few):
             yield number / few if count else number / few / 2
             self._round([entry for entry in self.timed if number % 2 == 0 or entry.each <= SLOW])
-        start, patience, here = time.monotonic(), PATIENCE / lives / parts, self.timed
+        start, here = time.monotonic(), self.timed
         for _ in range(few, few if count else MANY):
             here, spent = self._unsettled(here, SETTLED * lives**0.5), time.monotonic() - start
             if not here or spent > patience:
@@ -88,13 +99,22 @@ class Rounds:
             self.keeps = batch[0].worker
         calls = [self._calls(entry.each) for entry in batch]
         turns = [count if entry.each > APART else 1 for entry, count in zip(batch, calls, strict=True)]
+        alone = any(entry.each > APART for entry in batch)
         taken: list[list[float]] = [[] for _ in batch]
         for turn in range(max(turns)):
-            for place in _shuffled(self.rng, [place for place, count in enumerate(turns) if turn < count]):
-                seconds = self._time(batch[place], calls[place] // turns[place])
-                taken[place] += [] if seconds is None else [seconds]
+            here = _shuffled(self.rng, [place for place, count in enumerate(turns) if turn < count])
+            for places in [[place] for place in here] if alone else [here]:
+                asked = [(batch[place], calls[place] // turns[place]) for place in places]
+                for place, seconds in zip(places, self._times(asked), strict=True):
+                    taken[place] += [] if seconds is None else [seconds]
         for entry, found in zip(batch, taken, strict=True):
             entry.samples.append(None if entry.series.problem else median(found))
+
+    def _times(self, asked: list[tuple[Entry, int]]) -> list[float | None]:
+        def times() -> list[float | None]:
+            return [self._time(entry, repeat) for entry, repeat in asked]
+
+        return self.steady.take(times) if self.steady else times()
 
     def _time(self, entry: Entry, repeat: int) -> float | None:
         if entry.series.problem:

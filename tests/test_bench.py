@@ -570,6 +570,7 @@ class Recorder:
             "start": {"versions": {}, "absent": []},
             "memory": {"size": 1 << 26},
             "move": {"seconds": 1e-3},
+            "look": {"seconds": 1e-3},
             "case": {"contenders": found, "buffers": 1},
             "check": {"first": 1.0, "waits": True, "value_error": 0.0, "gradient_error": 0.0}
             | {"memory": self.takes_memory, "seconds": self.at_first[message.get("index", 0)]},
