@@ -23,7 +23,20 @@ import pytest
 import xent
 from typer.testing import CliRunner
 from xent import _live, _regimes, cli, oracle
-from xent.benchmarks import clock, diff, driver, inputs, machine, memory_traffic, rounds, rows, run, truth, workers
+from xent.benchmarks import (
+    clock,
+    diff,
+    driver,
+    inputs,
+    machine,
+    memory_traffic,
+    rounds,
+    rows,
+    run,
+    steady,
+    truth,
+    workers,
+)
 from xent.benchmarks.frameworks import Contender, parts
 from xent.benchmarks.frameworks import numpy as with_numpy
 from xent.benchmarks.process import GROWING, LITTLE, Server
@@ -524,6 +537,85 @@ def test_memory_moves_more_than_once(monkeypatch):
     server.traffic = memory_traffic.Memory(1, read=lambda: moved.append(None), write=None, copy=None)
     assert 0.01 <= server.move("read")["seconds"] < 0.02
     assert len(moved) == 1 + 4
+
+
+class Sight:
+    """A memory's process that takes so long for each look (the last one for all that follow), and a clock that stands
+    still but for what is slept or sampled."""
+
+    def __init__(self, monkeypatch, *takes):
+        self.takes, self.now = list(takes), 0.0
+        monkeypatch.setattr(steady.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(steady.time, "sleep", self.work)
+
+    def ask(self, do):
+        assert do == "look"
+        return {"seconds": self.takes.pop(0) if len(self.takes) > 1 else self.takes[0]}
+
+    def work(self, seconds=1.0):
+        self.now += seconds
+        return self.now
+
+
+@pytest.mark.parametrize("off", [0.8, 1.25])
+def test_samples_wait_for_a_machine_as_usual(monkeypatch, off):
+    """Usual is what most looks of the run have seen: of the twenty before the first sample, and after each."""
+    sight, calm = Sight(monkeypatch, *20 * [1.0], off, off, 1.15, 0.85), steady.Steady()
+    calm.begin(sight, 10)
+    start = sight.now
+    assert calm.take(sight.work) == pytest.approx(start + 2 * steady.PAUSE + 1)
+    assert calm.left == pytest.approx(10 - 2 * steady.PAUSE)
+    calm.begin(sight, 10)  # the next case's
+    assert calm.seen == [*20 * [1.0], 0.85]
+
+
+@pytest.mark.parametrize("off", [0.8, 1.25])
+def test_samples_are_taken_again_if_the_machine_was_not_as_usual_after_them(monkeypatch, off):
+    sight, calm = Sight(monkeypatch, *21 * [1.0], off, 1.0), steady.Steady()
+    calm.begin(sight, 10)
+    start = sight.now
+    assert calm.take(sight.work) == pytest.approx(start + 1 + steady.PAUSE + 1)  # a look that is new serves for both
+    assert calm.left == pytest.approx(10 - 1 - steady.PAUSE)
+
+
+def test_patience_with_the_machine_ends(monkeypatch):
+    sight, calm = Sight(monkeypatch, *20 * [1.0], 0.5), steady.Steady()
+    calm.begin(sight, 3)
+    start = sight.now
+    assert calm.take(sight.work) == pytest.approx(start + 3 + 1, abs=steady.PAUSE)
+    assert calm.take(sight.work) == pytest.approx(start + 3 + 2, abs=steady.PAUSE)
+
+
+def test_a_machine_may_change_for_good(monkeypatch):
+    sight, calm = Sight(monkeypatch, *20 * [1.0], 0.5), steady.Steady()
+    for _ in range(21):
+        calm.begin(sight, 0)
+        calm.take(sight.work)
+    calm.begin(sight, 10)
+    start = sight.now
+    assert calm.take(sight.work) == start + 1
+
+
+@pytest.mark.parametrize(("takes", "together"), [(1e-3, 3), (0.04, 1)])
+def test_what_is_taken_while_the_machine_is_as_usual(asked, monkeypatch, takes, together):
+    """Short calls of those that are compared together, long ones one by one."""
+    monkeypatch.setattr(rounds, "PATIENCE", 1e-9)
+    monkeypatch.setattr(steady, "FRESH", 10.0)  # one look between samples
+    monkeypatch.setattr(Recorder, "at_first", 3 * (takes,))
+    monkeypatch.setattr(Recorder, "takes", 3 * (takes,))
+    run.bench(["tiny"], backends=["numpy"])
+    done = [do for _, do, _ in asked if do in {"time", "look"}]
+    times = [len(list(same)) for do, same in itertools.groupby(done) if do == "time"]
+    assert set(times) == {together}
+    assert done.count("look") == steady.FIRST + len(times)  # once a run, and after each
+
+
+@pytest.mark.parametrize("options", [{"rounds": 3}, {"quick": True}, {"device": "cuda"}])
+def test_nobody_looks_whether_the_machine_is_as_usual(asked, monkeypatch, options):
+    """Where it is said how many rounds, or the memory is another one."""
+    monkeypatch.setattr(rounds, "PATIENCE", 1e-9)
+    run.bench(["tiny"], backends=["numpy"], **options)
+    assert "look" not in [do for _, do, _ in asked]
 
 
 def test_limits_on_threads():
