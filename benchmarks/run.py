@@ -55,7 +55,8 @@ def bench(
             while on its backend a ratio to xent is of fewer than 12 rounds or has a standard error of more than 2 %, at
             most 99 times; where the logits are few in each of five generations of processes, 4 times and after that a
             fifth as long, or as 5 times the variance allows; 7 times for `quick` and `sweep`. Contenders
-            that take longer than 0.25 s a call are in every other one of the first rounds only.
+            that take longer than 0.25 s a call are in every other one of the first rounds only. If not given, a CPU's
+            samples are taken while its memory is as fast as usual, which may take as long again.
         quick: two small workloads and shorter samples, in about a minute.
         sweep: "classes", "rows" or "threads": how the cost grows with it, on "lm" if no workload is given.
         save: where to write the result as JSON, anew after each workload.

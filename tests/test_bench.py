@@ -30,6 +30,7 @@ from xent.benchmarks import (
     inputs,
     machine,
     memory_traffic,
+    process,
     rounds,
     rows,
     run,
@@ -616,6 +617,17 @@ def test_nobody_looks_whether_the_machine_is_as_usual(asked, monkeypatch, option
     monkeypatch.setattr(rounds, "PATIENCE", 1e-9)
     run.bench(["tiny"], backends=["numpy"], **options)
     assert "look" not in [do for _, do, _ in asked]
+
+
+def test_a_look_is_the_fastest_of_some_reads(monkeypatch):
+    """The first one is interrupted."""
+    server, takes = Server(), iter([0.5, 0.25, 0.25, 0.25])
+    now = [0.0]
+    monkeypatch.setattr(clock.time, "perf_counter", lambda: now[0])
+    server.start("memory", "cpu", 1)
+    assert server.sight.size == process.SIGHT
+    server.sight = server.sight._replace(read=lambda: now.append(now.pop() + next(takes)))
+    assert server.look() == {"seconds": 0.25}
 
 
 def test_limits_on_threads():
