@@ -16,9 +16,9 @@ FRESH = 0.02  # seconds that a look is good for
 
 
 class Steady:
-    """A virtual machine's host moves its processors every few seconds or minutes: two that share a way to the memory
-    read 34 GB/s, two that do not read 52, and threads wait longer for each other there. A loss that waits for memory
-    and one that computes then have another ratio, and a run another result than the next one."""
+    """A virtual machine's memory may have two speeds, in turns of seconds to minutes, as if the host put its processors
+    beside each other (two read 34 GB/s) or apart (52, and threads wait longer for each other). A loss that waits for
+    memory and one that computes then have another ratio, and a run another result than the next one."""
 
     def __init__(self) -> None:
         self.seen: list[float] = []  # seconds for the same bytes, in the whole run
