@@ -321,17 +321,22 @@ inline int64_t id_at(const Rows& k, int64_t row) {
   return k.wide ? get<int64_t>(k.ids, row) : get<int32_t>(k.ids, row);
 }
 
-// Block by block, each relative to its own maximum, where there was a visit; its result is the same, kept or computed anew.
+// Where there was a visit, each block relative to its own maximum; its result is the same, kept or computed anew. Blocks of
+// one maximum are written as one: between two, a line of memory would be streamed in part and stored in part, which waits.
 template <class X, bool kSoft, bool kSmooth>
 void row_gradient(const Rows& k, const X* x, const Compute<X>* t, const Compute<X>* u, int64_t label, Compute<X> m,
                   const Visit<Compute<X>>* visit, Slopes<Compute<X>> slope, X* dx) {
   using T = Compute<X>;
-  const int64_t step = visit ? kBlock<T> : k.classes;
   const T all_k = slope.k;
   const bool down = collide(x, dx);
-  for (int64_t begin = 0; begin < k.classes; begin += step) {
-    int64_t n = begin + step < k.classes ? step : k.classes - begin, block = begin / step;
-    if (visit) m = visit->top[block], slope.k = T(double(all_k) * visit->scale[block]);
+  for (int64_t begin = 0, end = k.classes; begin < k.classes; begin = end, end = k.classes) {
+    if (visit) {
+      int64_t block = begin / kBlock<T>, next = block + 1;
+      while (next * kBlock<T> < k.classes && visit->top[next] == visit->top[block]) ++next;
+      end = std::min(next * kBlock<T>, k.classes);
+      m = visit->top[block], slope.k = T(double(all_k) * visit->scale[block]);
+    }
+    const int64_t n = end - begin;
     auto write = [&](const auto& term) XENT_INLINE {
       const T *t_from = kSoft ? t + begin : nullptr, *u_from = kSmooth ? u + begin : nullptr;
       k.streaming ? gradient<X, kSoft, kSmooth, true>(term, t_from, u_from, n, label - begin, slope, dx + begin, down)
