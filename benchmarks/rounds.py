@@ -25,7 +25,7 @@ APART = 0.03  # seconds a call: of longer ones, which need nothing to wake up be
 FEW, MANY = 7, 99  # rounds, if it is not said how many: more than few for those whose ratios to xent are not known
 KNOWN = 12  # from so many pairs of samples: of fewer, some look calm by chance
 SETTLED = 0.02  # and so well (the standard error of its logarithm),
-PATIENCE = 60.0  # as long as they fit into so many seconds a case; as long again for a machine to be as usual
+PATIENCE = 50.0  # as long as they fit into so many seconds a case; as long again for a machine to be as usual
 
 
 @dataclass

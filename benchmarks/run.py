@@ -51,7 +51,7 @@ def bench(
         device: "cpu", "cuda", "gpu", or a framework's own name for one, such as "cuda:1".
         rivals: whether the frameworks' own losses, Keras, SciPy and others are timed, too.
         threads: processors that each framework may use; all if not given.
-        rounds: how often each contender has its turn; if not given, 7 times, and then, for up to 60 s a workload,
+        rounds: how often each contender has its turn; if not given, 7 times, and then, for up to 50 s a workload,
             while on its backend a ratio to xent is of fewer than 12 rounds or has a standard error of more than 2 %, at
             most 99 times; where the logits are few in each of five generations of processes, 4 times and after that a
             fifth as long, or as 5 times the variance allows; 7 times for `quick` and `sweep`. Contenders
