@@ -329,12 +329,14 @@ void row_gradient(const Rows& k, const X* x, const Compute<X>* t, const Compute<
   using T = Compute<X>;
   const T all_k = slope.k;
   const bool down = collide(x, dx);
-  for (int64_t begin = 0, end = k.classes; begin < k.classes; begin = end, end = k.classes) {
+  for (int64_t begin = 0, end; begin < k.classes; begin = end) {
+    end = k.classes;
     if (visit) {
       int64_t block = begin / kBlock<T>;
       m = visit->top[block], slope.k = T(double(all_k) * visit->scale[block]);
-      for (end = begin + kBlock<T>; end < k.classes && visit->top[++block] == m;) end += kBlock<T>;
-      if (end > k.classes) end = k.classes;
+      do ++block;
+      while (block * kBlock<T> < k.classes && visit->top[block] == m);
+      if (block * kBlock<T> < end) end = block * kBlock<T>;
     }
     const int64_t n = end - begin;
     auto write = [&](const auto& term) XENT_INLINE {
