@@ -1,4 +1,7 @@
-"""The compiled tests, one process a framework: TensorFlow followed by Triton in one process aborts it."""
+"""The compiled tests and the programs, one process a framework: TensorFlow followed by Triton in one process aborts it.
+
+The programs (test_programs_*.py) run once more on xent's formulas alone, and JAX's always on two fake devices.
+"""
 
 import importlib.util
 import os
@@ -11,17 +14,31 @@ import pytest
 HERE = Path(__file__).parent
 
 
-@pytest.mark.parametrize(
+each_framework = pytest.mark.parametrize(
     "framework", [pytest.param(name, marks=pytest.mark.backend(name)) for name in ("torch", "tensorflow", "jax")]
 )
+
+
+@each_framework
 def test_in_a_process_of_its_own(framework):
+    in_its_own_process(framework, "test_matrix.py", "test_linear.py", f"test_{framework}.py")
+
+
+@each_framework
+@pytest.mark.parametrize("native", ["1", "0"], ids=["kernels", "formulas"])
+def test_programs(framework, native):
+    two_devices = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"} if framework == "jax" else {}
+    in_its_own_process(framework, f"test_programs_{framework}.py", XENT_NATIVE=native, **two_devices)
+
+
+def in_its_own_process(framework, *names, **variables):
     if importlib.util.find_spec(framework) is None:
         pytest.skip(f"{framework} is not installed")
-    files = [str(HERE / name) for name in ("test_matrix.py", "test_linear.py", f"test_{framework}.py")]
+    files = [str(HERE / name) for name in names]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--compiled", "--backend", framework]
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(("COV_", "PYTEST_"))}
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("COV_", "PYTEST_"))}
     run = subprocess.run(
-        [*command, *files], cwd=HERE.parent, env=environment, capture_output=True, text=True, timeout=900, check=False
+        [*command, *files], cwd=HERE.parent, env=inherited | variables, capture_output=True, text=True, check=False
     )
     assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-2000:]
     assert " passed" in run.stdout
