@@ -31,7 +31,7 @@ def machine() -> dict[str, Any]:
 
 def xent_version() -> str:
     try:
-        return version("xent")
+        return version("xent-loss")
     except PackageNotFoundError:  # a checkout that is not installed
         return "checkout"
 
@@ -47,7 +47,7 @@ def memory(which: str) -> int:
     try:
         import psutil
     except ModuleNotFoundError:
-        raise ValueError("bench: measuring needs psutil (pip install 'xent[cli]')") from None
+        raise ValueError("bench: measuring needs psutil (pip install psutil)") from None
     return int(getattr(psutil.virtual_memory(), which))
 
 

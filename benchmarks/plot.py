@@ -56,7 +56,7 @@ def figure_type() -> type[Figure]:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise ValueError("png: plots need matplotlib (pip install 'xent[plot]')") from None
+        raise ValueError("png: plots need matplotlib (pip install matplotlib)") from None
     return Figure
 
 

@@ -82,7 +82,7 @@ def bench(
     if sweep is not None:
         _check.choice("sweep", sweep, SWEEPS)
     here = [name for name in chosen if name in _live.available()]
-    absent = [f"{name}: not installed (pip install 'xent[{name}]')" for name in chosen if name not in here]
+    absent = [f"{name}: not installed (pip install {name})" for name in chosen if name not in here]
     settings = Settings(
         tuple(here),
         tuple(_check.chosen("mode", modes, MODES) or MODES),

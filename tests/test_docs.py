@@ -73,6 +73,32 @@ def test_example_learns_the_same_everywhere(framework, char_lm):
     assert losses[-1] < losses[0] - 0.3
 
 
+# The distributions that a `pip install` or `uv add` names, up to where the command or the sentence around it ends.
+INSTALL = re.compile(r"\b(?:pip3? install|uv add) ([^\n`;&|()#]*)")
+UNPUBLISHED = re.compile(r"xent(-loss)?\b(?!\.)", re.IGNORECASE)
+SUFFIXES = {".py", ".pyi", ".md", ".toml", ".txt", ".sh", ".yml", ".yaml", ".cpp", ".h", ""}
+
+
+def unpublished(text):
+    """What `text` tells its reader to install although no index has it from us: `xent` there is another project."""
+    words = [word.strip("\"'.,") for command in INSTALL.findall(text) for word in command.split()]
+    return [word for word in words if UNPUBLISHED.match(word)]
+
+
+def test_hints_install_what_is_published():
+    tops = [path for path in ROOT.iterdir() if path.name in (".ci", "xent", "backends", "benchmarks", "docs", "tests")]
+    files = [*ROOT.glob("*.md"), ROOT / "pyproject.toml", *(file for top in tops for file in top.rglob("*"))]
+    texts = {file: file.read_text(encoding="utf-8") for file in files if file.is_file() and file.suffix in SUFFIXES}
+    assert any("pip install" in text for text in texts.values())
+    assert not {str(file.relative_to(ROOT)): found for file, text in texts.items() if (found := unpublished(text))}
+
+
+@pytest.mark.parametrize("name", ["{}", "'{}[jax]'", '"{}[cli,plot]"', "{}-loss", "numpy {}==0.1", "-U {}"])
+def test_hints_check_finds(name):
+    assert unpublished("run pip install " + name.format("xent") + " first")
+    assert not unpublished('pip install ".[cli]" && xent compare; pip install jax  # for xent')
+
+
 def test_commands_are_documented():
     for name, command in get_command(cli.app).commands.items():
         assert command.help, name

@@ -9,7 +9,7 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if error.name not in ("typer", "rich"):
             raise
-        sys.exit(f"xent: the command line needs {error.name}: pip install 'xent[cli]'")
+        sys.exit(f"xent: the command line needs {error.name}: pip install typer rich psutil")
     cli.app(prog_name="xent")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import json
 from collections.abc import Iterable
 from enum import Enum
@@ -12,6 +11,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
+import xent
 from rich.markup import escape
 from rich.table import Table
 from xent import _live, _regimes, _report
@@ -47,7 +47,7 @@ def backends(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] =
         table.add_column(heading)
     for name, known in found.items():
         if known is None:
-            table.add_row(name, "[dim]not installed[/]", f"[dim]pip install 'xent\\[{name}]'[/]")
+            table.add_row(name, "[dim]not installed[/]", f"[dim]pip install {name}[/]")
         elif "problem" in known:
             table.add_row(name, "[red]broken[/]", escape(known["problem"]))
         else:
@@ -235,7 +235,7 @@ def _finite(value: Any) -> Any:
 
 def _version(show: bool) -> None:
     if show:
-        print(f"xent {importlib.metadata.version('xent')}")
+        print(f"xent {xent.__version__}")
         raise typer.Exit
 
 
