@@ -1060,6 +1060,18 @@ def test_memory_of_a_gpu(counted, planned, told):
     assert server.check(0, "forward")["memory"] == told
 
 
+@pytest.mark.backend("tensorflow")
+def test_memory_where_tensorflow_does_not_count_it(monkeypatch):
+    """Without oneDNN, as on processors without AVX-512, the process's peak tells: a gradient of 4 MB."""
+    pytest.importorskip("tensorflow")
+    monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "0")
+    found = run.bench(["image"], backends=["tensorflow"], modes=["eager"], rounds=1)
+    for series in found.cases[0].series:
+        assert not series.problem, series
+        assert series.memory is not None
+        assert series.which == "forward" or series.memory > 3_500_000  # some of its pages were there
+
+
 # ---- contenders
 
 
