@@ -20,7 +20,9 @@ Array = Any
 
 
 def asarray(value: Any, like: Array) -> Array:
-    return np.asarray(value)
+    """In the machine's byte order: other frameworks reject the other one, or read it as the wrong numbers."""
+    x = np.asarray(value)
+    return x if x.dtype.isnative else x.astype(x.dtype.newbyteorder("="))
 
 
 def astype(x: Array, dtype: str) -> Array:

@@ -100,6 +100,15 @@ def linear(live):
     return live
 
 
+def test_numpy_parameters_in_the_other_byte_order(linear):
+    """As files have them."""
+    h, weight, y = arguments("float32", {})
+    hidden, *native = linear.array(h, "float32", "cpu"), weight.astype(np.float32), BIAS.astype(np.float32), y
+    swapped = (k.astype(k.dtype.newbyteorder()) for k in native)
+    losses = (xent.linear_ce(hidden, weight, labels, bias=bias) for weight, bias, labels in (native, swapped))
+    np.testing.assert_allclose(*map(linear.numpy, losses), rtol=1e-6)
+
+
 def check(live, case, dtype, chunk_rows, compiler=lambda f: f):
     options = held(case.options, dtype)
     h, weight, y = arguments(dtype, options)

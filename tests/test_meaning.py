@@ -219,6 +219,26 @@ def test_masked_row_with_an_invalid_label(live, a):
     close(live, xent.sparse_ce(a(LOGITS), a([2, -7]), weights=[1, 0], invalid="nan"), 0.02215516)
 
 
+def in_the_other_byte_order(value):
+    value = np.asarray(value)
+    return value.astype(value.dtype.newbyteorder())
+
+
+@pytest.mark.parametrize(
+    ("loss", "labels", "options"),
+    [
+        (xent.sparse_ce, np.array([2, 1]), {"weights": np.array([2.0, 0.5]), "class_weights": np.array([0.5, 2, 1])}),
+        (xent.softmax_ce, np.full((2, 3), 0.25, np.float32), {"weights": np.array(2.0), "denom": np.array(3.0)}),
+        (xent.sigmoid_ce, np.full((2, 3), 0.25), {"pos_weight": np.array([0.5, 2, 1], np.float32)}),
+    ],
+)
+def test_numpy_arguments_in_the_other_byte_order(live, a, loss, labels, options):
+    """As files have them."""
+    swapped = {name: in_the_other_byte_order(value) for name, value in options.items()}
+    got = loss(a(LOGITS), in_the_other_byte_order(labels), **swapped)
+    close(live, got, live.numpy(loss(a(LOGITS), labels, **options)))
+
+
 def test_impossible_label(live, a):
     loss, grad = xent.value_and_grad(xent.sparse_ce)(a([[0.0, -np.inf]]), a([1]))
     assert live.numpy(loss) == np.inf

@@ -307,6 +307,14 @@ def test_long_sums_of_equal_terms(classes, axis, xla):
     np.testing.assert_allclose(loss(tf.constant(x if axis else x.T)), want, rtol=2e-7)
 
 
+@pytest.mark.parametrize("xla", [False, True])
+def test_numpy_parameters_in_the_other_byte_order(xla):
+    """TensorFlow would take a constant's bytes for the machine's own."""
+    weight, bias = np.array([[1, 0], [0, 1]], ">f4"), np.array([0, 0.5], ">f4")
+    loss = tf.function(lambda h: xent.linear_ce(h, weight, np.array([1], ">i8"), bias=bias), jit_compile=xla)
+    np.testing.assert_allclose(loss(tf.constant([[1.0, 2.0]])), np.log1p(np.exp(-1.5)), rtol=1e-6)
+
+
 def test_label_error_inside_a_function():
     """AutoGraph hands it on as what it is."""
     with pytest.raises(xent.LabelError, match="class ids out of range"):
