@@ -1,6 +1,7 @@
 """Whose array is it: every kind of array finds its adapter, nothing is imported for it, and it is quick."""
 
 import ast
+import importlib.util
 import os
 import subprocess
 import sys
@@ -108,6 +109,46 @@ def test_tensorflow_kinds():
         loss = xent.sparse_ce(variable, [0, 2])
     np.testing.assert_allclose(loss, xent.sparse_ce(x, [0, 2]))
     np.testing.assert_allclose(tape.gradient(loss, variable), xent.value_and_grad(xent.sparse_ce)(x, [0, 2])[1])
+
+
+KERAS = """
+import numpy as np
+if {backend!r} != "tensorflow":
+    import {backend}  # PyTorch before TensorFlow, which Keras imports where it is installed
+import keras, xent
+x, y, w, head = np.eye(2, 3, dtype="f"), np.array([0, 2]), np.array([2.0, 1.0], "f"), np.ones((4, 3), "f")
+
+def variable(k):
+    return keras.Variable(k, dtype=k.dtype.name, trainable=k.dtype.kind == "f")
+
+def numbers(found):
+    loss, grads = found
+    return [keras.ops.convert_to_numpy(k) for k in (loss, *(grads if isinstance(grads, tuple) else [grads]))]
+
+plain = keras.ops.convert_to_tensor(x)
+assert type(xent.sparse_ce(variable(x), y)) is type(xent.sparse_ce(plain, y))
+for loss, rest, options in (
+    (xent.sparse_ce, [y], {{"weights": w, "class_weights": head[0], "denom": w[0]}}),
+    (xent.softmax_ce, [np.abs(x)], {{"weights": w}}),
+    (xent.sigmoid_ce, [x], {{"weights": x, "pos_weight": head[0]}}),
+    (xent.linear_ce, [head, y], {{"bias": head[:, 0]}}),
+):
+    variables, named = [variable(k) for k in rest], {{name: variable(k) for name, k in options.items()}}
+    want = numbers(xent.value_and_grad(loss)(plain, *rest, **options))
+    for x_ in plain, variable(x):
+        for got, value in zip(numbers(xent.value_and_grad(loss)(x_, *variables, **named)), want):
+            np.testing.assert_allclose(got, value, rtol=1e-6)
+"""
+
+
+@pytest.mark.parametrize("framework", [pytest.param(b, marks=pytest.mark.backend(b)) for b in _dispatch.FRAMEWORKS][1:])
+def test_keras_variables(framework):
+    """A Keras model's weights, in every argument, on whatever framework Keras runs."""
+    for name in ("keras", framework):
+        if importlib.util.find_spec(name) is None:
+            pytest.skip(f"{name} is not installed")
+    done = run(KERAS.format(backend=framework), check=False, env=os.environ | {"KERAS_BACKEND": framework})
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.backend("tensorflow")

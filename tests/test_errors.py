@@ -274,6 +274,36 @@ def test_foreign_labels(live):
     assert str(caught.value) == f"labels: a torch array beside {live.name} arrays; {how}"
 
 
+@pytest.mark.backend("tensorflow")
+@pytest.mark.parametrize(
+    ("kind", "how"),
+    [
+        ("SparseTensor", "tf.sparse.to_dense(tensor)"),
+        ("RaggedTensor", "tensor.to_tensor(), with weights of 0 for the padding"),
+        ("IndexedSlices", "tf.convert_to_tensor(slices)"),
+    ],
+)
+def test_tensorflows_tensors_of_other_layouts(kind, how):
+    tf = pytest.importorskip("tensorflow", reason="tensorflow is not installed")
+    x = {
+        "SparseTensor": tf.sparse.from_dense(X),
+        "RaggedTensor": tf.RaggedTensor.from_tensor(X),
+        "IndexedSlices": tf.IndexedSlices(tf.constant(X), tf.constant([0, 1])),
+    }[kind]
+    calls = {
+        "logits": lambda: xent.sparse_ce(x, Y),
+        "labels": lambda: xent.softmax_ce(tf.constant(X), x),
+        "weights": lambda: xent.sigmoid_ce(tf.constant(X), T, weights=x),
+        "hidden": lambda: xent.value_and_grad(xent.linear_ce)(x, W, Y),
+        "weight": lambda: tf.function(lambda h: xent.linear_ce(h, x, Y))(tf.constant(X)),
+    }
+    for argument, call in calls.items():
+        with pytest.raises(TypeError) as caught:
+            call()
+        sentence = f"{argument}: expected a dense array, got tensorflow's {kind}; convert it, for example with {how}"
+        assert sentence in str(caught.value)  # AutoGraph puts the user's lines before it
+
+
 def test_masked_array():
     with pytest.raises(TypeError, match="MaskedArray's mask would be lost"):
         xent.sparse_ce(np.ma.masked_array(X), Y)

@@ -315,6 +315,20 @@ def test_numpy_parameters_in_the_other_byte_order(xla):
     np.testing.assert_allclose(loss(tf.constant([[1.0, 2.0]])), np.log1p(np.exp(-1.5)), rtol=1e-6)
 
 
+@pytest.mark.parametrize("transform", ["persistent", "nested"])
+def test_a_bias_of_16_bits(transform):
+    h, weight, bias = (tf.cast(k, tf.bfloat16) for k in ([[1.0, 2.0]], np.eye(2), [0.5, 0.25]))
+    with tf.GradientTape(persistent=transform == "persistent") as outer, tf.GradientTape() as inner:
+        for tape in (outer, inner):
+            tape.watch((h, weight, bias))
+        loss = xent.linear_ce(h, weight, [1], bias=bias)
+    want = xent.value_and_grad(xent.linear_ce)(h, weight, [1], bias=bias)
+    for tape in (outer, inner):
+        for got, grad in zip((loss, *tape.gradient(loss, (h, weight, bias))), (want[0], *want[1]), strict=True):
+            assert got.dtype == grad.dtype
+            np.testing.assert_allclose(tf.cast(got, tf.float32), tf.cast(grad, tf.float32), rtol=1e-2)
+
+
 def test_label_error_inside_a_function():
     """AutoGraph hands it on as what it is."""
     with pytest.raises(xent.LabelError, match="class ids out of range"):

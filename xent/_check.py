@@ -18,6 +18,14 @@ HOW_TO_CONVERT = {
     "tensorflow": "tensor.numpy()",
     "jax": "numpy.asarray(array)",
 }
+# Arrays of another layout, by their package and class: how to make them dense.
+HOW_TO_MAKE_DENSE = {
+    ("tensorflow", "SparseTensor"): "tf.sparse.to_dense(tensor)",
+    ("tensorflow", "RaggedTensor"): "tensor.to_tensor(), with weights of 0 for the padding",
+    ("tensorflow", "IndexedSlices"): "tf.convert_to_tensor(slices)",
+    ("jax", "BCOO"): "array.todense()",
+    ("jax", "BCSR"): "array.todense()",
+}
 REAL, INTEGRAL = (float, numbers.Real), (int, numbers.Integral)  # NumPy's too; abstract classes are slow to ask
 Shape = tuple[int | None, ...]
 
@@ -37,8 +45,16 @@ def array(x: Any, argument: str) -> None:
 
 
 def not_an_array(x: Any, argument: str) -> TypeError:
-    kind = f"{type(x).__module__}.{type(x).__qualname__}".removeprefix("builtins.")
+    module, name = type(x).__module__, type(x).__qualname__
+    package = module.partition(".")[0]
+    if (package, name) in HOW_TO_MAKE_DENSE:
+        return not_dense(argument, f"{package}'s {name}", HOW_TO_MAKE_DENSE[package, name])
+    kind = f"{module}.{name}".removeprefix("builtins.")
     return TypeError(f"{argument}: expected an array of NumPy, PyTorch, TensorFlow or JAX, got {kind}")
+
+
+def not_dense(argument: str, kind: str, how: str) -> TypeError:
+    return TypeError(f"{argument}: expected a dense array, got {kind}; convert it, for example with {how}")
 
 
 def no_backend(name: str, known: Iterable[str]) -> ValueError:

@@ -24,6 +24,7 @@ ARRAY_API = ("cupy", "array_api_strict")
 GROUP = "xent.backends"  # entry points "framework = module:ADAPTER", for adapters that live elsewhere
 
 _by_type: dict[type, Adapter] = {}
+_variables: dict[type, bool] = {}  # types of Keras variables
 _adapters = SimpleNamespace()  # by name
 
 
@@ -33,10 +34,22 @@ def find(x: Any, argument: str = "logits") -> Adapter:
     return _look_up(x, argument) if adapter is None else adapter
 
 
+def contents(x: Any) -> Any:
+    """What a Keras variable holds, which is a tensor of the framework that Keras runs on; anything else is itself.
+
+    To be called after `find`, which knows the types.
+    """
+    return x.value if type(x) in _variables else x
+
+
 def _look_up(x: Any, argument: str) -> Adapter:
     """By instance: JAX's tracers are instances of jax.Array, but their classes are no subclasses of it."""
     if isinstance(x, list | tuple | int | float):
         return load("numpy")
+    if isinstance(x, getattr(sys.modules.get("keras"), "Variable", ())):
+        _variables[type(x)] = True
+        _by_type[type(x)] = find(x.value, argument)
+        return _by_type[type(x)]
     name = _framework(x)
     adapter = _third_party(x, argument) if name is None else load(name)
     _check.array(x, argument)

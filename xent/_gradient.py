@@ -9,7 +9,7 @@ from typing import Any
 
 from xent import _check, _linear, _plan
 from xent._adapter import Adapter, Array
-from xent._dispatch import find
+from xent._dispatch import contents, find
 from xent._losses import linear_ce, sigmoid_ce, softmax_ce, sparse_ce
 
 _LOSSES: dict[Any, Any] = {
@@ -56,6 +56,7 @@ def value_and_grad(loss: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
 
     def loss_and_grad(logits: Array, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         xp = find(logits, "hidden" if own is linear_ce else "logits")
+        logits = contents(logits)
         mine = own is linear_ce or (own and xp.rows_both is not None and not xp.watched(logits))
         if xp.value_and_grad is None or mine:
             return _by_own(xp, own, loss, (logits, *args), kwargs)

@@ -230,7 +230,7 @@ def composite(
     kit = head.kit
     h, weight = (formulas.widened(kit.ops, k) for k in (_blank(head, h, ids), weight))
     x = kit.matmul(h, weight)
-    x = x if bias is None else x + bias
+    x = x if bias is None else x + formulas.widened(kit.ops, bias)
     x = x if head.softcap is None else head.softcap * kit.smooth_tanh(x / head.softcap)
     loss, *others = _results(head, kit.rows(head.lay, x, None, u, ids), _at_label(head, x, ids))
     if head.lay.masked:

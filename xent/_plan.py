@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from xent import _check, _reduce
 from xent._adapter import Adapter, Array, Layout, Ops, Scalar, computed_in
-from xent._dispatch import find
+from xent._dispatch import contents, find
 
 # ---- plans
 
@@ -189,6 +189,7 @@ def sigmoid(
 
 def floating(xp: Adapter, argument: str, value: Array) -> tuple[Array, str, tuple[Any, ...]]:
     """The array, the dtype to compute in, the shape."""
+    value = contents(value)
     x = xp.ops.asarray(value, value)
     dtype = xp.ops.dtype(x)
     _check.floating(argument, dtype)
@@ -206,6 +207,7 @@ def beside(xp: Adapter, argument: str, value: Any, x: Array) -> tuple[Adapter, A
     """value as an array, with its adapter: the logits' or NumPy's."""
     own = find(value, argument)
     _check.same_framework(argument, own, xp)
+    value = contents(value)
     if own is not xp and xp.ops.adopts_numpy():
         return xp, xp.ops.asarray(value, x)
     return own, own.ops.asarray(value, value)
