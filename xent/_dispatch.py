@@ -48,7 +48,7 @@ def _look_up(x: Any, argument: str) -> Adapter:
         return load("numpy")
     if isinstance(x, getattr(sys.modules.get("keras"), "Variable", ())):
         _variables[type(x)] = True
-        _by_type[type(x)] = find(x.value, argument)
+        _by_type[type(x)] = find(contents(x), argument)
         return _by_type[type(x)]
     name = _framework(x)
     adapter = _third_party(x, argument) if name is None else load(name)
