@@ -21,7 +21,7 @@ each_framework = pytest.mark.parametrize(
 
 @each_framework
 def test_in_a_process_of_its_own(framework):
-    in_its_own_process(framework, "test_matrix.py", "test_linear.py", f"test_{framework}.py")
+    in_its_own_process(framework, "test_matrix.py", "test_linear.py", "test_empty_mean.py", f"test_{framework}.py")
 
 
 @each_framework

@@ -118,9 +118,8 @@ def _problem(
     rows_plan, kit = static.rows._replace(xp=static.xp), static.xp.linear
     assert kit is not None
     ops, dtype, each = kit.ops, rows_plan.dtype, rows_plan.reduce == "none"
-    rows = _plan.prepare(rows_plan, hidden, labels, weights, table)
-    ids = rows.ids if rows.lay.masked else None
-    divisor = _reduce.denominator(ops, rows_plan.reduce, ops.size(rows.ids), dtype, rows.w, ids, denom)
+    rows = _plan.prepare(rows_plan, hidden, labels, weights, table, denom)
+    divisor = rows.divisor
     a, z, c = rows.scale.slopes(_reduce.inverse(ops, divisor, dtype))
     per_row = [_per_row(kit, rows.ids, k, dtype) for k in (None if rows_plan.smoothing == 1 else a, z, c)]
     chunk = _chunk(kit, hidden, static, ops.size(rows.ids))
@@ -207,7 +206,11 @@ def both(
         for shape, is_wanted in zip(((classes, features), (classes, 1)), wanted[1:], strict=True)
     )
     (dw, db), (*results, dh) = kit.scan(step, carry, (h, ids, a, z, c), head.chunk, _present(head, ids))
-    return tuple(results), (dh, dw, None if db is None else ops.squeeze(db, 1))
+    grads: tuple[Array | None, ...] = (dh, dw, None if db is None else ops.squeeze(db, 1))
+    empty = _empty(head, a, z, c)
+    if empty is not None:
+        grads = tuple(None if d is None else ops.where(empty, 0.0, d) for d in grads)
+    return tuple(results), grads
 
 
 def run(head: Head, wanted: tuple[bool, ...], *operands: Any) -> tuple[tuple[Array | None, ...], tuple[Any, ...]]:
@@ -227,7 +230,9 @@ def composite(
     head: Head, h: Array, weight: Array, bias: Any, u: Any, ids: Array, a: Any, z: Any, c: Any
 ) -> tuple[Array, tuple[Array | None, ...]]:
     """The same value from all logits at once, by operations that every transform of the framework goes through."""
-    kit = head.kit
+    kit, empty = head.kit, _empty(head, a, z, c)
+    if empty is not None:
+        h, weight, bias = (None if k is None else _reduce.constant_where(kit.ops, empty, k) for k in (h, weight, bias))
     h, weight = (formulas.widened(kit.ops, k) for k in (_blank(head, h, ids), weight))
     x = kit.matmul(h, weight)
     x = x if bias is None else x + formulas.widened(kit.ops, bias)
@@ -237,6 +242,19 @@ def composite(
         loss = loss + _poison(kit.ops, x, ids)
     results = (loss, *others)
     return value(head, results, a, z, c), results
+
+
+def _empty(head: Head, a: Any, z: Any, c: Any) -> Array | None:
+    """Whether no row counts, a 0-d bool, where all are there for their statistics: 0 times their NaN would be NaN.
+
+    None where that cannot be, or is known not to be so.
+    """
+    if not head.stats:
+        return None
+    ops = head.kit.ops
+    empty = sum(ops.sum(ops.abs(k), None) for k in (a, z, c) if k is not None) == 0
+    value = ops.host(empty)
+    return empty if value is None or value else None
 
 
 def _poison(ops: Ops, x: Array, ids: Array) -> Array:

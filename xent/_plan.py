@@ -264,13 +264,17 @@ class Rows(NamedTuple):
     ids: Array | None
     scale: _reduce.RowWeights
     w: Array | None
+    divisor: Scalar | None
+    empty: Array | None  # whether no gradient may pass, though the rows are there: their statistics are asked for
 
 
 def softmax_loss(
     plan: SoftmaxPlan, x: Array, labels: Array, weights: Array | None, table: Array | None, denom: Scalar | None
 ) -> Array:
-    rows = prepare(plan, x, labels, weights, table)
-    return _softmax_value(plan, rows, plan.xp.rows(*rows[:5]), _divisor(plan, rows, denom))
+    rows = prepare(plan, x, labels, weights, table, denom)
+    if rows.empty is not None:
+        rows = rows._replace(x=_reduce.constant_where(plan.xp.ops, rows.empty, rows.x))
+    return _softmax_value(plan, rows, plan.xp.rows(*rows[:5]))
 
 
 def softmax_both(
@@ -279,33 +283,31 @@ def softmax_both(
     """The loss and its derivative in the logits, in one visit of them."""
     xp, ops = plan.xp, plan.xp.ops
     assert xp.rows_both is not None
-    rows = prepare(plan, x, labels, weights, table)
-    divisor = _divisor(plan, rows, denom)
+    rows = prepare(plan, x, labels, weights, table, denom)
+    divisor = rows.divisor
     if xp.mean_both is not None and plan.fusible and rows.scale.plain and isinstance(divisor, int | None):
         value, dx = xp.mean_both(rows.lay, rows.x, rows.t, rows.ids, divisor or 1)
         return value, ops.astype(dx, ops.dtype(x))
     slopes = rows.scale.slopes(_reduce.inverse(ops, divisor, plan.dtype))
     rank = len(ops.shape(x)) - 1
     results, dx = xp.rows_both(*rows[:5], *(k if isinstance(k, float) else _ranked(ops, k, rank) for k in slopes))
-    return _softmax_value(plan, rows, results, divisor), ops.astype(dx, ops.dtype(x))
+    dx = dx if rows.empty is None else ops.where(rows.empty, 0.0, dx)
+    return _softmax_value(plan, rows, results), ops.astype(dx, ops.dtype(x))
 
 
-def _softmax_value(plan: SoftmaxPlan, rows: Rows, results: tuple[Any, ...], divisor: Scalar | None) -> Any:
+def _softmax_value(plan: SoftmaxPlan, rows: Rows, results: tuple[Any, ...]) -> Any:
     """The loss, beside the rows' statistics where they are asked for."""
     ops, (loss, lse, smooth, _) = plan.xp.ops, results
     value = rows.scale.contribution(loss, lse if plan.z_loss else None, smooth)
     if plan.reduce != "none":
-        value = _reduce.divided(ops, ops.sum(value, None), divisor)
+        value = _reduce.divided(ops, ops.sum(value, None), rows.divisor)
     return (value, _reduce.stats(ops, results, rows.x, rows.ids, rows.w, plan.axis)) if plan.stats else value
 
 
-def _divisor(plan: SoftmaxPlan, rows: Rows, denom: Scalar | None) -> Scalar | None:
-    ops, ids = plan.xp.ops, rows.ids if rows.lay.masked else None
-    count = ops.size(rows.x) // plan.classes
-    return _reduce.denominator(ops, plan.reduce, count, plan.dtype, rows.w, ids, denom)
-
-
-def prepare(plan: SoftmaxPlan, x: Array, labels: Array, weights: Array | None, table: Array | None) -> Rows:
+def prepare(
+    plan: SoftmaxPlan, x: Array, labels: Array, weights: Array | None, table: Array | None, denom: Scalar | None
+) -> Rows:
+    """x: the logits, or an array that has their shape but for the class axis."""
     ops, axis, e = plan.xp.ops, plan.axis, plan.smoothing
     x = x if plan.xp.narrow else ops.astype(x, plan.dtype)
     weights = _ranked(ops, weights, len(ops.shape(x)) - 1)
@@ -330,19 +332,28 @@ def prepare(plan: SoftmaxPlan, x: Array, labels: Array, weights: Array | None, t
     w = _reduce.product(weights, k)
     ids = _reduce.mark_absent(ops, ids, w)
     w, weights = _reduce.zero_absent(ops, ids, w), _reduce.zero_absent(ops, ids, weights)
+    count = ops.size(ids) if plan.hard else ops.size(x) // plan.classes
+    divisor = _reduce.denominator(ops, plan.reduce, count, plan.dtype, w, ids if plan.masked else None, denom)
+    empty = _reduce.empty(ops, plan.reduce, w, denom, divisor)
+    masked = plan.masked
+    if empty is not None and plan.stats:
+        w, weights = (None if k is None else _reduce.constant_where(ops, empty, k) for k in (w, weights))
+    elif empty is not None:
+        ids, masked, empty = _reduce.mark_empty(ops, ids, empty, len(ops.shape(x)) - 1), True, None
+        w, weights = _reduce.zero_absent(ops, ids, w), _reduce.zero_absent(ops, ids, weights)
     u = None
     if e:
         u = ops.full((plan.classes,), 1 / plan.classes, plan.dtype, x) if table is None else table / plan.classes
     scale = _reduce.row_weights(w if plan.hard else weights, w, weights, e, plan.z_loss)
-    return Rows(Layout(axis, plan.hard, plan.masked, bool(plan.z_loss or plan.stats)), x, t, u, ids, scale, w)
+    lay = Layout(axis, plan.hard, masked, bool(plan.z_loss or plan.stats))
+    return Rows(lay, x, t, u, ids, scale, w, divisor, empty)
 
 
 def sigmoid_loss(
     plan: SigmoidPlan, x: Array, z: Array, weights: Array | None, p: Array | None, denom: Scalar | None
 ) -> Array:
     xp, ops = plan.xp, plan.xp.ops
-    e, x, z, p, w = _elements(plan, x, z, weights, p)
-    divisor = _reduce.denominator(ops, plan.reduce, ops.size(x), plan.dtype, w, None, denom)
+    (e, x, z, p, w), divisor = _elements(plan, x, z, weights, p, denom)
     if plan.reduce != "none" and xp.sigmoid_sum is not None:
         return _reduce.divided(ops, xp.sigmoid_sum(e, x, z, p, w), divisor)
     loss = _reduce.RowWeights(w).contribution(xp.sigmoid(e, x, z, p, None if w is None else w == 0), None, None)
@@ -354,21 +365,27 @@ def sigmoid_both(
 ) -> tuple[Array, Array]:
     assert plan.xp.sigmoid_both is not None
     ops = plan.xp.ops
-    arguments = _elements(plan, x, z, weights, p)
-    divisor = _reduce.denominator(ops, plan.reduce, ops.size(x), plan.dtype, arguments[-1], None, denom)
+    arguments, divisor = _elements(plan, x, z, weights, p, denom)
     slope = _reduce.inverse(ops, divisor, plan.dtype)
     loss, dx = plan.xp.sigmoid_both(*arguments, slope, plan.reduce == "none")
     return _reduce.divided(ops, loss, divisor), ops.astype(dx, ops.dtype(x))
 
 
 def _elements(
-    plan: SigmoidPlan, x: Array, z: Array, weights: Array | None, p: Array | None
-) -> tuple[float, Array, Array, Array | None, Array | None]:
+    plan: SigmoidPlan, x: Array, z: Array, weights: Array | None, p: Array | None, denom: Scalar | None
+) -> tuple[tuple[float, Array, Array, Array | None, Array | None], Scalar | None]:
+    """What the kernels start with, and the divisor."""
     ops = plan.xp.ops
     x = x if plan.xp.narrow else ops.astype(x, plan.dtype)
     p = None if p is None else ops.stop_gradient(p)
-    w = _ranked(ops, weights, len(ops.shape(x)))
-    return plan.smoothing, x, z, p, None if w is None else ops.where(w == 0, 0.0, w)
+    rank = len(ops.shape(x))
+    w = _ranked(ops, weights, rank)
+    w = None if w is None else ops.where(w == 0, 0.0, w)
+    divisor = _reduce.denominator(ops, plan.reduce, ops.size(x), plan.dtype, w, None, denom)
+    empty = _reduce.empty(ops, plan.reduce, w, denom, divisor)
+    if empty is not None:
+        w = ops.where(_ranked(ops, empty, rank), 0.0, ops.full((1,) * rank, 1.0, plan.dtype, x) if w is None else w)
+    return (plan.smoothing, x, z, p, w), divisor
 
 
 def _ranked(ops: Ops, weights: Array | None, rank: int) -> Array | None:

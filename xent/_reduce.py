@@ -162,6 +162,31 @@ def denominator(
     return ops.sum(w, None) * _repeats(ops, count, ops.size(w), dtype)
 
 
+def empty(ops: Ops, reduce: str, w: Array | None, denom: Scalar | None, divisor: Scalar | None) -> Array | None:
+    """Whether the mean is over nothing although rows are there, a 0-d bool: 0 times their NaN would be NaN.
+
+    None where that cannot be: a count of rows is 0 only when all are masked, and a divisor that can be read is not 0.
+    """
+    if denom is None and (w is None or reduce != "mean"):
+        return None
+    value = ops.host(divisor)
+    return divisor == 0 if value is None or value == 0 else None
+
+
+def mark_empty(ops: Ops, ids: Array | None, empty: Array, rank: int) -> Array:
+    """No row is there where the mean is over nothing; `rank` is the loss's."""
+    if ids is None:
+        ids = ops.astype(empty, ops.index_dtype) * 0
+    for _ in range(rank - len(ops.shape(ids))):
+        ids = ops.expand_dims(ids, 0)
+    return ops.where(empty, ABSENT, ids)
+
+
+def constant_where(ops: Ops, condition: Array, x: Array) -> Array:
+    """x, without a derivative where the condition holds: 0 times one that is NaN would be NaN."""
+    return ops.where(condition, ops.stop_gradient(x), x)
+
+
 def _repeats(ops: Ops, count: Scalar, given: Scalar, dtype: str) -> Scalar:
     """How many examples each of the given weights stands for."""
     if isinstance(count, int) and isinstance(given, int):
