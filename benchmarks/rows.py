@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from xent.compare import figure
+from xent._compare import figure
 
 from .result import ENOUGH, Case, Result, Series, Spread, passes, ratio
 

@@ -27,6 +27,17 @@ def pytest_addoption(parser):
     parser.addoption("--compiled", action="store_true", help="the compiled tests, which want a process a framework")
 
 
+def pytest_report_header():
+    """Which xent is tested: the index has another project of this name."""
+    import xent
+
+    where = f"xent {getattr(xent, '__version__', '?')}: {xent.__file__ or list(xent.__path__)}"
+    if not hasattr(xent, "sparse_ce"):
+        return f"{where}, which is another project's; set PYTHONPATH to this checkout, or install it: pip install -e ."
+    cpu = importlib.import_module("xent.backends.cpu")
+    return f"{where}; native CPU kernels: {cpu.why_not or cpu.native.isa()}"
+
+
 def pytest_configure(config):
     config.addinivalue_line("markers", "compiled: runs a framework's compiler; test_compiled.py gives it a process")
     config.addinivalue_line("markers", "backend(name): needs this framework")

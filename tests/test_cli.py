@@ -1,8 +1,11 @@
 """`xent backends` and `xent compare`, as people run them."""
 
+import dataclasses
 import importlib
+import io
 import json
 import os
+import re
 import subprocess
 import sys
 import tracemalloc
@@ -12,8 +15,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import xent
+from rich.console import Console
 from typer.testing import CliRunner
-from xent import cli
+from xent import _console, _report, cli
+from xent._compare import Comparison, Pair, Row
 
 FAST = ["compare", "--backend", "numpy", "--dtype", "float32"]
 
@@ -30,6 +35,54 @@ def test_backends(monkeypatch):
     shown = invoke("backends")
     assert shown.exit_code == 0
     assert np.__version__ in shown.stdout
+
+
+def test_backends_says_which_xent_this_is(monkeypatch):
+    """Another project's xent may be installed, too."""
+    monkeypatch.setattr(cli._live, "available", lambda: iter(()))
+    assert f"xent {xent.__version__}: {xent.__file__}" in invoke("backends").stdout
+    assert json.loads(invoke("backends", "--json").stdout)["xent"]["file"] == xent.__file__
+
+
+ODD = "[/b] :x: [red]"  # what rich would fail on, replace and leave out
+
+
+def test_backends_prints_what_is_not_ours_as_it_is(monkeypatch):
+    monkeypatch.setattr(cli._live, "available", lambda: iter(["numpy", "torch", ODD]))
+    known = {name: "".join((ODD, name)) for name in ("version", "device", "mode", "why", "dtype")}
+    fine = {
+        "version": known["version"],
+        "devices": [known["device"]],
+        "modes": {known["mode"]: known["why"]},
+        "dtypes": [known["dtype"]],
+    }
+    monkeypatch.setattr(cli, "facts", lambda names: {**dict.fromkeys(names, fine), "torch": {"problem": ODD}})
+    monkeypatch.setattr(_console.out, "width", 400)
+    shown = invoke("backends")
+    assert shown.exit_code == 0, shown.exception
+    table = [line for line in shown.stdout.splitlines() if ODD in line]
+    assert len(table) == 3
+    assert all(text in table[0] for text in known.values())
+    assert table[2].startswith(ODD)
+
+
+def test_compare_prints_what_is_not_ours_as_it_is(capsys, monkeypatch):
+    monkeypatch.setattr(_console.out, "width", 400)
+    fine = Row(ODD + "1", "loss", ODD + "2", "eager", 0.0, "", 0.0, "", 0.0, native=ODD + "3")
+    broken = dataclasses.replace(fine, problem=ODD + "4", share=2.0)
+    pair = Pair((ODD + "5", "numpy"), "loss", ODD + "2", 0.0, 0.0)
+    cli._print(Comparison([fine, broken], [pair], [ODD + "6"], {}))
+    cli._print(Comparison([fine], [], [], {"numpy": ODD + "7"}))
+    shown = capsys.readouterr().out
+    assert not [i for i in range(1, 8) if f"{ODD}{i}" not in shown]
+
+
+def test_progress_shows_what_is_not_ours_as_it_is(monkeypatch):
+    shown = io.StringIO()
+    monkeypatch.setattr(_console, "err", Console(file=shown, force_terminal=True, emoji=False, width=200))
+    with _console.Steps("starting") as step:
+        step(ODD, 1, 2)
+    assert ODD in re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", shown.getvalue())
 
 
 def test_backends_says_whether_the_kernels_are_in_use(monkeypatch):
@@ -111,6 +164,26 @@ def test_compare_html(tmp_path):
     assert "all 3 agree" in text
 
 
+def test_compare_html_has_what_is_not_ours_as_it_is():
+    row = Row("<a>", "<b>", "<c>", "<d>", 0.0, "<e>", 0.0, "<f>", 0.0, native="<g>", problem="<h>")
+    pair = Pair(("<i>", "<j>"), "<b>", "<c>", 0.0, 0.0)
+    page = _report.page(Comparison([row], [pair], ["<k>"], {"numpy": "<l>"}))
+    assert not [letter for letter in "abcdefghijkl" if f"<{letter}>" in page]
+
+
+def test_compare_html_to_any_name(tmp_path):
+    """Brackets and colons are a name's, not markup."""
+    page = tmp_path / "a[" / "b] :x:.html"
+    missing = invoke(*FAST, "--html", page)
+    assert missing.exit_code == 2
+    assert f"{page}: no such folder" in missing.stderr.replace("\n", "")
+    page.parent.mkdir()
+    shown = invoke(*FAST, "--loss", "sigmoid_ce", "--html", page)
+    assert shown.exit_code == 0, shown.exception
+    assert f"wrote {page}" in shown.stdout.replace("\n", "")
+    assert page.exists()
+
+
 @pytest.mark.parametrize("suffix", [".npy", ".npz", ".safetensors"])
 def test_own_arrays(tmp_path, suffix):
     rng = np.random.default_rng(0)
@@ -172,6 +245,89 @@ def test_logits_without_labels(tmp_path):
     done = invoke("compare", "--labels", path)
     assert done.exit_code == 2
     assert "logits: expected beside labels, got None" in done.stderr
+
+
+FLOATS = "'float16', 'bfloat16', 'float32' or 'float64'"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "got"),
+    [("complex64", "complex64"), ("int32", "int32 (are"), ("bool", "bool (are"), ("U3", "str"), ("V2", "void16")],
+)
+def test_own_logits_of_another_kind(dtype, got):
+    """The TypeError of the loss itself: nothing casts them before it is asked."""
+    x, y = np.zeros((4, 3), dtype), np.zeros(4, int)
+    with pytest.raises(TypeError, match=re.escape(f"logits: expected {FLOATS}, got {got}")):
+        xent.compare("numpy", logits=x, labels=y)
+    with pytest.raises(TypeError, match=re.escape(f"logits: expected {FLOATS}, got {got}")):
+        xent.compare("numpy", losses="sigmoid_ce", logits=x, labels=np.zeros((4, 3)))
+
+
+@pytest.mark.parametrize(
+    ("shape", "labels", "dtype", "sentence"),
+    [
+        ((0, 3), (0,), "float32", "logits: expected at least one row to compare, got shape (0, 3)"),
+        ((2, 0, 3), (2, 0), "float32", "logits: expected at least one row to compare, got shape (2, 0, 3)"),
+        ((2, 3), (2,), "float16", "logits: 6 of 6 values are beyond float16's largest number"),
+    ],
+)
+def test_own_logits_with_nothing_to_compare(shape, labels, dtype, sentence):
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        xent.compare("numpy", dtypes=dtype, logits=np.full(shape, 1e6, "f"), labels=np.zeros(labels, int))
+
+
+def test_own_infinite_logits():
+    found = xent.compare("numpy", logits=np.array([[np.inf, 1, -np.inf]], "f"), labels=np.array([0]))
+    assert found.agrees
+
+
+@pytest.mark.backend("torch")
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_own_tensors(dtype):
+    """Of any framework, with a gradient or without, in dtypes that NumPy does not have."""
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    x = torch.randn(4, 5, dtype=getattr(torch, dtype), requires_grad=True)
+    (row,) = xent.compare("numpy", modes="eager", logits=x, labels=torch.tensor([0, 1, 2, 4])).rows
+    assert row.dtype == dtype
+    assert row.agrees
+
+
+def test_own_bfloat16_as_npy(tmp_path):
+    """.npy cannot say that it holds bfloat16."""
+    ml_dtypes = pytest.importorskip("ml_dtypes", reason="ml_dtypes is not installed")
+    paths = save(tmp_path, ".npy", np.ones((2, 3), ml_dtypes.bfloat16), np.array([0, 2]))
+    done = invoke("compare", "--logits", paths[0], "--labels", paths[1])
+    assert done.exit_code == 2
+    sentence = f"{paths[0]}: logits has the dtype |V2, raw bytes; save bfloat16 as .safetensors or as float32"
+    assert sentence in done.stderr.replace("\n", "")
+
+
+def safetensors_file(path, dtype, data):
+    header = json.dumps({"a": {"dtype": dtype, "shape": [2, 3], "data_offsets": [0, len(data)]}}).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + data)
+
+
+def test_own_bfloat16_as_safetensors(tmp_path):
+    """NumPy has it from ml_dtypes, which need not be installed."""
+    pytest.importorskip("safetensors", reason="safetensors is not installed")
+    path = tmp_path / "b.safetensors"
+    safetensors_file(path, "BF16", b"\x80\x3f" * 6)
+    code = f"from pathlib import Path; from xent import cli; print(cli._load(Path({str(path)!r}), 'logits').dtype)"
+    setup = f"import sys; sys.path[:0] = {[p for p in sys.path if p]!r}\n"
+    without = "sys.modules['ml_dtypes'] = None\n"
+    command = [sys.executable, "-c", setup + without + code]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert f"ValueError: {path}: a is BF16, which NumPy reads with: pip install ml_dtypes" in done.stderr
+    pytest.importorskip("ml_dtypes", reason="ml_dtypes is not installed")
+    assert cli._load(path, "logits").dtype.name == "bfloat16"
+
+
+def test_own_dtype_that_numpy_does_not_have(tmp_path):
+    pytest.importorskip("safetensors", reason="safetensors is not installed")
+    path = tmp_path / "c.safetensors"
+    safetensors_file(path, "F8_E4M3", bytes(6))
+    done = invoke("compare", "--logits", path, "--labels", path)
+    assert f"{path}: a is F8_E4M3, which NumPy does not have" in done.stderr.replace("\n", "")
 
 
 def test_disagreement(monkeypatch):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -14,11 +15,19 @@ import xent
 import xent.backends
 from xent import _dispatch
 
-NO_FRAMEWORK = """
+# numpy itself imports some of them. In a checkout, xent.backends is a file that finds the folder by pathlib.
+LIGHT = """
 import sys
+import numpy
+before = set(sys.modules)
 import xent
 xent.sparse_ce([[1.0, 2.0]], [1])
-heavy = {"torch", "tensorflow", "jax", "keras", "typer", "rich", "matplotlib"} & set(sys.modules)
+loaded = set(sys.modules) - before
+frameworks = {"torch", "tensorflow", "jax", "keras", "ml_dtypes"} & loaded
+tools = {"typer", "rich", "psutil", "matplotlib", "subprocess", "pickle", "tempfile", "concurrent", "json"} & loaded
+tools |= {"importlib.metadata", "email", "zipfile", "numpy.random", "numpy.typing"} & loaded
+ours = {"_compare", "_live", "_regimes", "_worker", "_report", "_console", "cli", "oracle", "benchmarks"}
+heavy = frameworks | tools | {f"xent.{name}" for name in ours} & loaded
 assert not heavy, heavy
 """
 
@@ -30,16 +39,39 @@ def run(code, **options):
     return subprocess.run(command, capture_output=True, text=True, **options)
 
 
-def test_importing_xent_imports_no_framework():
-    done = run(NO_FRAMEWORK, check=False)
+def test_importing_xent_imports_no_framework_and_no_tool():
+    done = run(LIGHT, check=False)
     assert done.returncode == 0, done.stderr
 
 
-def test_that_test_can_fail():
-    """An import of a framework anywhere in xent would be noticed."""
-    done = run("import types, sys; sys.modules['torch'] = types.ModuleType('torch')\n" + NO_FRAMEWORK, check=False)
+@pytest.mark.parametrize("module", ["ml_dtypes", "rich", "xent.oracle"])
+def test_that_test_can_fail(module):
+    """An import of these anywhere in xent would be noticed."""
+    pytest.importorskip(module.partition(".")[0], reason=f"{module} is not installed")
+    done = run(LIGHT.replace("import xent\n", f"import xent, {module}\n"), check=False)
     assert done.returncode != 0
-    assert "{'torch'}" in done.stderr
+    assert f"'{module}'" in done.stderr
+
+
+def test_tools_are_found_where_they_are_asked_for():
+    """Lazily, without the module of the same name in place of the function."""
+    code = "import xent, xent.cli\nassert callable(xent.compare) and callable(xent.bench) and 'compare' in dir(xent)"
+    done = run(code, check=False)
+    assert done.returncode == 0, done.stderr
+    with pytest.raises(AttributeError, match="module 'xent' has no attribute 'comparison'"):
+        _ = xent.comparison
+
+
+def test_the_header_says_which_xent_is_tested(request, monkeypatch):
+    def header():
+        found = request.config.hook.pytest_report_header(config=request.config, start_path=Path())
+        return str(found)
+
+    assert f"xent {xent.__version__}: {xent.__file__}; native CPU kernels: " in header()
+    other = ModuleType("xent")
+    other.__file__ = "/site-packages/xent/__init__.py"
+    monkeypatch.setitem(sys.modules, "xent", other)
+    assert "xent ?: /site-packages/xent/__init__.py, which is another project's; " in header()
 
 
 def test_lists_and_numpy_scalars_mean_numpy():

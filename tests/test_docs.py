@@ -3,7 +3,10 @@
 import doctest
 import importlib.util
 import inspect
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -97,6 +100,19 @@ def test_hints_install_what_is_published():
 def test_hints_check_finds(name):
     assert unpublished("run pip install " + name.format("xent") + " first")
     assert not unpublished('pip install ".[cli]" && xent compare; pip install jax  # for xent')
+
+
+@pytest.mark.backend("torch")
+def test_data_parallel_gradients_are_the_whole_batch_s():
+    """On two processes, as docs/language_models.md has it: a denominator that forgets DDP's average halves them."""
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    if not (torch.distributed.is_available() and torch.distributed.is_gloo_available() and hasattr(os, "fork")):
+        pytest.skip("there is no gloo here")
+    path = os.pathsep.join(filter(None, sys.path))
+    environment = os.environ | {"PYTHONPATH": path, "GLOO_SOCKET_IFNAME": "lo" if sys.platform == "linux" else "lo0"}
+    command = [sys.executable, ROOT / "tests" / "data_parallel.py"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_commands_are_documented():

@@ -1,5 +1,6 @@
 """One cross-entropy loss for NumPy, PyTorch, TensorFlow and JAX: the same meaning, numbers and errors everywhere."""
 
+import importlib
 from typing import Any
 
 from xent._adapter import Adapter, Layout, Linear, Ops
@@ -8,7 +9,6 @@ from xent._gradient import value_and_grad
 from xent._linear import Grads
 from xent._losses import linear_ce, sigmoid_ce, softmax_ce, sparse_ce
 from xent._reduce import Stats
-from xent.compare import compare
 
 __all__ = [
     "Adapter",
@@ -29,10 +29,15 @@ __all__ = [
 __version__ = "0.1.0"
 
 
-def __getattr__(name: str) -> Any:
-    """The timing harness is imported when it is asked for."""
-    if name == "bench":
-        from xent.benchmarks.run import bench
+# Name: the module that has it. Nothing here is needed to compute a loss, so it is imported when it is asked for.
+_LAZY = {"bench": "xent.benchmarks.run", "compare": "xent._compare"}
 
-        return bench
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

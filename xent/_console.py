@@ -1,21 +1,49 @@
-"""Where the commands print, and how they show that they are at work."""
+"""Where the commands print, and how they show that they are at work.
+
+Names of files, errors and versions are printed as they are, as `Text`: in a string rich takes [brackets] for markup and
+:colons: for emoji.
+"""
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
-out = Console()
-err = Console(stderr=True)
+out = Console(emoji=False)
+err = Console(stderr=True, emoji=False)
+
+
+def say(*parts: str | tuple[str, str], to: Console = out) -> None:
+    """One line: of plain text, and of pairs (text, style)."""
+    to.print(Text.assemble(*parts), soft_wrap=True)
+
+
+def fail(error: BaseException) -> None:
+    say((f"xent: {error}", "red"), to=err)
+
+
+def writable(file: Path | None) -> None:
+    """Raises ValueError before minutes are spent on what could not be written."""
+    if file is None:
+        return
+    folder = file.absolute().parent
+    if not folder.is_dir():
+        raise ValueError(f"{file}: no such folder")
+    if file.is_dir() or not os.access(folder, os.W_OK):
+        raise ValueError(f"{file}: expected a file that can be written")
 
 
 class Steps:
-    """A bar on standard error while there is somebody to look at it."""
+    """A bar on standard error, where that is a terminal."""
 
     def __init__(self, first: str, quiet: bool = False) -> None:
-        columns = (TextColumn("{task.description:42.42}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+        what = TextColumn("{task.description:42.42}", markup=False)
+        columns = (what, BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
         self.first = first
         self.bar = Progress(*columns, console=err, transient=True, disable=quiet or not err.is_terminal)
 

@@ -55,7 +55,7 @@ def eager(f: Callable[..., Any]) -> Callable[..., Any]:
 
 def _wide(x: Any) -> Any:
     x = np.asarray(x)
-    return x.astype(np.float64) if x.dtype.kind in "fV" or x.dtype.name == "bfloat16" else x
+    return x.astype(np.float64) if x.dtype.kind == "f" or x.dtype.name == "bfloat16" else x
 
 
 # ---- NumPy

@@ -232,7 +232,7 @@ def _geometry(batch: Batch, truth: oracle.Truth) -> tuple[Array, Array, Array]:
     best = np.where(np.isfinite(others.max(axis=1)), others.max(axis=1), x[rows, y])
     with np.errstate(invalid="ignore"):
         lead = np.nan_to_num(np.maximum(x[rows, y] - best, 0), nan=0, posinf=0)
-    gap = np.nan_to_num(x.max(axis=1, keepdims=True) - x, posinf=0)
+        gap = np.nan_to_num(x.max(axis=1, keepdims=True) - x, posinf=0)
     if hard:
         gap[rows, y] = lead
         return lead, gap, np.abs(truth.logits)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Callable, Iterable
+from html import escape
 
 from xent import _regimes
-from xent.compare import Comparison, Row, figure
+from xent._compare import Comparison, Row, figure
 
 STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:72rem;padding:0 1rem;color:#222;background:#fff}
@@ -21,12 +21,12 @@ p.note,footer{color:#666;max-width:48rem} .key span{display:inline-block;padding
 
 def page(result: Comparison) -> str:
     verdict = "ok" if result.agrees else "bad"
-    skipped = "".join(f"<li>{html.escape(reason)}</li>" for reason in result.skipped)
+    skipped = "".join(f"<li>{escape(reason)}</li>" for reason in result.skipped)
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>xent compare</title><style>{STYLE}</style></head><body>
 <h1>xent compare</h1>
-<p class="{verdict}"><strong>{html.escape(result.summary())}</strong></p>
+<p class="{verdict}"><strong>{escape(result.summary())}</strong></p>
 <p class="note">Worst relative error against float64 truth over {len(_regimes.REGIMES)} kinds of logits
 ({", ".join(_regimes.REGIMES)}), or over your own. Hover over a cell for where it is worst.</p>
 <p class="key">{_key()}</p>
@@ -73,11 +73,11 @@ def _heat(rows: Iterable[Row], cell: Callable[[Row], Cell]) -> str:
     columns = list(dict.fromkeys((row.loss, row.dtype) for row in rows))
     found = {(row.backend, row.mode, row.loss, row.dtype): cell(row) for row in rows}
     losses = list(dict.fromkeys(loss for loss, _ in columns))
-    spans = "".join(f'<th colspan="{2 * sum(c[0] == loss for c in columns)}">{loss}</th>' for loss in losses)
-    dtypes = "".join(f'<th colspan="2">{dtype}</th>' for _, dtype in columns)
+    spans = "".join(f'<th colspan="{2 * sum(c[0] == loss for c in columns)}">{escape(loss)}</th>' for loss in losses)
+    dtypes = "".join(f'<th colspan="2">{escape(dtype)}</th>' for _, dtype in columns)
     kinds = "<th>value</th><th>gradient</th>" * len(columns)
     lines = [
-        f"<tr><th>{backend} <small>{mode}</small></th>"
+        f"<tr><th>{escape(backend)} <small>{escape(mode)}</small></th>"
         + "".join(_cell(found.get((backend, mode, *column))) for column in columns)
         + "</tr>"
         for backend, mode in dict.fromkeys((row.backend, row.mode) for row in rows)
@@ -93,7 +93,7 @@ def _cell(cell: Cell | None) -> str:
         return '<td class="cell">-</td>' * 2
     value, gradient, fine, note = cell
     return "".join(
-        f'<td class="cell{"" if fine else " fail"}" style="background:{_colour(x)}" title="{html.escape(note)}">'
+        f'<td class="cell{"" if fine else " fail"}" style="background:{_colour(x)}" title="{escape(note)}">'
         f"{figure(x)}</td>"
         for x in (value, gradient)
     )
@@ -104,10 +104,10 @@ def _pairs(result: Comparison) -> str:
         return "<p>only one backend</p>"
     names = list(dict.fromkeys((pair.loss, pair.dtype) for pair in result.pairs))
     found = {(*pair.backends, pair.loss, pair.dtype): pair for pair in result.pairs}
-    head = "".join(f'<th colspan="2">{loss}<br>{dtype}</th>' for loss, dtype in names)
+    head = "".join(f'<th colspan="2">{escape(loss)}<br>{escape(dtype)}</th>' for loss, dtype in names)
     lines = []
     for a, b in dict.fromkeys(pair.backends for pair in result.pairs):
         cells = (found.get((a, b, *name)) for name in names)
         shown = "".join(_cell(None if p is None else (p.value, p.gradient, True, f"{a} and {b}")) for p in cells)
-        lines.append(f"<tr><th>{a} - {b}</th>{shown}</tr>")
+        lines.append(f"<tr><th>{escape(f'{a} - {b}')}</th>{shown}</tr>")
     return f'<div class="scroll"><table class="heat"><tr><th></th>{head}</tr>{"".join(lines)}</table></div>'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 from collections.abc import Iterable
@@ -12,12 +13,12 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 import xent
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 from xent import _live, _regimes, _report
-from xent._console import Steps, err, out
+from xent._compare import MODES, Comparison, Row, compare, facts, figure
+from xent._console import Steps, fail, out, say, writable
 from xent.benchmarks.command import bench_command
-from xent.compare import MODES, Comparison, Row, compare, facts, figure
 
 Loss = Enum("Loss", {name: name for name in _regimes.LOSSES})  # type: ignore[misc]
 Dtype = Enum("Dtype", {name: name for name in _regimes.DTYPES})  # type: ignore[misc]
@@ -34,36 +35,39 @@ app.command(name="bench")(bench_command)
 
 @app.command()
 def backends(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False) -> None:
-    """Which frameworks are here, their versions and devices, what installs the missing ones; the kernels."""
+    """Which xent this is, which frameworks are installed, their versions and devices, and which kernels are in use."""
     here = set(_live.available())
     names = [*dict.fromkeys([*_live.KNOWN, *sorted(here)])]
     found = {**dict.fromkeys(names), **facts([name for name in names if name in here])}
     kernels = {"native": native(), "triton": triton((found["torch"] or {}).get("devices", ()))}
     if as_json:
-        print(json.dumps({**found, **kernels}, indent=2))
+        print(json.dumps({"xent": {"version": xent.__version__, "file": xent.__file__}, **found, **kernels}, indent=2))
         return
+    say(f"xent {xent.__version__}: {xent.__file__}\n")
     table = Table(box=None, pad_edge=False)
     for heading in ("backend", "version", "devices", "runs", "dtypes"):
         table.add_column(heading)
     for name, known in found.items():
-        if known is None:
-            table.add_row(name, "[dim]not installed[/]", f"[dim]pip install {name}[/]")
-        elif "problem" in known:
-            table.add_row(name, "[red]broken[/]", escape(known["problem"]))
-        else:
-            modes = (f"{mode} [dim]({why})[/]" if why else mode for mode, why in known["modes"].items())
-            table.add_row(
-                name, known["version"], ", ".join(known["devices"]), ", ".join(modes), ", ".join(known["dtypes"])
-            )
+        table.add_row(Text(name), *_backend_cells(name, known))
     out.print(table)
     out.print()
-    _print_kernels("native CPU kernels", "{isa}, up to {threads} threads", kernels["native"])
-    _print_kernels("Triton kernels for PyTorch on CUDA", "in use", kernels["triton"])
+    _say_kernels("native CPU kernels", "{isa}, up to {threads} threads", kernels["native"])
+    _say_kernels("Triton kernels for PyTorch on CUDA", "in use", kernels["triton"])
 
 
-def _print_kernels(name: str, text: str, known: dict[str, Any]) -> None:
-    text = ("not in use: {problem}" if "problem" in known else text).format(**known)
-    out.print(f"{name}: {escape(text)}", highlight=False, soft_wrap=True)
+def _backend_cells(name: str, known: dict[str, Any] | None) -> tuple[Text, ...]:
+    if known is None:
+        return Text("not installed", "dim"), Text(f"pip install {name}", "dim")
+    if "problem" in known:
+        return Text("broken", "red"), Text(known["problem"])
+    modes = Text(", ").join(
+        Text.assemble(mode, (f" ({why})", "dim")) if why else Text(mode) for mode, why in known["modes"].items()
+    )
+    return Text(known["version"]), Text(", ".join(known["devices"])), modes, Text(", ".join(known["dtypes"]))
+
+
+def _say_kernels(name: str, text: str, known: dict[str, Any]) -> None:
+    say(f"{name}: {('not in use: {problem}' if 'problem' in known else text).format(**known)}")
 
 
 def native() -> dict[str, Any]:
@@ -103,6 +107,7 @@ def compare_command(
     to 1e4, ties, ruled-out classes. Exit status: 0 all agree, 1 something does not, 2 it could not be run.
     """
     try:
+        writable(html)
         with Steps("starting the frameworks", quiet=as_json) as step:
             result = compare(
                 backend,
@@ -118,14 +123,14 @@ def compare_command(
         if html is not None:
             html.write_text(_report.page(result), encoding="utf-8")
     except (ValueError, TypeError, OSError) as error:
-        err.print(f"xent: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        fail(error)
         raise typer.Exit(2) from None
     if as_json:
         print(json.dumps(_finite(result.to_dict()), indent=2))
     else:
         _print(result)
         if html is not None:
-            out.print(f"[dim]wrote {html}[/]")
+            say((f"wrote {html}", "dim"))
     raise typer.Exit(0 if result.agrees else 1)
 
 
@@ -140,57 +145,59 @@ def _print(result: Comparison) -> None:
         if previous and row.backend != previous[0]:
             table.add_section()
         same = previous == (row.backend, row.loss)
-        table.add_row("" if same else row.backend, "" if same else row.loss, row.dtype, row.mode, *_cells(row))
+        first = ("", "") if same else (row.backend, row.loss)
+        table.add_row(*map(Text, (*first, row.dtype, row.mode)), *_cells(row))
         previous = (row.backend, row.loss)
     out.print(table)
-    out.print(
-        "\n[dim]value, gradient  xent's worst relative error against float64 truth"
-        "\nlimit            the worse of them as a share of what the dtype allows"
-        "\nown              the same errors of the framework's own loss, named below:"
-        "\n                 1 is no digit right, wrong is NaN, infinity or an error[/]"
-    )
+    say((LEGEND, "dim"))
     for backend in dict.fromkeys(row.backend for row in result.rows):
         names = dict.fromkeys(row.native for row in result.rows if row.backend == backend and row.native)
         for name in names:
-            out.print(f"[dim]own: {backend:12}{name}[/]", highlight=False)
+            say((f"own: {backend:12}{name}", "dim"))
     _print_pairs(result)
     for row in result.rows:
         if row.problem:
-            out.print(f"[red]{row.backend} {row.loss} {row.dtype} {row.mode}[/]: {row.problem}", highlight=False)
+            say((f"{row.backend} {row.loss} {row.dtype} {row.mode}", "red"), f": {row.problem}")
     for reason in result.skipped:
-        out.print(f"[dim]skipped {reason}[/]", highlight=False)
-    out.print(result.summary(), style="green" if result.agrees else "bold red", highlight=False)
+        say((f"skipped {reason}", "dim"))
+    say((result.summary(), "green" if result.agrees else "bold red"))
 
 
-def _cells(row: Row) -> Iterable[str]:
+LEGEND = """
+value, gradient  xent's worst relative error against float64 truth
+limit            the worse of them as a share of what the dtype allows
+own              the same errors of the framework's own loss, named below:
+                 1 is no digit right, wrong is NaN, infinity or an error"""
+
+
+def _cells(row: Row) -> Iterable[Text]:
     if row.problem:
-        return ("[red]raised[/]", "", "")
-    limit = f"{row.share:.0%}"
+        return (Text("raised", "red"), Text(), Text())
     return (
-        figure(row.value),
-        figure(row.gradient),
-        f"[green]{limit}[/]" if row.agrees else f"[bold red]{limit}[/]",
+        Text(figure(row.value)),
+        Text(figure(row.gradient)),
+        Text(f"{row.share:.0%}", "green" if row.agrees else "bold red"),
         _against(row.native_value, row.value),
         _against(row.native_gradient, row.gradient),
     )
 
 
-def _against(theirs: float, ours: float) -> str:
+def _against(theirs: float, ours: float) -> Text:
     """Their figure, marked where it is more than ten times ours."""
-    return f"[yellow]{figure(theirs)}[/]" if theirs > 10 * max(ours, 1e-16) else figure(theirs)
+    return Text(figure(theirs), "yellow" if theirs > 10 * max(ours, 1e-16) else "")
 
 
 def _print_pairs(result: Comparison) -> None:
     """The largest difference between any two backends, a line a dtype."""
     if not result.pairs:
         return
-    out.print("\n[bold]largest difference between two backends[/] [dim](relative)[/]")
+    say(("\nlargest difference between two backends", "bold"), (" (relative)", "dim"))
     for dtype in dict.fromkeys(pair.dtype for pair in result.pairs):
         pairs = [pair for pair in result.pairs if pair.dtype == dtype]
         value, gradient = max(pairs, key=lambda p: p.value), max(pairs, key=lambda p: p.gradient)
         for what, size, pair in (("value", value.value, value), ("gradient", gradient.gradient, gradient)):
-            where = f"[dim]{' - '.join(pair.backends)}, {pair.loss}[/]"
-            out.print(f"{dtype:9} {what:9}{figure(size):>6}  {where}", highlight=False)
+            where = f"{' - '.join(pair.backends)}, {pair.loss}"
+            say(f"{dtype:9} {what:9}{figure(size):>6}  ", (where, "dim"))
     out.print()
 
 
@@ -210,18 +217,40 @@ def _load(path: Path | None, name: str) -> Any:
         raise ValueError(f"{path}: not a readable {path.suffix} file ({type(error).__name__})") from None
     if name not in arrays and len(arrays) != 1:
         raise ValueError(f"{path}: expected one array or one named {name!r}, found {', '.join(arrays) or 'none'}")
-    return arrays.get(name, next(iter(arrays.values())))
+    key = name if name in arrays else next(iter(arrays))
+    array = arrays[key]
+    if isinstance(array, str):
+        raise ValueError(f"{path}: {key} is {array}, which NumPy {HOW_TO_READ.get(array, 'does not have')}")
+    if array.dtype.name.startswith("void"):  # what np.save makes of bfloat16, whose name .npy cannot hold
+        raise ValueError(
+            f"{path}: {key} has the dtype {array.dtype.str}, raw bytes; save bfloat16 as .safetensors or as float32"
+        )
+    return array
+
+
+HOW_TO_READ = {"BF16": "reads with: pip install ml_dtypes"}
 
 
 def _arrays(path: Path, name: str) -> dict[str, Any]:
+    """By name; for an array whose dtype NumPy does not have, that dtype's name."""
     if path.suffix == ".npy":
         return {name: np.load(path, allow_pickle=False)}
     if path.suffix == ".npz":
         with np.load(path, allow_pickle=False) as archive:
             return {member: archive[member] for member in archive.files}
-    from safetensors.numpy import load_file
+    from safetensors import safe_open
 
-    return dict(load_file(path))
+    with contextlib.suppress(ImportError):
+        importlib.import_module("ml_dtypes")  # which makes bfloat16 known to NumPy
+    with safe_open(path, "numpy") as archive:
+        return {key: _tensor(archive, key) for key in archive.keys()}  # noqa: SIM118 (no dict)
+
+
+def _tensor(archive: Any, key: str) -> Any:
+    try:
+        return archive.get_tensor(key)
+    except (TypeError, AttributeError):
+        return archive.get_slice(key).get_dtype()
 
 
 def _finite(value: Any) -> Any:

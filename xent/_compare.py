@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from xent import _check, _live, _regimes, oracle
+import xent
+from xent import _check, _dispatch, _live, _regimes, oracle
 from xent._regimes import Batch
 from xent._worker import Answer, Outcome, Task
 
@@ -196,23 +197,42 @@ def _own(
     logits: Any, labels: Any, losses: list[str], dtypes: list[str], ignore_index: int | None
 ) -> list[tuple[str, Batch]]:
     """The caller's arrays, flattened to rows."""
-    x, y = np.asarray(logits), np.asarray(labels)
+    given, x = _values(logits, "logits")
+    y = _values(labels, "labels")[1]
     hard = y.ndim == x.ndim - 1
-    losses = losses or ["sparse_ce" if hard else "softmax_ce"]
-    dtypes = dtypes or [x.dtype.name if x.dtype.name in _regimes.DTYPES else "float32"]
     options = {} if ignore_index is None else {"ignore_index": ignore_index}
     found = []
-    import xent  # which imports this module
-
-    for loss, dtype in itertools.product(losses, dtypes):
-        # the same checks and sentences as any call's
-        getattr(xent, loss)(x.astype(np.float64), y, **(options if loss == "sparse_ce" else {}))
-        own = _regimes.rounded(x.astype(np.float64).reshape(-1, x.shape[-1]), dtype)
-        shaped = y.reshape(-1) if hard else y.reshape(own.shape)
-        shaped = shaped if hard else _regimes.rounded(shaped.astype(np.float64), _regimes.PRECISION[dtype].compute)
-        batch = Batch(loss, dtype, own, shaped, ("yours",) * len(own), options if loss == "sparse_ce" else {})
-        found += [(mode, batch) for mode in MODES]
+    for loss in losses or ["sparse_ce" if hard else "softmax_ce"]:
+        ids = {**options, "invalid": "raise"} if loss == "sparse_ce" else {}
+        getattr(xent, loss)(logits, labels, **ids)  # as they came: the checks and sentences of any call
+        for dtype in dtypes or [given]:
+            own = _regimes.rounded(_rows_of(x), dtype)
+            _check_range(_rows_of(x), own, dtype)
+            shaped = y.reshape(-1) if hard else y.reshape(own.shape)
+            shaped = shaped if hard else _regimes.rounded(shaped.astype(np.float64), _regimes.PRECISION[dtype].compute)
+            batch = Batch(loss, dtype, own, shaped, ("yours",) * len(own), options if loss == "sparse_ce" else {})
+            found += [(mode, batch) for mode in MODES]
     return found
+
+
+def _values(x: Any, argument: str) -> tuple[str, Any]:
+    """The dtype's name, and the values as NumPy has them, floating ones as float64."""
+    adapter = _dispatch.find(x, argument)
+    x = np.asarray(x) if adapter.name == "numpy" else x
+    return adapter.ops.dtype(x), _live.live(adapter.name).numpy(x)
+
+
+def _rows_of(x: Any) -> Any:
+    if not x.size:
+        raise ValueError(f"logits: expected at least one row to compare, got shape {x.shape}")
+    return x.reshape(-1, x.shape[-1])
+
+
+def _check_range(x: Any, as_dtype: Any, dtype: str) -> None:
+    """What overflows would be NaN in the truth and everywhere else, which says nothing about how well they agree."""
+    lost = int((np.isfinite(x) & ~np.isfinite(as_dtype)).sum())
+    if lost:
+        raise ValueError(f"logits: {lost} of {x.size} values are beyond {dtype}'s largest number")
 
 
 def _present(backends: Sequence[str] | None) -> tuple[list[str], list[str]]:
