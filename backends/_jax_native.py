@@ -47,8 +47,8 @@ def _backward(
     lay, wrt_x, wrt_t = static
     m, s = jnp.expand_dims(m, lay.axis), jnp.expand_dims(s, lay.axis)
     parts = pieces(OPS, lay, wide(x), ids, m, s)
-    dx = formulas.pull(OPS, lay, parts, x, t, u, ids, up).astype(x.dtype) if wrt_x else None
-    return dx, formulas.pull_labels(OPS, lay, parts, wide(x), m, ids, up) if wrt_t else None
+    dx = formulas.pull(OPS, lay, parts, wide(x), t, u, ids, up).astype(x.dtype) if wrt_x else None
+    return dx, formulas.pull_labels(OPS, lay, parts, ids, up) if wrt_t else None
 
 
 def _both(static: Any, x: Array, t: Any, u: Any, ids: Any, a: Array, z: Any, c: Any) -> tuple[Any, ...]:
@@ -62,7 +62,7 @@ def _push(static: Any, dx: Any, dt: Any, x: Array, t: Any, u: Any, ids: Any, m: 
     m, s = jnp.expand_dims(m, lay.axis), jnp.expand_dims(s, lay.axis)
     x = wide(x)
     dx = jnp.zeros_like(x) if dx is None else wide(dx)
-    return formulas.push(OPS, lay, pieces(lay, x, ids, m, s), x, t, u, ids, m, dx, dt)
+    return formulas.push(OPS, lay, pieces(lay, x, ids, m, s), x, t, u, ids, dx, dt)
 
 
 def _pull(static: Any, wrt: tuple[bool, ...], *operands: Any) -> list[Array]:

@@ -64,7 +64,7 @@ def _rows_backward(
 ) -> Array:
     parts = pieces(OPS, lay, wide(x), ids, *stats)
     if labels:
-        return formulas.pull_labels(OPS, lay, parts, wide(x), stats[0], ids, up)
+        return formulas.pull_labels(OPS, lay, parts, ids, up)
     return tf.cast(formulas.pull(OPS, lay, parts, wide(x), t, u, ids, up), x.dtype)
 
 
@@ -77,7 +77,7 @@ def rows_both_formula(
     """`formulas.rows_both`, but with results that know their derivatives."""
     results, stats = _rows(lay, x, t, u, ids)
     b = None if z is None else 2 * z * results[1]
-    return results, _rows_backward(False, lay, x, t, u, ids, stats, (a, b, c))
+    return results, _rows_further(False, lay, x, t, u, ids, stats, (a, b, c))
 
 
 # ---- elements

@@ -74,11 +74,6 @@ def put(xp: Any, x: Array, ids: Array, values: Array, axis: int) -> Array:
     return xp.where(xp.reshape(places, (-1,) + (1,) * (x.ndim - 1 - axis)) == ids, values, x)
 
 
-def sigmoid(xp: Any, x: Array) -> Array:
-    q = xp.exp(-xp.abs(x))
-    return xp.where(x > 0, 1.0, q) / (1 + q)
-
-
 def operations(xp: Any) -> Ops:
     ops = Ops(
         dtype=name,
@@ -100,8 +95,6 @@ def operations(xp: Any) -> Ops:
         exp=xp.exp,
         log1p=xp.log1p,
         abs=xp.abs,
-        minimum=xp.minimum,
-        sigmoid=partial(sigmoid, xp),
         max=lambda x, axis: xp.max(x, axis=axis, keepdims=True),
         sum=partial(total, xp),
         top=lambda x, axis: formulas.top(ops, x, axis),

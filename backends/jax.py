@@ -96,8 +96,6 @@ OPS = Ops(
     exp=jnp.exp,
     log1p=jnp.log1p,
     abs=jnp.abs,
-    minimum=jnp.minimum,
-    sigmoid=jax.nn.sigmoid,
     max=lambda x, axis: jnp.max(x, axis, keepdims=True),
     sum=total,
     top=top,
@@ -128,7 +126,7 @@ def _rows_jvp(lay: Layout, primals: Any, tangents: Any) -> Any:
     @jax.checkpoint
     def tangent(dx: Array, dt: Array | None, x: Array, t: Any, u: Any, ids: Any, m: Array, s: Array) -> Any:
         parts = pieces(lay, x, ids, m, s)
-        return formulas.push(OPS, lay, parts, x, t, u, ids, m, dx, dt)
+        return formulas.push(OPS, lay, parts, x, t, u, ids, dx, dt)
 
     dx = jnp.zeros_like(x) if dx is None else dx
     # nothing but the kernel's own derivative uses the statistics, and it does not depend on how they move

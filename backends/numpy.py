@@ -60,11 +60,6 @@ def put(x: Array, ids: Array, values: Array, axis: int) -> Array:
     return x
 
 
-def logistic(x: Array) -> Array:
-    q = np.exp(-np.abs(x))
-    return np.where(x > 0, 1, q) / (1 + q)
-
-
 OPS = Ops(
     dtype=lambda x: _name(x.dtype),
     shape=np.shape,
@@ -85,8 +80,6 @@ OPS = Ops(
     exp=np.exp,
     log1p=np.log1p,
     abs=np.abs,
-    minimum=np.minimum,
-    sigmoid=logistic,
     max=lambda x, axis: np.max(x, axis=axis, keepdims=True),
     sum=total,
     top=top,

@@ -133,8 +133,6 @@ OPS = Ops(
     exp=tf.exp,
     log1p=tf.math.log1p,
     abs=tf.abs,
-    minimum=tf.minimum,
-    sigmoid=tf.sigmoid,
     max=lambda x, axis: tf.reduce_max(x, axis, keepdims=True),
     sum=total,
     top=top,
@@ -237,11 +235,9 @@ def rows(lay: Layout, x: Array, t: Array | None, u: Array | None, ids: Array | N
                 dx, dt = KERNELS.rows_backward(lay, view(x), view(t), view(u), view(ids), (m, s), coefficients, wanted)
                 return tensor(dx) if t is None else (tensor(dx), None if dt is None else tensor(dt))
             wide = formulas.widened(OPS, x)
-            # the formulas' own s knows its derivative, where the native kernels' is a number
-            pieces = formulas.smooth_pieces if native else formulas.pieces
-            parts = pieces(OPS, lay, wide, ids, *stats(m, s))
+            parts = formulas.smooth_pieces(OPS, lay, wide, ids, *stats(m, s))
             dx = tf.cast(formulas.pull(OPS, lay, parts, wide, t, u, ids, up), x.dtype)
-            return dx if t is None else (dx, formulas.pull_labels(OPS, lay, parts, wide, stats(m, s)[0], ids, up))
+            return dx if t is None else (dx, formulas.pull_labels(OPS, lay, parts, ids, up))
 
         return [result for result in results if result is not None], backward
 

@@ -120,8 +120,6 @@ OPS = Ops(
     exp=torch.exp,
     log1p=torch.log1p,
     abs=torch.abs,
-    minimum=lambda x, most: x.clamp(max=most),
-    sigmoid=torch.sigmoid,
     max=lambda x, axis: x.amax(axis, keepdim=True),
     sum=total,
     top=top,
@@ -253,7 +251,7 @@ class Rows(torch.autograd.Function):
         wide = formulas.widened(OPS, x)
         parts = make(OPS, lay, wide, ids, m, s)
         dx = formulas.pull(OPS, lay, parts, wide, t, u, ids, up).to(x.dtype) if wanted[0] else None
-        dt = formulas.pull_labels(OPS, lay, parts, wide, m, ids, up[:1]) if wanted[1] else None
+        dt = formulas.pull_labels(OPS, lay, parts, ids, up[:1]) if wanted[1] else None
         return None, dx, dt, None, None
 
 

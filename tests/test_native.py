@@ -308,7 +308,7 @@ def by_formulas(dtype, x, ids, t, u, a, b, c, z=None):
         b = b if z is None else 2 * z * results[1]
         parts = formulas.pieces(OPS, lay, x, ids, m, s)
         dx = formulas.pull(OPS, lay, parts, x, t, u, ids, (a, b, c))
-        dt = None if t is None else formulas.pull_labels(OPS, lay, parts, x, m, ids, (a,))
+        dt = None if t is None else formulas.pull_labels(OPS, lay, parts, ids, (a,))
     return [None if k is None else k.ravel() for k in results], dx, dt
 
 

@@ -181,7 +181,7 @@ def check(given, slopes, dtype):
     parts = formulas.pieces(adapter.OPS, lay, wide, rest[-1], *stats)
     a, _, c = slopes
     dx = formulas.pull(adapter.OPS, lay, parts, wide, *rest, slopes)
-    dt = None if lay.hard else formulas.pull_labels(adapter.OPS, lay, parts, wide, stats[0], rest[-1], (a,))
+    dt = None if lay.hard else formulas.pull_labels(adapter.OPS, lay, parts, rest[-1], (a,))
     got, own = TRITON.rows(*given)
     close((*got, own[1]), (*results, stats[1]), "float64" if dtype == "float64" else "float32", x.shape[lay.axis])
     for wanted in ((True, not lay.hard), (not lay.hard, True)) if not lay.hard else ((True, False),):

@@ -54,8 +54,6 @@ class Ops:
     exp: Callable[[Array], Array]
     log1p: Callable[[Array], Array]
     abs: Callable[[Array], Array]
-    minimum: Callable[[Array, float], Array]
-    sigmoid: Callable[[Array], Array]  # accurate relative to its value in both tails
 
     # mathematics along an axis; every result keeps the axis, with length 1
     max: Callable[[Array, int], Array]

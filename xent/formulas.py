@@ -21,7 +21,6 @@ from xent._adapter import ABSENT, INVALID, Array, Layout, Ops, Scalar, computed_
 from xent._reduce import along
 
 INF, NAN = float("inf"), float("nan")
-_STEEP = 1e30  # (m - x) * _STEEP exceeds 1 for every difference that exp can tell from 0
 
 
 def compute_dtype(ops: Ops, x: Array) -> str:
@@ -39,20 +38,29 @@ def finite_or_nan(ops: Ops, m: Array) -> Array:
 
 
 def top(ops: Ops, x: Array, axis: int, barrier: Callable[[Array], Array] = lambda m: m) -> tuple[Array, Array]:
-    """`Ops.top` out of arithmetic alone: compilers fuse and vectorise it, which they do not do to an argmax.
+    """`Ops.top` without an argmax, which compilers neither fuse nor vectorise.
 
-    `distinct` is 0 where x is maximal and 1 elsewhere; in the sliver between, exp(x - m) is 1 to working accuracy,
-    so that `distinct` terms of it and 1 - `distinct` ties count the element once. The barrier keeps compilers that
-    lose vectorisation when two sums share a loop from joining them.
+    The barrier keeps compilers that lose vectorisation when two sums share a loop from joining them.
     """
     m = finite_or_nan(ops, ops.max(x, axis))
-    others = ops.sum(ops.exp(x - m) * _distinct(ops, x, m), axis)
-    ties = ops.sum(1 - _distinct(ops, x, barrier(m)), axis)
+    others = ops.sum(ops.where(x == m, 0.0, ops.exp(x - m)), axis)
+    ties = ops.sum(ops.astype(x == barrier(m), ops.dtype(x)), axis)
     return m, others + (ties - 1)
 
 
-def _distinct(ops: Ops, x: Array, m: Array) -> Array:
-    return ops.minimum((m - x) * _STEEP, 1.0)
+def behind(ops: Ops, x: Array, m: Array) -> Array:
+    """m - x, and exactly 0 at the maximum.
+
+    The subtraction alone does not give that inside a compiler. Where x is a product, x - m becomes a fused
+    multiply-add, which subtracts m, a rounded product, from the exact one. Comparisons are safe from this.
+    """
+    return ops.where(x == m, 0.0, m - x)
+
+
+def _zero_at_maximum(ops: Ops, x: Array, m: Array) -> Array:
+    """0, with x's derivative where x is maximal."""
+    largest = ops.where(x == m, x, 0.0)
+    return largest - ops.stop_gradient(largest)
 
 
 def tree_sum(
@@ -119,23 +127,24 @@ def rows(
     """
     axis = lay.axis
     ids = None if ids is None else ops.expand_dims(ids, axis)
-    loss = None
-    if differentiable and lay.hard:
-        m, s, loss, x = _without_label(ops, lay, x, ids)
+    if differentiable and lay.masked:
+        x, t = _blank(ops, x, ids), None if t is None else _blank(ops, t, ids)
+    if differentiable:
+        m = finite_or_nan(ops, ops.stop_gradient(ops.max(x, axis)))
+        top = _smooth_top(ops, x, m, axis)
     else:
-        if differentiable and lay.masked:
-            x, t = _blank(ops, x, ids), None if t is None else _blank(ops, t, ids)
-        m, s = _smooth_top(ops, x, axis) if differentiable else ops.top(x, axis)
+        top = Top(*ops.top(x, axis))
+    m, s = top.m, top.s
     spread = ops.log1p(s)
     lse = smooth = None
-    if t is None and loss is None:
-        loss = (m - ops.pick(x, _class(ops, lay, ids), axis)) + spread
-    elif t is not None:
-        loss = ops.sum(_times(ops, t, m - x), axis) + ops.sum(t, axis) * spread
+    if t is None:
+        loss = top.gap(ops, ops.pick(x, _class(ops, lay, ids), axis)) + spread
+    else:
+        loss = ops.sum(_times(ops, t, top.gap(ops, x)), axis) + ops.sum(t, axis) * spread
     if lay.lse:
-        lse = m + spread
+        lse = m + spread if top.shift is None else m + spread + top.shift
     if u is not None:
-        smooth = ops.sum(_times(ops, along(ops, u, x, axis), m - x), axis) + ops.sum(u, 0) * spread
+        smooth = ops.sum(_times(ops, along(ops, u, x, axis), top.gap(ops, x)), axis) + ops.sum(u, 0) * spread
 
     def finish(result: Array | None) -> Array | None:
         if result is None:
@@ -147,69 +156,78 @@ def rows(
     return (finish(loss), finish(lse), finish(smooth), m), (m, s)
 
 
-def _smooth_top(ops: Ops, x: Array, axis: int) -> tuple[Array, Array]:
-    """`top`, where m is a constant and 1 + s the sum of all exp(x - m)."""
-    m = finite_or_nan(ops, ops.stop_gradient(ops.max(x, axis)))
-    e, best = ops.exp(x - m), x == m
-    others = ops.sum(ops.where(best, 0.0, e), axis)
-    return m, others + (ops.sum(ops.where(best, e, 0.0), axis) - 1)
+class Top(NamedTuple):
+    """A row's maximum m and the sum s of the others' exp(x - m), keeping the axis; m has no derivative.
 
-
-def _without_label(ops: Ops, lay: Layout, x: Array, ids: Array) -> tuple[Array, Array, Array, Array]:
-    """m, s and the nll, from the sum over all classes but the label; and x without what masked rows hold.
-
-    Where the label is maximal, that sum is s, and every term of d nll/dx_y is negative; elsewhere p_y <= 1/2, and
-    nothing cancels either. Masks come after max and pick: compilers would store what these read.
+    Where one class has more than half of the probability, its logit takes the place of m, so that nothing cancels in
+    derivatives of s, and second derivatives keep p (1 - p) where p rounds to 1.
     """
-    axis, label = lay.axis, _class(ops, lay, ids)
-    m, x_y = ops.stop_gradient(ops.max(x, axis)), ops.pick(x, label, axis)
-    if lay.masked:
-        m, x_y, x = (_blank(ops, k, ids) for k in (m, x_y, x))
-    m = finite_or_nan(ops, m)
-    e_y = ops.exp(x_y - m)
-    others = ops.sum(ops.put(ops.exp(x - m), label, ops.zeros_like(m), axis), axis)
-    best = x_y == m
-    s = ops.where(best, others + (e_y - ops.stop_gradient(e_y)), (others - 1) + e_y)
-    nll = ops.where(best, ops.log1p(others / ops.where(best, e_y, 1.0)), (m - x_y) + ops.log1p(s))
-    return m, s, nll, x
+
+    m: Array
+    s: Array
+    shift: Array | None = None  # 0, with the derivative of the dominant logit; None: no derivatives are asked for
+    dominant: Array | None = None
+
+    def gap(self, ops: Ops, x: Array) -> Array:
+        """m - x. `x` may be some of the row's logits."""
+        gap = behind(ops, x, self.m)
+        if self.shift is None:
+            return gap
+        at_maximum = ops.where(self.dominant, 0.0, -_zero_at_maximum(ops, x, self.m))
+        return gap + ops.where(x == self.m, at_maximum, self.shift)
+
+
+def _smooth_top(ops: Ops, x: Array, m: Array, axis: int) -> Top:
+    """From a constant maximum, with everything else a differentiable function of x."""
+    best, zero = x == m, _zero_at_maximum(ops, x, m)
+    e = ops.exp(zero - behind(ops, x, m))
+    others = ops.sum(ops.where(best, 0.0, e), axis)
+    ties = ops.sum(ops.where(best, e, 0.0), axis) - 1
+    dominant = ops.stop_gradient(others + ties) < 1
+    lead = ops.sum(zero, axis)
+    s = ops.where(dominant, others * ops.exp(-lead), others + ties)
+    return Top(m, s, ops.where(dominant, lead, 0.0), dominant)
 
 
 # Softmax: the derivative. Its pieces come either straight from the saved statistics, or as functions of x whose own
-# derivatives are right (m is a constant in them: the probabilities do not depend on it). Both have the same values.
+# derivatives are right. Both have the same values.
 
 
 class Pieces(NamedTuple):
-    """With p = e r the probabilities: e, the label's e and (p - 1) / r, r, and log1p(s). All keep the class axis."""
+    """With p = e / (1 + s) the probabilities. All keep the class axis."""
 
+    m: Array
+    s: Array
+    gap: Array | None  # m - x, where labels are soft
     e: Array
-    e_y: Array | None
-    miss: Array | None
-    r: Array
-    spread: Array
+    e_y: Array | None  # the label's e, where labels are class ids
+    miss: Array | None  # the label's (p - 1) (1 + s), where labels are class ids
 
 
 def pieces(ops: Ops, lay: Layout, x: Array, ids: Array | None, m: Array, s: Array) -> Pieces:
     """From the statistics: one exp for each logit."""
-    x, label = _labelled(ops, lay, x, ids)
-    e_y = miss = None
-    if label is not None:
-        x_y = ops.pick(x, label, lay.axis)
-        e_y = ops.exp(x_y - m)  # picking it from e would make compilers store e
-        miss = ops.where(x_y == m, (e_y - ops.stop_gradient(e_y)) - s, e_y - (1 + s))
-    return Pieces(ops.exp(x - m), e_y, miss, 1 / (1 + s), ops.log1p(s))
+    return _pieces(ops, lay, Top(m, s), *_labelled(ops, lay, x, ids))
 
 
 def smooth_pieces(ops: Ops, lay: Layout, x: Array, ids: Array | None, m: Array, s: Array) -> Pieces:
     """The same values as differentiable functions of x."""
     x, label = _labelled(ops, lay, x, ids)
-    m, s = ops.stop_gradient(m), ops.stop_gradient(s)
-    e = ops.exp(x - m)
-    total = ops.sum(e, lay.axis)
-    e_y = miss = None
-    if label is not None:
-        e_y = ops.exp(ops.pick(x, label, lay.axis) - m)
-        miss = -ops.sum(ops.put(e, label, ops.zeros_like(m), lay.axis), lay.axis)
-    return Pieces(e, e_y, miss, 1 / total, ops.log1p(s) + ops.log1p(total / ops.stop_gradient(total) - 1))
+    return _pieces(ops, lay, _smooth_top(ops, x, ops.stop_gradient(m), lay.axis), x, label)
+
+
+def _pieces(ops: Ops, lay: Layout, top: Top, x: Array, label: Array | None) -> Pieces:
+    gap = top.gap(ops, x)
+    e = ops.exp(-gap)
+    if label is None:
+        return Pieces(top.m, top.s, gap, e, None, None)
+    x_y = ops.pick(x, label, lay.axis)
+    e_y = ops.exp(-top.gap(ops, x_y))  # picking it from e would make compilers store e
+    return Pieces(top.m, top.s, None, e, e_y, _miss(ops, x_y == top.m, e_y, top.s))
+
+
+def _miss(ops: Ops, best: Array, e: Array, s: Array) -> Array:
+    """(p - 1) (1 + s), without cancellation also at the maximum, where e is 1."""
+    return ops.where(best, (e - ops.stop_gradient(e)) - s, e - (1 + s))
 
 
 def _labelled(ops: Ops, lay: Layout, x: Array, ids: Array | None) -> tuple[Array, Array | None]:
@@ -232,32 +250,34 @@ def pull(
     coefficients: tuple[Scalar | None, ...],
 ) -> Array:
     """Reverse mode: d/dx of sum(a loss + b lse + c smooth), with (a, b, c) = coefficients, None for 0."""
-    e, e_y, miss, r, _ = parts
-    scaled: tuple[Any, ...] = _scaled(ops, lay, ids, coefficients, parts.r)
+    scaled: tuple[Any, ...] = _scaled(ops, lay, ids, coefficients, parts.s)
     a, b, c = scaled
-    t = _unmasked(ops, lay, t, ids)
+    r = 1 / (1 + parts.s)
     rest: Any = 0.0 if b is None else b
     if c is not None:
         rest = rest + c * ops.sum(u, 0)
     if lay.hard:
         label = _class(ops, lay, ops.expand_dims(ids, lay.axis))
-        at_label = (a * miss + rest * e_y) * r
-        dx = ops.put(e * ((a + rest) * r), label, at_label, lay.axis)
+        at_label = (a * parts.miss + rest * parts.e_y) * r
+        dx = ops.put(parts.e * ((a + rest) * r), label, at_label, lay.axis)
     else:
-        dx = e * ((a * ops.sum(t, lay.axis) + rest) * r) - a * t
+        t = _unmasked(ops, lay, t, ids)
+        unlabelled, at_label = ops.sum(t, lay.axis) - t, t * _each_miss(ops, lay, parts, x, ids)
+        dx = parts.e * ((a * unlabelled + rest) * r) + a * at_label * r
     return dx if c is None else dx - c * along(ops, u, x, lay.axis)
 
 
 def pull_labels(
-    ops: Ops, lay: Layout, parts: Pieces, x: Array, m: Array, ids: Array | None, coefficients: tuple[Array | None, ...]
+    ops: Ops, lay: Layout, parts: Pieces, ids: Array | None, coefficients: tuple[Array | None, ...]
 ) -> Array:
     """Reverse mode in the soft labels: a (lse - x)."""
-    a: Any = _scaled(ops, lay, ids, coefficients, parts.r)[0]
-    return a * _gap(ops, lay, parts, x, ids, m)
+    a: Any = _scaled(ops, lay, ids, coefficients, parts.s)[0]
+    return a * (parts.gap + ops.log1p(parts.s))
 
 
-def _gap(ops: Ops, lay: Layout, parts: Pieces, x: Array, ids: Array | None, m: Array) -> Array:
-    return (ops.stop_gradient(m) - _unmasked(ops, lay, x, ids)) + parts.spread
+def _each_miss(ops: Ops, lay: Layout, parts: Pieces, x: Array, ids: Array | None) -> Array:
+    """(p - 1) (1 + s) of every class: what a one-hot label's gradient is made of, wherever the label is."""
+    return _miss(ops, _unmasked(ops, lay, x, ids) == parts.m, parts.e, parts.s)
 
 
 def _scaled(
@@ -281,22 +301,22 @@ def push(
     t: Array | None,
     u: Array | None,
     ids: Array | None,
-    m: Array,
     dx: Array,
     dt: Array | None,
 ) -> tuple[Array, Array | None, Array | None]:
     """Forward mode: the tangents of (loss, lse, smooth) for tangents dx and dt (None for 0); linear in both."""
-    e, _, miss, r, _ = parts
     axis = lay.axis
-    mean = ops.sum(e * dx, axis) * r
+    r = 1 / (1 + parts.s)
+    mean = ops.sum(parts.e * dx, axis) * r
     if lay.hard:
         label = _class(ops, lay, ops.expand_dims(ids, axis))
-        loss = ops.sum(ops.put(e, label, miss, axis) * dx, axis) * r
+        loss = ops.sum(ops.put(parts.e, label, parts.miss, axis) * dx, axis) * r
     else:
         t = _unmasked(ops, lay, t, ids)
-        loss = ops.sum(t, axis) * mean - ops.sum(t * dx, axis)
+        slope = parts.e * (ops.sum(t, axis) - t) + t * _each_miss(ops, lay, parts, x, ids)
+        loss = ops.sum(slope * dx, axis) * r
         if dt is not None:
-            loss = loss + ops.sum(dt * _gap(ops, lay, parts, x, ids, m), axis)
+            loss = loss + ops.sum(dt * (parts.gap + ops.log1p(parts.s)), axis)
     smooth = None if u is None else ops.sum(u, 0) * mean - ops.sum(along(ops, u, x, axis) * dx, axis)
 
     def finish(tangent: Array) -> Array:
@@ -344,7 +364,8 @@ def sigmoid_pull(
     if absent is not None:
         x, z, g = (ops.where(absent, 0.0, k) for k in (x, z, g))
     positive, negative = _both(e, z, p)
-    dx = g * (negative * ops.sigmoid(x) - positive * ops.sigmoid(-x))
+    q = ops.exp(-_size(ops, x))  # by it sigmoid(x) and sigmoid(-x) keep their derivatives where they round to 1
+    dx = g * ((negative * ops.where(x > 0, 1.0, q) - positive * ops.where(x > 0, q, 1.0)) / (1 + q))
     if e == 1:  # smoothed away: labels do not count
         return dx, ops.zeros_like(x)
     slope = -x if p is None else _times(ops, p, _softplus(ops, -x)) - _softplus(ops, x)

@@ -88,8 +88,8 @@ def finish(
 def derivative(
     e, w, v, j, id, m, s, x_y, share, a, b, c, u_total, HARD: tl.constexpr, SMOOTH: tl.constexpr, T: tl.constexpr
 ):
-    """d/dx of a loss + b lse + c smooth, for e = exp(x - m), labels w and smoothing weights v. At the label p - 1 is
-    formed without cancellation: -s / (1 + s) where it holds the maximum; elsewhere p is at most 1/2."""
+    """d/dx of a loss + b lse + c smooth, for e = exp(x - m), labels w and smoothing weights v. At labels p - 1 is
+    formed without cancellation: -s / (1 + s) where the maximum is; elsewhere p is at most 1/2."""
     r = reciprocal(s + 1, T)
     rest = b
     if SMOOTH:
@@ -100,7 +100,9 @@ def derivative(
         at_label = (a * miss + rest * e_y) * r
         dx = tl.where(j[None, :] == id[:, None], at_label[:, None], e * ((a + rest) * r)[:, None])
     else:
-        dx = e * ((a * share + rest) * r)[:, None] - a[:, None] * w
+        miss = tl.where(e == 1, -s[:, None], e - (s + 1)[:, None])  # (p - 1) (1 + s), so that a label of 1 is as an id
+        at_label = w * miss
+        dx = e * ((a[:, None] * (share[:, None] - w) + rest[:, None]) * r[:, None]) + a[:, None] * at_label * r[:, None]
     if SMOOTH:
         dx -= c[:, None] * v
     return unmasked(dx, id)
