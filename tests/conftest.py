@@ -28,7 +28,7 @@ def pytest_addoption(parser):
 
 
 def pytest_report_header():
-    """Which xent is tested: the index has another project of this name."""
+    """Which xent is tested: another project of this name may be installed."""
     import xent
 
     where = f"xent {getattr(xent, '__version__', '?')}: {xent.__file__ or list(xent.__path__)}"

@@ -15,7 +15,7 @@ import xent
 import xent.backends
 from xent import _dispatch
 
-# numpy itself imports some of them. In a checkout, xent.backends is a file that finds the folder by pathlib.
+# NumPy itself imports some of these, so only what xent adds counts.
 LIGHT = """
 import sys
 import numpy

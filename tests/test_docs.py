@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import xent
 from typer.main import get_command
@@ -16,22 +17,52 @@ from xent import cli, oracle
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+(EXAMPLE,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+IMPORTS, *PARTS = EXAMPLE.strip().split("\n\n")  # one a framework; all use the first one's arrays
+ANSWERS = re.findall(r"^\| `(\w+_ce\(.*?\))`.*\| `?(\w*Error|[\d.e-]+)[^|]*\|$", README, re.MULTILINE)
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=["numpy", "torch", "tensorflow", "jax"])
-def test_readme_code(block):
-    framework = re.match(r"import (\w+)", block)[1]
+@pytest.mark.parametrize(("framework", "part"), [*zip(("numpy", "torch", "tensorflow", "jax"), PARTS, strict=True)])
+def test_readme_code(framework, part, capsys):
+    """It runs, each framework's loss is the one that NumPy's line says, and what is printed is what is said."""
+    (line,) = re.findall(rf"\b({framework}(?: as \w+)?)\b", IMPORTS)
     if importlib.util.find_spec(framework) is None:
         pytest.skip(f"{framework} is not installed")
     names = {}
-    exec(compile(block, "README.md", "exec"), names)
+    exec(f"import numpy as np, xent, {line}", names)
+    exec(PARTS[0], names)
+    capsys.readouterr()
+    exec(part, names)
+    assert capsys.readouterr().out.splitlines() == re.findall(r"^print\(.*  # (.*)$", part, re.MULTILINE)
     loss = names["loss"].detach() if framework == "torch" else names["loss"]
-    assert abs(float(loss) - 1.5609143) < 1e-6
+    assert abs(float(loss) - 1.5609144) < 1e-6
+
+
+@pytest.mark.parametrize(("call", "answer"), ANSWERS)
+def test_readme_answers(call, answer):
+    """The last column of the table: a number or an error. What the frameworks answer is checked in test_rivals.py."""
+
+    def in_float32(loss):
+        def call(logits, *rest, **options):
+            wide = getattr(logits, "dtype", None) != np.float16
+            return loss(np.asarray(logits, np.float32) if wide else logits, *rest, **options)
+
+        return call
+
+    names = {name: in_float32(getattr(xent, name)) for name in ("sparse_ce", "softmax_ce", "sigmoid_ce")}
+    names |= {"x": [[2, 0.5, 6], [0.1, 0, 3]], "log_p": np.log([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.15, 0.05, 0.8]])}
+    names |= {name: getattr(np, name) for name in ("zeros", "float16", "nan", "inf")}
+    if answer.endswith("Error"):
+        with pytest.raises(getattr(xent, answer, ValueError)) as caught:
+            eval(call, names)
+        assert type(caught.value).__name__ == answer
+    else:
+        assert float(eval(call, names)) == pytest.approx(float(answer), rel=3e-3, abs=1e-12)
 
 
 def test_readme_is_short():
-    assert len(README.splitlines()) < 150
+    assert len(ANSWERS) == 10
+    assert len(README.splitlines()) <= 110
 
 
 def test_readme_signatures():
@@ -113,6 +144,41 @@ def test_data_parallel_gradients_are_the_whole_batch_s():
     command = [sys.executable, ROOT / "tests" / "data_parallel.py"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def project():
+    return pytest.importorskip("tomllib", reason="Python 3.10 reads no TOML").loads(
+        (ROOT / "pyproject.toml").read_text()
+    )
+
+
+def test_distribution(project):
+    """It is called xent-loss, for `xent` on the package index is another project, and its extras refer to it."""
+    about = project["project"]
+    assert (about["name"], about["version"]) == ("xent-loss", xent.__version__)
+    extras = [item for items in about["optional-dependencies"].values() for item in items if item.startswith("xent")]
+    assert extras
+    assert all(item.startswith("xent-loss[") for item in extras)
+
+
+def test_installing_without_a_compiler_says_so(project):
+    """In one line of `pip install -v`'s log."""
+    (failed,) = [o for o in project["tool"]["scikit-build"]["overrides"] if o["if"].get("failed")]
+    message = failed["messages"]["after-success"]
+    assert "no native CPU kernels: there is no working C++17 compiler" in message
+    assert len(message.strip().splitlines()) == 1
+
+
+def test_vendored_headers_are_what_their_note_says():
+    jaxlib = pytest.importorskip("jaxlib", reason="jaxlib is not installed")
+    folder = ROOT / "backends" / "cpu" / "third_party"
+    note = (folder / "README.md").read_text(encoding="utf-8")
+    if f"jaxlib {jaxlib.__version__}." not in note and f"jaxlib {jaxlib.__version__}," not in note:
+        pytest.skip(f"jaxlib {jaxlib.__version__} is not the one that they come from")
+    for file in folder.rglob("*.h"):
+        theirs = Path(jaxlib.__file__).parent / "include" / file.relative_to(folder)
+        assert file.read_bytes() == theirs.read_bytes()
 
 
 def test_commands_are_documented():

@@ -15,6 +15,6 @@ else:
     try:
         native = import_module("._native", __name__)
     except ModuleNotFoundError:
-        why_not = "not built: xent was installed without a C++ compiler, or with XENT_NATIVE=0"
+        why_not = "not compiled: there was no working C++17 compiler when xent was installed, or XENT_NATIVE=0 was set"
     except ImportError as error:
         why_not = f"does not load: {error}"
