@@ -1,4 +1,4 @@
-"""`xent compare`: every backend here against the truth, against each other, and beside the framework's own loss."""
+"""`xent compare`: check every installed framework against float64, and beside its own losses."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from xent._regimes import Batch
 from xent._worker import Answer, Outcome, Task
 
 MODES = ("eager", "compiled")
-CLASSES = {"eager": _regimes.CLASSES[:5], "compiled": (1000,)}  # compiling costs seconds for every shape
-WIDE = _regimes.CLASSES[5]  # for ids alone, in the dtypes that compute: the truth takes seconds there, too
-Progress = Callable[[str, int, int], None]  # (what was just done, how much is done, of how much)
+CLASSES = {"eager": _regimes.CLASSES[:5], "compiled": (1000,)}  # compiling takes seconds for each shape
+WIDE = _regimes.CLASSES[5]  # only for ids in float32 and float64, since the oracle takes seconds, too
+Progress = Callable[[str, int, int], None]  # (what was done, steps done, steps in all)
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Row:
     native_value: float = math.nan
     native_gradient: float = math.nan
     native_share: float = math.nan
-    problem: str = ""  # what it raised, or why it was not run
+    problem: str = ""  # what it raised
 
     @property
     def agrees(self) -> bool:
@@ -65,11 +65,11 @@ class Pair:
 
 @dataclass
 class Comparison:
-    """What `compare` found. True if everything agrees with the truth."""
+    """What `compare` found. It is true if everything agrees with float64."""
 
     rows: list[Row]
     pairs: list[Pair]
-    skipped: list[str]  # what could not be run here, and why
+    skipped: list[str]  # what was not run, and why
     versions: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -171,7 +171,7 @@ def compare(
         skipped += reasons
     if not tasks:
         raise ValueError(f"nothing to compare: {'; '.join(skipped) or 'no framework is installed'}")
-    with ThreadPoolExecutor(1) as pool:  # the truth meanwhile
+    with ThreadPoolExecutor(1) as pool:  # the oracle works meanwhile
         running = pool.submit(_run, tasks, progress)
         truths = {key: batch.truth() for key, batch in {id(task.batch): task.batch for task in tasks}.items()}
         answers = running.result()
@@ -229,20 +229,20 @@ def _rows_of(x: Any) -> Any:
 
 
 def _check_range(x: Any, as_dtype: Any, dtype: str) -> None:
-    """What overflows would be NaN in the truth and everywhere else, which says nothing about how well they agree."""
+    """Raises where logits overflow in this dtype: NaN in every result would count as agreement."""
     lost = int((np.isfinite(x) & ~np.isfinite(as_dtype)).sum())
     if lost:
         raise ValueError(f"logits: {lost} of {x.size} values are beyond {dtype}'s largest number")
 
 
 def _present(backends: Sequence[str] | None) -> tuple[list[str], list[str]]:
-    here = list(_live.available())
-    known = [*dict.fromkeys([*_live.KNOWN, *here])]
+    installed = list(_live.available())
+    known = [*dict.fromkeys([*_live.KNOWN, *installed])]
     wanted = _check.names(backends) or known
     for name in wanted:
         if name not in known:
             raise _check.no_backend(name, known)
-    return [n for n in wanted if n in here], [f"{n}: not installed" for n in wanted if n not in here]
+    return [n for n in wanted if n in installed], [f"{n}: not installed" for n in wanted if n not in installed]
 
 
 def facts(names: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -265,7 +265,9 @@ def _tasks(
         return [], [f"{name}: {known['problem']}"]
     if device not in known["devices"]:
         return [], [f"{name}: no device {device!r}, only {', '.join(known['devices'])}"]
-    why = {mode: known["modes"].get(mode) for mode in modes}  # "" where it runs, None where there is no such thing
+    why = {
+        mode: known["modes"].get(mode) for mode in modes
+    }  # "" where it runs, None where the framework has no such mode
     absent = sorted({batch.dtype for _, batch in batches} - set(known["dtypes"]))
     skipped = [f"{name} {mode}: {reason}" for mode, reason in why.items() if reason]
     skipped += [f"{name} {dtype}: needs ml_dtypes" for dtype in absent]

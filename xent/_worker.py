@@ -1,4 +1,4 @@
-"""One backend's share of `xent compare`, in a process of its own: frameworks do not always bear each other.
+"""One backend's share of `xent compare`, in a process of its own: some frameworks cannot share one.
 
 `main(JOB)` reads a pickled list of tasks, answers each with a pickle beside it, and prints a line as each is done.
 """
@@ -37,7 +37,7 @@ class Answer(NamedTuple):
 
 
 def facts(name: str) -> dict[str, Any]:
-    """What compare has to know before it makes tasks."""
+    """The framework's version, devices, dtypes and modes, from which compare makes its tasks."""
     live = _live.live(name)
     try:
         number = version(name)
@@ -68,7 +68,7 @@ def _try(live: _live.Live, task: Task, function: Any) -> Outcome:
         y = live.array(batch.labels, dtype, task.device)
         loss, grad = function(x, y)
         return Outcome(live.numpy(loss), live.numpy(grad))
-    except Exception as error:  # whatever a framework raises is what the report is to say
+    except Exception as error:  # reported, whatever it is
         return Outcome(problem=f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}")
 
 

@@ -25,7 +25,7 @@ Dtype = Enum("Dtype", {name: name for name in _regimes.DTYPES})  # type: ignore[
 Mode = Enum("Mode", {name: name for name in MODES})  # type: ignore[misc]
 
 app = typer.Typer(
-    help="One cross-entropy loss for NumPy, PyTorch, TensorFlow and JAX: see what is here, and prove that it agrees.",
+    help="One cross-entropy loss for NumPy, PyTorch, TensorFlow and JAX: see what is installed, check it, time it.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -36,9 +36,9 @@ app.command(name="bench")(bench_command)
 @app.command()
 def backends(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False) -> None:
     """Which xent this is, which frameworks are installed, their versions and devices, and which kernels are in use."""
-    here = set(_live.available())
-    names = [*dict.fromkeys([*_live.KNOWN, *sorted(here)])]
-    found = {**dict.fromkeys(names), **facts([name for name in names if name in here])}
+    installed = set(_live.available())
+    names = [*dict.fromkeys([*_live.KNOWN, *sorted(installed)])]
+    found = {**dict.fromkeys(names), **facts([name for name in names if name in installed])}
     kernels = {"native": native(), "triton": triton((found["torch"] or {}).get("devices", ()))}
     if as_json:
         print(json.dumps({"xent": {"version": xent.__version__, "file": xent.__file__}, **found, **kernels}, indent=2))
@@ -71,7 +71,7 @@ def _say_kernels(name: str, text: str, known: dict[str, Any]) -> None:
 
 
 def native() -> dict[str, Any]:
-    """Whether the kernels that all frameworks share on a CPU are in use: how, or why not."""
+    """The instruction set and threads of the CPU kernels, or why they are not in use."""
     cpu = importlib.import_module("xent.backends.cpu")
     if cpu.native is None:
         return {"problem": cpu.why_not}
@@ -79,7 +79,7 @@ def native() -> dict[str, Any]:
 
 
 def triton(devices: Iterable[str]) -> dict[str, Any]:
-    """The same of the kernels for PyTorch's CUDA tensors, without importing Triton."""
+    """Whether the kernels for PyTorch's CUDA tensors are in use, or why not, without importing Triton."""
     cuda = importlib.import_module("xent.backends.cuda")
     if cuda.why_not is not None:
         return {"problem": cuda.why_not}
@@ -97,14 +97,16 @@ def compare_command(
     device: Annotated[str, typer.Option(help="As the framework names it: cpu, cuda:0, gpu:0.")] = "cpu",
     logits: Annotated[Path | None, typer.Option(help="Your logits: .npy, .npz or .safetensors, classes last.")] = None,
     labels: Annotated[Path | None, typer.Option(help="Your labels: class ids, or distributions.")] = None,
-    ignore_index: Annotated[int | None, typer.Option(help="A class id in your labels that is to be left out.")] = None,
+    ignore_index: Annotated[int | None, typer.Option(help="Class id to ignore in your labels.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON, to standard output.")] = False,
     html: Annotated[Path | None, typer.Option(help="Also write one self-contained page with heatmaps.")] = None,
 ) -> None:
-    """Every installed backend against the truth, against each other, and beside the framework's own loss.
+    """Check every installed framework against float64, against each other, and beside the framework's own losses.
 
-    Relative errors, the worst over hard and easy logits: common offsets to 1e8, labels that lead by up to 80, spreads
-    to 1e4, ties, ruled-out classes. Exit status: 0 all agree, 1 something does not, 2 it could not be run.
+    Shows the worst relative errors over hard and easy logits: common offsets to 1e8, labels that lead by up to 80,
+    spreads to 1e4, ties, ruled-out classes.
+
+    Exit status: 0 all agree, 1 something disagrees, 2 nothing could be run.
     """
     try:
         writable(html)
@@ -213,7 +215,7 @@ def _load(path: Path | None, name: str) -> Any:
         arrays = _arrays(path, name)
     except ImportError:
         raise ValueError(f"{path}: reading .safetensors needs: pip install safetensors") from None
-    except Exception as error:  # whatever a reader makes of a file that is not one
+    except Exception as error:  # each reader has its own exceptions
         raise ValueError(f"{path}: not a readable {path.suffix} file ({type(error).__name__})") from None
     if name not in arrays and len(arrays) != 1:
         raise ValueError(f"{path}: expected one array or one named {name!r}, found {', '.join(arrays) or 'none'}")
@@ -254,7 +256,7 @@ def _tensor(archive: Any, key: str) -> Any:
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no NaN and no infinity."""
+    """With NaN as null and infinities as strings: JSON has neither."""
     if isinstance(value, dict):
         return {k: _finite(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
@@ -268,8 +270,9 @@ def _version(show: bool) -> None:
         raise typer.Exit
 
 
+Version = typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+
+
 @app.callback()
-def _options(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Say which.")] = False,
-) -> None:
+def _options(version: Annotated[bool, Version] = False) -> None:
     pass
