@@ -16,6 +16,7 @@ from tensorflow.python.framework import op_callbacks  # nor whether somebody che
 from xent import formulas
 from xent._adapter import Adapter, Layout, Ops
 
+from . import _tensorflow_shapes as shapes
 from . import numpy as host_numpy
 from .cpu import calls
 from .cpu.tensorflow_operators import here
@@ -45,16 +46,6 @@ def where(condition: Array, a: Any, b: Any) -> Array:
     return tf.where(condition, a, b if tf.is_tensor(b) else tf.cast(b, a.dtype))
 
 
-def same_shape(value: Array, like: Array, axis: int | None) -> Array:
-    """An assertion for its sentence, and a reshape because XLA drops assertions."""
-    shape = tf.shape(like)
-    if axis is not None:
-        shape = tf.concat([shape[:axis], shape[axis + 1 :]], 0)
-    message = "labels: expected another shape"
-    with tf.control_dependencies([tf.debugging.assert_equal(tf.shape(value), shape, message)]):
-        return tf.reshape(value, shape)
-
-
 # ---- mathematics along an axis
 
 
@@ -69,8 +60,11 @@ def total(x: Array, axis: int | None) -> Array:
             return tf.cast(tf.reduce_sum(tf.cast(x, tf.float64)), x.dtype)
         return tf.squeeze(total(x, 0), 0)
     n = x.shape[axis]
-    if x.dtype != tf.float32 or n is None or n <= 2 * BLOCK:
+    if x.dtype != tf.float32 or (n is not None and n <= 2 * BLOCK):
         return tree(x, axis)
+    if n is None:  # 0s fill the last block
+        short = -tf.shape(x)[axis] % BLOCK
+        return block_sums(tf.pad(x, [[0, short if i == axis else 0] for i in range(len(x.shape))]), axis)
     if n % BLOCK == 0:
         return block_sums(x, axis)
     head, tail = tf.split(x, [n - n % BLOCK, n % BLOCK], axis)
@@ -80,7 +74,7 @@ def total(x: Array, axis: int | None) -> Array:
 def block_sums(x: Array, axis: int) -> Array:
     """Quicker than additions, and XLA cannot join two sums that a cast separates."""
     shape = tf.shape(x)
-    blocks = tf.concat([shape[:axis], [x.shape[axis] // BLOCK, BLOCK], shape[axis + 1 :]], 0)
+    blocks = tf.concat([shape[:axis], [shape[axis] // BLOCK, BLOCK], shape[axis + 1 :]], 0)
     sums = tf.cast(tf.reduce_sum(tf.reshape(x, blocks), axis + 1), tf.float64)
     return tf.cast(tf.reduce_sum(sums, axis, keepdims=True), x.dtype)
 
@@ -126,7 +120,7 @@ OPS = Ops(
     expand_dims=tf.expand_dims,
     squeeze=tf.squeeze,
     zeros_like=tf.zeros_like,
-    full=lambda shape, value, dtype, like: tf.fill(shape, tf.constant(value, dtype)),
+    full=lambda shape, value, dtype, like: tf.fill(shape, tf.cast(value, dtype)),
     take=lambda table, ids: tf.gather(table, ids),
     size=lambda x: tf.size(x, tf.int64),
     stop_gradient=tf.stop_gradient,
@@ -138,7 +132,7 @@ OPS = Ops(
     top=top,
     pick=pick,
     put=put,
-    same_shape=same_shape,
+    unknown=shapes.UNKNOWN,
     index_dtype="int32",
 )
 

@@ -26,6 +26,31 @@ def computed_in(dtype: str) -> str:
 
 
 @dataclass(frozen=True, eq=False)
+class UnknownShapes:
+    """How shapes are checked when a graph runs, for frameworks that trace graphs before shapes or ranks are known.
+
+    "Lengths" are a shape as the graph has it: a tuple of ints, and of 0-d arrays of int64 where `Ops.shape` has None;
+    of an array of unknown rank, one 1-d array of int64.
+    """
+
+    ranked: Callable[[Array], bool]  # whether the rank is known; `Ops.shape` may be asked of no other array
+    lengths: Callable[[Array], Any]
+    # (value, condition, words, shape) -> value, made to fail when it runs if the 0-d bool `condition` is False, with a
+    #   message of `words`: strings and lengths; shape: as far as it is known if the condition holds
+    require: Callable[[Array, Array, list[Any], Any], Array]
+    # (value, lengths, shape, rule) -> value, made to fail when it runs if its shape beside `lengths` is against the
+    #   `_check.ShapeRule`. `shape` is `lengths` as far as they are known, and value comes back with so many axes, or
+    #   fewer if it had; None where not even their number is known, and value comes back as it was.
+    fit: Callable[[Array, Any, tuple[int | None, ...] | None, Any], Array]
+    # (x, axis) -> (x as [before, classes, after], or as [before, classes] for an axis of -1, or as [elements] for None;
+    #   lengths of x; lengths of x without the axis). x is of unknown rank.
+    flatten: Callable[[Array, int | None], tuple[Array, Any, Any]]
+    # (value, lengths, flat) -> value, broadcast to `lengths`, in an array of the lengths `flat`
+    spread: Callable[[Array, Any, Any], Array]
+    reshape: Callable[[Array, Any], Array]  # (x, lengths)
+
+
+@dataclass(frozen=True, eq=False)
 class Ops:
     """Facts about arrays, array glue, and the pieces of xent's formulas that a framework has a best way to do."""
 
@@ -63,9 +88,7 @@ class Ops:
     put: Callable[[Array, Array, Array, int], Array]
     #   (x, ids, values, axis): x with values at ids; may be x itself where the framework has no differentiation
 
-    # (value, like, axis): value, made to fail when it runs if its shape is not like's (without axis, if not None); for
-    # frameworks that trace graphs whose shapes are not known
-    same_shape: Callable[[Array, Array, int | None], Array] = lambda value, _like, _axis: value
+    unknown: UnknownShapes | None = None  # for frameworks that trace graphs whose shapes are not known
     # whether a compiler is tracing that turns NumPy's arrays into this framework's too (torch.compile does)
     adopts_numpy: Callable[[], bool] = lambda: False
     index_dtype: str = "int64"  # what `take`, `pick` and `put` want their ids in

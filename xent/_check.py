@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from xent._adapter import Adapter, Array, Ops
@@ -89,21 +89,68 @@ def integral(argument: str, dtype: str) -> None:
 # ---- shapes
 
 
+class ShapeRule(NamedTuple):
+    """What shape an argument has to have, and its sentence: `before`, the expected shape, `after`, the argument's."""
+
+    argument: str
+    before: str
+    after: str
+    ones: bool = False  # a length may be 1 instead
+    scalar: bool = False  # a scalar will do
+    broadcasts: bool = False  # leading axes may be missing
+
+    def check(self, got: Shape, expected: Shape) -> None:
+        """As far as a graph under construction knows."""
+        tail = expected[len(expected) - len(got) :] if self.broadcasts and len(got) < len(expected) else expected
+        if not ((self.scalar and not got) or (len(got) == len(tail) and self._lengths_fit(got, tail))):
+            raise ValueError(f"{self.argument}: {self.before} {text(expected)}{self.after} {text(got)}")
+
+    def words(self, expected: Any, got: Any) -> list[Any]:
+        """The sentence, for a graph that finds the two shapes when it runs."""
+        return [f"{self.argument}: {self.before}", expected, self.after.strip(), got]
+
+    def _lengths_fit(self, got: Shape, expected: Shape) -> bool:
+        return fits(got, expected) or (
+            self.ones and all(g == 1 or fits((g,), (e,)) for g, e in zip(got, expected, strict=True))
+        )
+
+
+IDS = ShapeRule("labels", "expected shape", " (the logits' without axis), got")
+SOFT_LABELS = ShapeRule("labels", "expected shape", " (the logits'), got")
+WEIGHTS = ShapeRule(
+    "weights", "expected a scalar, shape", " (the loss's), or that with 1s; got", ones=True, scalar=True
+)
+CLASS_WEIGHTS = ShapeRule("class_weights", "expected shape", " (one for each class), got")
+POS_WEIGHT = ShapeRule(
+    "pos_weight", "expected a shape that broadcasts to the logits'", ", got", ones=True, broadcasts=True
+)
+DENOM = ShapeRule("denom", "expected shape", " (a number or a 0-d array), got")
+HEAD = ShapeRule("weight", "expected shape", " (hidden's features), got")  # of known shapes head_shapes says it
+BIAS = ShapeRule("bias", "expected shape", " (one for each class), got")
+
+
 def class_axis(shape: Shape, axis: Any) -> int:
     """axis, never negative."""
-    if not isinstance(axis, INTEGRAL) or isinstance(axis, bool):
-        raise TypeError(f"axis: expected an int, got {axis!r}")
+    place, rank = axis_number(axis), len(shape)
     if not shape:
         raise ValueError("logits: expected at least one dimension, the classes; got a scalar")
-    place, rank = int(axis), len(shape)
     if not -rank <= place < rank:
         raise ValueError(f"axis: expected {-rank} to {rank - 1} for logits of shape {text(shape)}, got {place}")
     place %= rank
-    if shape[place] is None:
-        raise ValueError(f"logits: the number of classes has to be known while a graph is traced, got {text(shape)}")
     if shape[place] == 0:
         raise ValueError(f"logits: expected at least one class, got shape {text(shape)} with none along axis {place}")
     return place
+
+
+def axis_number(axis: Any) -> int:
+    if not isinstance(axis, INTEGRAL) or isinstance(axis, bool):
+        raise TypeError(f"axis: expected an int, got {axis!r}")
+    return int(axis)
+
+
+def no_class(shape: Any, axis: int) -> list[Any]:
+    """The sentence of logits without a class, for a graph that finds it when it runs."""
+    return ["logits: expected at least one class, got shape", shape, f"with none along axis {axis}"]
 
 
 def head_shapes(hidden: Shape, weight: Shape) -> None:
@@ -115,39 +162,21 @@ def head_shapes(hidden: Shape, weight: Shape) -> None:
     if len(weight) != 2 or not fits(weight[1:], hidden[-1:]):
         features = "?" if hidden[-1] is None else hidden[-1]
         raise ValueError(f"weight: expected shape (classes, {features}) (hidden's features), got {text(weight)}")
-    if weight[0] is None:
-        raise ValueError(f"weight: the number of classes has to be known while a graph is traced, got {text(weight)}")
+    if weight[0] is None or weight[1] is hidden[-1] is None:
+        raise unknown_head(text(weight))
     if weight[0] == 0:
         raise ValueError(f"weight: expected at least one class, got shape {text(weight)}")
+
+
+def unknown_head(got: str) -> ValueError:
+    return ValueError(
+        f"weight: the numbers of classes and features have to be known while a graph is traced, got {got}"
+    )
 
 
 def same_dtype(argument: str, dtype: str, expected: str) -> None:
     if dtype != expected:
         raise TypeError(f"{argument}: expected {expected}, as hidden is, got {dtype}")
-
-
-def shapes_equal(argument: str, got: Shape, expected: Shape, why: str) -> None:
-    if not fits(got, expected):
-        raise ValueError(f"{argument}: expected shape {text(expected)} ({why}), got {text(got)}")
-
-
-def weights_shape(got: Shape, expected: Shape) -> None:
-    if got and not (len(got) == len(expected) and _ones_or_equal(got, expected)):
-        raise ValueError(
-            f"weights: expected a scalar, shape {text(expected)} (the loss's), or that with 1s; got {text(got)}"
-        )
-
-
-def broadcastable(argument: str, got: Shape, expected: Shape) -> None:
-    tail = expected[len(expected) - len(got) :] if len(got) <= len(expected) else None
-    if tail is None or not _ones_or_equal(got, tail):
-        raise ValueError(
-            f"{argument}: expected a shape that broadcasts to the logits' {text(expected)}, got {text(got)}"
-        )
-
-
-def _ones_or_equal(got: Shape, expected: Shape) -> bool:
-    return all(g == 1 or fits((g,), (e,)) for g, e in zip(got, expected, strict=True))
 
 
 def fits(got: Shape, expected: Shape) -> bool:
@@ -258,6 +287,13 @@ def unreadable_ids() -> ValueError:
     return ValueError(
         "invalid: 'raise' has to read the labels, which have no values while a function is traced or batched; "
         "use 'nan' or 'ignore', or check them outside"
+    )
+
+
+def unknown_classes() -> ValueError:
+    return ValueError(
+        "invalid: 'raise' needs the number of classes, which is not known while this graph is traced; "
+        "use 'nan' or 'ignore', or check the labels outside"
     )
 
 

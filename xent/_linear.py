@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from xent import _check, _plan, _reduce, formulas
 from xent._adapter import ABSENT, INVALID, Adapter, Array, Layout, Linear, Ops, Scalar
+from xent._shapes import fitted, known, ranked, reshaped, shape_of
 
 # Rows of a chunk. Below the first, products wait for the weight's gradient to come and go; above the second, nothing
 # is gained (docs/performance.md).
@@ -74,21 +75,37 @@ def plan(
 ) -> tuple[Plan, tuple[Any, ...]]:
     if xp.linear is None:
         raise _check.no_linear(xp.name)
-    h, dtype, shape = _plan.floating(xp, "hidden", hidden)
+    h, dtype = _plan.floating(xp, "hidden", hidden)
     weight = _parameter(xp, "weight", weight, h)
-    classes = xp.ops.shape(weight)[:1]
-    _check.head_shapes(shape, xp.ops.shape(weight))
+    if not ranked(xp, weight):
+        raise _check.unknown_head("an unknown rank")
+    lengths = None
+    if not ranked(xp, h):
+        h, _, lengths, (labels, weights) = _plan.flattened_rows(xp, h, dtype, -1, labels, weights)
+    shape, of_weight = shape_of(xp, h), shape_of(xp, weight)
+    _check.head_shapes(known(xp, shape), xp.ops.shape(weight))
+    classes = of_weight[:1]
+    if known(xp, shape)[-1] is None:
+        h = _with_features(xp, h, shape, of_weight)
+    weight = fitted(xp, _check.HEAD, weight, classes + shape[-1:])
     if bias is not None:
-        bias = _parameter(xp, "bias", bias, h)
-        _check.shapes_equal("bias", xp.ops.shape(bias), classes, "one for each class")
+        bias = fitted(xp, _check.BIAS, _parameter(xp, "bias", bias, h), classes)
     # fmt: off
     rows, rest = _plan.sparse_rows(
         xp, h, dtype, shape[:-1] + classes, labels, len(shape) - 1, reduce, weights, class_weights, label_smoothing,
         z_loss, ignore_index, invalid, denom, stats
     )
     # fmt: on
+    rows = rows if lengths is None else rows._replace(lengths=lengths)
     softcap, chunk_rows = _check.above_zero("softcap", softcap), _check.count("chunk_rows", chunk_rows)
     return Plan(xp, rows, softcap, chunk_rows), (h, weight, bias, *rest)
+
+
+def _with_features(xp: Adapter, h: Array, shape: tuple[Any, ...], of_weight: tuple[Any, ...]) -> Array:
+    """Hidden states with as many features as the weight has, which a graph finds out when it runs."""
+    assert xp.ops.unknown is not None
+    words = _check.HEAD.words(of_weight[:1] + shape[-1:], of_weight)
+    return xp.ops.unknown.require(h, shape[-1] == of_weight[1], words, known(xp, shape)[:-1] + of_weight[1:])
 
 
 def _parameter(xp: Adapter, argument: str, value: Any, h: Array) -> Array:
@@ -149,6 +166,7 @@ def fitting(memory: int, row: int) -> int:
 
 def _chunk(kit: Linear, hidden: Array, static: Plan, count: Any) -> int:
     """As many rows as the memory allows, and as evenly as they go; a dimension may not be known yet."""
+    assert static.rows.classes is not None
     row = static.rows.classes * (8 if static.rows.dtype == "float64" else 4) * (1 if static.softcap is None else 2)
     most = static.chunk_rows or fitting(kit.memory(hidden), row)
     if not isinstance(count, int):
@@ -366,10 +384,10 @@ class Loss:
 
     def __call__(self, xp: Adapter, *args: Any) -> Any:
         static, arrays = plan(xp, *args)
-        return xp.run(loss, static, *arrays)
+        return reshaped(xp, static.rows, xp.run(loss, static, *arrays))
 
-    def with_gradient(self, xp: Adapter, *args: Any, **kwargs: Any) -> Any:
-        static, arrays = plan(xp, *args, **kwargs)
+    def with_gradient(self, xp: Adapter, hidden: Array, *args: Any, **kwargs: Any) -> Any:
+        static, arrays = plan(xp, hidden, *args, **kwargs)
         if xp.value_and_grad is None:
             return xp.run(loss_and_grads, static, *arrays)
 
@@ -377,8 +395,11 @@ class Loss:
             h, weight, *bias = given
             return xp.run(loss, static, h, weight, bias[0] if bias else None, *arrays[3:])
 
-        result, grads = xp.value_and_grad(f, tuple(k for k in arrays[:3] if k is not None))
-        return result, Grads(grads[0], grads[1], grads[2] if len(grads) == 3 else None)
+        result, (dh, dw, *db) = xp.value_and_grad(f, tuple(k for k in arrays[:3] if k is not None))
+        if static.rows.lengths is not None:
+            assert xp.linear is not None
+            result, dh = reshaped(xp, static.rows, result), xp.linear.shaped(dh, hidden)
+        return result, Grads(dh, dw, db[0] if db else None)
 
 
 LINEAR = Loss()

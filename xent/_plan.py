@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from xent import _check, _reduce
 from xent._adapter import Adapter, Array, Layout, Ops, Scalar, computed_in
 from xent._dispatch import contents, find
+from xent._shapes import class_axis, fitted, flattened, known, length, ranked, reshaped, shape_of
 
 # ---- plans
 
@@ -17,7 +18,7 @@ from xent._dispatch import contents, find
 class SoftmaxPlan(NamedTuple):
     xp: Adapter
     axis: int
-    classes: int
+    classes: int | None  # None: a graph finds out when it runs
     hard: bool
     masked: bool
     dtype: str
@@ -27,6 +28,7 @@ class SoftmaxPlan(NamedTuple):
     ignore_index: int | None = None
     invalid: str | None = None  # None: the ids are coded already
     stats: bool = False  # also return the rows' statistics
+    lengths: Any = None  # the loss's, as a graph has them, where logits of unknown rank were flattened
 
     @property
     def fusible(self) -> bool:
@@ -38,6 +40,8 @@ class SigmoidPlan(NamedTuple):
     dtype: str
     reduce: str
     smoothing: float
+    lengths: Any = None  # as above
+    stats: bool = False
 
     @property
     def fusible(self) -> bool:
@@ -56,21 +60,27 @@ def softmax(
     z_loss: float,
     denom: Any,
 ) -> tuple[SoftmaxPlan, tuple[Any, ...]]:
-    x, dtype, shape = floating(xp, "logits", logits)
-    axis = _check.class_axis(shape, axis)
-    labels = _real(xp, "labels", labels, x, dtype)
-    labels = _same_shape(xp, labels, x, shape)
+    x, dtype = floating(xp, "logits", logits)
+    labels, weights = _real(xp, "labels", labels, x, dtype), _real(xp, "weights", weights, x, dtype)
+    lengths = None
+    if not ranked(xp, x):
+        given = (_check.SOFT_LABELS, labels), (_check.WEIGHTS, weights)
+        x, axis, lengths, (labels, weights) = flattened(xp, x, axis, given)
+    shape = shape_of(xp, x)
+    x, axis, classes = class_axis(xp, x, shape, axis)
+    labels = fitted(xp, _check.SOFT_LABELS, labels, shape)
     weights, table, denom = _row_arguments(xp, x, shape, axis, dtype, reduce, weights, class_weights, denom)
     plan = SoftmaxPlan(
         xp,
         axis,
-        shape[axis],
+        classes,
         False,
         weights is not None or table is not None,
         dtype,
         reduce,
         _check.number("label_smoothing", label_smoothing, 0, 1),
         _check.number("z_loss", z_loss),
+        lengths=lengths,
     )
     return plan, (x, labels, weights, table, denom)
 
@@ -90,15 +100,19 @@ def sparse(
     denom: Any,
     stats: bool = False,
 ) -> tuple[SoftmaxPlan, tuple[Any, ...]]:
-    x, dtype, shape = floating(xp, "logits", logits)
-    axis = _check.class_axis(shape, axis)
+    x, dtype = floating(xp, "logits", logits)
+    lengths = None
+    if not ranked(xp, x):
+        x, axis, lengths, (labels, weights) = flattened_rows(xp, x, dtype, axis, labels, weights)
+    shape = shape_of(xp, x)
+    x, axis, _ = class_axis(xp, x, shape, axis)
     # fmt: off
     plan, rest = sparse_rows(
         xp, x, dtype, shape, labels, axis, reduce, weights, class_weights, label_smoothing, z_loss, ignore_index,
         invalid, denom, stats
     )
     # fmt: on
-    return plan, (x, *rest)
+    return plan if lengths is None else plan._replace(lengths=lengths), (x, *rest)
 
 
 def sparse_rows(
@@ -120,20 +134,26 @@ def sparse_rows(
 ) -> tuple[SoftmaxPlan, tuple[Any, ...]]:
     """Everything but the logits, which need not be there: theirs are `dtype`, `shape` and the class axis. x is an array
     on their device, of their shape but for that axis."""
-    classes = shape[axis]
-    own, labels = beside(xp, "labels", labels, x)
+    rows, classes = shape[:axis] + shape[axis + 1 :], known(xp, shape)[axis]
+    own, labels = _ids(xp, labels, x)
     label_dtype = own.ops.dtype(labels)
-    _check.integral("labels", label_dtype)
-    _check.shapes_equal("labels", own.ops.shape(labels), shape[:axis] + shape[axis + 1 :], "the logits' without axis")
+    if classes is None:  # NumPy's ids cannot be compared with it
+        own, labels = xp, xp.ops.asarray(labels, x)
+    if own is not xp:
+        _check.IDS.check(own.ops.shape(labels), known(xp, rows))
+    weights = _real(xp, "weights", weights, x, dtype)
     weights, table, denom = _row_arguments(xp, x, shape, axis, dtype, reduce, weights, class_weights, denom)
 
     _check.choice("invalid", invalid, _check.INVALID_MODES)
     ignore_index = _check.representable(_check.index("ignore_index", ignore_index), label_dtype)
     if invalid == "auto":
-        readable = weights is None or xp.ops.host(weights) is not None  # an id of weight 0 may be anything
+        # an id of weight 0 may be anything
+        readable = classes is not None and (weights is None or xp.ops.host(weights) is not None)
         values = own.ops.host(labels) if readable else None
         invalid = "nan" if values is None else "raise"
     elif invalid == "raise":
+        if classes is None:
+            raise _check.unknown_classes()
         values = own.ops.fetch(labels)
         if values is None:
             raise _check.unreadable_ids()
@@ -144,8 +164,7 @@ def sparse_rows(
     coded = own is not xp
     if coded:
         labels = xp.ops.asarray(_reduce.code(own.ops, labels, classes, ignore_index, invalid), x)
-    if None in shape or None in xp.ops.shape(labels):
-        labels = xp.ops.same_shape(labels, x, axis)
+    labels = fitted(xp, _check.IDS, labels, rows)
     plan = SoftmaxPlan(
         xp,
         axis,
@@ -173,34 +192,29 @@ def sigmoid(
     label_smoothing: float,
     denom: Any,
 ) -> tuple[SigmoidPlan, tuple[Any, ...]]:
-    x, dtype, shape = floating(xp, "logits", logits)
-    labels = _real(xp, "labels", labels, x, dtype)
-    labels = _same_shape(xp, labels, x, shape)
+    x, dtype = floating(xp, "logits", logits)
+    names = {"labels": labels, "weights": weights, "pos_weight": pos_weight}
+    labels, weights, pos_weight = (_real(xp, name, value, x, dtype) for name, value in names.items())
+    lengths = None
+    if not ranked(xp, x):
+        given = (_check.SOFT_LABELS, labels), (_check.WEIGHTS, weights), (_check.POS_WEIGHT, pos_weight)
+        x, _, lengths, (labels, weights, pos_weight) = flattened(xp, x, None, given)
+    shape = shape_of(xp, x)
+    labels = fitted(xp, _check.SOFT_LABELS, labels, shape)
     _check.reduction(reduce, denom)
-    weights = _real(xp, "weights", weights, x, dtype)
-    if weights is not None:
-        _check.weights_shape(xp.ops.shape(weights), shape)
-    pos_weight = _real(xp, "pos_weight", pos_weight, x, dtype)
-    if pos_weight is not None:
-        _check.broadcastable("pos_weight", xp.ops.shape(pos_weight), shape)
-    plan = SigmoidPlan(xp, dtype, reduce, _check.number("label_smoothing", label_smoothing, 0, 1))
+    weights = fitted(xp, _check.WEIGHTS, weights, shape)
+    pos_weight = fitted(xp, _check.POS_WEIGHT, pos_weight, shape)
+    plan = SigmoidPlan(xp, dtype, reduce, _check.number("label_smoothing", label_smoothing, 0, 1), lengths)
     return plan, (x, labels, weights, pos_weight, _denom(xp, denom, x, dtype))
 
 
-def floating(xp: Adapter, argument: str, value: Array) -> tuple[Array, str, tuple[Any, ...]]:
-    """The array, the dtype to compute in, the shape."""
+def floating(xp: Adapter, argument: str, value: Array) -> tuple[Array, str]:
+    """The array, and the dtype to compute in."""
     value = contents(value)
     x = xp.ops.asarray(value, value)
     dtype = xp.ops.dtype(x)
     _check.floating(argument, dtype)
-    return x, computed_in(dtype), xp.ops.shape(x)
-
-
-def _same_shape(xp: Adapter, labels: Array, x: Array, shape: tuple[Any, ...]) -> Array:
-    """Soft labels of the logits' shape, now or, where it is not known yet, when the graph runs."""
-    given = xp.ops.shape(labels)
-    _check.shapes_equal("labels", given, shape, "the logits'")
-    return xp.ops.same_shape(labels, x, None) if None in shape or None in given else labels
+    return x, computed_in(dtype)
 
 
 def beside(xp: Adapter, argument: str, value: Any, x: Array) -> tuple[Adapter, Array]:
@@ -211,6 +225,12 @@ def beside(xp: Adapter, argument: str, value: Any, x: Array) -> tuple[Adapter, A
     if own is not xp and xp.ops.adopts_numpy():
         return xp, xp.ops.asarray(value, x)
     return own, own.ops.asarray(value, value)
+
+
+def _ids(xp: Adapter, labels: Any, x: Array) -> tuple[Adapter, Array]:
+    own, labels = beside(xp, "labels", labels, x)
+    _check.integral("labels", own.ops.dtype(labels))
+    return own, labels
 
 
 def _real(xp: Adapter, argument: str, value: Any, x: Array, dtype: str) -> Array | None:
@@ -230,25 +250,27 @@ def _row_arguments(
     axis: int,
     dtype: str,
     reduce: str,
-    weights: Any,
+    weights: Array | None,
     class_weights: Any,
     denom: Any,
 ) -> tuple[Array | None, Array | None, Scalar | None]:
     _check.reduction(reduce, denom)
-    weights = _real(xp, "weights", weights, x, dtype)
-    if weights is not None:
-        _check.weights_shape(xp.ops.shape(weights), shape[:axis] + shape[axis + 1 :])
+    weights = fitted(xp, _check.WEIGHTS, weights, shape[:axis] + shape[axis + 1 :])
     table = _real(xp, "class_weights", class_weights, x, dtype)
-    if table is not None:
-        _check.shapes_equal("class_weights", xp.ops.shape(table), (shape[axis],), "one for each class")
+    table = fitted(xp, _check.CLASS_WEIGHTS, table, shape[axis : axis + 1])
     return weights, table, _denom(xp, denom, x, dtype)
 
 
 def _denom(xp: Adapter, denom: Any, x: Array, dtype: str) -> Scalar | None:
-    denom = _real(xp, "denom", denom, x, dtype)
-    if denom is not None:
-        _check.shapes_equal("denom", xp.ops.shape(denom), (), "a number or a 0-d array")
-    return denom
+    return fitted(xp, _check.DENOM, _real(xp, "denom", denom, x, dtype), ())
+
+
+def flattened_rows(
+    xp: Adapter, x: Array, dtype: str, axis: Any, labels: Any, weights: Any
+) -> tuple[Array, int, Any, list[Array | None]]:
+    """`flattened` for class ids."""
+    labels, weights = xp.ops.asarray(_ids(xp, labels, x)[1], x), _real(xp, "weights", weights, x, dtype)
+    return flattened(xp, x, axis, ((_check.IDS, labels), (_check.WEIGHTS, weights)))
 
 
 # ---- execution
@@ -310,6 +332,7 @@ def prepare(
     """x: the logits, or an array that has their shape but for the class axis."""
     ops, axis, e = plan.xp.ops, plan.axis, plan.smoothing
     x = x if plan.xp.narrow else ops.astype(x, plan.dtype)
+    classes = length(ops, x, axis) if plan.classes is None else plan.classes
     weights = _ranked(ops, weights, len(ops.shape(x)) - 1)
     table = None if table is None else ops.stop_gradient(table)
     k = t = ids = None
@@ -317,7 +340,7 @@ def prepare(
         if plan.invalid is None:
             ids = ops.astype(labels, ops.index_dtype)
         else:
-            ids = _reduce.code(ops, labels, plan.classes, plan.ignore_index, plan.invalid)
+            ids = _reduce.code(ops, labels, classes, plan.ignore_index, plan.invalid)
         if table is not None:
             k = _reduce.hard_class_weights(ops, table, ids)
     else:
@@ -332,7 +355,7 @@ def prepare(
     w = _reduce.product(weights, k)
     ids = _reduce.mark_absent(ops, ids, w)
     w, weights = _reduce.zero_absent(ops, ids, w), _reduce.zero_absent(ops, ids, weights)
-    count = ops.size(ids) if plan.hard else ops.size(x) // plan.classes
+    count = ops.size(ids) if plan.hard else ops.size(x) // classes
     divisor = _reduce.denominator(ops, plan.reduce, count, plan.dtype, w, ids if plan.masked else None, denom)
     empty = _reduce.empty(ops, plan.reduce, w, denom, divisor)
     masked = plan.masked
@@ -343,7 +366,7 @@ def prepare(
         w, weights = _reduce.zero_absent(ops, ids, w), _reduce.zero_absent(ops, ids, weights)
     u = None
     if e:
-        u = ops.full((plan.classes,), 1 / plan.classes, plan.dtype, x) if table is None else table / plan.classes
+        u = ops.full((classes,), 1 / classes, plan.dtype, x) if table is None else _reduce.over(ops, table, classes)
     scale = _reduce.row_weights(w if plan.hard else weights, w, weights, e, plan.z_loss)
     lay = Layout(axis, plan.hard, masked, bool(plan.z_loss or plan.stats))
     return Rows(lay, x, t, u, ids, scale, w, divisor, empty)
@@ -408,8 +431,8 @@ class Loss(NamedTuple):
     def __call__(self, xp: Adapter, *args: Any) -> Array:
         static, arrays = self.plan(xp, *args)
         if xp.fuse is None or not static.fusible:
-            return xp.run(self.value, static, *arrays)
-        return xp.fuse(self.value, self.both, static, *arrays)
+            return reshaped(xp, static, xp.run(self.value, static, *arrays))
+        return reshaped(xp, static, xp.fuse(self.value, self.both, static, *arrays))
 
     def with_gradient(self, xp: Adapter, *args: Any, **kwargs: Any) -> tuple[Array, Array]:
         static, arrays = self.plan(xp, *args, **kwargs)

@@ -13,7 +13,7 @@ from xent._adapter import ABSENT, INVALID, Array, Ops, Scalar
 REDUCTIONS = ("none", "sum", "mean", "mean_nonzero", "mean_all")
 
 
-def code(ops: Ops, labels: Array, classes: int | None, ignore_index: int | None, invalid: str) -> Array:
+def code(ops: Ops, labels: Array, classes: Scalar, ignore_index: int | None, invalid: str) -> Array:
     """Class ids with ABSENT and INVALID marked, compared in their own width before they are narrowed."""
     wide = ops.integer(labels)
     ids = ops.astype(wide, ops.index_dtype)
@@ -34,9 +34,15 @@ def hard_class_weights(ops: Ops, table: Array, ids: Array) -> Array:
 def soft_class_weights(ops: Ops, table: Array, column: Array, t: Array, axis: int) -> Array:
     """The label-weighted average of the class weights; their plain average where labels add up to 0."""
     share = ops.sum(t, axis)
-    flat = ops.sum(table, 0) / ops.shape(table)[0]
+    classes = ops.shape(table)[0]
+    flat = over(ops, ops.sum(table, 0), ops.size(table) if classes is None else classes)
     average = ops.where(share == 0, flat, ops.sum(t * column, axis) / ops.where(share == 0, 1.0, share))
     return ops.squeeze(average, axis)
+
+
+def over(ops: Ops, x: Array, count: Scalar) -> Array:
+    """x / count, which is an array where a graph does not know it yet."""
+    return x / (count if ops.unknown is None or isinstance(count, int) else ops.astype(count, ops.dtype(x)))
 
 
 def along(ops: Ops, table: Array, x: Array, axis: int) -> Array:

@@ -1,0 +1,77 @@
+"""Shapes that a TensorFlow graph does not know while it is traced, checked when it runs, by XLA too."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import tensorflow as tf
+from xent._adapter import Array, UnknownShapes
+
+
+def ranked(x: Array) -> bool:
+    return x.shape.rank is not None
+
+
+def lengths(x: Array) -> Any:
+    whole = tf.shape(x, tf.int64)
+    return tuple(whole[i] if n is None else n for i, n in enumerate(x.shape)) if ranked(x) else whole
+
+
+def vector(lengths: Any) -> Array:
+    return tf.convert_to_tensor(lengths, tf.int64)
+
+
+def require(value: Array, condition: Array, words: list[Any], shape: Any) -> Array:
+    """An assertion for its sentence; and because XLA drops assertions, a reshape to an impossible shape, of which XLA
+    tells the name."""
+    said = [word if isinstance(word, str) else vector(word) for word in words]
+    name = re.sub(r"\W+", "_", " ".join(word for word in words if isinstance(word, str)))
+    with tf.control_dependencies([tf.debugging.Assert(condition, said)]):
+        impossible = tf.fill([tf.where(condition, 0, 1)], -2)
+        checked = tf.reshape(value, tf.concat([tf.shape(value), impossible], 0), name)
+    checked.set_shape(shape)
+    return checked
+
+
+def fit(value: Array, lengths: Any, shape: tuple[int | None, ...] | None, rule: Any) -> Array:
+    own, wanted = tf.shape(value, tf.int64), vector(lengths)
+    has, wants = tf.size(own), tf.size(wanted)
+    common = tf.minimum(has, wants)
+    tail = own[has - common :]
+    equal = tf.equal(tail, wanted[wants - common :])
+    if rule.ones:
+        equal |= tf.equal(tail, 1)
+    rank = tf.less_equal(has, wants) if rule.broadcasts else tf.equal(has, wants)
+    if rule.scalar:
+        rank |= tf.equal(has, 0)
+    value = require(value, rank & tf.reduce_all(equal), rule.words(wanted, own), value.shape)
+    if shape is None:
+        return value
+    if not ranked(value):
+        before = tf.ones([tf.maximum(wants - has, 0)], tf.int64)
+        value = tf.reshape(value, tf.concat([before, own], 0))
+        value.set_shape([None] * len(shape))
+    if not rule.ones:
+        value.set_shape(shape)
+    return value
+
+
+def flatten(x: Array, axis: int | None) -> tuple[Array, Any, Any]:
+    if axis is None:
+        whole = tf.shape(x, tf.int64)
+        return tf.reshape(x, [-1]), whole, whole
+    whole = tf.shape(x, tf.int64)
+    there = tf.less_equal(-tf.size(whole), axis) & tf.less(axis, tf.size(whole))
+    x = require(x, there, ["axis: expected one of an array of shape", whole, f"got {axis}"], x.shape)
+    whole = tf.shape(x, tf.int64)
+    before, after = whole[:axis], whole[axis:][1:]
+    flat = [tf.reduce_prod(before), whole[axis], *([] if axis == -1 else [tf.reduce_prod(after)])]
+    return tf.reshape(x, flat), whole, tf.concat([before, after], 0)
+
+
+def spread(value: Array, lengths: Any, flat: Any) -> Array:
+    return tf.reshape(tf.broadcast_to(value, lengths), vector(flat))
+
+
+UNKNOWN = UnknownShapes(ranked, lengths, require, fit, flatten, spread, reshape=tf.reshape)
