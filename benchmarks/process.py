@@ -1,7 +1,7 @@
-"""One framework's process: builds the contenders, checks them, and times them one call at a time as the driver asks.
+"""One framework's process: builds the contenders, checks them, and lets them take turns.
 
-Speaks JSON, a line a message, on the standard output it was started with; whatever the frameworks print goes to
-standard error.
+It reads its job as one line of JSON from standard input and writes JSON, a line a message, to the standard output it
+was started with; what the frameworks print goes to standard error.
 """
 
 from __future__ import annotations
@@ -14,202 +14,206 @@ import json
 import os
 import sys
 import time
-import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from typing import Any
 
+import numpy as np
 from xent import _live
+from xent.benchmarks import clock, frameworks, memory, truth
+from xent.benchmarks.frameworks import Call, Contender
+from xent.benchmarks.result import ENOUGH, Series, Spread, to_json
+from xent.benchmarks.workloads import Workload, from_dict
 
-from . import clock, frameworks, inputs, memory_traffic, truth
-from .frameworks import Contender, Framework
-from .workloads import PASSES, Workload
-
+SAMPLE = 0.02  # seconds: shorter calls are repeated until a sample takes about so long
 SLOW = 0.1  # seconds: what takes so long has not come back early
-MOVES = 4  # of the memory in a sample
-LOOKS, SIGHT = 4, 1 << 27  # reads at it, bytes
-GROWING = 6  # samples at most until the heap has all that its calls take: what is fresh takes ten times as long
-LITTLE = 1 << 22  # bytes
+MANY = 25  # rounds at most, if it is not said how many
+SEED = 0  # of the inputs
+
+Tell = Callable[[dict[str, Any]], None]
 
 
-class Server:
-    """The state between messages."""
+@dataclass(eq=False)
+class Entry:
+    """A contender in one pass, what is found out about it, and its times."""
 
-    framework: Framework
+    contender: Contender
+    series: Series
+    each: float = 0.0  # seconds of a call, about
+    samples: list[float] = field(default_factory=list)  # seconds of a call, by round
 
-    def __init__(self) -> None:
-        self.taken: dict[tuple[int, str], int] = {}  # by contenders and passes, bytes from the system
-        self.grown: set[tuple[int, str]] = set()  # for whom they are there from the last time
+    @property
+    def call(self) -> Call:
+        return self.contender.forward if self.series.which == "forward" else self.contender.both
 
-    def start(self, backend: str, device: str, threads: int) -> dict[str, Any]:
-        """Imports the framework; answers with what it is, and with what cannot be run here."""
-        name, _, keras = backend.partition("-")
-        if name == "memory":
-            self.threads, self.device = threads, device
-            if device == "cpu":
-                self.sight = memory_traffic.host(SIGHT, threads)
-            return {"versions": {}, "absent": []}
-        live = _live.live(keras or name)
-        self.dtypes, self.device = live.dtypes, _live.device(live.devices(), device)
-        if not self.device:
-            return {"problem": f"no {device} here, only {', '.join(live.devices())}"}
-        _limit(keras or name, threads)
-        module = importlib.import_module(f"xent.benchmarks.frameworks.{name}")
-        self.framework = module.make(self.device, keras) if keras else module.make(self.device)
-        return {"versions": {name: _version(name) for name in self.framework.versions}, "absent": self.framework.absent}
+    def note(self, **found: Any) -> None:
+        self.series = replace(self.series, **found)
 
-    def case(self, workload: dict[str, Any], dtype: str, seed: int, folder: str) -> dict[str, Any]:
-        """Makes the arrays; answers with the contenders' names and modes."""
-        self.end()
-        workload["shape"] = tuple(workload["shape"])
-        self.workload, self.dtype = Workload(**workload), dtype
-        if dtype not in self.dtypes:
-            return {"contenders": [], "buffers": 0, "absent": f"no {dtype} without ml_dtypes"}
-        self.framework.begin(dtype)
-        self.contenders = self.framework.contenders(self.workload)
-        if not self.contenders:
-            return {"contenders": [], "buffers": 0}
-        clock.keep_freed(False)  # others are checked meanwhile; and it would leave the heap in pieces
-        self.x, y, self.true = inputs.known(folder, self.workload, dtype, seed)
-        self.labels = self.framework.array(y, dtype)
-        self.inputs = [self._input() for _ in range(self.workload.copies(dtype))]
-        self.turns = itertools.cycle(range(len(self.inputs)))
-        self.grown.clear()
-        named = [{"name": c.name, "mode": c.mode, "ours": c.ours} for c in self.contenders]
-        return {"contenders": named, "buffers": len(self.inputs)}
-
-    def check(self, index: int, which: str, again: bool = False) -> dict[str, Any]:
-        """First call, correctness, whether it waits, memory, and about how long a call takes. Again: what is right and
-        waits need not be looked at."""
+    @contextlib.contextmanager
+    def guarded(self) -> Iterator[None]:
+        """Whatever a framework raises is what the report is to say."""
         try:
-            with clock.within_memory():
-                return self._checked(index, which, again)
-        except Exception as error:  # whatever a framework raises is what the report is to say
-            return {"problem": f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}"}
+            yield
+        except Exception as error:
+            said = (str(error).strip().splitlines() or [""])[0][:200]
+            self.note(problem=f"failed: {type(error).__name__}: {said}")
 
-    def _checked(self, index: int, which: str, again: bool) -> dict[str, Any]:
-        contender, wait = self.contenders[index], self.framework.wait
-        self._restore(contender)
+
+class Session:
+    """One framework, and the case it is at."""
+
+    def __init__(self, job: dict[str, Any], tell: Tell) -> None:
+        """Imports the framework. Raises ValueError where it has no such device."""
+        self.job, self.tell, self.backend = job, tell, job["backend"]
+        live = _live.live(self.backend)
+        self.dtypes, self.device = live.dtypes, _live.device(live.devices(), job["device"])
+        if not self.device:
+            raise ValueError(f"no {job['device']} here, only {', '.join(live.devices())}")
+        _limit(self.backend, job["threads"])
+        self.framework = importlib.import_module(f"xent.benchmarks.frameworks.{self.backend}").make(self.device)
+        self.rng = np.random.default_rng(job["seed"])
+        absent = [f"{name}: not installed (pip install {name})" for name in self.framework.missing]
+        tell({"versions": {name: version(name) for name in self.framework.versions}})
+        tell({"absent": absent if job["rivals"] else []})
+
+    def case(self, workload: Workload, dtype: str) -> dict[str, Any]:
+        """Checks, then times every contender: its series, and the bandwidth beside them."""
+        self.workload, self.dtype = workload, dtype
+        self.inputs: list[Any] = []  # the last case's go first
+        self.framework.begin(dtype)
+        x, y = workload.arrays(SEED)
+        self.x = frameworks.each(lambda k: truth.rounded(k, dtype), x)
+        y = y if workload.ids else truth.rounded(y, dtype)
+        self.labels = self.framework.array(y, dtype)
+        self._make_inputs()
+        true = truth.truth(workload, self.x, y)
+        entries = list(self._entries(self.framework.contenders(workload)))
+        for entry in entries:
+            self.tell({"doing": f"checking {entry.contender.name} {entry.contender.mode}"})
+            with entry.guarded():
+                self._check(entry, true)
+            if entry.contender.overwrites:
+                self._make_inputs()
+        del true
+        reads, writes = self._rounds(entries)
+        bandwidth = [1 / Spread.of(reads).median, 1 / Spread.of(writes).median] if reads else None
+        series = [to_json(self._finished(entry, entries, reads, writes)) for entry in entries]
+        return {"series": series, "bandwidth": bandwidth}
+
+    def _make_inputs(self) -> None:
+        copies = range(self.workload.copies(self.dtype))
+        self.inputs = [frameworks.each(lambda k: self.framework.array(k, self.dtype), self.x) for _ in copies]
+        self.turns = itertools.cycle(self.inputs)
+
+    def _entries(self, contenders: list[Contender]) -> Iterator[Entry]:
+        for contender in contenders:
+            if contender.mode in self.job["modes"] and (contender.ours or self.job["rivals"]):
+                for which in self.job["passes"]:
+                    name, mode, ours, *_ = contender
+                    yield Entry(contender, Series(name, self.backend, mode, ours, which))
+
+    def _calls(self, entry: Entry) -> Iterator[partial[Any]]:
+        """Each with the next of the inputs."""
+        return (partial(entry.call, x, self.labels) for x in self.turns)
+
+    # ---- correct first
+
+    def _check(self, entry: Entry, true: truth.Truth) -> None:
+        """The first call, whether its result is right, a second call's memory and time, whether it waits."""
+        calls, wait = self._calls(entry), self.framework.wait
         start = time.perf_counter()
-        result = next(self._calls(contender, which))()
+        result = next(calls)()
         wait(result)
-        first = time.perf_counter() - start
-        errors = {} if again else self._errors(result, which)
+        entry.note(first=time.perf_counter() - start)
+        self._judge(entry, result, true)
         del result
-        self._restore(contender)
-        call = next(self._calls(contender, which))
-        peak, self.taken[index, which], once = self._memory_and_time(call)
-        self._restore(contender)
-        waits = again or once > SLOW or not clock.late(call, wait, partial(_fetch, self.framework))
-        return {"first": first, "waits": waits, "memory": peak, "seconds": once, **errors}
+        if entry.series.problem:
+            return
+        call, times = next(calls), []
+        counted = self.framework.peak()
+        of_process = memory.peak(lambda: times.append(clock.seconds(iter([call]), wait, 1)))
+        on_host = of_process if self.device == "cpu" else None
+        told = (counted(), self.framework.planned(call.func, *call.args), on_host)
+        entry.note(memory=max((size for size in told if size is not None), default=None))
+        entry.each = times[0]
+        if entry.each <= SLOW and clock.late(next(calls), wait, self._fetch):
+            entry.note(problem="not synchronised: the clock stopped before the result was there")
 
-    def _memory_and_time(self, call: partial[Any]) -> tuple[int | None, int, float]:
-        """Of the second call, which compiles nothing: its peak, what of that the system had to give, seconds."""
-        times: list[float] = []
+    def _judge(self, entry: Entry, result: Any, true: truth.Truth) -> None:
+        numpy, (loss, *gradient) = self.framework.numpy, result if isinstance(result, tuple) else (result,)
+        entry.note(value_error=truth.value_error(true, numpy(loss)))
+        for part in frameworks.arrays(tuple(gradient)):
+            if _dtype(part) != self.dtype:
+                entry.note(problem=f"wrong: gradient in {_dtype(part)}, expected {self.dtype}")
+                return
+        if gradient:
+            error = truth.gradient_error(true, frameworks.each(numpy, gradient[0]), self.dtype)
+            entry.note(gradient_error=error)
+        entry.note(problem=truth.wrong(self.workload, self.dtype, _dtype(loss) or self.dtype, entry.series))
 
-        def timed() -> None:
-            times.append(clock.seconds(iter([call]), self.framework.wait, 1))
+    def _fetch(self, result: Any) -> None:
+        """A number of each array: it is there no sooner than the array, and takes no time to bring over."""
+        for array in frameworks.arrays(result):
+            self.framework.numpy(array[(0,) * array.ndim] if getattr(array, "ndim", 0) else array)
 
-        stop = self.framework.peak() if self.framework.peak else lambda: 0
-        of_process = clock.peak_memory(timed)
-        counted, planned = stop(), self.framework.planned(call.func, *call.args)
-        if counted is None:  # JAX's allocator on a GPU does not forget the first call's
-            counted = planned or None
-        elif self.device == "cpu":  # TensorFlow's count knows nothing of memory it was lent
-            counted = max(counted, of_process, planned)
-        return counted, of_process, times[0]
+    # ---- then side by side
 
-    def checked(self) -> dict[str, Any]:
-        """Gives back what only checks need: every process holds its own arrays."""
-        if not any(contender.overwrites for contender in self.contenders):
-            self.__dict__.pop("x", None)  # not there where there are no contenders
-            self.true = None
-        clock.give_back()
-        clock.keep_freed(True)
-        return {}
+    def _rounds(self, entries: list[Entry]) -> tuple[list[float], list[float]]:
+        """Each contender has its turn in each round, in another order each time; so have memory's read and write,
+        whose seconds a byte are the answer."""
+        traffic = None
+        if not self.workload.linear and self.device == "cpu":
+            traffic = memory.host_traffic(memory.SIZE, self.job["threads"])
+        elif not self.workload.linear and self.framework.traffic:
+            traffic = self.framework.traffic(4 * memory.SIZE)
+        reads: list[float] = []
+        writes: list[float] = []
+        for number in self._numbers():
+            self.tell({"doing": f"round {number + 1}"})
+            if traffic:
+                for move, taken in ((traffic.read, reads), (traffic.write, writes)):
+                    taken.append(clock.seconds(iter([move]), lambda _: None, 1) / traffic.size)
+            for place in self.rng.permutation(len(entries)):
+                if not entries[place].series.problem:
+                    with entries[place].guarded():
+                        entries[place].samples.append(self._sample(entries[place]))
+        return reads, writes
 
-    def time(self, index: int, which: str, repeat: int) -> dict[str, Any]:
-        contender, grown = self.contenders[index], (index, which) in self.grown
-        kept = max((self.taken.get(one, 0) for one in self.grown), default=0)
-        with clock.within_memory(self.taken.get((index, which), 0) - kept):
-            self._restore(contender)
-            calls = self._calls(contender, which)
-            first = repeat // 10 + (repeat > 1 or not grown)  # caches, threads and memory wake up
-            if first:
-                clock.seconds(calls, self.framework.wait, first)
-            found = self._sample(calls, repeat)
-        self.grown.add((index, which))
-        if self.device == "cpu":  # elsewhere the host's threads matter to nobody
-            clock.rest()
-        return {"seconds": found}
+    def _numbers(self) -> Iterator[int]:
+        """As many rounds as were asked for; or as fit into the time for a case, but enough of them."""
+        end = time.monotonic() + self.job["seconds"]
+        for number in range(self.job["rounds"] or MANY):
+            if not self.job["rounds"] and number >= ENOUGH and time.monotonic() > end:
+                return
+            yield number
 
-    def _sample(self, calls: Iterator[partial[Any]], repeat: int) -> float:
-        """Seconds a call, in memory that was there before as far as there is enough: a heap in pieces may take as much
-        again as the last time, and what it takes back in a hole no limit of the system's counts."""
-        held = clock.held()
-        found = clock.seconds(calls, self.framework.wait, repeat)
-        with contextlib.suppress(Exception):  # whatever is raised for want of memory: a slow sample is better than none
-            for _ in range(GROWING - 1):
-                before, held = held, clock.held()
-                if held - before <= LITTLE or not clock.room(held - before):
-                    break
-                found = clock.seconds(calls, self.framework.wait, repeat)
-        return found
+    def _sample(self, entry: Entry) -> float:
+        """Seconds of a call; of short ones the mean of many, after one that is not timed and wakes up what sleeps."""
+        calls, wait = self._calls(entry), self.framework.wait
+        repeat = int(min(max(SAMPLE / max(entry.each, 1e-9), 1), 10_000))
+        if repeat > 1:
+            clock.seconds(calls, wait, 1)
+        taken = clock.seconds(calls, wait, repeat)
+        entry.each = min(entry.each, taken)
+        return taken
 
-    def give_back(self) -> dict[str, Any]:
-        clock.give_back()
-        self.grown.clear()
-        return {}
-
-    def memory(self, size: int) -> dict[str, Any]:
-        self.traffic = memory_traffic.make(size, self.device, self.threads)
-        for what in ("read", "write", "copy"):
-            getattr(self.traffic, what)()
-        return {"size": self.traffic.size}
-
-    def move(self, what: str) -> dict[str, Any]:
-        calls = itertools.repeat(getattr(self.traffic, what))
-        clock.seconds(calls, _done, 1)
-        return {"seconds": clock.seconds(calls, _done, MOVES)}
-
-    def look(self) -> dict[str, Any]:
-        """The fastest of some reads of the host's memory: what interrupts one of them is no slow memory."""
-        return {"seconds": min(clock.seconds(iter([self.sight.read]), _done, 1) for _ in range(LOOKS))}
-
-    def end(self) -> dict[str, Any]:
-        for name in ("x", "labels", "inputs", "contenders", "true", "traffic"):
-            self.__dict__.pop(name, None)
-        clock.give_back()
-        return {}
-
-    def _calls(self, contender: Contender, which: str) -> Iterator[partial[Any]]:
-        """Each with the next of the inputs, which all contenders take turns on."""
-        function = contender.forward if which == PASSES[0] else contender.both
-        return map([partial(function, x, self.labels) for x in self.inputs].__getitem__, self.turns)
-
-    def _restore(self, contender: Contender) -> None:
-        if contender.overwrites:
-            self.inputs = [self._input() for _ in self.inputs]
-
-    def _input(self) -> Any:
-        """The framework's logits, or its hidden states and weight."""
-        return frameworks.each(lambda k: self.framework.array(k, self.dtype), self.x)
-
-    def _errors(self, result: Any, which: str) -> dict[str, Any]:
-        loss, gradient = (result, None) if which == PASSES[0] else result
-        found = {"value_error": truth.value_error(self.true, self.framework.numpy(loss)), "returns": _dtype(loss)}
-        if gradient is not None:
-            for part in frameworks.parts(gradient):
-                if _dtype(part) != self.dtype:
-                    raise TypeError(f"gradient: expected {self.dtype}, got {_dtype(part)}")
-            values = frameworks.each(self.framework.numpy, gradient)
-            found["gradient_error"] = truth.gradient_error(self.true, values, self.dtype)
-        return found
-
-
-def _done(result: Any) -> None:
-    """The memory's functions wait by themselves."""
+    def _finished(self, entry: Entry, entries: list[Entry], reads: list[float], writes: list[float]) -> Series:
+        """With its times, beside those of xent in the same mode and in its fastest, and beside the floor."""
+        series, samples = entry.series, entry.samples
+        if series.problem:
+            return series
+        least, gradient = self.workload.read(self.dtype), self.workload.written(self.dtype, series.which)
+        floor = [least * read + gradient * write for read, write in zip(reads, writes, strict=True)]
+        series = replace(series, time=Spread.of(samples), floor=Spread.ratio(floor, samples) if floor else None)
+        ours = [e for e in entries if e.series.ours and e.series.which == series.which and not e.series.problem]
+        if series.ours or not ours:
+            return series
+        best = min(ours, key=lambda e: Spread.of(e.samples).median)
+        series = replace(series, best=Spread.ratio(samples, best.samples))
+        same = next((e for e in ours if e.series.mode == series.mode), None)
+        return replace(series, ratio=Spread.ratio(samples, same.samples)) if same else series
 
 
 def _dtype(array: Any) -> str:
@@ -218,43 +222,37 @@ def _dtype(array: Any) -> str:
     return str(getattr(dtype, "name", None) or str(dtype).removeprefix("torch."))
 
 
-def _fetch(framework: Framework, result: Any) -> None:
-    """A number of each array: it is not there before the array is, and takes no time to bring over."""
-    for array in frameworks.parts(result):
-        framework.numpy(array[(0,) * array.ndim] if getattr(array, "ndim", 0) else array)
-
-
 def _limit(backend: str, threads: int) -> None:
-    """The affinity this process was given does it where the system knows one; these two have a setting."""
+    """The process's affinity does it where the system knows one; these two have a setting of their own."""
     if backend == "torch":
         importlib.import_module("torch").set_num_threads(threads)
     if backend == "tensorflow":
-        threading = importlib.import_module("tensorflow").config.threading
-        threading.set_intra_op_parallelism_threads(threads)
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "?"
+        importlib.import_module("tensorflow").config.threading.set_intra_op_parallelism_threads(threads)
 
 
 def main() -> None:
-    with contextlib.suppress(AttributeError):  # frameworks count the processors that they may use
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(sys.argv[1])])
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    server = Server()
-    for line in sys.stdin:
-        message = json.loads(line)
-        do = message.pop("do")
+    job = json.loads(sys.stdin.readline())
+    with contextlib.suppress(AttributeError):  # frameworks count the processors that they may use
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: job["threads"]])
+
+    def tell(message: dict[str, Any]) -> None:
+        print(json.dumps(message), file=answers, flush=True)
+
+    try:
+        session = Session(job, tell)
+    except ValueError as error:
+        tell({"absent": [f"{job['backend']}: {error}"]})
+        return
+    gc.collect()
+    gc.freeze()  # a framework's million objects take a quarter of a second to look through
+    for index, (workload, dtype) in enumerate(job["cases"]):
+        tell({"case": index})
+        if dtype not in session.dtypes:
+            tell({"absent": [f"{session.backend}: no {dtype} without ml_dtypes"]})
+            continue
         try:
-            answer = getattr(server, do)(**message)
-            if do in ("start", "checked", "end"):
-                gc.unfreeze()
-                gc.collect()
-                gc.freeze()  # a framework's million objects take a quarter of a second to look through
-        except Exception:
-            answer = {"crash": traceback.format_exc()}
-        print(json.dumps(answer), file=answers, flush=True)
+            tell({"done": session.case(from_dict(workload), dtype)})
+        except Exception as error:  # for want of memory, it may be; the next case may do
+            tell({"broken": f"{type(error).__name__}: {error}"})

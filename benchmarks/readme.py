@@ -1,27 +1,104 @@
-"""Puts a table that a command made into a page, between the two comments that name the command."""
+"""Writes the tables of README.md and docs/performance.md: python -m xent.benchmarks.readme [accuracy]"""
 
 from __future__ import annotations
 
+import datetime
+import math
+import platform
 import re
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-README = Path(__file__).parents[1] / "README.md"
-PERFORMANCE = README.parent / "docs" / "performance.md"
+import xent
+from xent.benchmarks import tables
+from xent.benchmarks.result import Case, Result, Series
+
+ROOT = Path(__file__).resolve().parents[1]
+MEASURED = ROOT / "benchmarks" / "results" / "cpu.json"
+ROWS = ("tiny", "image", "segmentation", "lm", "multilabel", "soft", "linear")
+DTYPES = ("float32", "bfloat16")
+OWN = {"numpy": "NumPy", "torch": "F.", "tensorflow": "tf.nn.", "jax": "optax."}  # how its own losses are named
+MODES = ("numpy eager", "torch eager", "torch compiled", "tensorflow eager", "tensorflow compiled", "jax compiled")
 
 
-def markdown(heads: Sequence[str], rows: Iterable[Iterable[str]]) -> str:
-    """A table."""
+def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [heads, ["---"] * len(heads), *rows]
     return "".join(f"|{'|'.join(f' {cell} ' if cell else ' ' for cell in cells)}|\n" for cells in lines)
 
 
-def marked(name: str, text: str, script: str = "") -> str:
-    """By the script of that name, if it is not another one's."""
-    return f"<!-- {name}: python benchmarks/{script or name}.py -->\n{text}<!-- /{name} -->"
+def speed(result: Result) -> str:
+    """xent's fastest mode against the fastest right rival of each backend, forward and backward."""
+    lines = [[_name(case), *(_best(case, backend) for backend in OWN)] for case in _cases(result)]
+    return (
+        f"{markdown(['forward and backward', *OWN], lines)}\nHow many times as long as xent in its fastest mode the "
+        "fastest right rival takes (below 1 it beats xent), median of paired rounds.\n\n" + _origin(result)
+    )
 
 
-def write(name: str, text: str, page: Path = README, script: str = "") -> None:
-    pattern = marked(re.escape(name), ".*?", script)
-    old = page.read_text(encoding="utf-8")
-    page.write_text(re.sub(pattern, lambda _: marked(name, text, script), old, flags=re.DOTALL), encoding="utf-8")
+def every_mode(result: Result) -> str:
+    """The framework's own loss against xent in the same mode."""
+    lines = [[_name(case), *(_same(case, *mode.split()) for mode in MODES)] for case in _cases(result)]
+    return markdown(["forward and backward", *MODES], lines) + "\n" + _origin(result)
+
+
+def accuracy() -> str:
+    found = xent.compare([*OWN], losses=["sparse_ce"], dtypes=["float32", "float64"])
+    heads, lines = ["sparse_ce", "dtype", "mode", "xent: loss, gradient", "its own loss: loss, gradient", ""], []
+    for row in found.rows:
+        own = f"{_figure(row.native_value)}, {_figure(row.native_gradient)}" if row.native else ""
+        ours = f"{_figure(row.value)}, {_figure(row.gradient)}"
+        lines.append([row.backend, row.dtype, row.mode, ours, own, f"`{row.native}`" if row.native else ""])
+    versions = ", ".join(f"{name} {number}" for name, number in found.versions.items())
+    return f"{markdown(heads, lines)}\n{versions}; {platform.machine()}, CPU; {datetime.date.today()}.\n"
+
+
+def _cases(result: Result) -> list[Case]:
+    return [case for case in tables.plain(result) if case.workload.name in ROWS and case.dtype in DTYPES]
+
+
+def _name(case: Case) -> str:
+    return f"{case.workload.use}: {'x'.join(map(str, case.workload.shape))} {case.dtype}"
+
+
+def _best(case: Case, backend: str) -> str:
+    rivals = [s for s in case.series if s.backend == backend and s.which == "both" and s.time and s.best]
+    rival = min(rivals, key=lambda s: s.time.median if s.time else math.inf, default=None)
+    return tables.times(rival.best.median) if rival and rival.best else "-"
+
+
+def _same(case: Case, backend: str, mode: str) -> str:
+    def own(s: Series) -> bool:
+        return (s.backend, s.mode, s.which) == (backend, mode, "both") and s.name.startswith(OWN[backend])
+
+    found = next((s for s in case.series if own(s)), None)
+    if found is None or found.problem:
+        return found.problem.partition(":")[0] if found else "-"
+    return tables.times(found.ratio.median) if found.ratio else "-"
+
+
+def _origin(result: Result) -> str:
+    facts = tables.facts(result)
+    return f"{'; '.join(facts[name] for name in ('processor', 'versions', 'xent', 'timed'))}.\n"
+
+
+def _figure(x: float) -> str:
+    return "∞" if math.isinf(x) else "-" if math.isnan(x) else f"{x:.0e}"
+
+
+def marked(name: str, text: str) -> str:
+    return f"<!-- {name}: python -m xent.benchmarks.readme -->\n{text}<!-- /{name} -->"
+
+
+def write(name: str, text: str, page: Path) -> None:
+    """Between the two comments of this name."""
+    old, pattern = page.read_text(encoding="utf-8"), rf"<!-- {name}: .*?<!-- /{name} -->"
+    page.write_text(re.sub(pattern, lambda _: marked(name, text), old, flags=re.DOTALL), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    measured = Result.load(MEASURED)
+    write("speed", speed(measured), ROOT / "README.md")
+    write("modes", every_mode(measured), ROOT / "docs" / "performance.md")
+    if "accuracy" in sys.argv[1:]:
+        write("accuracy", accuracy(), ROOT / "README.md")

@@ -1,23 +1,21 @@
-"""`xent.bench`: which cases, in what order."""
+"""`xent.bench`: which cases, and about how long they take."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 from xent import _check, _live
+from xent.benchmarks import machine
+from xent.benchmarks.processes import MODES, Progress, Run, Settings
+from xent.benchmarks.result import ENOUGH, Case, Result
+from xent.benchmarks.workloads import PASSES, QUICK, SWEEPS, WIDTH, WORKLOADS
+from xent.benchmarks.workloads import sweep as variants
 
-from . import machine
-from .driver import Driver, Progress, Settings
-from .result import Result
-from .rounds import FEW
-from .workloads import QUICK, SWEEPS, WIDTH, WORKLOADS, Workload
-from .workloads import sweep as variants
-
-MODES = ("eager", "compiled")
-SAMPLE = 0.02  # seconds: shorter calls are repeated until a sample takes so long
+# Seconds on two cores: to start a framework, to prepare a case with one and without torch.compile; its contenders.
+ABOUT = {"numpy": (1, 2, 2, 2), "torch": (10, 15, 2, 5), "tensorflow": (12, 5, 5, 7), "jax": (6, 4, 4, 4)}
+BYTES, OPERATIONS = 5e9, 5e10  # that a core moves and computes in a second, about
 
 
 def bench(
@@ -26,6 +24,7 @@ def bench(
     backends: Sequence[str] | None = None,
     dtypes: Sequence[str] | None = None,
     modes: Sequence[str] | None = None,
+    passes: Sequence[str] | None = None,
     device: str = "cpu",
     rivals: bool = True,
     threads: int | None = None,
@@ -34,37 +33,34 @@ def bench(
     sweep: str | None = None,
     save: Path | str | None = None,
     progress: Progress | None = None,
+    announce: Callable[[str], None] | None = None,
 ) -> Result:
-    """Times xent against every framework's own best loss on the hardware here, forward and with the gradient.
+    """Times xent against every framework's own best loss on the hardware here.
 
-    Each framework runs in a process of its own, and all contenders take turns, round by round, so that any two of
-    them can be compared by paired ratios (of a large workload on a CPU, any two of one backend). Before it is timed,
-    each one's loss and gradient are checked against float64.
+    Each framework runs in a process of its own, one after the other. Before a contender is timed its loss and gradient
+    are checked against float64; one that is wrong is not timed. All contenders of a framework take turns, round by
+    round, and are compared by the ratios of their times in the same round.
 
     Args:
-        workloads: names from `xent.benchmarks.workloads.WORKLOADS`, or one (here as below), such as "lm"; all if not
-            given, but on a CPU without those of which a call may take half a minute: "lm-large" in float16, "linear" in
-            bfloat16, "linear-large".
+        workloads: names from `xent.benchmarks.workloads.WORKLOADS`, or one (here as below), such as "lm"; if not given
+            those that end within ten minutes on two cores.
         backends: "numpy", "torch", "tensorflow", "jax"; all that are installed if not given.
         dtypes: "float32", "float64", "float16", "bfloat16"; each workload's own if not given.
-        modes: "eager", "compiled" (torch.compile, tf.function with XLA and without, jax.jit); both if not given.
+        modes: "eager", "graph" (tf.function), "compiled" (torch.compile, XLA, jax.jit); all if not given.
+        passes: "both" (the loss and its gradient), "forward" (the loss alone); "both" if not given.
         device: "cpu", "cuda", "gpu", or a framework's own name for one, such as "cuda:1".
-        rivals: whether the frameworks' own losses, Keras, SciPy and others are timed, too.
+        rivals: whether the frameworks' own losses and Keras's are timed, too.
         threads: processors that each framework may use; all if not given.
-        rounds: how often each contender has its turn; if not given, 7 times, and then, for up to 50 s a workload,
-            while on its backend a ratio to xent is of fewer than 12 rounds or has a standard error of more than 2 %, at
-            most 99 times; where the logits are few in each of five generations of processes, 4 times and after that a
-            fifth as long, or as 5 times the variance allows; 7 times for `quick` and `sweep`. Contenders
-            that take longer than 0.25 s a call are in every other one of the first rounds only. If not given, a CPU's
-            samples are taken while its memory is as fast as usual, which may take as long again.
-        quick: two small workloads and shorter samples, in about a minute.
+        rounds: how often each contender has its turn; if not given 5 times, and up to 25 within some seconds.
+        quick: two small workloads, without torch.compile, within a minute.
         sweep: "classes", "rows" or "threads": how the cost grows with it, on "lm" if no workload is given.
-        save: where to write the result as JSON, anew after each workload.
+        save: where to write the result as JSON, anew after each case.
         progress: called as (what is being done, how much is done, of how much).
+        announce: called before anything is started, with about how long it will take.
 
     Returns:
-        A `Result`: the machine, every sample, errors, memory, and `ratio()` of any two contenders. After Ctrl-C, with
-        `interrupted` set, what was finished.
+        A `Result`: the machine; medians, quartiles, errors and memory of each contender; `failures`, what of xent
+        failed or was wrong. After Ctrl-C, with `interrupted` set, what was finished.
 
     Raises:
         ValueError: an unknown name, a count out of range, a device that no framework has, psutil missing.
@@ -73,70 +69,72 @@ def bench(
         >>> import xent
         >>> found = xent.bench("tiny", backends="numpy", rivals=False, rounds=2)
         >>> [series.label for series in found.cases[0].series]
-        ['xent, numpy eager', 'xent, numpy eager']
+        ['xent, numpy eager']
     """
-    usual = ["lm"] if sweep else QUICK if quick else WORKLOADS
-    names = _check.chosen("workload", workloads, [*WORKLOADS]) or list(usual)
-    dtypes = _check.chosen("dtype", dtypes, [*WIDTH])
     chosen = _check.chosen("backend", backends, [*_live.KNOWN]) or list(_live.KNOWN)
+    here = tuple(name for name in chosen if name in _live.available())
     if sweep is not None:
         _check.choice("sweep", sweep, SWEEPS)
-    here = [name for name in chosen if name in _live.available()]
-    absent = [f"{name}: not installed (pip install {name})" for name in chosen if name not in here]
     settings = Settings(
-        tuple(here),
-        tuple(_check.chosen("mode", modes, MODES) or MODES),
-        device,
-        rivals,
-        _count("threads", threads, machine.cores(), machine.cores()),
-        _rounds(rounds, quick or sweep is not None),
-        SAMPLE / 4 if quick else SAMPLE,
-        sweep,
-        int(np.random.default_rng().integers(2**31)),
+        backends=here,
+        modes=tuple(_check.chosen("mode", modes, MODES) or ()) or None,
+        passes=tuple(_check.chosen("pass", passes, [*PASSES]) or ("both",)),
+        device=device,
+        rivals=rivals,
+        threads=_count("threads", threads, machine.cores()) or machine.cores(),
+        rounds=_count("rounds", rounds, 10_000),
+        quick=quick,
+        sweep=sweep,
     )
-    plain = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(settings).items()}
-    run = Driver(settings, Result(machine.machine(), plain, absent=absent), save, progress)
+    names, dtypes = _check.chosen("workload", workloads, [*WORKLOADS]), _check.chosen("dtype", dtypes, [*WIDTH])
+    cases = list(_cases(names, dtypes, settings))
+    result = Result(machine.machine(), asdict(settings))
+    result.absent += [f"{name}: not installed (pip install {name})" for name in chosen if name not in here]
+    if announce:
+        announce(f"about {max(1, round(seconds(cases, settings) / 60))} min")
     try:
-        if sweep == "threads":
-            _sweep_threads(run, [WORKLOADS[name] for name in names], dtypes)
-        else:
-            cases: list[tuple[int | None, Workload]] = [(None, WORKLOADS[name]) for name in names]
-            if sweep:
-                cases = [variant for _, base in cases for variant in variants(base, sweep)]
-            every = bool(workloads) or device != "cpu"
-            run.all([(value, w, dtype) for value, w in cases for dtype in _dtypes(w, dtypes, sweep, every)])
+        Run(settings, result, save, progress, len(cases) * len(here)).all(cases)
     except KeyboardInterrupt:
-        run.result.interrupted = True
-        run.save()
-    finally:
-        run.end()
-    if not run.result.cases and not run.result.interrupted:
-        raise ValueError(f"nothing was timed: {'; '.join(run.result.absent)}")
-    return run.result
+        result.interrupted = True
+    if save is not None and result.cases:
+        result.save(save)
+    if not (result.cases or result.interrupted):
+        raise ValueError(f"nothing was timed: {'; '.join([*result.broken, *result.absent])}")
+    return result
 
 
-def _count(argument: str, given: int | None, default: int, most: int) -> int:
-    if given is None:
-        return default
-    if not 1 <= given <= most:
+def _count(argument: str, given: int | None, most: int) -> int | None:
+    if given is not None and not 1 <= given <= most:
         raise ValueError(f"{argument}: expected 1 to {most}, got {given}")
     return given
 
 
-def _rounds(given: int | None, brief: bool) -> int | None:
-    return None if given is None and not brief else _count("rounds", given, FEW, 10_000)
+def _cases(names: Sequence[str] | None, dtypes: Sequence[str] | None, settings: Settings) -> Iterator[Case]:
+    sweep, threads = settings.sweep, settings.threads
+    usual = ["lm"] if sweep else QUICK if settings.quick else [w.name for w in WORKLOADS.values() if w.by_default]
+    for workload in (WORKLOADS[name] for name in names or usual):
+        for dtype in dtypes or (workload.dtypes[:1] if sweep else workload.dtypes):
+            if sweep is None:
+                yield Case(workload, dtype, threads)
+            elif sweep == "threads":
+                counts = [2**i for i in range(16) if 2**i < threads]
+                yield from (Case(workload, dtype, count, count) for count in (*counts, threads))
+            else:
+                yield from (Case(variant, dtype, threads, value) for value, variant in variants(workload, sweep))
 
 
-def _dtypes(workload: Workload, given: Sequence[str], sweep: str | None, every: bool = True) -> list[str]:
-    """Those given, or the workload's own; not `every`: without those that take a CPU minutes."""
-    chosen = given or (workload.dtypes[:1] if sweep else workload.dtypes)
-    return [dtype for dtype in chosen if every or dtype in workload.usual]
-
-
-def _sweep_threads(run: Driver, workloads: list[Workload], dtypes: list[str]) -> None:
-    """Fresh processes for each count: frameworks size their pools once."""
-    counts = [2**i for i in range(16) if 2**i < machine.cores()] + [machine.cores()]
-    for threads in counts:
-        run.end()
-        run.settings = replace(run.settings, threads=threads)
-        run.all([(threads, w, dtype) for w in workloads for dtype in _dtypes(w, dtypes, "threads")], len(counts))
+def seconds(cases: Sequence[Case], settings: Settings) -> float:
+    """About how long it takes, on two cores."""
+    total = 0.0
+    for backend in settings.backends:
+        start, prepare, prepare_eager, contenders = ABOUT[backend]
+        job, passes = settings.job(backend), len(settings.passes)
+        total += start * len({case.threads for case in cases})
+        for case in cases:
+            moved, computed = case.workload.read(case.dtype) * 2, case.workload.operations("both")
+            each = (moved / BYTES + computed / OPERATIONS) / case.threads  # a call
+            turns = each * passes * (contenders if settings.rivals else 2)
+            rounds = turns * (settings.rounds or ENOUGH)
+            total += passes * (prepare if "compiled" in job["modes"] else prepare_eager) + 5 * turns
+            total += rounds if settings.rounds else max(rounds, job["seconds"])
+    return total

@@ -1,4 +1,4 @@
-"""`xent compare --html`: one page that needs nothing else."""
+"""Pages that need nothing else: `xent compare --html`, and the frame of `xent bench --html`."""
 
 from __future__ import annotations
 
@@ -16,27 +16,39 @@ table{border-collapse:collapse} th,td{padding:.3rem .6rem;font-variant-numeric:t
 th{font-weight:600} table.heat td.cell{text-align:center;min-width:3.4rem;color:#111;border:1px solid #fff}
 td.fail{outline:3px solid #b00;outline-offset:-3px;font-weight:700} .ok{color:#186a3b} .bad{color:#b00020}
 p.note,footer{color:#666;max-width:48rem} .key span{display:inline-block;padding:.1rem .6rem;color:#111}
+table.facts th,table.facts td{padding:.05rem .6rem;vertical-align:top} table.facts th{color:#666;font-weight:400}
+table.rows td,table.rows th{padding:.1rem .7rem;text-align:right;white-space:nowrap} table.rows .name{text-align:left}
+tr.ours td{font-weight:700} tr.bad td{color:#b00020} tr.win td:first-child{background:#d9f0e0}
+tr.loss td:first-child{background:#fbdcdc} svg{max-width:100%;height:auto}
+"""
+
+
+def document(command: str, body: str) -> str:
+    """The page of this command."""
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>{command}</title><style>{STYLE}</style></head><body>
+<h1>{command}</h1>
+{body}
+<footer><p>Made by <code>{command} --html</code>.</p></footer>
+</body></html>
 """
 
 
 def page(result: Comparison) -> str:
     verdict = "ok" if result.agrees else "bad"
     skipped = "".join(f"<li>{escape(reason)}</li>" for reason in result.skipped)
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>xent compare</title><style>{STYLE}</style></head><body>
-<h1>xent compare</h1>
-<p class="{verdict}"><strong>{escape(result.summary())}</strong></p>
+    return document(
+        "xent compare",
+        f"""<p class="{verdict}"><strong>{escape(result.summary())}</strong></p>
 <p class="note">Worst relative error against float64 truth over {len(_regimes.REGIMES)} kinds of logits
 ({", ".join(_regimes.REGIMES)}), or over your own. Hover over a cell for where it is worst.</p>
 <p class="key">{_key()}</p>
 <h2>xent</h2>{_heat(result.rows, _ours)}
 <h2>the frameworks' own losses</h2>{_heat([r for r in result.rows if r.native], _theirs)}
 <h2>between backends</h2>{_pairs(result)}
-{f"<h2>not run</h2><ul>{skipped}</ul>" if skipped else ""}
-<footer><p>Made by <code>xent compare --html</code>.</p></footer>
-</body></html>
-"""
+{f"<h2>not run</h2><ul>{skipped}</ul>" if skipped else ""}""",
+    )
 
 
 def _key() -> str:

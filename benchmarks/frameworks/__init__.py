@@ -1,46 +1,67 @@
-"""The contenders, one file a framework, all of the same shape: `make(device)` gives a `Framework`."""
+"""The contenders, one file a framework: `make(device)` gives a `Framework`."""
 
 from __future__ import annotations
 
 import functools
+import importlib.util
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import xent
-
-from ..workloads import Workload
+from xent.benchmarks.workloads import Workload
 
 Array = Any
 Inputs = Any  # logits; of linear_ce a pair, hidden states and weight, as is the gradient
 Loss = Callable[[Inputs, Array], Array]  # (inputs, labels) -> mean
+Call = Callable[[Inputs, Array], Any]
 
 
 class Contender(NamedTuple):
-    """One way to get a mean loss and its gradient in the inputs, as its users would write it."""
+    """One way to get a mean loss and its gradient in the inputs, as its users write it."""
 
     name: str
     mode: str  # "eager"; "compiled"; "graph": tf.function without XLA
     ours: bool
-    forward: Callable[[Inputs, Array], Any]  # (inputs, labels) -> loss
-    both: Callable[[Inputs, Array], Any]  # -> (loss, gradient)
-    overwrites: bool = False  # it destroys its inputs, and wants them restored before each call
+    forward: Call  # (inputs, labels) -> loss
+    both: Call  # (inputs, labels) -> (loss, gradient)
+    overwrites: bool = False  # its inputs
+
+
+class Traffic(NamedTuple):
+    """Functions that move `size` bytes of memory each, and return when they have done so."""
+
+    size: int
+    read: Callable[[], Any]
+    write: Callable[[], Any]  # into a new array
+
+
+def _nothing(_: Any) -> None:
+    pass
 
 
 @dataclass(frozen=True)
 class Framework:
-    array: Callable[[Any, str], Array]  # (NumPy float32 values or ids, dtype): the contenders' argument
+    array: Callable[[Any, str], Array]  # (NumPy float32 values or ids, dtype) -> a contender's argument
     numpy: Callable[[Array], Any]  # back, 16-bit floats as float32
-    wait: Callable[[Any], None]  # until a result is there
-    contenders: Callable[[Workload], list[Contender]]  # none: it has no such loss
+    contenders: Callable[[Workload], list[Contender]]
     versions: tuple[str, ...]  # distributions to name in the report
-    absent: list[str] = field(default_factory=list)  # rivals that cannot be run here, and why
-    # start() -> stop() -> extra bytes at the peak, where the framework counts its memory (None: not known); else the
-    # process's is taken
-    peak: Callable[[], Callable[[], int | None]] | None = None
-    # (function, its arguments) -> bytes for results and what comes between, where a compiler has laid them out
-    planned: Callable[..., int] = lambda _function, *_arguments: 0
-    begin: Callable[[str], None] = lambda _dtype: None  # a case in this dtype is about to begin
+    missing: tuple[str, ...] = ()  # distributions of rivals that are not installed
+    wait: Callable[[Any], None] = _nothing  # until a result is there
+    begin: Callable[[str], None] = _nothing  # before anything is done in this dtype
+    # start() -> stop() -> extra bytes at the peak by the framework's own count; None where it cannot tell.
+    peak: Callable[[], Callable[[], int | None]] = lambda: lambda: None
+    # (function, arguments) -> bytes that a compiler has laid out for results and temporaries.
+    planned: Callable[..., int | None] = lambda *_: None
+    traffic: Callable[[int], Traffic] | None = None  # on a device; None: not known here
+
+
+def installed(distribution: str) -> bool:
+    return importlib.util.find_spec(distribution.replace("-", "_")) is not None
+
+
+def missing(*distributions: str) -> tuple[str, ...]:
+    return tuple(name for name in distributions if not installed(name))
 
 
 def ours(workload: Workload) -> Loss:
@@ -52,12 +73,12 @@ def ours(workload: Workload) -> Loss:
 
 
 def paired(loss: Callable[..., Array]) -> Loss:
-    """A loss of (hidden, weight, labels) as a contender has it."""
+    """A loss of (hidden, weight, labels) as a contender takes it."""
     return lambda x, y: loss(*x, y)
 
 
 def held(loss: Loss) -> Loss:
-    """A loss of logits as one of hidden states and a weight: all the logits are there at once."""
+    """A loss of logits as one of hidden states and a weight, with all the logits in memory at once."""
     return lambda x, y: loss(x[0] @ x[1].T, y)
 
 
@@ -66,10 +87,10 @@ def each(function: Callable[[Array], Any], inputs: Inputs) -> Any:
     return tuple(map(function, inputs)) if isinstance(inputs, tuple) else function(inputs)
 
 
-def parts(result: Any) -> Iterator[Array]:
+def arrays(result: Any) -> Iterator[Array]:
     """The arrays of a loss, a gradient, or both."""
     if not isinstance(result, tuple):
         yield result
     else:
         for part in result:
-            yield from parts(part)
+            yield from arrays(part)

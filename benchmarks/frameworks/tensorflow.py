@@ -8,12 +8,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 from xent import _live
-
-from ..workloads import Workload
-from . import Contender, Framework, Inputs, Loss, ours
+from xent.benchmarks.frameworks import Call, Contender, Framework, Inputs, Loss, installed, keras, missing, ours
+from xent.benchmarks.workloads import Workload
 
 Array = Any
-Call = Callable[[Inputs, Array], Any]
 
 
 def make(device: str) -> Framework:
@@ -21,9 +19,10 @@ def make(device: str) -> Framework:
     return Framework(
         array=lambda x, dtype: live.array(x, dtype if x.dtype.kind == "f" else None, device),
         numpy=lambda x: np.asarray(tf.cast(x, tf.float32) if x.dtype.size == 2 else x),
-        wait=(lambda result: tf.test.experimental.sync_devices()) if device != "cpu" else (lambda result: None),
         contenders=contenders,
-        versions=("tensorflow",),
+        versions=("tensorflow", *filter(installed, ("keras",))),
+        missing=missing("keras"),
+        wait=(lambda _: None) if device == "cpu" else (lambda _: tf.test.experimental.sync_devices()),
         peak=lambda: peak("CPU:0" if device == "cpu" else device),
     )
 
@@ -31,9 +30,11 @@ def make(device: str) -> Framework:
 def contenders(workload: Workload) -> list[Contender]:
     name, theirs = rival(workload)
     found = []
-    for mode, wrap in modes().items():
+    for mode, wrap in MODES.items():
         found.append(Contender("xent", mode, True, *wrap(ours(workload))))
         found.append(Contender(name, mode, False, *wrap(theirs)))
+    for name, loss in keras.rivals(workload).items():
+        found.append(Contender(name, "compiled", False, *MODES["compiled"](loss)))
     return found
 
 
@@ -45,37 +46,34 @@ def rival(workload: Workload) -> tuple[str, Loss]:
     if workload.loss == "softmax_ce":
         name = "tf.nn.softmax_cross_entropy_with_logits"
         return name, lambda x, t: mean(nn.softmax_cross_entropy_with_logits(labels=t, logits=x, axis=axis))
-    name = "tf.nn.sparse_softmax_cross_entropy_with_logits" + ("" if axis == -1 else ", transposed")
     order = None if axis == -1 else [*(i for i in range(len(workload.shape)) if i != axis), axis]
 
     def sparse(x: Array, y: Array) -> Array:
-        x = x if order is None else tf.transpose(x, order)  # it knows no axis
+        x = x if order is None else tf.transpose(x, order)  # it knows the last axis only
         return mean(nn.sparse_softmax_cross_entropy_with_logits(labels=y, logits=x))
 
-    if workload.linear:
-        return name, lambda x, y: sparse(tf.matmul(*x, transpose_b=True), y)
-    return name, sparse
+    name = "tf.nn.sparse_softmax_cross_entropy_with_logits"
+    return name, (lambda x, y: sparse(tf.matmul(*x, transpose_b=True), y)) if workload.linear else sparse
 
 
-def modes() -> dict[str, Callable[[Loss], tuple[Call, Call]]]:
-    return {
-        "eager": lambda loss: wrap(loss, lambda f: f),
-        "graph": lambda loss: wrap(loss, tf.function),
-        "compiled": lambda loss: wrap(loss, lambda f: tf.function(f, jit_compile=True)),
-    }
+def _wrapped(compiler: Callable[[Call], Call]) -> Callable[[Loss], tuple[Call, Call]]:
+    def wrap(loss: Loss) -> tuple[Call, Call]:
+        def both(x: Inputs, y: Array) -> tuple[Array, Inputs]:
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                value = loss(x, y)
+            return value, tape.gradient(value, x)
+
+        return compiler(lambda x, y: loss(x, y)), compiler(both)
+
+    return wrap
 
 
-def wrap(loss: Loss, compiler: Callable[[Call], Call]) -> tuple[Call, Call]:
-    def both(x: Inputs, y: Array) -> tuple[Array, Inputs]:
-        with tf.GradientTape() as tape:
-            tape.watch(x)
-            value = loss(x, y)
-        return value, tape.gradient(value, x)
-
-    def forward(x: Inputs, y: Array) -> Array:
-        return loss(x, y)
-
-    return compiler(forward), compiler(both)
+MODES = {
+    "eager": _wrapped(lambda f: f),
+    "graph": _wrapped(tf.function),
+    "compiled": _wrapped(lambda f: tf.function(f, jit_compile=True)),
+}
 
 
 def peak(device: str) -> Callable[[], int | None]:
@@ -86,5 +84,5 @@ def peak(device: str) -> Callable[[], int | None]:
         memory.reset_memory_stats(device)
         before: int = memory.get_memory_info(device)["current"]
     except ValueError:
-        return lambda: 0 if device == "CPU:0" else None
+        return lambda: None
     return lambda: memory.get_memory_info(device)["peak"] - before

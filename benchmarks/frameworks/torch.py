@@ -4,81 +4,71 @@ from __future__ import annotations
 
 import functools
 import importlib
-import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from xent import _live
-
-from ..workloads import Workload
-from . import Contender, Framework, Inputs, Loss, each, held, ours, paired
+from xent.benchmarks import frameworks
+from xent.benchmarks.frameworks import Call, Contender, Framework, Inputs, Loss, Traffic, installed, keras
+from xent.benchmarks.workloads import Workload
 
 Array = Any
-Call = Callable[[Inputs, Array], Any]
+functional = torch.nn.functional
 
 
 def make(device: str) -> Framework:
     live = _live.live("torch")
     cuda = device != "cpu"
-    absent = [f"torch, compiled: {why}" for why in live.unavailable.values()]
-    packages = ("liger-kernel", "cut-cross-entropy") if cuda else ()
-    absent += [f"{name}: not installed (pip install {name})" for name in packages if not installed(name)]
-    if not chunked():
-        absent.append("F.linear_cross_entropy: not in this PyTorch")
+    rivals = ("keras", "liger-kernel", "cut-cross-entropy") if cuda else ("keras",)
     return Framework(
         array=lambda x, dtype: live.array(x, dtype if x.dtype.kind == "f" else None, device),
         numpy=to_numpy,
-        wait=(lambda result: torch.cuda.synchronize()) if cuda else (lambda result: None),
         contenders=lambda workload: contenders(workload, cuda),
-        versions=("torch", *filter(installed, packages)),
-        absent=absent,
-        peak=peak if cuda else None,
+        versions=("torch", *filter(installed, rivals)),
+        missing=frameworks.missing(*rivals),
+        wait=(lambda _: torch.cuda.synchronize()) if cuda else (lambda _: None),
+        peak=peak if cuda else (lambda: lambda: None),
+        traffic=lambda size: traffic(size, device),
     )
 
 
 def contenders(workload: Workload, cuda: bool) -> list[Contender]:
-    torch._dynamo.reset()  # the limit on recompilations is for one program's life
+    torch._dynamo.reset()  # the limit on recompilations is meant for one program
     name, theirs = rival(workload)
     found = []
-    for mode, wrap in modes().items():
-        found.append(Contender("xent", mode, True, *wrap(ours(workload))))
-        found.append(Contender(name, mode, False, *wrap(theirs)))
-    if workload.linear:
-        return [*found, *linear_rivals(cuda)]
-    if cuda and workload.ids and workload.axis == -1 and installed("liger-kernel"):
-        functional = importlib.import_module("liger_kernel.transformers.functional")
-        forward, both = eager(functional.liger_cross_entropy)
-        found.append(Contender("Liger-Kernel", "eager", False, forward, both, overwrites=True))
+    for mode, wrap in {"eager": eager, "compiled": compiled}.items():
+        if mode in _live.live("torch").compilers:
+            found.append(Contender("xent", mode, True, *wrap(frameworks.ours(workload))))
+            found.append(Contender(name, mode, False, *wrap(theirs)))
+    rivals = keras.rivals(workload) | (linear_rivals(cuda) if workload.linear else {})
+    found += [Contender(name, "eager", False, *eager(loss)) for name, loss in rivals.items()]
+    if cuda and workload.loss == "sparse_ce" and workload.axis == -1 and installed("liger-kernel"):
+        liger = importlib.import_module("liger_kernel.transformers.functional").liger_cross_entropy
+        found.append(Contender("Liger-Kernel", "eager", False, *eager(liger), overwrites=True))
     return found
 
 
-def linear_rivals(cuda: bool) -> Iterator[Contender]:
-    """That hold a part of the logits at a time, or none; what they do is not for torch.compile."""
+def linear_rivals(cuda: bool) -> dict[str, Loss]:
+    """They hold a part of the logits at a time, or none, and are not made for torch.compile."""
     rivals: dict[str, Callable[..., Array]] = {}
-    if chunked():
+    if hasattr(torch.nn, "LinearCrossEntropyOptions"):
         options = torch.nn.LinearCrossEntropyOptions()
-        rivals["F.linear_cross_entropy"] = functools.partial(torch.nn.functional.linear_cross_entropy, options=options)
+        rivals["F.linear_cross_entropy"] = functools.partial(functional.linear_cross_entropy, options=options)
     if cuda and installed("liger-kernel"):
-        functional = importlib.import_module("liger_kernel.transformers.functional")
-        rivals["Liger-Kernel"] = functional.liger_fused_linear_cross_entropy
+        liger = importlib.import_module("liger_kernel.transformers.functional")
+        rivals["Liger-Kernel"] = liger.liger_fused_linear_cross_entropy
     if cuda and installed("cut-cross-entropy"):
         rivals["cut-cross-entropy"] = importlib.import_module("cut_cross_entropy").linear_cross_entropy
-    for name, loss in rivals.items():
-        yield Contender(name, "eager", False, *eager(paired(loss)))
+    return {name: frameworks.paired(loss) for name, loss in rivals.items()}
 
 
 def rival(workload: Workload) -> tuple[str, Loss]:
     """Classes on axis 1, where PyTorch wants them, or last of two."""
-    functional = torch.nn.functional
     if workload.loss == "sigmoid_ce":
         return "F.binary_cross_entropy_with_logits", functional.binary_cross_entropy_with_logits
-    return "F.cross_entropy", held(functional.cross_entropy) if workload.linear else functional.cross_entropy
-
-
-def modes() -> dict[str, Callable[[Loss], tuple[Call, Call]]]:
-    return {"eager": eager, **({} if _live.live("torch").unavailable else {"compiled": compiled})}
+    return "F.cross_entropy", frameworks.held(functional.cross_entropy) if workload.linear else functional.cross_entropy
 
 
 def eager(loss: Loss) -> tuple[Call, Call]:
@@ -87,17 +77,12 @@ def eager(loss: Loss) -> tuple[Call, Call]:
             return loss(x, y)
 
     def both(x: Inputs, y: Array) -> tuple[Array, Inputs]:
-        leaf = each(differentiable, x)
+        leaf = frameworks.each(lambda k: k.detach().requires_grad_(), x)
         value = loss(leaf, y)
         gradient = torch.autograd.grad(value, leaf)
         return value.detach(), gradient if isinstance(x, tuple) else gradient[0]
 
     return forward, both
-
-
-def differentiable(x: Array) -> Array:
-    """A leaf; x stays what `forward` knows: torch.compile guards on requires_grad."""
-    return x.detach().requires_grad_()
 
 
 def compiled(loss: Loss) -> tuple[Call, Call]:
@@ -113,18 +98,13 @@ def peak() -> Callable[[], int | None]:
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
+    return lambda: torch.cuda.max_memory_allocated() - before
 
-    def stop() -> int:
+
+def traffic(size: int, device: str) -> Traffic:
+    source = torch.ones(size // 4, device=device)
+
+    def done(_: Array) -> None:
         torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before
 
-    return stop
-
-
-def chunked() -> bool:
-    """F.linear_cross_entropy is there, and can do without all the logits."""
-    return hasattr(torch.nn, "LinearCrossEntropyOptions")
-
-
-def installed(package: str) -> bool:
-    return importlib.util.find_spec(package.replace("-", "_")) is not None
+    return Traffic(size, lambda: done(source.sum()), lambda: done(torch.empty_like(source).fill_(1)))

@@ -1,0 +1,195 @@
+"""A result as plain cells, which the terminal, the page and the picture show alike."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from typing import NamedTuple
+
+from xent.benchmarks.result import Case, Result, Series
+from xent.benchmarks.workloads import PASSES
+
+UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
+SIZES = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B"))
+LONGEST = 28  # characters of a contender's name
+SMALL = 1e6  # bytes of logits: from here on memory is told as their multiple
+
+
+class Column(NamedTuple):
+    heading: str
+    meaning: str = ""
+    left: bool = False
+    spare: bool = False  # left out where the window is narrow
+
+
+class Row(NamedTuple):
+    cells: tuple[str, ...]
+    kind: str = ""  # "ours", "win" or "loss" (xent's), "bad"
+
+
+@dataclass(frozen=True)
+class Table:
+    title: str
+    note: str
+    columns: tuple[Column, ...]
+    groups: dict[str, list[Row]]  # by backend
+    troubles: tuple[str, ...] = ()
+
+
+FLOOR = Column("floor", "the share of the time that the least memory traffic takes; above 100% is in a cache")
+RATE = Column("GFLOP/s", "2 (with gradients 6) x rows x features x classes operations, in that time")
+COLUMNS = (
+    Column("ratio", "times as long as xent on the same backend in the same mode: median of paired rounds"),
+    Column("quartiles", "of that ratio; coloured where both are on one side of 1", spare=True),
+    Column("contender", "", True),
+    Column("mode", "compiled: torch.compile, XLA, jax.jit; graph: tf.function without XLA", True),
+    Column("time", "of a call, median of the rounds"),
+    Column("first", "the first call, compilation included", spare=True),
+    FLOOR,
+    Column("memory", "peak beyond what was held before: x the logits' size, or bytes if few"),
+    Column("error", "worst relative error against float64: of the gradient, or of the loss alone", spare=True),
+)
+
+
+def tables(result: Result) -> Iterator[Table]:
+    """One for each case and pass that belongs to no sweep."""
+    for case in plain(result):
+        for which in PASSES:
+            if any(series.which == which for series in case.series):
+                yield _table(case, which)
+
+
+def plain(result: Result) -> list[Case]:
+    return [case for case in result.cases if case.value is None]
+
+
+def _table(case: Case, which: str) -> Table:
+    work, floor = case.workload, case.floor(which)
+    columns = tuple(RATE if work.linear and column is FLOOR else column for column in COLUMNS)
+    least = size(work.read(case.dtype) + work.written(case.dtype, which))
+    note = "memory: beyond the gradients; error: of a gradient as a whole" if work.linear else ""
+    note = note if floor is None else f"floor {duration(floor)} for {least} at the measured bandwidth"
+    groups = {backend: [_row(case, series) for series in same] for backend, same in by_backend(case, which)}
+    return Table(f"{case.title}: {work.use}", f"{PASSES[which]}; {note}", columns, groups, troubles(case, which))
+
+
+def by_backend(case: Case, which: str) -> Iterator[tuple[str, list[Series]]]:
+    """xent first, then the fastest."""
+    found = [series for series in case.series if series.which == which]
+    found.sort(key=lambda s: (s.backend, not s.ours, s.time.median if s.time else math.inf))
+    for backend, same in groupby(found, key=lambda s: s.backend):
+        yield backend, list(same)
+
+
+def _row(case: Case, series: Series) -> Row:
+    name = (short(series.name), series.mode)
+    if series.time is None:
+        return Row((series.problem.partition(":")[0], "", *name, *"-----"), "bad")
+    seconds, ratio, floor = series.time.median, series.ratio, series.floor
+    error = series.gradient_error if series.which == "both" else series.value_error
+    rate = digits(case.workload.operations(series.which) / seconds / 1e9, 2)
+    cells = (
+        "1x" if series.ours else times(ratio.median) if ratio else "-",
+        f"{times(ratio.low)[:-1]}-{times(ratio.high)[:-1]}" if ratio else "",
+        *name,
+        duration(seconds),
+        duration(series.first or 0, 2),
+        rate if case.workload.linear else f"{floor.median:.0%}" if floor else "-",
+        memory(case, series),
+        f"{error or 0:.0e}",
+    )
+    return Row(cells, "ours" if series.ours else series.verdict)
+
+
+def memory(case: Case, series: Series) -> str:
+    extra = case.extra(series)
+    if extra is None:
+        return "-"
+    return f"{extra / case.logits:.2f}x" if case.logits >= SMALL else size(extra, 2)
+
+
+def troubles(case: Case, which: str) -> tuple[str, ...]:
+    """A line for each contender without times."""
+    return tuple(f"{s.label}: {s.problem}" for s in case.series if s.which == which and s.problem)
+
+
+# ---- the whole result
+
+
+def summary(result: Result) -> list[str]:
+    """A line for each pass, losses counted as wins are; and one for each failure of xent's."""
+    lines = []
+    for which, name in PASSES.items():
+        verdicts = [s.verdict for case in result.cases for s in case.series if s.which == which and not s.ours]
+        known = [verdict for verdict in verdicts if verdict]
+        if known:
+            left = len(verdicts) - len(known)
+            lines.append(
+                f"{name}: of {len(known)} comparisons with a rival xent is faster in {known.count('win')}, "
+                f"slower in {known.count('loss')}, level in {known.count('level')}"
+                + (f"; {left} wrong, failed or without xent, left out" if left else "")
+            )
+    return [*lines, *(f"failed: {failure}" for failure in result.failures)]
+
+
+def facts(result: Result) -> dict[str, str]:
+    """The machine and the settings, a line each."""
+    machine, settings = result.machine, result.settings
+    found = {
+        "processor": machine["cpu"],
+        "cores": str(machine["cores"]),
+        "memory": f"{machine['memory'] / 1e9:.0f} GB; {machine['memory settings']}",
+        "bandwidth": bandwidth(result),
+        "GPU": machine["gpus"],
+        "system": f"{machine['system']}, Python {machine['python']}",
+        "versions": ", ".join(f"{name} {number}" for name, number in machine.get("versions", {}).items()),
+        "xent": f"{machine['xent']}; native kernels: {machine['kernels']}",
+        "timed": f"on {settings['device']}, {settings['threads']} threads, {machine['date']}",
+    }
+    return {name: text for name, text in found.items() if text}
+
+
+def bandwidth(result: Result) -> str:
+    """What was measured in the rounds, the median over cases and backends."""
+    found = [both for case in result.cases for both in case.bandwidth.values()]
+    if not found:
+        return ""
+    read, write = (statistics.median(column) / 1e9 for column in zip(*found, strict=True))
+    return f"read {digits(read, 2)}, write {digits(write, 2)} GB/s"
+
+
+# ---- figures
+
+
+def short(name: str) -> str:
+    """What tells it from the others: the framework and the kind of labels are said elsewhere."""
+    name = name.removeprefix("tf.nn.").split("_with_")[0]
+    return name if len(name) <= LONGEST else name.replace("cross_entropy", "ce")
+
+
+def digits(x: float, n: int = 3) -> str:
+    """n significant ones, never an exponent."""
+    if not x > 0:
+        return "0" if x == 0 else "-"
+    x = float(f"{x:.{n - 1}e}")
+    return f"{x:.{max(n - 1 - math.floor(math.log10(x)), 0)}f}"
+
+
+def times(x: float) -> str:
+    return f"{digits(x, 2 if x < 0.1 else 3) if x < 0.1 or x >= 10 else f'{x:.2f}'}x"
+
+
+def duration(seconds: float, n: int = 3) -> str:
+    return _in(UNITS, seconds, n)
+
+
+def size(count: float, n: int = 3) -> str:
+    return _in(SIZES, count, n) if count else "0"
+
+
+def _in(units: tuple[tuple[float, str], ...], x: float, n: int) -> str:
+    scale, unit = next((u for u in units if float(f"{x / u[0]:.{n - 1}e}") >= 1), units[-1])
+    return "-" if math.isnan(x) else f"{digits(x / scale, n)} {unit}"
