@@ -92,7 +92,8 @@ OPS = Ops(
 
 
 def address(x: Array) -> int:
-    place: int = x.__array_interface__["data"][0]
+    """Of arrays alone, since scalars have no `ctypes`: their `__array_interface__` is that of a copy already freed."""
+    place: int = x.ctypes.data
     return place
 
 

@@ -85,7 +85,8 @@ class Rows:
         self.t = None if t is None else self.put(np.asarray(t, self.T))
         self.u = None if u is None else self.put(np.asarray(u, self.T))
         self.ids = None if ids is None else self.put(np.asarray(ids, np.int64 if wide else np.int32))
-        self.head = (CODES[dtype], *x.shape, *map(address, (self.x, self.t, self.u, self.ids)), wide)
+        self.sizes = CODES[dtype], *x.shape, wide
+        self.given = self.x, self.t, self.u, self.ids
 
     def put(self, value):
         return self.memory.new(value.shape, value.dtype, value)
@@ -93,26 +94,28 @@ class Rows:
     def vector(self, value=None):
         return self.memory.new(self.rows, self.T, value)
 
+    def run(self, kernel, *arrays, sizes=()):
+        found = kernel(*self.sizes, *sizes, self.threads, *map(address, (*self.given, *arrays)))
+        self.memory.check()
+        return found
+
     def forward(self, lse=True):
         self.m, self.s, loss = self.vector(), self.vector(), self.vector()
         lse = self.vector() if lse else None
         smooth = None if self.u is None else self.vector()
-        native.rows_forward(*self.head, *map(address, (self.m, self.s, loss, lse, smooth)), self.threads)
-        self.memory.check()
+        self.run(native.rows_forward, self.m, self.s, loss, lse, smooth)
         return loss, lse, smooth
 
     def mean(self, n):
         dx = self.memory.new(self.shape, self.X)
-        value = native.mean_both(*self.head, n, address(dx), self.threads)
-        self.memory.check()
+        value = self.run(native.mean_both, dx, sizes=(n,))
         return value, loaded(dx, self.dtype)
 
     def backward(self, a, b=None, c=None, labels=False):
         a, b, c = (None if k is None else self.vector(k) for k in (a, b, c))
         dx = self.memory.new(self.shape, self.X)
         dt = self.memory.new(self.shape, self.T) if labels else None
-        native.rows_backward(*self.head, *map(address, (self.m, self.s, a, b, c, dx, dt)), self.threads)
-        self.memory.check()
+        self.run(native.rows_backward, self.m, self.s, a, b, c, dx, dt)
         return loaded(dx, self.dtype), dt
 
     def both(self, a, z=None, c=None):
@@ -121,8 +124,7 @@ class Rows:
         dx = self.memory.new(self.shape, self.X)
         if self.u is None:
             results[2] = smooth = None
-        native.rows_both(*self.head, *map(address, (a, z, c, loss, lse, smooth, m, s, dx)), self.threads)
-        self.memory.check()
+        self.run(native.rows_both, a, z, c, loss, lse, smooth, m, s, dx)
         self.m, self.s = m, s
         return (loss, lse, smooth), loaded(dx, self.dtype)
 
@@ -134,31 +136,27 @@ class Elements:
         self.dtype, self.shape, self.memory, self.threads = dtype, x.shape, Memory(offset), threads
         self.T, self.X = compute(dtype), np.uint16 if dtype == "bfloat16" else np.dtype(dtype)
         self.x, self.z = self.put(stored(x, dtype)), self.put(np.asarray(z, self.T))
-        self.keep, self.patterns = [], []
+        self.sizes, self.given = (CODES[dtype], x.size, e), (self.x, self.z)
         for values, inner in (k or (None, 1) for k in (p, w)):
             array = None if values is None else self.put(np.asarray(values, self.T))
-            self.keep.append(array)
-            self.patterns += [address(array), 1 if array is None else array.size, inner]
-        self.head = (CODES[dtype], x.size, e, address(self.x), address(self.z), *self.patterns)
+            self.sizes += 1 if array is None else array.size, inner
+            self.given += (array,)
 
-    put = Rows.put
+    put, run = Rows.put, Rows.run
 
     def forward(self, write=True):
         loss = self.memory.new(self.shape, self.T) if write else None
-        total = native.sigmoid_forward(*self.head, address(loss), self.threads)
-        self.memory.check()
+        total = self.run(native.sigmoid_forward, loss)
         return total, loss
 
     def both(self, scale):
         loss, dx = self.memory.new(self.shape, self.T), self.memory.new(self.shape, self.X)
-        total = native.sigmoid_both(*self.head, scale, address(loss), address(dx), self.threads)
-        self.memory.check()
+        total = self.run(native.sigmoid_both, loss, dx, sizes=(scale,))
         return total, loss, loaded(dx, self.dtype)
 
     def backward(self, scale=1.0):
         dx, dz = self.memory.new(self.shape, self.X), self.memory.new(self.shape, self.T)
-        native.sigmoid_backward(*self.head, scale, address(dx), address(dz), self.threads)
-        self.memory.check()
+        self.run(native.sigmoid_backward, dx, dz, sizes=(scale,))
         return loaded(dx, self.dtype), dz
 
 
@@ -167,7 +165,7 @@ class Products:
 
     def __init__(self, dtype, rows, features, classes, offset=0, threads=0):
         self.memory, self.threads = Memory(offset), threads
-        self.head, self.T = (CODES[dtype], rows, features, classes), compute(dtype)
+        self.sizes, self.T = (CODES[dtype], rows, features, classes), compute(dtype)
         rng = np.random.default_rng(rows + features + classes)
         typed = [
             stored(rng.normal(size=size).astype(np.float16 if dtype == "float16" else self.T), dtype)
@@ -181,20 +179,20 @@ class Products:
 
     def run(self, kernel, operands, out):
         operands = [address(self.places[k]) for k in operands]
-        kernel(*self.head, *operands, address(out), self.threads)
+        kernel(*self.sizes, self.threads, *operands, address(out))
         self.memory.check()
         return out
 
     def project(self):
-        out = self.memory.new((self.head[1], self.head[3]), self.T)
+        out = self.memory.new((self.sizes[1], self.sizes[3]), self.T)
         return self.run(native.project, "hw", out), (self.h, self.w.T)
 
     def pull(self):
-        out = self.memory.new(self.head[1:3], self.T)
+        out = self.memory.new(self.sizes[1:3], self.T)
         return self.run(native.pull, "xw", out), (self.dx.astype(float), self.w)
 
     def accumulate(self):
-        out = self.memory.new((self.head[3], self.head[2]), self.T, 0)
+        out = self.memory.new((self.sizes[3], self.sizes[2]), self.T, 0)
         return self.run(native.accumulate, "xh", out), (self.dx.T.astype(float), self.h)
 
     def all(self):
@@ -476,6 +474,26 @@ def test_a_thread_that_flushes_subnormal_numbers():
         np.testing.assert_array_equal(lse, small)
 
 
+@pytest.mark.parametrize(("classes", "inner"), [(2, 1), (10, 1), (700, 1), (5000, 1), (3, 5), (300, 40)])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_one_hot_labels_have_the_gradient_of_ids(dtype, classes, inner):
+    """Entry by entry, where the label is far behind and where it leads by far, in whatever block of the row it is."""
+    x = NOISE.normal(size=(102, classes, inner))
+    ids = NOISE.integers(0, classes, (102, inner))
+    hot = np.arange(classes)[:, None] == ids[:, None]
+    x = _regimes.rounded(np.where(hot, x.max(axis=1, keepdims=True) + np.arange(-20, 82)[:, None, None], x), dtype)
+    hard, soft = Rows(dtype, x, ids=ids.ravel()), Rows(dtype, x, t=hot)
+    a, units = NOISE.normal(size=102 * inner), 4 * float(np.finfo(compute(dtype)).eps)
+    for call in (lambda rows: rows.both(a)[1], lambda rows: (rows.forward(), rows.backward(a)[0])[1]):
+        want, got = call(hard), call(soft)
+        assert (want[hot] != 0).all() or dtype == "float16"
+        np.testing.assert_array_equal(got[~hot & (want == 0)], 0)
+        if compute(dtype) == got.dtype and dtype in ("float32", "float64"):
+            np.testing.assert_allclose(got, want, rtol=units, atol=0)
+        else:
+            close(got, want, dtype, 0)
+
+
 @pytest.mark.parametrize("classes", [3, 700, 5000])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("soft", [False, True])
@@ -533,6 +551,74 @@ def test_a_block_is_no_number(end):
     x = NOISE.normal(size=(1, 9000, 1))
     x[0, 8500] = end
     assert np.isnan(Rows("float32", x, ids=np.zeros(1, int)).both(np.ones(1))[1]).all()
+
+
+# ---- what cannot be is refused, before anything is read or written
+
+ROOM = np.zeros(64)
+HERE = address(ROOM)
+LAYOUT = {"dtype": 0, "outer": 2, "classes": 3, "inner": 1, "wide": True, "threads": 1, "x": HERE, "t": 0, "u": HERE}
+LAYOUT |= {"ids": HERE}
+GOOD = {
+    "rows_forward": LAYOUT | dict.fromkeys(("m", "s", "loss", "lse", "smooth"), HERE),
+    "rows_backward": LAYOUT | dict.fromkeys(("m", "s", "a", "b", "c", "dx"), HERE) | {"dt": 0},
+    "rows_both": LAYOUT | dict.fromkeys(("a", "z", "c", "loss", "lse", "smooth", "m", "s", "dx"), HERE),
+    "sigmoid_forward": {"dtype": 0, "n": 6, "e": 0.0, "p_len": 6, "p_inner": 1, "w_len": 1, "w_inner": 1, "threads": 1}
+    | dict.fromkeys(("x", "z", "p", "w", "loss"), HERE),
+    "project": {"dtype": 0, "rows": 2, "features": 3, "classes": 4, "threads": 1, "h": HERE, "w": HERE, "x": HERE},
+}
+IMPOSSIBLE = [
+    *(("rows_forward", {name: value}) for name in ("dtype", "outer", "classes", "inner") for value in (-1, -(2**31))),
+    *(("rows_forward", {"dtype": dtype}) for dtype in (4, 2**31 - 1)),
+    *(("rows_forward", {"classes": 0, "outer": outer}) for outer in (0, 2)),
+    *(("rows_forward", sizes) for sizes in ({"outer": 2**40, "inner": 2**40}, {"classes": 2**62})),
+    *(("rows_forward", {name: 0}) for name in ("x", "ids", "m", "s", "loss")),
+    *(("rows_backward", {name: 0}) for name in ("x", "ids", "m", "s", "a", "u")),  # c is of no use without u
+    ("rows_backward", {"dt": HERE}),  # labels are hard
+    *(("rows_both", {name: 0}) for name in ("x", "ids", "a", "dx")),
+    *(("sigmoid_forward", {name: value}) for name in ("n", "dtype") for value in (-1, -(2**31))),
+    *(("sigmoid_forward", {name: 0}) for name in ("x", "z", "p_len", "p_inner", "w_len", "w_inner")),
+    ("sigmoid_forward", {"n": 2**62}),
+    *(("project", {name: value}) for name in ("rows", "features", "classes") for value in (-1, 2**60)),
+    *(("project", {name: 0}) for name in ("features", "classes", "h", "w", "x")),
+]
+
+
+@pytest.mark.parametrize(("kernel", "bad"), IMPOSSIBLE, ids=str)
+def test_impossible_arguments(kernel, bad):
+    with pytest.raises(ValueError, match="xent: "):
+        getattr(native, kernel)(*(GOOD[kernel] | bad).values())
+
+
+@pytest.mark.parametrize("sizes", [{"outer": 0}, {"inner": 0}, {"outer": 0, "inner": 0}], ids=str)
+def test_nothing_to_do(sizes):
+    """Addresses of nothing may be null, and what is there is left alone."""
+    before = ROOM.copy()
+    for kernel in ("rows_forward", "rows_backward", "rows_both"):
+        arguments = GOOD[kernel] | sizes
+        getattr(native, kernel)(*arguments.values())
+        getattr(native, kernel)(*(arguments | {"x": 0, "ids": 0, "m": 0}).values())
+    assert native.sigmoid_forward(*(GOOD["sigmoid_forward"] | {"n": 0, "x": 0}).values()) == 0
+    native.project(*(GOOD["project"] | {"rows": 0, "h": 0}).values())
+    np.testing.assert_array_equal(ROOM, before)
+
+
+@pytest.mark.parametrize("inner", [1, 3])
+@pytest.mark.parametrize("classes", [5, 700])
+@pytest.mark.parametrize("wide", [True, False])
+def test_ids_past_the_classes_are_not_looked_up(classes, inner, wide):
+    """Whoever calls has checked them; another thread may have changed them since."""
+    x = NOISE.normal(size=(2, classes, inner))
+    ids = np.zeros((2, inner), int)
+    ids[0, -1] = 2**31 - 1
+    rows = Rows("float32", x, ids=ids.ravel(), wide=wide)
+    results, dx = rows.both(np.ones(2 * inner))
+    (loss, *_), (backward, _) = rows.forward(), rows.backward(np.ones(2 * inner))
+    for k in (results[0], loss):
+        np.testing.assert_array_equal(np.isnan(k.reshape(2, inner)), ids > 0)
+    for k in (dx, backward):
+        np.testing.assert_array_equal(np.isnan(k).all(axis=1), ids > 0)
+        assert np.isnan(k).any(axis=1).sum() == 1
 
 
 # ---- memory and threads
@@ -683,7 +769,7 @@ x, ids = np.random.default_rng(0).normal(size=(1000, 1000)).astype("f"), np.aran
 def loss():
     m, s, loss = np.empty((3, 1000), "f")
     at = lambda k: k.ctypes.data
-    native.rows_forward(0, 1000, 1000, 1, at(x), 0, 0, at(ids), True, at(m), at(s), at(loss), 0, 0, 2)
+    native.rows_forward(0, 1000, 1000, 1, True, 2, at(x), 0, 0, at(ids), at(m), at(s), at(loss), 0, 0)
     return loss
 
 want = loss()
@@ -780,3 +866,37 @@ def test_settings():
     assert python("-c", code, XENT_NUM_THREADS="3").stdout == "3\n"
     code = "from xent.backends import cpu; print(cpu.native, cpu.why_not)"
     assert python("-c", code, XENT_NATIVE="0").stdout == "None switched off by XENT_NATIVE=0\n"
+    assert python("-c", code, XENT_NATIVE="0", XENT_ISA="nonsense").stdout.startswith("None switched off")
+
+
+MISSING = next((isa for isa in ("avx512", "avx2") if isa not in native.isas()), "neon")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        *(
+            ("XENT_ISA", isa, f"{' or '.join(native.isas())} (what this processor has)")
+            for isa in ("nonsense", MISSING)
+        ),
+        *(("XENT_NUM_THREADS", n, "a number of threads, 1 or more") for n in ("all", "0", "-1", "2x", "1.5")),
+        ("XENT_NATIVE", "off", "0 or 1"),
+    ],
+)
+def test_settings_that_cannot_be(name, value, expected):
+    """Never another setting than the one that was asked for, at every call."""
+    code = """
+import numpy as np, xent
+for _ in range(2):
+    try:
+        print(xent.sparse_ce(np.zeros((2, 3)), [0, 1]))
+    except ValueError as error:
+        print(error)
+"""
+    run = python("-c", code, **{name: value})
+    assert run.stdout == 2 * f"{name}: expected {expected}, got {value!r}\n", run.stderr
+
+
+def test_settings_are_read_once():
+    code = "import os; from xent.backends.cpu import native; os.environ['XENT_ISA'] = 'nonsense'; print(native.isa())"
+    assert python("-c", code, XENT_ISA="").stdout == native.isas()[0] + "\n"

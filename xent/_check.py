@@ -322,3 +322,22 @@ def not_differentiable(framework: str, loss: Any, known: Iterable[str]) -> TypeE
         f"loss: {framework} cannot differentiate {loss!r}; there value_and_grad takes {', '.join(known)}, "
         "or functools.partial of one with keywords"
     )
+
+
+# ---- settings in the environment, where "" is as good as none
+
+
+def switch(name: str, given: str) -> str:
+    if given not in ("", "0", "1"):
+        raise ValueError(f"{name}: expected 0 or 1, got {given!r}")
+    return given
+
+
+def threads(name: str, given: str) -> None:
+    if given and not (given.isascii() and given.isdigit() and int(given) > 0):
+        raise ValueError(f"{name}: expected a number of threads, 1 or more, got {given!r}")
+
+
+def instruction_set(name: str, given: str, available: Sequence[str]) -> None:
+    if given and given not in available:
+        raise ValueError(f"{name}: expected {' or '.join(available)} (what this processor has), got {given!r}")

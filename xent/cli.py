@@ -72,7 +72,10 @@ def _say_kernels(name: str, text: str, known: dict[str, Any]) -> None:
 
 def native() -> dict[str, Any]:
     """The instruction set and threads of the CPU kernels, or why they are not in use."""
-    cpu = importlib.import_module("xent.backends.cpu")
+    try:
+        cpu = importlib.import_module("xent.backends.cpu")
+    except ValueError as error:  # a setting in the environment
+        return {"problem": str(error)}
     if cpu.native is None:
         return {"problem": cpu.why_not}
     return {"isa": cpu.native.isa(), "threads": cpu.native.max_threads()}

@@ -1,4 +1,7 @@
-"""The native CPU kernels, on raw addresses: nothing is checked here, the adapters have checked it.
+"""The native CPU kernels, on raw addresses, whose arrays the caller keeps until a call returns.
+
+Numbers come first, then addresses. Impossible sizes, unknown dtypes and missing addresses are a ValueError; the values
+in the arrays are for the adapters to check. Where there is nothing to do, addresses may be anything.
 
 An address is an int; 0 stands for an argument that is not there. `dtype` is one of F32, F64, F16, BF16: that of x and
 dx; every other array is in the compute dtype: float64 for F64, else float32. Arrays are contiguous, of any alignment.
@@ -20,10 +23,13 @@ F64: Final = 1
 F16: Final = 2
 BF16: Final = 3
 
+INTERFACE: Final = 2  # a module left from older sources has another, or none, and is not used
+
 version: str
 
 def isa() -> str:
-    """The instruction set in use: "avx512", "avx2" or "baseline". XENT_ISA, read at import, forces one."""
+    """The instruction set in use: "avx512", "avx2" or "baseline". XENT_ISA, read once, forces one; a ValueError where
+    there is none of that name here."""
 
 def isas() -> list[str]:
     """Those that this build has and this machine runs."""
@@ -36,17 +42,17 @@ def rows_forward(
     outer: int,
     classes: int,
     inner: int,
+    wide: bool,
+    threads: int,
     x: int,
     t: int,
     u: int,
     ids: int,
-    wide: bool,
     m: int,
     s: int,
     loss: int,
     lse: int,
     smooth: int,
-    threads: int,
     /,
 ) -> None:
     """Statistics (m, s) and results of every row. In: x, t|0, u|0, ids|0. Out: m, s, loss, lse|0, smooth|0.
@@ -59,11 +65,12 @@ def rows_backward(
     outer: int,
     classes: int,
     inner: int,
+    wide: bool,
+    threads: int,
     x: int,
     t: int,
     u: int,
     ids: int,
-    wide: bool,
     m: int,
     s: int,
     a: int,
@@ -71,7 +78,6 @@ def rows_backward(
     c: int,
     dx: int,
     dt: int,
-    threads: int,
     /,
 ) -> None:
     """Gradient of sum(a loss + b lse + c smooth).
@@ -84,11 +90,12 @@ def rows_both(
     outer: int,
     classes: int,
     inner: int,
+    wide: bool,
+    threads: int,
     x: int,
     t: int,
     u: int,
     ids: int,
-    wide: bool,
     a: int,
     z: int,
     c: int,
@@ -98,7 +105,6 @@ def rows_both(
     m: int,
     s: int,
     dx: int,
-    threads: int,
     /,
 ) -> None:
     """Results and the gradient of sum(a loss + z lse^2 + c smooth), in one visit of each row.
@@ -111,14 +117,14 @@ def mean_both(
     outer: int,
     classes: int,
     inner: int,
+    wide: bool,
+    n: float,
+    threads: int,
     x: int,
     t: int,
     u: int,
     ids: int,
-    wide: bool,
-    n: float,
     dx: int,
-    threads: int,
     /,
 ) -> float:
     """sum(loss) / n, added up in float64, and its gradient, in one visit of each row.
@@ -130,16 +136,16 @@ def sigmoid_forward(
     dtype: int,
     n: int,
     e: float,
+    p_len: int,
+    p_inner: int,
+    w_len: int,
+    w_inner: int,
+    threads: int,
     x: int,
     z: int,
     p: int,
-    p_len: int,
-    p_inner: int,
     w: int,
-    w_len: int,
-    w_inner: int,
     loss: int,
-    threads: int,
     /,
 ) -> float:
     """Returns sum(w loss), added up in a fixed order; writes the elementwise loss, without w, to loss|0.
@@ -153,18 +159,18 @@ def sigmoid_backward(
     dtype: int,
     n: int,
     e: float,
-    x: int,
-    z: int,
-    p: int,
     p_len: int,
     p_inner: int,
-    w: int,
     w_len: int,
     w_inner: int,
     scale: float,
+    threads: int,
+    x: int,
+    z: int,
+    p: int,
+    w: int,
     dx: int,
     dz: int,
-    threads: int,
     /,
 ) -> None:
     """Gradient of scale * sum(w loss): dx|0 in x's dtype, dz|0 in the compute dtype. Exactly 0 where w == 0."""
@@ -173,32 +179,32 @@ def sigmoid_both(
     dtype: int,
     n: int,
     e: float,
-    x: int,
-    z: int,
-    p: int,
     p_len: int,
     p_inner: int,
-    w: int,
     w_len: int,
     w_inner: int,
     scale: float,
+    threads: int,
+    x: int,
+    z: int,
+    p: int,
+    w: int,
     loss: int,
     dx: int,
-    threads: int,
     /,
 ) -> float:
     """sigmoid_forward, and sigmoid_backward's dx, in one visit: returns sum(w loss); loss|0, dx."""
 
-def project(dtype: int, rows: int, features: int, classes: int, h: int, w: int, x: int, threads: int, /) -> None:
+def project(dtype: int, rows: int, features: int, classes: int, threads: int, h: int, w: int, x: int, /) -> None:
     """x = h w^T. In: h [rows, features], w [classes, features], of `dtype`. Out: x [rows, classes].
 
     No size is 0, here and below. Sums are in the compute dtype, a block of terms at a time.
     """
 
-def pull(dtype: int, rows: int, features: int, classes: int, dx: int, w: int, dh: int, threads: int, /) -> None:
+def pull(dtype: int, rows: int, features: int, classes: int, threads: int, dx: int, w: int, dh: int, /) -> None:
     """dh = dx w. In: dx, and w of `dtype`. Out: dh [rows, features]."""
 
-def accumulate(dtype: int, rows: int, features: int, classes: int, dx: int, h: int, dw: int, threads: int, /) -> None:
+def accumulate(dtype: int, rows: int, features: int, classes: int, threads: int, dx: int, h: int, dw: int, /) -> None:
     """dw += dx^T h. In: dx, and h of `dtype`. In and out: dw [classes, features]."""
 
 def runners() -> int:

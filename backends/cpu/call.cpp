@@ -5,6 +5,7 @@
 #include <cstring>
 #include <initializer_list>
 #include <memory>
+#include <string>
 
 #include "pool.h"
 
@@ -42,8 +43,6 @@ constexpr int64_t kHugeBytes = 4 << 20, kPage = 2 << 20;
 // Two threads that touch a fresh 2 MB page at the same time both have one zeroed, and one of the two is thrown away: all
 // pages, where the threads' parts are smaller than pages (62 ms or 56 ms for 524 MB). So each takes some pages at a time.
 constexpr double kFreshChunk = 8 << 20;
-
-int64_t size_of(Dtype dtype) { return dtype == kF64 ? 8 : dtype == kF32 ? 4 : 2; }
 
 // Fresh memory costs more to get, 4 kB at a time, than to write. Ask for 2 MB pages before it is touched; memory that is
 // there already keeps its pages.
@@ -135,30 +134,83 @@ bool supported(const char* isa) {
   return true;
 }
 
-struct Choice {
+struct Available {
   const Kernels* all[3];
   int n = 0;
-  const Kernels* best;
 
-  Choice() {
+  Available() {
 #if defined(XENT_X86)
     for (const Kernels* k : {&avx512::table, &avx2::table}) {
       if (supported(k->isa)) all[n++] = k;
     }
 #endif
     all[n++] = &baseline::table;
-    best = all[0];
-    if (const char* wanted = std::getenv("XENT_ISA")) {
-      for (int i = 0; i < n; ++i) {
-        if (!std::strcmp(all[i]->isa, wanted)) best = all[i];
-      }
-    }
   }
 };
 
-const Choice& choice() {
-  static const Choice made;
-  return made;
+const Kernels* chosen() {
+  int n;
+  auto* all = available(&n);
+  const char* wanted = std::getenv("XENT_ISA");
+  if (!wanted || !*wanted) return all[0];
+  for (int i = 0; i < n; ++i) {
+    if (!std::strcmp(all[i]->isa, wanted)) return all[i];
+  }
+  throw std::invalid_argument("xent: there are no kernels for XENT_ISA=" + std::string(wanted));
+}
+
+// ---- what no caller may hand over
+
+// Whether memory can hold so many elements of 8 bytes, with room for a kernel to round sizes up
+bool can_be(std::initializer_list<int64_t> sizes) {
+  int64_t most = int64_t(1) << 58;
+  for (int64_t n : sizes) {
+    if (n < 0) return false;
+    if (n) most /= n;
+  }
+  return most > 0;
+}
+
+void check_dtype(Dtype dtype) { require(dtype >= kF32 && dtype <= kBF16, "xent: unknown dtype"); }
+
+void check_sizes(const Rows& k) {
+  check_dtype(k.dtype);
+  require(k.classes > 0, "xent: rows without classes");
+  require(can_be({k.outer, k.classes, k.inner}), "xent: impossible sizes of logits");
+}
+
+void check_arrays(const Rows& k) {
+  require(k.x, "xent: logits are missing");
+  require(k.t || k.ids, "xent: labels are missing");
+  require(k.u || !k.c, "xent: smoothing's weights are missing");
+  require(k.t || !k.dt, "xent: soft labels are missing");
+  switch (k.task) {
+    case Task::kForward: return require(k.m && k.s && k.loss, "xent: memory for results is missing");
+    case Task::kBackward: return require(k.m && k.s && k.a, "xent: statistics or coefficients are missing");
+    case Task::kBoth: return require(k.dx && !k.dt && (k.a || k.summed), "xent: memory or coefficients are missing");
+  }
+}
+
+void check_sizes(const Sigmoid& k) {
+  check_dtype(k.dtype);
+  require(can_be({k.n}), "xent: impossible sizes of logits");
+  for (const Pattern* p : {&k.p, &k.w}) {
+    require(!p->at || (p->length > 0 && p->inner > 0), "xent: impossible sizes of a weight");
+  }
+}
+
+void check_arrays(const Sigmoid& k) { require(k.x && k.z, "xent: logits or labels are missing"); }
+
+void check_sizes(const Product& k) {
+  check_dtype(k.dtype);
+  require(k.features > 0 && k.classes > 0, "xent: matrices without features or classes");
+  bool possible = can_be({k.rows, k.features}) && can_be({k.classes, k.features}) && can_be({k.rows, k.classes});
+  require(possible, "xent: impossible sizes of matrices");
+}
+
+void check_arrays(const Product& k) {
+  bool given = (k.h || k.task == Product::kPull) && (k.w || k.task == Product::kAccumulate);
+  require(given && k.x && (k.out || k.task == Product::kProject), "xent: a matrix is missing");
 }
 
 // Of blocks' sums, by two-sum: as good for 10^9 elements as for 10
@@ -202,7 +254,6 @@ struct Call {
 template <class K>
 void spread(const K& k, void (*kernel)(const K&, int64_t, int64_t), int64_t units, double cost, int64_t fresh,
             int threads) {
-  if (units == 0) return;
   threads = cost < kAlone ? 1 : threads_for(threads);
   Call<K> call{&k, kernel};
   double part = kChunk / cost;  // of the whole
@@ -213,15 +264,19 @@ void spread(const K& k, void (*kernel)(const K&, int64_t, int64_t), int64_t unit
 
 }  // namespace
 
-const Kernels* kernels() { return choice().best; }
+const Kernels* kernels() {
+  static const Kernels* const best = chosen();
+  return best;
+}
 const Kernels* const* available(int* n) {
-  *n = choice().n;
-  return choice().all;
+  static const Available found;
+  *n = found.n;
+  return found.all;
 }
 
 double cost(const Rows& k) {
   double visits = (k.task != Task::kBackward) + (k.dx != nullptr) + (k.dt != nullptr);
-  return double(k.outer * k.inner) * (double(k.classes) + 32) * visits * (k.dtype == kF64 ? 3 : 1);
+  return double(k.outer) * double(k.inner) * (double(k.classes) + 32) * visits * (k.dtype == kF64 ? 3 : 1);
 }
 
 double cost(const Sigmoid& k) { return double(k.n) * (k.dtype == kF64 ? 6 : 2); }
@@ -233,6 +288,9 @@ double cost(const Product& k) {
 bool spreads(double cost) { return cost >= kAlone && threads_for(0) > 1; }
 
 double run(Rows k, int threads) {
+  check_sizes(k);
+  if (k.outer == 0 || k.inner == 0) return 0;
+  check_arrays(k);
   int64_t bytes = k.outer * k.classes * k.inner * size_of(k.dtype);
   Output dx(k.dx, bytes);
   k.streaming = dx.streamed;
@@ -247,6 +305,9 @@ double run(Rows k, int threads) {
 }
 
 double run(Sigmoid k, int threads) {
+  check_sizes(k);
+  if (k.n == 0) return 0;
+  check_arrays(k);
   int64_t units = (k.n + kSigmoidBlock - 1) / kSigmoidBlock, wide = k.dtype == kF64 ? 8 : 4;
   huge_pages(k.loss, k.n * wide);
   huge_pages(k.dz, k.n * wide);
@@ -265,8 +326,10 @@ double run(Sigmoid k, int threads) {
 }
 
 double run(Product k, int threads) {
+  check_sizes(k);
+  if (k.rows == 0) return 0;
+  check_arrays(k);
   int64_t units = kernels()->product_units(k, threads_for(threads));
-  if (k.rows == 0 || k.features == 0) units = 0;
   Scratch scratch(kernels()->product_scratch(k));
   k.scratch = scratch.get();
   kernels()->prepare(k);

@@ -1,7 +1,7 @@
 """From a framework's arrays to the addresses that the native kernels take, once for all adapters.
 
 Every array is made dense first: of its full shape, C-contiguous, in the machine's byte order. Nearly all are already,
-and then nothing is copied.
+and then nothing is copied. Arrays become addresses in one place, `Kernels._run`, which keeps them alive meanwhile.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ class Fitting:
     """What kernels need of one framework's arrays, whatever device they run on."""
 
     ops: Ops
-    dense: Callable[[Array, Any], Array]  # (array, shape): broadcast to shape, C-contiguous; itself if it is so
+    # (array, shape): broadcast to shape, C-contiguous, in memory of its own; itself if it is all that
+    dense: Callable[[Array, Any], Array]
     empty: Callable[[Any, str, Array], Array]  # (shape, dtype, like)
     in_place: bool = field(default=False, kw_only=True)  # `rows_both` writes the derivative over dense logits
 
@@ -63,7 +64,7 @@ class Fitting:
     def _per_row(self, k: Scalar | None, shape: Shape, dtype: str, x: Array) -> Array | None:
         if k is None:
             return None
-        return self.ops.full(shape, k, dtype, x) if isinstance(k, float) else self.dense(k, shape)
+        return self.dense(self.ops.full(shape, k, dtype, x) if isinstance(k, float) else k, shape)
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,11 +76,10 @@ class Kernels(Fitting):
 
     def rows(self, lay: Layout, x: Array, t: Array | None, u: Array | None, ids: Array | None) -> Any:
         """The results of `Adapter.rows`, and the statistics (m, s), keeping the axis."""
-        problem, held, shape, dtype = self._problem(lay, x, t, u, ids)
+        sizes, given, shape, dtype = self._problem(lay, x, t, u, ids)
         loss, lse, smooth = self._results(lay, x, u, shape, dtype)
         m, s = (self._kept(lay, shape, dtype, x) for _ in range(2))
-        native.rows_forward(*problem, *self._at(m, s, loss, lse, smooth), self.threads())
-        del held
+        self._run(native.rows_forward, sizes, *given, m, s, loss, lse, smooth)
         return (loss, lse, smooth, m), (m, s)
 
     def rows_backward(
@@ -94,12 +94,12 @@ class Kernels(Fitting):
         wanted: tuple[bool, ...],
     ) -> tuple[Array | None, Array | None]:
         """The derivatives of sum(a loss + b lse + c smooth) in x and t, those that are wanted."""
-        problem, held, shape, dtype = self._problem(lay, x, t, u, ids)
-        per_row = [self._per_row(k, shape, dtype, x) for k in coefficients]
+        sizes, given, shape, dtype = self._problem(lay, x, t, u, ids)
+        kept = (self.dense(k, (*shape[: lay.axis], 1, *shape[lay.axis :])) for k in stats)
+        per_row = (self._per_row(k, shape, dtype, x) for k in coefficients)
         dx = self.empty(self.ops.shape(x), self.ops.dtype(x), x) if wanted[0] else None
         dt = self.empty(self.ops.shape(x), dtype, x) if wanted[1] else None
-        native.rows_backward(*problem, *self._at(*stats, *per_row, dx, dt), self.threads())
-        del held
+        self._run(native.rows_backward, sizes, *given, *kept, *per_row, dx, dt)
         return dx, dt
 
     def rows_both(
@@ -114,29 +114,26 @@ class Kernels(Fitting):
         c: Scalar | None,
     ) -> tuple[tuple[Array, Array | None, Array | None, Array], Array]:
         """`Adapter.rows_both`."""
-        problem, held, shape, dtype = self._problem(lay, x, t, u, ids)
-        per_row = [self._per_row(k, shape, dtype, x) for k in (a, z, c)]
+        sizes, given, shape, dtype = self._problem(lay, x, t, u, ids)
+        per_row = (self._per_row(k, shape, dtype, x) for k in (a, z, c))
         results = self._results(lay, x, u, shape, dtype)
         m = self._kept(lay, shape, dtype, x)
-        dx = held[0] if self.in_place else self.empty(self.ops.shape(x), self.ops.dtype(x), x)
-        native.rows_both(*problem, *self._at(*per_row, *results, m, None, dx), self.threads())
-        del held
+        dx = given[0] if self.in_place else self.empty(self.ops.shape(x), self.ops.dtype(x), x)
+        self._run(native.rows_both, sizes, *given, *per_row, *results, m, None, dx)
         return (*results, m), dx
 
     def mean_both(self, lay: Layout, x: Array, t: Array | None, ids: Array | None, n: int) -> tuple[Array, Array]:
         """`Adapter.mean_both`."""
-        problem, held, _, dtype = self._problem(lay, x, t, None, ids)
+        sizes, given, _, dtype = self._problem(lay, x, t, None, ids)
         dx = self.empty(self.ops.shape(x), self.ops.dtype(x), x)
-        mean = native.mean_both(*problem, n, *self._at(dx), self.threads())
-        del held
+        mean = self._run(native.mean_both, (*sizes, n), *given, dx)
         return self.ops.full((), mean, dtype, x), dx
 
     def sigmoid(self, e: float, x: Array, z: Array, p: Array | None, w: Array | None, each: bool) -> Array:
         """The elementwise loss, without w and 0 where that is, or sum(w loss), 0-d."""
-        problem, held, dtype = self._elements(e, x, z, p, w)
+        sizes, given, dtype = self._elements(e, x, z, p, w)
         loss = self.empty(self.ops.shape(x), dtype, x) if each else None
-        total = native.sigmoid_forward(*problem, *self._at(loss), self.threads())
-        del held
+        total = self._run(native.sigmoid_forward, sizes, *given, loss)
         return self.ops.full((), total, dtype, x) if loss is None else loss
 
     def sigmoid_backward(
@@ -150,71 +147,68 @@ class Kernels(Fitting):
         wanted: tuple[bool, ...],
     ) -> tuple[Array | None, Array | None]:
         """The derivatives of scale * sum(w loss) in x and z, those that are wanted."""
-        problem, held, dtype = self._elements(e, x, z, p, w)
+        sizes, given, dtype = self._elements(e, x, z, p, w)
         dx = self.empty(self.ops.shape(x), self.ops.dtype(x), x) if wanted[0] else None
         dz = self.empty(self.ops.shape(x), dtype, x) if wanted[1] else None
-        native.sigmoid_backward(*problem, float(scale), *self._at(dx, dz), self.threads())
-        del held
+        self._run(native.sigmoid_backward, (*sizes, float(scale)), *given, dx, dz)
         return dx, dz
 
     def sigmoid_both(
         self, e: float, x: Array, z: Array, p: Array | None, w: Array | None, g: Scalar, each: bool
     ) -> tuple[Array, Array]:
         """`Adapter.sigmoid_both`."""
-        problem, held, dtype = self._elements(e, x, z, p, w)
+        sizes, given, dtype = self._elements(e, x, z, p, w)
         loss = self.empty(self.ops.shape(x), dtype, x) if each else None
         dx = self.empty(self.ops.shape(x), self.ops.dtype(x), x)
-        total = native.sigmoid_both(*problem, float(g), *self._at(loss, dx), self.threads())
-        del held
+        total = self._run(native.sigmoid_both, (*sizes, float(g)), *given, loss, dx)
         if loss is None:
             return self.ops.full((), total, dtype, x), dx
         return loss if w is None else w * loss, dx
 
     def project(self, h: Array, weight: Array, x: Array) -> None:
         """x = h @ weight.T, in the compute dtype. Here and below, all arrays are dense and have elements."""
-        sizes = *self.ops.shape(h), self.ops.shape(weight)[0]
-        native.project(CODES[self.ops.dtype(h)], *sizes, *self._at(h, weight, x), self.threads())
+        sizes = CODES[self.ops.dtype(h)], *self.ops.shape(h), self.ops.shape(weight)[0]
+        self._run(native.project, sizes, h, weight, x)
 
     def pull(self, dx: Array, weight: Array, dh: Array) -> None:
         """dh = dx @ weight."""
-        sizes = *self.ops.shape(dh), self.ops.shape(weight)[0]
-        native.pull(CODES[self.ops.dtype(weight)], *sizes, *self._at(dx, weight, dh), self.threads())
+        sizes = CODES[self.ops.dtype(weight)], *self.ops.shape(dh), self.ops.shape(weight)[0]
+        self._run(native.pull, sizes, dx, weight, dh)
 
     def accumulate(self, dx: Array, h: Array, dw: Array) -> None:
         """dw += dx.T @ h."""
-        sizes = *self.ops.shape(h), self.ops.shape(dw)[0]
-        native.accumulate(CODES[self.ops.dtype(h)], *sizes, *self._at(dx, h, dw), self.threads())
-
-    # Each problem comes with the arrays whose addresses it holds: they have to outlive the call.
+        sizes = CODES[self.ops.dtype(h)], *self.ops.shape(h), self.ops.shape(dw)[0]
+        self._run(native.accumulate, sizes, dx, h, dw)
 
     def _problem(
         self, lay: Layout, x: Array, t: Array | None, u: Array | None, ids: Array | None
-    ) -> tuple[tuple[Any, ...], Any, Shape, str]:
-        """What every kernel on rows starts with; the rows' shape; the compute dtype."""
+    ) -> tuple[tuple[Any, ...], tuple[Array | None, ...], Shape, str]:
+        """What every kernel on rows starts with: numbers, and arrays; the rows' shape; the compute dtype."""
         name = self.ops.dtype(x)
         whole: Any = self.ops.shape(x)
         before, after = whole[: lay.axis], whole[lay.axis + 1 :]
         rows, dense = before + after, self.dense
-        held = (
+        given = (
             dense(x, whole),
             None if t is None else dense(t, whole),
             None if u is None else dense(u, whole[lay.axis : lay.axis + 1]),
             None if ids is None else dense(ids, rows),
         )
-        sizes = math.prod(before), whole[lay.axis], math.prod(after)
         wide = ids is not None and self.ops.dtype(ids) == "int64"
-        return (CODES[name], *sizes, *self._at(*held), wide), held, rows, computed_in(name)
+        sizes = CODES[name], math.prod(before), whole[lay.axis], math.prod(after), wide
+        return sizes, given, rows, computed_in(name)
 
     def _elements(
         self, e: float, x: Array, z: Array, p: Array | None, w: Array | None
-    ) -> tuple[tuple[Any, ...], Any, str]:
-        """What every sigmoid kernel starts with; the compute dtype."""
-        name, shape = self.ops.dtype(x), self.ops.shape(x)
-        held = self.dense(x, shape), self.dense(z, shape)
-        patterns = self._pattern(p, shape), self._pattern(w, shape)
-        flat = (k for array, *sizes in patterns for k in (*self._at(array), *sizes))
-        return (CODES[name], math.prod(shape), e, *self._at(*held), *flat), (held, patterns), computed_in(name)
+    ) -> tuple[tuple[Any, ...], tuple[Array | None, ...], str]:
+        """What every sigmoid kernel starts with: numbers, and arrays; the compute dtype."""
+        name = self.ops.dtype(x)
+        shape: Any = self.ops.shape(x)
+        (p, *p_sizes), (w, *w_sizes) = self._pattern(p, shape), self._pattern(w, shape)
+        sizes = CODES[name], math.prod(shape), e, *p_sizes, *w_sizes
+        return sizes, (self.dense(x, shape), self.dense(z, shape), p, w), computed_in(name)
 
-    def _at(self, *arrays: Array | None) -> list[int]:
+    def _run(self, kernel: Callable[..., Any], sizes: tuple[Any, ...], *arrays: Array | None) -> Any:
+        """kernel(*sizes, threads, the arrays' addresses). `arrays` holds them while native code uses the addresses."""
         address = self.address
-        return [0 if array is None else address(array) for array in arrays]
+        return kernel(*sizes, self.threads(), *[0 if k is None else address(k) for k in arrays])

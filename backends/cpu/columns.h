@@ -1,4 +1,4 @@
-// Rows beside each other, the class axis in the middle: [outer, classes, inner] with inner > 1; and rows of a few classes.
+// Rows beside each other, the class axis in the middle: [outer, classes, inner] with inner > 1, and rows of a few classes.
 // Included by kernels.cpp, after rows.h.
 //
 // A unit is a tile: all classes of up to kTile neighbouring rows, few enough to stay in L2 between visits. Class by
@@ -20,10 +20,11 @@ struct Tile {
   using Int = typename Float<T>::Int;
   T m[kTile], s[kTile], share[kTile], spread[kTile];
   T k[kTile], a[kTile], c[kTile], at_label[kTile];
-  Int label[kTile];   // -1 where there is none
-  T nothing[kTile];   // gradient of a masked row
-  Int masked[kTile];  // all bits set where it is
-  bool any_masked;
+  Int label[kTile];                            // -1 where there is none
+  T peak[kTile], a_r[kTile], rest_r[kTile];    // soft labels: m if that class has p > 1/2, else NaN; as in slopes()
+  T nothing[kTile];                            // gradient of a masked row
+  Int masked[kTile];                           // all bits set where it is
+  bool any_masked, any_peak;
 };
 
 template <class T>
@@ -113,9 +114,14 @@ void tile_gradient(const Rows& k, const X* x, const Compute<X>* t, int64_t width
     T u = kSmooth ? get<T>(k.u, j) : T(0);
     each_strip<T>(width, [&](int64_t i, auto count) XENT_INLINE {
       int64_t at = j * k.inner + i;
-      V v = exp_neg<T>(load_some(x, at, count, T(0)) - lanes_of(tile.m, i)) * lanes_of(tile.k, i);
+      V x_j = load_some(x, at, count, T(0)), v = exp_neg<T>(x_j - lanes_of(tile.m, i)) * lanes_of(tile.k, i);
       if constexpr (kSoft) {
-        v = v - lanes_of(tile.a, i) * load_some(t, at, count, T(0));
+        V weight = load_some(t, at, count, T(0));
+        v = v - lanes_of(tile.a, i) * weight;
+        if (tile.any_peak) {
+          V miss = (lanes_of(tile.share, i) - weight) - weight * lanes_of(tile.s, i);
+          v = select(x_j == lanes_of(tile.peak, i), miss * lanes_of(tile.a_r, i) + lanes_of(tile.rest_r, i), v);
+        }
       } else {
         v = select(get<Ints<T>>(tile.label + i, 0) == Ints<T>{} + Int(j), lanes_of(tile.at_label, i), v);
       }
@@ -146,7 +152,7 @@ void one_tile(const Rows& k, int64_t unit, double u_total) {
 
   Tile<T> tile;
   T smooth[kTile], lse[kTile], loss[kTile], x_y[kTile];
-  tile.any_masked = false;
+  tile.any_masked = tile.any_peak = false;
   for (int64_t i = 0; i < (width + 15) / 16 * 16; ++i) {
     int64_t id = k.ids && i < width ? id_at(k, row + i) : 0;
     tile.masked[i] = id < 0 ? -1 : 0;
@@ -214,11 +220,20 @@ void one_tile(const Rows& k, int64_t unit, double u_total) {
   each_strip<T>(width, [&](int64_t i, auto) XENT_INLINE {
     V m = lanes_of(tile.m, i), s = lanes_of(tile.s, i), a = lanes_of(tile.a, i), label = lanes_of(x_y, i);
     V rest = lanes_of(b, i) + lanes_of(z, i) * lanes_of(lse, i) * T(2) + lanes_of(tile.c, i) * U;
-    V r = T(1) / (s + T(1)), e_y = exp_neg<T>(label - m);
-    V miss = select(label == m, V{} - s, e_y - (s + T(1)));
+    V r = T(1) / (s + T(1));
     store(tile.k, i, ((kSoft ? a * lanes_of(tile.share, i) : a) + rest) * r);
-    store(tile.at_label, i, (a * miss + rest * e_y) * r);
+    if constexpr (kSoft) {
+      store(tile.peak, i, select(s < all(T(1)), m, all(kNaN<T>)));
+      store(tile.a_r, i, a * r);
+      store(tile.rest_r, i, rest * r);
+    } else {
+      V e_y = exp_neg<T>(label - m), miss = select(label == m, V{} - s, e_y - (s + T(1)));
+      store(tile.at_label, i, (a * miss + rest * e_y) * r);
+    }
   });
+  if (kSoft) {
+    for (int64_t i = 0; i < width; ++i) tile.any_peak |= tile.s[i] < T(1);
+  }
   if (k.dx) tile_gradient<X, kSoft, kSmooth>(k, x, t, width, tile, static_cast<X*>(k.dx) + origin);
   if (!k.dt) return;
   each_strip<double>(width, [&](int64_t i, auto) {

@@ -2,6 +2,8 @@
 
 #include "ffi.h"
 
+#include <array>
+
 #include "call.h"
 #include "xla/ffi/api/ffi.h"
 
@@ -12,11 +14,17 @@ namespace ffi = xla::ffi;
 using ffi::AnyBuffer;
 using ffi::Error;
 
+const char* kWrong = "xent: operands or results are not as this version of the kernels has them";
+
 struct Buffer {
   char* data;
   int64_t count, size;
-  // Part g of G equal ones; nullptr where there is nothing
-  void* part(int64_t g, int64_t of) const { return count ? data + g * (count / of) * size : nullptr; }
+  // Part g of G equal ones, each of `n` elements of `bytes`; nullptr where there is nothing
+  void* part(int64_t g, int64_t of, int64_t n, int64_t bytes) const {
+    if (!count) return nullptr;
+    require(count % of == 0 && count / of == n && size == bytes, kWrong);
+    return data + g * n * size;
+  }
 };
 
 Buffer buffer(const AnyBuffer& b) {
@@ -24,8 +32,8 @@ Buffer buffer(const AnyBuffer& b) {
 }
 
 template <size_t N>
-bool read(ffi::RemainingArgs args, ffi::RemainingRets rets, size_t inputs, Buffer (&all)[N]) {
-  if (args.size() != inputs || rets.size() != N - inputs) return false;
+void read(ffi::RemainingArgs args, ffi::RemainingRets rets, size_t inputs, Buffer (&all)[N]) {
+  require(args.size() == inputs && rets.size() == N - inputs, kWrong);
   for (size_t i = 0; i < N; ++i) {
     if (i < inputs) {
       all[i] = buffer(args.get<AnyBuffer>(i).value());
@@ -33,73 +41,92 @@ bool read(ffi::RemainingArgs args, ffi::RemainingRets rets, size_t inputs, Buffe
       all[i] = buffer(*rets.get<AnyBuffer>(i - inputs).value());
     }
   }
-  return true;
 }
 
-bool dtype_of(const AnyBuffer& x, Dtype* dtype) {
+Dtype dtype_of(const AnyBuffer& x) {
   switch (x.element_type()) {
-    case ffi::F32: *dtype = kF32; return true;
-    case ffi::F64: *dtype = kF64; return true;
-    case ffi::F16: *dtype = kF16; return true;
-    case ffi::BF16: *dtype = kBF16; return true;
-    default: return false;
+    case ffi::F32: return kF32;
+    case ffi::F64: return kF64;
+    case ffi::F16: return kF16;
+    case ffi::BF16: return kBF16;
+    default: throw std::invalid_argument(kWrong);
   }
 }
 
-const char* kWrong = "xent: operands or results are not as this version of the kernels has them";
+int64_t computed_size(Dtype dtype) { return dtype == kF64 ? 8 : 4; }
+
+// XLA knows no exceptions.
+template <class F>
+Error answer(F&& work) {
+  try {
+    work();
+    return Error::Success();
+  } catch (const std::invalid_argument& error) {
+    return Error::InvalidArgument(error.what());
+  } catch (const std::exception& error) {
+    return Error::Internal(error.what());
+  }
+}
 
 // x's layout, and how many parts there are: a u for each (more than one under vmap)
-bool layout(ffi::RemainingArgs args, int64_t trailing, Rows* k, int64_t* parts) {
-  if (args.size() < 4) return false;
+int64_t layout(ffi::RemainingArgs args, int64_t trailing, Rows* k) {
   AnyBuffer x = args.get<AnyBuffer>(0).value(), u = args.get<AnyBuffer>(2).value();
   auto shape = x.dimensions();
+  require(trailing >= 0 && trailing < int64_t(shape.size()), kWrong);
   int64_t axis = int64_t(shape.size()) - 1 - trailing;
-  if (axis < 0 || !dtype_of(x, &k->dtype)) return false;
+  k->dtype = dtype_of(x);
   k->outer = k->inner = 1;
   for (int64_t i = 0; i < axis; ++i) k->outer *= shape[size_t(i)];
   for (int64_t i = axis + 1; i < int64_t(shape.size()); ++i) k->inner *= shape[size_t(i)];
   k->classes = shape[size_t(axis)];
   k->wide = args.get<AnyBuffer>(3).value().element_type() == ffi::S64;
-  *parts = u.element_count() ? int64_t(u.element_count()) / k->classes : 1;
-  if (*parts == 0 || k->outer % *parts) return false;
-  k->outer /= *parts;
-  return true;
+  require(k->classes > 0, kWrong);
+  int64_t parts = u.element_count() ? int64_t(u.element_count()) / k->classes : 1;
+  require(parts > 0 && k->outer % parts == 0, kWrong);
+  k->outer /= parts;
+  return parts;
 }
 
-// Every part in turn: assign(k, part) says which of the N operands and results is which
+// Every part in turn: assign(k, row, logits) says which of the N operands and results is which, row(i) being one that has
+// a value for each row, and logits(i, bytes) one of x's shape
 template <size_t N, class Assign>
 Error each_part(ffi::RemainingArgs args, ffi::RemainingRets rets, int64_t trailing, size_t inputs, Task task,
                 Assign assign) {
-  Rows k{};
-  int64_t parts;
-  Buffer b[N];
-  if (!read(args, rets, inputs, b) || !layout(args, trailing, &k, &parts)) return Error::InvalidArgument(kWrong);
-  k.task = task;
-  for (int64_t g = 0; g < parts; ++g) {
-    auto part = [&](int i) { return b[i].part(g, parts); };
-    k.x = part(0), k.t = part(1), k.u = part(2), k.ids = part(3);
-    assign(k, part);
-    run(k, 0);
-  }
-  return Error::Success();
+  return answer([&] {
+    Rows k{};
+    Buffer b[N];
+    read(args, rets, inputs, b);
+    int64_t parts = layout(args, trailing, &k), rows = k.outer * k.inner, computed = computed_size(k.dtype);
+    k.task = task;
+    for (int64_t g = 0; g < parts; ++g) {
+      auto row = [&](int i) { return b[i].part(g, parts, rows, computed); };
+      auto logits = [&](int i, int64_t bytes) { return b[i].part(g, parts, rows * k.classes, bytes); };
+      k.x = logits(0, b[0].size), k.t = logits(1, computed);
+      k.u = b[2].part(g, parts, k.classes, computed), k.ids = b[3].part(g, parts, rows, k.wide ? 8 : 4);
+      assign(k, row, logits);
+      run(k, 0);
+    }
+  });
 }
 
 Error rows_forward(ffi::RemainingArgs args, ffi::RemainingRets rets, int64_t trailing) {
-  return each_part<9>(args, rets, trailing, 4, Task::kForward, [](Rows& k, auto part) {
-    k.m = part(4), k.s = part(5), k.loss = part(6), k.lse = part(7), k.smooth = part(8);
+  return each_part<9>(args, rets, trailing, 4, Task::kForward, [](Rows& k, auto row, auto) {
+    k.m = row(4), k.s = row(5), k.loss = row(6), k.lse = row(7), k.smooth = row(8);
   });
 }
 
 Error rows_backward(ffi::RemainingArgs args, ffi::RemainingRets rets, int64_t trailing) {
-  return each_part<11>(args, rets, trailing, 9, Task::kBackward, [](Rows& k, auto part) {
-    k.m = part(4), k.s = part(5), k.a = part(6), k.b = part(7), k.c = part(8), k.dx = part(9), k.dt = part(10);
+  return each_part<11>(args, rets, trailing, 9, Task::kBackward, [](Rows& k, auto row, auto logits) {
+    k.m = row(4), k.s = row(5), k.a = row(6), k.b = row(7), k.c = row(8);
+    k.dx = logits(9, size_of(k.dtype)), k.dt = logits(10, computed_size(k.dtype));
   });
 }
 
 Error rows_both(ffi::RemainingArgs args, ffi::RemainingRets rets, int64_t trailing) {
-  return each_part<13>(args, rets, trailing, 7, Task::kBoth, [](Rows& k, auto part) {
-    k.a = part(4), k.z = part(5), k.c = part(6);
-    k.m = part(7), k.s = part(8), k.loss = part(9), k.lse = part(10), k.smooth = part(11), k.dx = part(12);
+  return each_part<13>(args, rets, trailing, 7, Task::kBoth, [](Rows& k, auto row, auto logits) {
+    k.a = row(4), k.z = row(5), k.c = row(6);
+    k.m = row(7), k.s = row(8), k.loss = row(9), k.lse = row(10), k.smooth = row(11);
+    k.dx = logits(12, size_of(k.dtype));
   });
 }
 
@@ -116,81 +143,97 @@ double scalar(const void* p, Dtype dtype) {
   return dtype == kF64 ? *static_cast<const double*>(p) : double(*static_cast<const float*>(p));
 }
 
-// The same for elements; there are as many parts as the scalar `counted` has values: a sum or a scale for each
+// The same for elements; there are as many parts as the scalar `counted` has values: a sum or a scale for each.
+// assign(k, logits, scalar) gives the sum's address, if there is one.
 template <size_t N, class Assign>
 Error each_part(ffi::RemainingArgs args, ffi::RemainingRets rets, double e, const int64_t (&patterns)[4],
                 size_t inputs, size_t counted, Assign assign) {
-  Sigmoid k{};
-  Buffer b[N];
-  if (!read(args, rets, inputs, b) || !dtype_of(args.get<AnyBuffer>(0).value(), &k.dtype) || !b[counted].count)
-    return Error::InvalidArgument(kWrong);
-  int64_t parts = b[counted].count;
-  k.e = e, k.n = b[0].count / parts;
-  for (int64_t g = 0; g < parts; ++g) {
-    auto part = [&](int i) { return b[i].part(g, parts); };
-    k.x = part(0), k.z = part(1);
-    k.p = {part(2), patterns[0], patterns[1]}, k.w = {part(3), patterns[2], patterns[3]};
-    void* sum = assign(k, part);
-    double total = run(k, 0);
-    set_scalar(sum, k.dtype, total);
-  }
-  return Error::Success();
+  return answer([&] {
+    Sigmoid k{};
+    Buffer b[N];
+    read(args, rets, inputs, b);
+    k.dtype = dtype_of(args.get<AnyBuffer>(0).value());
+    int64_t parts = b[counted].count, computed = computed_size(k.dtype);
+    require(parts > 0, kWrong);
+    k.e = e, k.n = b[0].count / parts;
+    for (int64_t g = 0; g < parts; ++g) {
+      auto logits = [&](int i, int64_t bytes) { return b[i].part(g, parts, k.n, bytes); };
+      auto one = [&](int i) { return b[i].part(g, parts, 1, computed); };
+      k.x = logits(0, b[0].size), k.z = logits(1, computed);
+      k.p = {b[2].part(g, parts, patterns[0], computed), patterns[0], patterns[1]};
+      k.w = {b[3].part(g, parts, patterns[2], computed), patterns[2], patterns[3]};
+      void* sum = assign(k, logits, one);
+      double total = run(k, 0);
+      set_scalar(sum, k.dtype, total);
+    }
+  });
 }
 
 Error sigmoid_forward(ffi::RemainingArgs args, ffi::RemainingRets rets, double e, int64_t p_len, int64_t p_inner,
                       int64_t w_len, int64_t w_inner) {
-  return each_part<6>(args, rets, e, {p_len, p_inner, w_len, w_inner}, 4, 5, [](Sigmoid& k, auto part) {
-    k.loss = part(4);
-    return part(5);
+  return each_part<6>(args, rets, e, {p_len, p_inner, w_len, w_inner}, 4, 5, [](Sigmoid& k, auto logits, auto one) {
+    k.loss = logits(4, computed_size(k.dtype));
+    return one(5);
   });
 }
 
 Error sigmoid_backward(ffi::RemainingArgs args, ffi::RemainingRets rets, double e, int64_t p_len, int64_t p_inner,
                        int64_t w_len, int64_t w_inner) {
-  return each_part<7>(args, rets, e, {p_len, p_inner, w_len, w_inner}, 5, 4, [](Sigmoid& k, auto part) -> void* {
-    k.backward = true;
-    k.scale = scalar(part(4), k.dtype);
-    k.dx = part(5), k.dz = part(6);
-    return nullptr;
-  });
+  return each_part<7>(args, rets, e, {p_len, p_inner, w_len, w_inner}, 5, 4,
+                      [](Sigmoid& k, auto logits, auto one) -> void* {
+                        k.backward = true;
+                        k.scale = scalar(one(4), k.dtype);
+                        k.dx = logits(5, size_of(k.dtype)), k.dz = logits(6, computed_size(k.dtype));
+                        return nullptr;
+                      });
 }
 
 Error sigmoid_both(ffi::RemainingArgs args, ffi::RemainingRets rets, double e, int64_t p_len, int64_t p_inner,
                    int64_t w_len, int64_t w_inner) {
-  return each_part<8>(args, rets, e, {p_len, p_inner, w_len, w_inner}, 5, 4, [](Sigmoid& k, auto part) {
-    k.scale = scalar(part(4), k.dtype);
-    k.loss = part(5), k.dx = part(7);
-    return part(6);
+  return each_part<8>(args, rets, e, {p_len, p_inner, w_len, w_inner}, 5, 4, [](Sigmoid& k, auto logits, auto one) {
+    k.scale = scalar(one(4), k.dtype);
+    k.loss = logits(5, computed_size(k.dtype)), k.dx = logits(7, size_of(k.dtype));
+    return one(6);
   });
 }
 
-// What is read in `dtype`, and a matrix of [rows or classes, features] for each of the two sizes
-Error product(Product::Task task, AnyBuffer typed, AnyBuffer of_rows, AnyBuffer of_classes, Product k) {
-  k.task = task;
-  if (!dtype_of(typed, &k.dtype) || of_rows.dimensions().size() != 2 || of_classes.dimensions().size() != 2)
-    return Error::InvalidArgument(kWrong);
-  k.rows = of_rows.dimensions()[0], k.features = of_rows.dimensions()[1], k.classes = of_classes.dimensions()[0];
-  run(k, 0);
-  return Error::Success();
+using Sizes = std::array<int64_t, 2>;
+
+Sizes sizes(const AnyBuffer& matrix) {
+  require(matrix.dimensions().size() == 2, kWrong);
+  return {matrix.dimensions()[0], matrix.dimensions()[1]};
+}
+
+// `typed` is of the inputs' dtype, `computed` of what that is computed in; x has the logits' sizes
+Error product(Product::Task task, AnyBuffer typed, AnyBuffer computed, AnyBuffer of_rows, AnyBuffer of_classes,
+              AnyBuffer x, Product k) {
+  return answer([&] {
+    k.task = task, k.dtype = dtype_of(typed);
+    require((dtype_of(computed) == kF64) == (k.dtype == kF64), kWrong);
+    Sizes rows = sizes(of_rows), classes = sizes(of_classes);
+    require(rows[1] == classes[1] && sizes(x) == Sizes{rows[0], classes[0]}, kWrong);
+    k.rows = rows[0], k.features = rows[1], k.classes = classes[0];
+    run(k, 0);
+  });
 }
 
 Error project(AnyBuffer h, AnyBuffer w, ffi::Result<AnyBuffer> x) {
   Product k{};
   k.h = h.untyped_data(), k.w = w.untyped_data(), k.x = x->untyped_data();
-  return product(Product::kProject, h, h, w, k);
+  return product(Product::kProject, h, *x, h, w, *x, k);
 }
 
 Error pull(AnyBuffer dx, AnyBuffer w, ffi::Result<AnyBuffer> dh) {
   Product k{};
   k.x = dx.untyped_data(), k.w = w.untyped_data(), k.out = dh->untyped_data();
-  return product(Product::kPull, w, *dh, w, k);
+  return product(Product::kPull, w, dx, *dh, w, dx, k);
 }
 
 Error accumulate(AnyBuffer dw, AnyBuffer dx, AnyBuffer h, ffi::Result<AnyBuffer> out) {
   if (dw.untyped_data() != out->untyped_data()) return Error::InvalidArgument(kWrong);
   Product k{};
   k.x = dx.untyped_data(), k.h = h.untyped_data(), k.out = out->untyped_data();
-  return product(Product::kAccumulate, h, h, dw, k);
+  return product(Product::kAccumulate, h, dx, h, dw, dx, k);
 }
 
 #define XENT_ROWS ffi::Ffi::Bind().RemainingArgs().RemainingRets().Attr<int64_t>("trailing")

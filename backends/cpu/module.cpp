@@ -58,48 +58,48 @@ double without_gil(const K& k, double cost, int threads) {
   return result;
 }
 
-Rows rows(Task task, int dtype, Int outer, Int classes, Int inner, Address x, Address t, Address u, Address ids,
-          bool wide) {
+Rows rows(Task task, int dtype, Int outer, Int classes, Int inner, bool wide, Address x, Address t, Address u,
+          Address ids) {
   Rows k{};
   k.task = task;
   k.dtype = Dtype(dtype);
-  k.outer = outer, k.classes = classes, k.inner = inner;
-  k.x = at(x), k.t = at(t), k.u = at(u), k.ids = at(ids), k.wide = wide;
+  k.outer = outer, k.classes = classes, k.inner = inner, k.wide = wide;
+  k.x = at(x), k.t = at(t), k.u = at(u), k.ids = at(ids);
   return k;
 }
 
-void rows_forward(int dtype, Int outer, Int classes, Int inner, Address x, Address t, Address u, Address ids, bool wide,
-                  Address m, Address s, Address loss, Address lse, Address smooth, int threads) {
-  Rows k = rows(Task::kForward, dtype, outer, classes, inner, x, t, u, ids, wide);
+void rows_forward(int dtype, Int outer, Int classes, Int inner, bool wide, int threads, Address x, Address t, Address u,
+                  Address ids, Address m, Address s, Address loss, Address lse, Address smooth) {
+  Rows k = rows(Task::kForward, dtype, outer, classes, inner, wide, x, t, u, ids);
   k.m = at(m), k.s = at(s), k.loss = at(loss), k.lse = at(lse), k.smooth = at(smooth);
   without_gil(k, cost(k), threads);
 }
 
-void rows_backward(int dtype, Int outer, Int classes, Int inner, Address x, Address t, Address u, Address ids, bool wide,
-                   Address m, Address s, Address a, Address b, Address c, Address dx, Address dt, int threads) {
-  Rows k = rows(Task::kBackward, dtype, outer, classes, inner, x, t, u, ids, wide);
+void rows_backward(int dtype, Int outer, Int classes, Int inner, bool wide, int threads, Address x, Address t, Address u,
+                   Address ids, Address m, Address s, Address a, Address b, Address c, Address dx, Address dt) {
+  Rows k = rows(Task::kBackward, dtype, outer, classes, inner, wide, x, t, u, ids);
   k.m = at(m), k.s = at(s), k.a = at(a), k.b = at(b), k.c = at(c), k.dx = at(dx), k.dt = at(dt);
   without_gil(k, cost(k), threads);
 }
 
-void rows_both(int dtype, Int outer, Int classes, Int inner, Address x, Address t, Address u, Address ids, bool wide,
-               Address a, Address z, Address c, Address loss, Address lse, Address smooth, Address m, Address s,
-               Address dx, int threads) {
-  Rows k = rows(Task::kBoth, dtype, outer, classes, inner, x, t, u, ids, wide);
+void rows_both(int dtype, Int outer, Int classes, Int inner, bool wide, int threads, Address x, Address t, Address u,
+               Address ids, Address a, Address z, Address c, Address loss, Address lse, Address smooth, Address m,
+               Address s, Address dx) {
+  Rows k = rows(Task::kBoth, dtype, outer, classes, inner, wide, x, t, u, ids);
   k.a = at(a), k.z = at(z), k.c = at(c), k.dx = at(dx);
   k.loss = at(loss), k.lse = at(lse), k.smooth = at(smooth), k.m = at(m), k.s = at(s);
   without_gil(k, cost(k), threads);
 }
 
-double mean_both(int dtype, Int outer, Int classes, Int inner, Address x, Address t, Address u, Address ids, bool wide,
-                 double n, Address dx, int threads) {
-  Rows k = rows(Task::kBoth, dtype, outer, classes, inner, x, t, u, ids, wide);
+double mean_both(int dtype, Int outer, Int classes, Int inner, bool wide, double n, int threads, Address x, Address t,
+                 Address u, Address ids, Address dx) {
+  Rows k = rows(Task::kBoth, dtype, outer, classes, inner, wide, x, t, u, ids);
   k.slope = 1 / n, k.dx = at(dx), k.summed = true;
   return without_gil(k, cost(k), threads) / n;
 }
 
-Sigmoid sigmoid(int dtype, Int n, double e, Address x, Address z, Address p, Int p_len, Int p_inner, Address w, Int w_len,
-                Int w_inner) {
+Sigmoid sigmoid(int dtype, Int n, double e, Int p_len, Int p_inner, Int w_len, Int w_inner, Address x, Address z,
+                Address p, Address w) {
   Sigmoid k{};
   k.dtype = Dtype(dtype);
   k.n = n, k.e = e, k.x = at(x), k.z = at(z);
@@ -108,24 +108,24 @@ Sigmoid sigmoid(int dtype, Int n, double e, Address x, Address z, Address p, Int
   return k;
 }
 
-double sigmoid_forward(int dtype, Int n, double e, Address x, Address z, Address p, Int p_len, Int p_inner, Address w,
-                       Int w_len, Int w_inner, Address loss, int threads) {
-  Sigmoid k = sigmoid(dtype, n, e, x, z, p, p_len, p_inner, w, w_len, w_inner);
+double sigmoid_forward(int dtype, Int n, double e, Int p_len, Int p_inner, Int w_len, Int w_inner, int threads, Address x,
+                       Address z, Address p, Address w, Address loss) {
+  Sigmoid k = sigmoid(dtype, n, e, p_len, p_inner, w_len, w_inner, x, z, p, w);
   k.loss = at(loss);
   return without_gil(k, double(n), threads);
 }
 
-void sigmoid_backward(int dtype, Int n, double e, Address x, Address z, Address p, Int p_len, Int p_inner, Address w,
-                      Int w_len, Int w_inner, double scale, Address dx, Address dz, int threads) {
-  Sigmoid k = sigmoid(dtype, n, e, x, z, p, p_len, p_inner, w, w_len, w_inner);
+void sigmoid_backward(int dtype, Int n, double e, Int p_len, Int p_inner, Int w_len, Int w_inner, double scale,
+                      int threads, Address x, Address z, Address p, Address w, Address dx, Address dz) {
+  Sigmoid k = sigmoid(dtype, n, e, p_len, p_inner, w_len, w_inner, x, z, p, w);
   k.backward = true;
   k.scale = scale, k.dx = at(dx), k.dz = at(dz);
   without_gil(k, double(n), threads);
 }
 
-double sigmoid_both(int dtype, Int n, double e, Address x, Address z, Address p, Int p_len, Int p_inner, Address w,
-                    Int w_len, Int w_inner, double scale, Address loss, Address dx, int threads) {
-  Sigmoid k = sigmoid(dtype, n, e, x, z, p, p_len, p_inner, w, w_len, w_inner);
+double sigmoid_both(int dtype, Int n, double e, Int p_len, Int p_inner, Int w_len, Int w_inner, double scale, int threads,
+                    Address x, Address z, Address p, Address w, Address loss, Address dx) {
+  Sigmoid k = sigmoid(dtype, n, e, p_len, p_inner, w_len, w_inner, x, z, p, w);
   k.scale = scale, k.loss = at(loss), k.dx = at(dx);
   return without_gil(k, double(n), threads);
 }
@@ -139,17 +139,17 @@ Product product(Product::Task task, int dtype, Int rows, Int features, Int class
   return k;
 }
 
-void project(int dtype, Int rows, Int features, Int classes, Address h, Address w, Address x, int threads) {
+void project(int dtype, Int rows, Int features, Int classes, int threads, Address h, Address w, Address x) {
   Product k = product(Product::kProject, dtype, rows, features, classes, h, w, x, 0);
   without_gil(k, cost(k), threads);
 }
 
-void pull(int dtype, Int rows, Int features, Int classes, Address dx, Address w, Address dh, int threads) {
+void pull(int dtype, Int rows, Int features, Int classes, int threads, Address dx, Address w, Address dh) {
   Product k = product(Product::kPull, dtype, rows, features, classes, 0, w, dx, dh);
   without_gil(k, cost(k), threads);
 }
 
-void accumulate(int dtype, Int rows, Int features, Int classes, Address dx, Address h, Address dw, int threads) {
+void accumulate(int dtype, Int rows, Int features, Int classes, int threads, Address dx, Address h, Address dw) {
   Product k = product(Product::kAccumulate, dtype, rows, features, classes, h, 0, dx, dw);
   without_gil(k, cost(k), threads);
 }
@@ -183,6 +183,7 @@ NB_MODULE(_native, module) {
   module.attr("F16") = int(kF16);
   module.attr("BF16") = int(kBF16);
   module.attr("version") = XENT_VERSION;
+  module.attr("INTERFACE") = 2;  // counts what the arguments below have been
   module.def("isa", [] { return kernels()->isa; });
   module.def("isas", [] {
     int n;

@@ -163,8 +163,8 @@ Pool& pool() {
 
 int usable_cpus() {
   if (const char* given = std::getenv("XENT_NUM_THREADS")) {
-    int n = std::atoi(given);
-    if (n > 0) return n < kMost ? n : kMost;
+    long n = std::strtol(given, nullptr, 10);
+    if (n > 0) return n < kMost ? int(n) : kMost;
   }
   if (int n = int(processors().size())) return n;
   int n = int(std::thread::hardware_concurrency());

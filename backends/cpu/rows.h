@@ -101,6 +101,13 @@ struct Visit {
   double scale[kBlocks];
   T* terms = nullptr;  // null: they are not kept
 
+  // Where the block begins in which the maximum is met first
+  int64_t first(T m) const {
+    int64_t b = 0;
+    while (b + 1 < kBlocks && top[b] != m) ++b;
+    return b * kBlock<T>;
+  }
+
   // From all blocks' maxima to their scales. False where some are so small that products would be no normal numbers.
   bool settle(int64_t n, T m) {
     T last = m;
@@ -198,19 +205,41 @@ Stats<Compute<X>> statistics(const X* x, const Compute<X>* t, const Compute<X>* 
 template <class T>
 struct Slopes {
   T k, a, c;   // dx_j = k exp(x_j - m) - a t_j - c u_j
-  T at_label;  // instead of the first term, where labels are hard
+  T at_place;  // all of it at one place where the first two terms may cancel, below
 };
 
-// pull's per-row part; `rest` = b + c sum u
+// Where labels are hard, the label's place; where they are soft, that of the one class with p > 1/2, if there is one.
 template <class T>
-Slopes<T> slopes(const Stats<T>& row, bool hard, T x_y, double a, double rest, double c) {
-  double r = 1 / (1 + row.s), e_y = 0, miss = 0;
-  if (hard) {
-    e_y = std::exp(double(x_y) - double(row.m));
-    miss = x_y == row.m ? -row.s : e_y - (1 + row.s);
+struct Place {
+  int64_t at = -1;
+  T x = 0, t = 0, u = 0;
+};
+
+// pull's per-row part; `rest` = b + c sum u. At the place, (sum t - t) p - t (1 - p), where 1 - p is what the others
+// have: for labels that are 1 at one place, that is the gradient of hard ones.
+template <class T>
+Slopes<T> slopes(const Stats<T>& row, const Place<T>& place, double a, double rest, double c) {
+  double r = 1 / (1 + row.s), at_place = 0;
+  if (place.at >= 0) {
+    double e = std::exp(double(place.x) - double(row.m)), others = (1 - e) + row.s, t = place.t;
+    at_place = (a * ((row.share - t) * e - t * others) + rest * e) * r - c * double(place.u);
   }
-  double share = hard ? 1 : row.share;
-  return {T((a * share + rest) * r), T(a), T(c), T((a * miss + rest * e_y) * r)};
+  return {T((a * row.share + rest) * r), T(a), T(c), T(at_place)};
+}
+
+// The first place from i on where x has its maximum m, which is there; -1 where it is not, after all
+template <class X>
+int64_t place_of(const X* x, int64_t i, int64_t n, Compute<X> m) {
+  using T = Compute<X>;
+  constexpr int64_t lanes = kLanes<T>;
+  for (; i + 4 * lanes <= n; i += 4 * lanes) {
+    Vec<T> four[4];
+    for (int k = 0; k < 4; ++k) four[k] = load(x, i + k * lanes);
+    if (any_at_least<T>(max4(four), m)) break;
+  }
+  while (i + lanes <= n && !any_at_least<T>(load(x, i), m)) i += lanes;
+  while (i < n && load_one(x, i) != m) ++i;
+  return i < n ? i : -1;
 }
 
 // Sum of a vector, block by block
@@ -246,7 +275,7 @@ inline bool collide(const void* x, const void* dx) {
 
 // term(i, width): the vector exp(x_i - m), ... down: of what is streamed, whole vectors from the last to the first
 template <class X, bool kSoft, bool kSmooth, bool kStream, class F>
-void gradient(const F& term, const Compute<X>* t, const Compute<X>* u, int64_t n, int64_t label,
+void gradient(const F& term, const Compute<X>* t, const Compute<X>* u, int64_t n, int64_t place,
               Slopes<Compute<X>> slope, X* dx, bool down) {
   using T = Compute<X>;
   using V = Vec<T>;
@@ -256,7 +285,7 @@ void gradient(const F& term, const Compute<X>* t, const Compute<X>* u, int64_t n
     if constexpr (kSmooth) v = v - load_some(u, i, width, T(0)) * slope.c;
     return v;
   };
-  auto span = [&](int64_t begin, int64_t end) XENT_INLINE {  // whole vectors without the label
+  auto span = [&](int64_t begin, int64_t end) XENT_INLINE {  // whole vectors without the place
     const bool falling = kStream && down;
     for (int64_t i = falling ? end - lanes : begin; i >= begin && i < end; i += falling ? -lanes : lanes) {
       V v = subtract(term(i, Full{}) * slope.k, i, Full{});
@@ -266,24 +295,23 @@ void gradient(const F& term, const Compute<X>* t, const Compute<X>* u, int64_t n
   auto some = [&](int64_t i, int64_t end) {  // any, a vector at a time
     for (; i < end; i += lanes) {
       int width = end - i < lanes ? int(end - i) : lanes;
-      V v = (width == lanes ? term(i, Full{}) : term(i, width)) * slope.k;
-      if (label >= i && label < i + width) v[int(label - i)] = slope.at_label;
+      V v = width == lanes ? subtract(term(i, Full{}) * slope.k, i, Full{}) : subtract(term(i, width) * slope.k, i, width);
+      if (place >= i && place < i + width) v[int(place - i)] = slope.at_place;
       if (width == lanes) {
-        v = subtract(v, i, Full{});
         kStream ? stream(dx, i, v) : store(dx, i, v);
       } else {
-        store_part(dx, i, width, subtract(v, i, width));
+        store_part(dx, i, width, v);
       }
     }
   };
   int64_t first = kStream ? misaligned(dx, n) : 0;
   if (first == n) {
-    if constexpr (kStream) return gradient<X, kSoft, kSmooth, false>(term, t, u, n, label, slope, dx, down);
+    if constexpr (kStream) return gradient<X, kSoft, kSmooth, false>(term, t, u, n, place, slope, dx, down);
   }
   int64_t whole = first + (n - first) / lanes * lanes;
   some(0, first);
-  if (label >= first && label < whole) {
-    int64_t its = first + (label - first) / lanes * lanes;
+  if (place >= first && place < whole) {
+    int64_t its = first + (place - first) / lanes * lanes;
     span(first, its);
     some(its, its + lanes);
     span(its + lanes, whole);
@@ -317,14 +345,16 @@ void put_result(void* p, int64_t row, double value) {
   if (p) put(p, row, T(value));
 }
 
+// An id past the classes is never looked up, even if another thread wrote it after the caller's check.
 inline int64_t id_at(const Rows& k, int64_t row) {
-  return k.wide ? get<int64_t>(k.ids, row) : get<int32_t>(k.ids, row);
+  int64_t id = k.wide ? get<int64_t>(k.ids, row) : get<int32_t>(k.ids, row);
+  return id < k.classes ? id : kInvalid;
 }
 
 // Where there was a visit, each block relative to its own maximum; its result is the same, kept or computed anew. Blocks of
 // one maximum are written as one: between two, a line of memory would be streamed in part and stored in part, which waits.
 template <class X, bool kSoft, bool kSmooth>
-void row_gradient(const Rows& k, const X* x, const Compute<X>* t, const Compute<X>* u, int64_t label, Compute<X> m,
+void row_gradient(const Rows& k, const X* x, const Compute<X>* t, const Compute<X>* u, int64_t place, Compute<X> m,
                   const Visit<Compute<X>>* visit, Slopes<Compute<X>> slope, X* dx) {
   using T = Compute<X>;
   const T all_k = slope.k;
@@ -341,8 +371,8 @@ void row_gradient(const Rows& k, const X* x, const Compute<X>* t, const Compute<
     const int64_t n = end - begin;
     auto write = [&](const auto& term) XENT_INLINE {
       const T *t_from = kSoft ? t + begin : nullptr, *u_from = kSmooth ? u + begin : nullptr;
-      k.streaming ? gradient<X, kSoft, kSmooth, true>(term, t_from, u_from, n, label - begin, slope, dx + begin, down)
-                  : gradient<X, kSoft, kSmooth, false>(term, t_from, u_from, n, label - begin, slope, dx + begin, down);
+      k.streaming ? gradient<X, kSoft, kSmooth, true>(term, t_from, u_from, n, place - begin, slope, dx + begin, down)
+                  : gradient<X, kSoft, kSmooth, false>(term, t_from, u_from, n, place - begin, slope, dx + begin, down);
     };
     if (visit && visit->terms) {
       write([from = visit->terms + begin](int64_t i, auto width) XENT_INLINE { return load_some(from, i, width, T(0)); });
@@ -385,15 +415,16 @@ void one_row(const Rows& k, int64_t row, double u_total) {
     }
   }
   Stats<T> stats{};
-  T x_y = kSoft ? T(0) : load_one(x, id);
+  T x_y = kSoft ? T(0) : load_one(x, id);  // before dx, which may be in its place
   double lse = 0;
   if (k.task == Task::kBackward) {
     stats.m = get<T>(k.m, row);
     stats.s = double(get<T>(k.s, row));
-    stats.share = kSoft ? total(t, n) : 0;
+    stats.share = kSoft ? total(t, n) : 1;
     stats.u_total = u_total;
   } else {
     stats = statistics<X, kSoft, kSmooth>(x, t, u, n, visit);
+    if (!kSoft) stats.share = 1;
     double spread = std::log1p(stats.s), m = double(stats.m);
     lse = m + spread;
     put_result<T>(k.loss, row, kSoft ? stats.soft + stats.share * spread : (m - double(x_y)) + spread);
@@ -408,9 +439,16 @@ void one_row(const Rows& k, int64_t row, double u_total) {
   if (dx) {
     double a = k.a ? double(get<T>(k.a, row)) : k.slope, c = k.c ? double(get<T>(k.c, row)) : 0;
     double b = k.b ? double(get<T>(k.b, row)) : k.z ? 2 * double(get<T>(k.z, row)) * lse : 0;
-    Slopes<T> slope = slopes<T>(stats, !kSoft, x_y, a, b + (kSmooth ? c * stats.u_total : 0), c);
-    bool settled = k.task == Task::kBoth && n <= visit.kMost && visit.settle(n, stats.m);
-    row_gradient<X, kSoft, kSmooth>(k, x, t, u, kSoft ? -1 : id, stats.m, settled ? &visit : nullptr, slope, dx);
+    bool visited = k.task == Task::kBoth && n <= visit.kMost;
+    Place<T> place{id, x_y, T(1)};
+    if constexpr (kSoft) {
+      place.at = stats.s < 1 ? place_of(x, visited ? visit.first(stats.m) : 0, n, stats.m) : -1;
+      if (place.at >= 0) place.x = stats.m, place.t = get<T>(t, place.at);
+    }
+    if (kSmooth && place.at >= 0) place.u = get<T>(u, place.at);
+    Slopes<T> slope = slopes<T>(stats, place, a, b + (kSmooth ? c * stats.u_total : 0), c);
+    bool settled = visited && visit.settle(n, stats.m);
+    row_gradient<X, kSoft, kSmooth>(k, x, t, u, place.at, stats.m, settled ? &visit : nullptr, slope, dx);
   }
 }
 

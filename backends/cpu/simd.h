@@ -291,6 +291,11 @@ XENT_INLINE inline bool any_at_least(Vec<T> v, T bound) {
 #if XENT_AVX512
   if constexpr (sizeof(T) == 4) return _mm512_cmp_ps_mask(bits<__m512>(v), _mm512_set1_ps(bound), _CMP_GE_OQ) != 0;
   if constexpr (sizeof(T) == 8) return _mm512_cmp_pd_mask(bits<__m512d>(v), _mm512_set1_pd(bound), _CMP_GE_OQ) != 0;
+#elif XENT_AVX2
+  if constexpr (sizeof(T) == 4)
+    return _mm256_movemask_ps(_mm256_cmp_ps(bits<__m256>(v), _mm256_set1_ps(bound), _CMP_GE_OQ)) != 0;
+  if constexpr (sizeof(T) == 8)
+    return _mm256_movemask_pd(_mm256_cmp_pd(bits<__m256d>(v), _mm256_set1_pd(bound), _CMP_GE_OQ)) != 0;
 #endif
   bool any = false;
   for (int k = 0; k < kLanes<T>; ++k) any |= v[k] >= bound;

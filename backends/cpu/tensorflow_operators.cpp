@@ -9,6 +9,7 @@
 #include <exception>
 #include <iterator>
 #include <memory>
+#include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
@@ -421,6 +422,8 @@ void compute(void* attributes, TF_OpKernelContext* context) {
     kOperators[i].run(call, *static_cast<Attributes*>(attributes));
     return;
   } catch (const Failed&) {
+  } catch (const std::invalid_argument& error) {
+    tf.TF_SetStatus(status.raw, kTfInvalidArgument, error.what());
   } catch (const std::exception& error) {
     tf.TF_SetStatus(status.raw, kTfInternal, error.what());
   }
