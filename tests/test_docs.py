@@ -35,7 +35,7 @@ def test_readme_code(framework, part, capsys):
     exec(part, names)
     assert capsys.readouterr().out.splitlines() == re.findall(r"^print\(.*  # (.*)$", part, re.MULTILINE)
     loss = names["loss"].detach() if framework == "torch" else names["loss"]
-    assert abs(float(loss) - 1.5609144) < 2e-6
+    assert abs(float(loss) - 1.5609144) < 1e-6
 
 
 @pytest.mark.parametrize(("call", "answer"), ANSWERS)
