@@ -1,0 +1,249 @@
+"""The losses inside TensorFlow programs as users write them: value and gradient against the oracle."""
+
+import numpy as np
+import pytest
+
+tf = pytest.importorskip("tensorflow", reason="tensorflow is not installed")
+
+import xent  # noqa: E402
+from programs import IDS, LOGITS, PROBLEMS, assert_close  # noqa: E402
+
+pytestmark = [pytest.mark.backend("tensorflow"), pytest.mark.compiled]
+problems = pytest.mark.parametrize("problem", PROBLEMS, ids=[problem.name for problem in PROBLEMS])
+FEW = [PROBLEMS[0], PROBLEMS[4], PROBLEMS[6], PROBLEMS[7]]  # one of each loss
+each_loss = pytest.mark.parametrize("problem", FEW, ids=[problem.loss for problem in FEW])
+
+
+def call(problem, x, **more):
+    return getattr(xent, problem.loss)(x, *problem.rest, **problem.options, **more)
+
+
+def with_gradient(f, x, **options):
+    with tf.GradientTape(**options) as tape:
+        tape.watch(x)
+        value = f(x)
+    return value, tape.gradient(value, x)
+
+
+def check(problem, found, truth=None, scale=1.0):
+    value, gradient = problem.truth() if truth is None else truth
+    assert_close(found[0], value, problem, "loss")
+    assert_close(found[1], scale * gradient, problem, "gradient")
+
+
+MODES = {
+    "eager": lambda f: f,
+    "graph": tf.function,
+    "xla": lambda f: tf.function(f, jit_compile=True),
+}
+
+
+# ---- steps before the loss, in one graph with it
+
+
+@pytest.mark.parametrize("mode", MODES)
+@problems
+def test_product_before(problem, mode):
+    """A temperature, which a compiler may join with the loss's first subtraction."""
+    x = tf.constant(problem.x)
+    found = MODES[mode](lambda x: with_gradient(lambda x: call(problem, x / 0.7), x))(x)
+    value, gradient = problem.truth(np.float32(problem.x) / np.float32(0.7))
+    check(problem, found, (value, gradient / np.float64(np.float32(0.7))))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_equal_logits_of_a_product(mode):
+    f = MODES[mode](lambda x: xent.sparse_ce(x / 1.3, IDS))
+    np.testing.assert_allclose(f(tf.fill([4, 64], 3.9e9)), np.log(64), rtol=1e-6)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@each_loss
+def test_softcap_before(problem, mode):
+    x = tf.constant(problem.x)
+    found = MODES[mode](lambda x: with_gradient(lambda x: call(problem, 5 * tf.tanh(x / 5)), x))(x)
+    bent = np.tanh(problem.x.astype(np.float64) / 5)
+    value, gradient = problem.truth(5 * bent)
+    check(problem, found, (value, gradient * (1 - bent**2)))
+
+
+# ---- shapes that are not known while the graph is traced
+
+
+@pytest.mark.parametrize("xla", [False, True])
+@pytest.mark.parametrize("known", ["batch", "lengths", "rank"])
+@each_loss
+def test_unknown_shapes(problem, known, xla):
+    """What is unknown: the batch, every length, the rank."""
+    shape = {"batch": [None, problem.x.shape[1]], "lengths": [None, None], "rank": None}[known]
+    labels = problem.rest[-1]
+    of_labels = [None, *labels.shape[1:]] if known == "batch" else None if known == "rank" else [None] * labels.ndim
+    signature = [tf.TensorSpec(shape, tf.float32), tf.TensorSpec(of_labels, labels.dtype)]
+
+    @tf.function(input_signature=signature, jit_compile=xla)
+    def step(x, y):
+        rest = (*problem.rest[:-1], y)
+        return with_gradient(lambda x: call(problem._replace(rest=rest), x), x)
+
+    check(problem, step(problem.x, labels))
+
+
+@pytest.mark.parametrize("xla", [False, True])
+@pytest.mark.parametrize("axis", [-1, 1, 0])
+def test_each_example_of_logits_of_unknown_rank(axis, xla):
+    x = np.random.default_rng(4).normal(size=(3, 5, 4)).astype(np.float32)
+    y = np.zeros([n for i, n in enumerate(x.shape) if i != axis % 3], np.int32)
+    weights = np.arange(float(y.shape[1]))[None].repeat(y.shape[0], 0)
+
+    @tf.function(input_signature=[tf.TensorSpec(None, k) for k in ("float32", "int32", "float64")], jit_compile=xla)
+    def step(x, y, w):
+        return xent.sparse_ce(x, y, axis=axis, weights=w, reduce="none", label_smoothing=0.1, stats=True)
+
+    (loss, stats), (want, of_numpy) = (
+        step(x, y, weights),
+        xent.sparse_ce(x, y, axis=axis, weights=weights, reduce="none", label_smoothing=0.1, stats=True),
+    )
+    np.testing.assert_allclose(loss, want, rtol=1e-5, atol=1e-6)
+    for got, expected in zip(stats, of_numpy, strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+
+
+# ---- tapes
+
+
+@problems
+def test_persistent_tape(problem):
+    x = tf.constant(problem.x)
+    check(problem, with_gradient(lambda x: call(problem, x), x, persistent=True))
+
+
+@pytest.mark.parametrize("mode", ["eager", "graph"])
+@pytest.mark.parametrize("label", [0, 1])
+def test_second_derivatives_on_the_diagonal(label, mode):
+    """p (1 - p), small as it is where one logit leads."""
+    x = tf.constant([20.0, 0.0, 1.0])
+    p = np.exp([0, -20.0, -19.0]) / np.exp([0, -20.0, -19.0]).sum()
+    others = np.array([p[1] + p[2], 1 - p[1], 1 - p[2]])
+
+    def run(x):
+        with tf.GradientTape() as outer:
+            outer.watch(x)
+            gradient = with_gradient(lambda x: xent.sparse_ce(x, label), x)[1]
+        return outer.jacobian(gradient, x)
+
+    np.testing.assert_allclose(np.diag(MODES[mode](run)(x)), p * others, rtol=1e-5)
+
+
+def test_second_derivative_of_sigmoid_in_its_tails():
+    x, z = tf.constant([20.0, -20.0, 30.0]), [1.0, 0.0, 0.0]
+    with tf.GradientTape() as outer:
+        outer.watch(x)
+        gradient = with_gradient(lambda x: xent.sigmoid_ce(x, z, reduce="sum"), x)[1]
+    np.testing.assert_allclose(outer.gradient(gradient, x), np.exp(-np.abs(x.numpy().astype(np.float64))), rtol=1e-5)
+
+
+@each_loss
+def test_recompute_grad(problem):
+    x = tf.constant(problem.x)
+    check(problem, with_gradient(tf.recompute_grad(lambda x: call(problem, x)), x))
+
+
+# ---- training
+
+
+@pytest.mark.parametrize("remainder", [True, False])
+def test_pipeline_and_train_step(remainder):
+    """Batches of 3 and a last one of 1, or of known length."""
+    batches = tf.data.Dataset.from_tensor_slices((LOGITS, IDS)).batch(3, drop_remainder=not remainder)
+    bias = tf.Variable(tf.zeros([64]))
+
+    @tf.function
+    def step(x, y):
+        with tf.GradientTape() as tape:
+            loss = xent.sparse_ce(x + bias, y, denom=4.0)
+        return loss, tape.gradient(loss, bias)
+
+    found = [step(x, y) for x, y in batches]
+    kept = 4 if remainder else 3
+    want = xent.value_and_grad(xent.sparse_ce)(LOGITS[:kept].astype(np.float64), IDS[:kept], denom=4)
+    np.testing.assert_allclose(sum(loss for loss, _ in found), want[0], rtol=1e-6)
+    np.testing.assert_allclose(sum(grad for _, grad in found), want[1].sum(0), rtol=1e-4, atol=1e-7)
+
+
+@each_loss
+def test_mixed_precision(problem):
+    """bfloat16 logits, from float32 weights: the loss comes in float32, the gradient through the cast."""
+
+    def narrow(k):
+        return tf.cast(k, tf.bfloat16) if np.ndim(k) == 2 and problem.loss == "linear_ce" else k
+
+    rounded = problem._replace(rest=tuple(map(narrow, problem.rest)))
+    x = tf.Variable(problem.x)
+    value, gradient = with_gradient(lambda x: call(rounded, tf.cast(x, tf.bfloat16)), x)
+    assert value.dtype == gradient.dtype == tf.float32
+    want = problem.truth(tf.cast(tf.cast(x, tf.bfloat16), tf.float64))
+    np.testing.assert_allclose(value, want[0], rtol=1e-2)
+    np.testing.assert_allclose(gradient, want[1], rtol=0, atol=2e-2 * np.abs(want[1]).max())
+
+
+@each_loss
+def test_mirrored_strategy(problem):
+    strategy = tf.distribute.MirroredStrategy(["CPU:0"])
+    count = float(problem.x.size if problem.loss == "sigmoid_ce" else len(problem.x))
+
+    @tf.function
+    def step(x):
+        return strategy.run(lambda x: with_gradient(lambda x: call(problem, x, denom=count), x), (x,))
+
+    check(problem, step(tf.constant(problem.x)))
+
+
+def test_keras_training_loop():
+    import keras
+
+    class Model(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.head = keras.layers.Dense(64, kernel_initializer="zeros")
+
+        def call(self, x):
+            return self.head(x)
+
+        def train_step(self, data):
+            x, y = data
+            with tf.GradientTape() as tape:
+                loss = xent.sparse_ce(self(x, training=True), y)
+            self.optimizer.apply_gradients(
+                zip(tape.gradient(loss, self.trainable_weights), self.trainable_weights, strict=True)
+            )
+            return {"cross_entropy": loss}
+
+    model = Model()
+    model.compile(optimizer=keras.optimizers.SGD(0.1))
+    losses = model.fit(LOGITS, IDS, batch_size=4, epochs=2, verbose=0, shuffle=False).history["cross_entropy"]
+    np.testing.assert_allclose(losses[0], np.log(64), rtol=1e-6)
+    assert losses[1] < losses[0]
+
+
+def test_saved_model(tmp_path):
+    class Module(tf.Module):
+        @tf.function(input_signature=[tf.TensorSpec([None, 64], tf.float32), tf.TensorSpec([None], tf.int64)])
+        def loss(self, x, y):
+            return with_gradient(lambda x: xent.sparse_ce(x, y), x)
+
+    tf.saved_model.save(Module(), str(tmp_path))
+    check(PROBLEMS[0], tf.saved_model.load(str(tmp_path)).loss(LOGITS, IDS))
+
+
+@each_loss
+def test_functions_run_eagerly(problem):
+    tf.config.run_functions_eagerly(True)
+    try:
+        check(problem, tf.function(lambda x: with_gradient(lambda x: call(problem, x), x))(tf.constant(problem.x)))
+    finally:
+        tf.config.run_functions_eagerly(False)
+
+
+def test_numpy_logits_beside_tensorflows_labels():
+    with pytest.raises(TypeError, match=r"^labels: a tensorflow array beside numpy arrays; convert it"):
+        xent.sparse_ce(LOGITS, tf.constant(IDS))
