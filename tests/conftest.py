@@ -24,6 +24,8 @@ BACKENDS = ("numpy", "torch", "tensorflow", "jax", "array_api_strict", "toy_fram
 def pytest_addoption(parser):
     parser.addoption("--backend", action="append", choices=BACKENDS, help="only these backends; repeat for more")
     parser.addoption("--device", default="cpu", help="where `live` puts its arrays: cuda, gpu, cuda:1")
+    parser.addoption("--full", action="store_true", help="the fuzz for an hour instead of a minute")
+    parser.addoption("--fuzz-seed", metavar="SEED[:NUMBER]", help="the fuzz's random calls again, or one of them")
     parser.addoption("--compiled", action="store_true", help="the compiled tests, which want a process a framework")
 
 
@@ -36,6 +38,14 @@ def pytest_report_header():
         return f"{where}, which is another project's; set PYTHONPATH to this checkout, or install it: pip install -e ."
     cpu = importlib.import_module("xent.backends.cpu")
     return f"{where}; native CPU kernels: {cpu.why_not or cpu.native.isa()}"
+
+
+def pytest_terminal_summary(terminalreporter):
+    """What the fuzz did, and how to do it again."""
+    for report in terminalreporter.getreports("passed"):
+        for name, value in report.user_properties:
+            if name == "fuzz" and report.when == "call":
+                terminalreporter.write_line(f"fuzz: {value}")
 
 
 def pytest_configure(config):
