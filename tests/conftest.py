@@ -51,6 +51,7 @@ def pytest_terminal_summary(terminalreporter):
 def pytest_configure(config):
     config.addinivalue_line("markers", "compiled: runs a framework's compiler; test_compiled.py gives it a process")
     config.addinivalue_line("markers", "backend(name): needs this framework")
+    config.addinivalue_line("markers", "chosen_backends: one test for all backends, which heeds --backend itself")
 
 
 def pytest_generate_tests(metafunc):
@@ -64,8 +65,8 @@ def pytest_collection_modifyitems(config, items):
     compiled = config.getoption("--compiled")
 
     def wanted(item):
-        backend = _backend(item)
-        return (not chosen or backend in chosen) and compiled == (item.get_closest_marker("compiled") is not None)
+        heeded = not chosen or _backend(item) in chosen or item.get_closest_marker("chosen_backends")
+        return heeded and compiled == (item.get_closest_marker("compiled") is not None)
 
     dropped = [item for item in items if not wanted(item)]
     if dropped:

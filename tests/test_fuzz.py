@@ -195,6 +195,7 @@ def check_sentence(call, framework):
 SECONDS, MANY_SECONDS = 60, 3600
 
 
+@pytest.mark.chosen_backends
 def test_random_calls(request, capsys, record_property):
     """As many as there is time for: a busy machine makes fewer, and nothing else of it."""
     seed, number = asked_for(request.config.getoption("--fuzz-seed"))
@@ -212,11 +213,11 @@ def test_random_calls(request, capsys, record_property):
     stop = time.monotonic() + (MANY_SECONDS if request.config.getoption("--full") else SECONDS)
     for number in itertools.count():
         draw = Draw(seed, number)
-        if draw.framework in frameworks:
+        if draw.framework in frameworks:  # by the seed alone, so that a number means one call
             checked(draw.call(), f"{again}:{number}")
             made[draw.framework] += 1
             forget_compiled(draw.framework, made["jax"])
-        if time.monotonic() > stop and made:
+        if time.monotonic() > stop:
             break
     counts = ", ".join(f"{name} {count}" for name, count in made.most_common())
     record_property("fuzz", f"{again}: {made.total()} calls ({counts})")
@@ -325,11 +326,12 @@ def adapted(monkeypatch, **functions):
 PLANTED = (bent_entry, forgotten_mask, wrong_denominator, wrong_axis, wrong_sign, written_input)
 
 
+@pytest.mark.backend("numpy")
 @pytest.mark.parametrize("plant", PLANTED, ids=lambda plant: plant.__name__)
 def test_finds(plant, monkeypatch):
     """In so few calls that a minute has many times as many."""
     plant(monkeypatch)
-    with pytest.raises((Wrong, ValueError)):
+    with pytest.raises(Wrong):
         check_numpy(calls=400)
 
 
