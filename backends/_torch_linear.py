@@ -29,7 +29,8 @@ def native_16(weight: Array) -> bool:
 def direct(*operands: Array) -> Any:
     """The native kernels where they take these as they are, or None; a weight may be a view of anything."""
     found = kernels(*operands)
-    return found if found is ON_CPU and all(k.is_contiguous() and k.numel() for k in operands) else None
+    usable = found is ON_CPU and all(k.is_contiguous() and k.numel() and not k.is_neg() for k in operands)
+    return found if usable else None
 
 
 def buffer(rows: int, classes: int, dtype: str, like: Array) -> Array | None:

@@ -39,6 +39,11 @@ def asarray(value: Any, like: Array) -> Array:
     return tf.convert_to_tensor(value)
 
 
+def full(shape: Any, value: Any, dtype: str, like: Array) -> Array:
+    """tf.cast would make float32 of a Python number first, beside float64 too."""
+    return tf.fill(shape, tf.cast(value, dtype) if tf.is_tensor(value) else tf.constant(value, dtype))
+
+
 def where(condition: Array, a: Any, b: Any) -> Array:
     """tf.where would make float32 of a Python number beside float64."""
     if not tf.is_tensor(a):
@@ -120,7 +125,7 @@ OPS = Ops(
     expand_dims=tf.expand_dims,
     squeeze=tf.squeeze,
     zeros_like=tf.zeros_like,
-    full=lambda shape, value, dtype, like: tf.fill(shape, tf.cast(value, dtype)),
+    full=full,
     take=lambda table, ids: tf.gather(table, ids),
     size=lambda x: tf.size(x, tf.int64),
     stop_gradient=tf.stop_gradient,

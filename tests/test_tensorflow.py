@@ -456,3 +456,13 @@ def test_nobody_checks_numbers_before_they_are_there(check_numerics):
 def test_results_are_not_copied(shape, dtype):
     x = with_tensorflow.empty(shape, dtype, np.empty(0, np.float32))
     assert with_numpy.address(x) == with_numpy.address(with_tensorflow.tensor(x)._numpy_internal())
+
+
+def test_smoothing_of_float64_under_a_tape():
+    """1 / classes is a Python number, which tf.cast would round to float32 before it widens it."""
+    x, y = np.random.default_rng(0).normal(size=(3, 31)), np.array([0, 30, 7])
+    given = tf.constant(x)
+    with tf.GradientTape() as tape:
+        tape.watch(given)
+        loss = xent.sparse_ce(given, y, label_smoothing=0.5, reduce="none")
+    np.testing.assert_allclose(loss, xent.sparse_ce(x, y, label_smoothing=0.5, reduce="none"), rtol=1e-14)
