@@ -15,11 +15,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.custom_derivatives import SymbolicZero
+from jax.custom_derivatives import SymbolicZero, zero_from_primal
 from xent import _linear, formulas
 from xent._adapter import Array, Linear
 
-from .jax import OPS, rows
+from ._jax_mesh import varying_alike
+from .jax import OPS, promoting, rows
 
 
 def project(h: Array, weight: Array) -> Array:
@@ -52,9 +53,13 @@ def accumulate(sums: Array, dx: Array, h: Array) -> Array:
 
 def scan(step: Any, carry: Any, rows: Any, chunk: int, keep: None) -> Any:
     """In chunks that fill the rows, if there are such; else the last one is filled up, which takes a copy."""
-    count = len(rows[0])
-    chunk = _linear.even(count, chunk)
-    chunks = -(-count // chunk)
+    count = rows[0].shape[0]
+    if isinstance(count, int):
+        chunk = _linear.even(count, chunk)
+        chunks = -(-count // chunk)
+    else:  # left open by jax.export, and not 0: as many rows to each chunk, written so that JAX can prove that they fit
+        chunks = (count - 1) // chunk + 1
+        chunk = (count - 1) // chunks + 1
 
     def cut(k: Array) -> Array:
         k = jnp.pad(k, [(0, chunks * chunk - count)] + [(0, 0)] * (k.ndim - 1))
@@ -67,17 +72,21 @@ def scan(step: Any, carry: Any, rows: Any, chunk: int, keep: None) -> Any:
 # ---- derivatives
 
 
+still = partial(zero_from_primal, symbolic_zeros=True)  # the tangents of constants
+
+
 def head(static: Any, *operands: Array | None) -> Any:
-    value, results = _head(static, *operands)
+    value, results = _head(static, *varying_alike(*operands))
     return value, jax.tree.map(jax.lax.stop_gradient, results)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _head(static: Any, *operands: Array | None) -> Any:
-    results = _linear.forward(static, *operands)
+    results = promoting(_linear.forward)(static, *operands)
     return _linear.value(static, results, *operands[-3:]), results
 
 
+@promoting
 def _smooth(static: Any, h: Array, weight: Array, bias: Any, u: Any, ids: Array, a: Any, z: Any, c: Any) -> Any:
     """The same from formulas, which keep their derivatives inside a scan, where JAX drops custom ones."""
     kit = replace(static.kit, rows=lambda *rows: formulas.rows(OPS, *rows, differentiable=True)[0])
@@ -98,7 +107,7 @@ def _head_jvp(static: Any, operands: Any, tangents: Any) -> Any:
     if static.each:
         value, results = _head(static, *operands)
         (moved, _) = _moved(partial(_smooth, static), operands, moving)
-        return (value, results), (moved, jax.tree.map(_still, results))
+        return (value, results), (moved, still(results))
     wanted = tuple(d is not None for d in moving[:3])
     results, grads = _both(static, wanted, *operands)
     a, z, c = operands[-3:]
@@ -109,7 +118,7 @@ def _head_jvp(static: Any, operands: Any, tangents: Any) -> Any:
     for slope, d in zip(slopes, moving, strict=True):
         if slope is not None and d is not None:
             moved = moved + jnp.sum(slope * d.astype(slope.dtype))
-    return (value, results), (moved, jax.tree.map(_still, results))
+    return (value, results), (moved, still(results))
 
 
 def _moved(f: Callable[..., Any], operands: Any, tangents: Any) -> Any:
@@ -123,15 +132,10 @@ def _moved(f: Callable[..., Any], operands: Any, tangents: Any) -> Any:
     return jax.jvp(chosen, tuple(k for k, _ in pairs), tuple(d for _, d in pairs))[1]
 
 
-def _still(k: Array) -> Any:
-    """The tangent of a constant; that of a bool has a type of its own."""
-    return jnp.zeros(k.shape, k.dtype if jnp.issubdtype(k.dtype, jnp.floating) else jax.dtypes.float0)
-
-
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _both(static: Any, wanted: tuple[bool, ...], *operands: Any) -> Any:
     """`_linear.both`, with derivatives of its own."""
-    return _linear.both(static, wanted, *operands)
+    return promoting(_linear.both)(static, wanted, *operands)
 
 
 @_both.defjvp
@@ -154,8 +158,7 @@ def _both_jvp(static: Any, wanted: tuple[bool, ...], operands: Any, tangents: An
     moved = (*tangents[:3], *tangents[5:])
     (loss, lse, smoothed), grads = jax.jvp(smooth, (h, weight, bias, *slopes), moved)[1]
     results, values = _both(static, wanted, *operands)
-    correct = None if results[3] is None else _still(results[3])
-    return (results, values), ((loss, lse, smoothed, correct), tuple(grads))
+    return (results, values), ((loss, lse, smoothed, still(results[3])), tuple(grads))
 
 
 LINEAR = Linear(

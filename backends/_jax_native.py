@@ -20,7 +20,7 @@ from xent._adapter import Layout
 
 from . import _jax_linear
 from ._jax_primitive import ELEMENTS, PRODUCTS, ROWS, kernel, linear, pattern, spare
-from .jax import OPS, compiled, pieces
+from .jax import OPS, compiled, pieces, promoting
 
 Array = Any
 
@@ -35,12 +35,14 @@ def tangents_of(*tangents: Any) -> list[Any]:
 # ---- rows: the formulas
 
 
+@promoting
 def _forward(static: Any, x: Array, t: Any, u: Any, ids: Any) -> tuple[Any, ...]:
     (lay,) = static
     results, stats = formulas.rows(OPS, lay, wide(x), t, u, ids)
     return *(jnp.squeeze(k, lay.axis) for k in stats), *results[:3]
 
 
+@promoting
 def _backward(
     static: Any, x: Array, t: Any, u: Any, ids: Any, m: Array, s: Array, *up: Any, pieces: Any = formulas.pieces
 ) -> tuple[Any, Any]:
@@ -57,6 +59,7 @@ def _both(static: Any, x: Array, t: Any, u: Any, ids: Any, a: Array, z: Any, c: 
     return m, s, loss, lse, smooth, _backward((*static, True, False), x, t, u, ids, m, s, a, b, c)[0]
 
 
+@promoting
 def _push(static: Any, dx: Any, dt: Any, x: Array, t: Any, u: Any, ids: Any, m: Array, s: Array) -> tuple[Any, ...]:
     (lay,) = static
     m, s = jnp.expand_dims(m, lay.axis), jnp.expand_dims(s, lay.axis)
@@ -158,12 +161,14 @@ def _each_row(lay: Layout, x: Array, ids: Any) -> Any:
 # ---- elements
 
 
+@promoting
 def _elements(static: Any, x: Array, z: Array, p: Any, w: Any) -> tuple[Any, Array]:
     e, lead, each = static
     loss = formulas.sigmoid(OPS, e, wide(x), z, p, None if w is None else w == 0)
     return loss if each else None, jnp.sum(loss if w is None else w * loss, tuple(range(lead, x.ndim)))
 
 
+@promoting
 def _elements_backward(static: Any, x: Array, z: Array, p: Any, w: Any, scale: Array) -> tuple[Any, Any]:
     e, _, wrt_x, wrt_z = static
     g = jnp.broadcast_to(jnp.reshape(scale, scale.shape + (1,) * (x.ndim - scale.ndim)), x.shape)
@@ -178,6 +183,7 @@ def _elements_both(static: Any, x: Array, z: Array, p: Any, w: Any, scale: Array
     return loss, total, _elements_backward((e, lead, True, False), x, z, p, w, scale)[0]
 
 
+@promoting
 def _elements_push(static: Any, dx: Any, dz: Any, x: Array, z: Array, p: Any, w: Any) -> tuple[Array]:
     e, lead, each = static
     absent = None if w is None else w == 0

@@ -21,6 +21,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir, partial_eval
 from xent._adapter import computed_in
 
+from ._jax_mesh import varying_alike
 from .cpu import native
 
 Array = Any
@@ -132,7 +133,8 @@ def _primitive(
 
     def call(static: Any, *operands: Array | None) -> tuple[Array | None, ...]:
         there = tuple(k is not None for k in operands)
-        results = primitive.bind(*(k for k in operands if k is not None), static=static, there=there)
+        given = (k for k in varying_alike(*operands) if k is not None)
+        results = primitive.bind(*given, static=static, there=there)
         return tuple(_full(results, slots(static, there)))
 
     def batch(operands: Any, dims: Any, *, static: Any, there: tuple[bool, ...]) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 import jax
@@ -15,9 +15,22 @@ from jax.custom_derivatives import SymbolicZero
 from xent import formulas
 from xent._adapter import Adapter, Layout, Ops
 
+from ._jax_mesh import automatic, vary, varying
 from .cpu import native
 
 Array = Any
+
+
+def promoting(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Vectors broadcast against rows in xent's formulas, also where a user has forbidden it to his own
+    (`jax_numpy_rank_promotion`). For derivative rules too: JAX traces them later."""
+
+    @wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with jax.numpy_rank_promotion("allow"):
+            return function(*args, **kwargs)
+
+    return run
 
 
 # ---- arrays
@@ -43,8 +56,9 @@ def asarray(value: Any, like: Array) -> Array:
 
 
 def integer(x: Array) -> Array:
-    """Narrow ids in 32 bits; wider ones stay, since 64 bits may be switched off."""
-    return x.astype(jnp.int32) if x.dtype.itemsize < 4 else x.astype(jnp.int64) if x.dtype == "uint64" else x
+    """Narrow ids in 32 bits; wider ones stay, since 64 bits may be switched off. Unsigned ones in signed integers of
+    their width: an id that then is negative is no class."""
+    return x.astype(jnp.int32 if x.dtype.itemsize <= 4 else jnp.int64)
 
 
 def size(x: Array) -> Any:
@@ -72,6 +86,13 @@ def top(x: Array, axis: int) -> tuple[Array, Array]:
     return m, s
 
 
+def pick(x: Array, ids: Array, axis: int) -> Array:
+    """JAX gathers only along lengths of which it can prove that they are not 0, as jax.export leaves some open."""
+    if all(isinstance(length, int) for length in x.shape):
+        return jnp.take_along_axis(x, ids, axis)
+    return total(jnp.where(jax.lax.broadcasted_iota(ids.dtype, x.shape, axis) == ids, x, 0), axis)
+
+
 def put(x: Array, ids: Array, values: Array, axis: int) -> Array:
     return jnp.where(jax.lax.broadcasted_iota(ids.dtype, x.shape, axis) == ids, values, x)
 
@@ -89,7 +110,7 @@ OPS = Ops(
     expand_dims=jnp.expand_dims,
     squeeze=jnp.squeeze,
     zeros_like=jnp.zeros_like,
-    full=lambda shape, value, dtype, _like: jnp.full(shape, value, dtype),
+    full=lambda shape, value, dtype, like: vary(jnp.full(shape, value, dtype), varying(like)),
     take=lambda table, ids: table[ids],
     size=size,
     stop_gradient=jax.lax.stop_gradient,
@@ -99,7 +120,7 @@ OPS = Ops(
     max=lambda x, axis: jnp.max(x, axis, keepdims=True),
     sum=total,
     top=top,
-    pick=lambda x, ids, axis: jnp.take_along_axis(x, ids, axis),
+    pick=pick,
     put=put,
     index_dtype="int32",
 )
@@ -113,6 +134,7 @@ def rows(lay: Layout, x: Array, t: Array | None, u: Array | None, ids: Array | N
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
+@promoting
 def _rows_and_stats(lay: Layout, x: Array, t: Array | None, u: Array | None, ids: Array | None) -> Any:
     return formulas.rows(OPS, lay, x, t, u, ids)
 
@@ -124,6 +146,7 @@ def _rows_jvp(lay: Layout, primals: Any, tangents: Any) -> Any:
     results, (m, s) = _rows_and_stats(lay, *primals)
 
     @jax.checkpoint
+    @promoting
     def tangent(dx: Array, dt: Array | None, x: Array, t: Any, u: Any, ids: Any, m: Array, s: Array) -> Any:
         parts = pieces(lay, x, ids, m, s)
         return formulas.push(OPS, lay, parts, x, t, u, ids, dx, dt)
@@ -147,6 +170,7 @@ def _pieces_jvp(lay: Layout, primals: Any, tangents: Any) -> Any:
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
+@promoting
 def sigmoid(e: float, x: Array, z: Array, p: Array | None, absent: Array | None) -> Array:
     return formulas.sigmoid(OPS, e, x, z, p, absent)
 
@@ -154,6 +178,7 @@ def sigmoid(e: float, x: Array, z: Array, p: Array | None, absent: Array | None)
 @sigmoid.defjvp
 def _sigmoid_jvp(e: float, primals: Any, tangents: Any) -> Any:
     @jax.checkpoint
+    @promoting
     def tangent(dx: Array, dz: Array, x: Array, z: Array, p: Any, absent: Any) -> Array:
         slope_x, slope_z = formulas.sigmoid_pull(OPS, e, x, z, p, absent, jnp.ones_like(x))
         return dx * slope_x + dz * slope_z
@@ -170,7 +195,7 @@ def value_and_grad(f: Callable[[Any], Any], x: Any) -> tuple[Any, Any]:
     return value, grad
 
 
-compiled = jax.jit(lambda function, static, *arrays: function(static, *arrays), static_argnums=(0, 1))
+compiled = jax.jit(promoting(automatic), static_argnums=(0, 1))
 
 
 def adapter() -> Adapter:

@@ -21,9 +21,15 @@ def code(ops: Ops, labels: Array, classes: Scalar, ignore_index: int | None, inv
         valid = (wide >= 0) & (wide < classes)
         ids = ops.where(valid, ids, INVALID if invalid == "nan" else ABSENT)
     if ignore_index is not None:
-        held = ignore_index - 2**64 if ignore_index >= 2**63 else ignore_index  # as `integer` holds uint64
+        held = _as_held(ignore_index, ops.dtype(wide))
         ids = ops.where(wide == held, ABSENT, ids)
     return ids
+
+
+def _as_held(ignore_index: int, dtype: str) -> int:
+    """ignore_index as `Ops.integer` holds it: unsigned ids may be in signed integers of their width."""
+    bits = int(dtype.removeprefix("u").removeprefix("int"))
+    return ignore_index - 2**bits if dtype.startswith("int") and ignore_index >= 2 ** (bits - 1) else ignore_index
 
 
 def hard_class_weights(ops: Ops, table: Array, ids: Array) -> Array:
