@@ -6,6 +6,7 @@ be differentiated further, by `_linear.composite`, which knows every transform.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from xent import _linear, formulas
 from xent._adapter import Layout, Linear
 
-from .torch import ON_CPU, OPERATORS, OPS, PLAIN, kernels, plain, rows
+from .torch import ON_CPU, OPERATORS, OPS, PLAIN, kernels, plain, recording, rows
 
 Array = Any
 
@@ -64,7 +65,7 @@ def pull(dx: Array, weight: Array) -> Array:
         return torch.mm(dx.to(weight.dtype), weight, out_dtype=dx.dtype)
     dh = dx.new_zeros((len(dx), weight.shape[1]))
     for part in _linear.blocks(*weight.shape):
-        dh.addmm_(dx[:, part], weight[part].to(dx.dtype))
+        torch.addmm(dh, dx[:, part], weight[part].to(dx.dtype), out=dh)
     return dh
 
 
@@ -74,7 +75,7 @@ def accumulate(sums: Array, dx: Array, h: Array) -> Array:
         return sums
     if native_16(h):
         return torch.addmm(sums, dx.mT.to(h.dtype), h, out_dtype=sums.dtype, out=sums)
-    return sums.addmm_(dx.mT, h.to(sums.dtype))
+    return torch.addmm(sums, dx.mT, h.to(sums.dtype), out=sums)  # which FlopCounterMode counts; addmm_ it does not
 
 
 # ---- a chunk's derivative, over its logits
@@ -102,7 +103,7 @@ def scan(step: Any, carry: Any, rows: Any, chunk: int, keep: Any) -> Any:
 def loop(static: Any, wanted: tuple[bool, ...], *operands: Array | None) -> tuple[Any, Any]:
     """Results and the gradients that are wanted, for sum(a loss + z lse^2 + c smooth)."""
     if not recording():
-        return _linear.run(static, wanted, *operands)
+        return run(static, wanted, *operands)
     lay = static.lay
     flags = (static.softcap, static.chunk, lay.masked, lay.lse, static.stats, *wanted)
     found = torch.ops.xent.linear(*operands, *flags)
@@ -111,9 +112,21 @@ def loop(static: Any, wanted: tuple[bool, ...], *operands: Array | None) -> tupl
     return (loss, lse, smooth, correct), tuple(grads)
 
 
-def recording() -> bool:
-    """Somebody takes down operations instead of running them."""
-    return bool(torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state())
+def run(static: Any, wanted: tuple[bool, ...], h: Array, *operands: Array | None) -> tuple[Any, Any]:
+    """Without autocast: the loss is computed in float32 at least, whichever products are the native kernels'."""
+    with torch.autocast(h.device.type, enabled=False) if autocast(h) else contextlib.nullcontext():
+        return _linear.run(static, wanted, h, *operands)
+
+
+def autocast(x: Array) -> bool:
+    return torch.is_autocast_enabled(x.device.type)
+
+
+def matmul(h: Array, weight: Array) -> Array:
+    """Here a derivative is a product of PyTorch's own, wherever it is taken: autocast leaves float64 alone."""
+    if autocast(h):
+        return (h.double() @ weight.double().mT).to(h.dtype)
+    return h @ weight.mT
 
 
 LIBRARY = torch.library.Library("xent", "FRAGMENT")
@@ -126,8 +139,9 @@ LIBRARY.define(
 
 def operator(*arguments: Any) -> tuple[Array, ...]:
     operands, (softcap, chunk, masked, lse, stats), wanted = arguments[:8], arguments[8:13], arguments[13:]
-    static = _linear.Head(LINEAR, Layout(1, True, masked, lse), softcap, chunk, False, stats)
-    results, grads = _linear.run(static, wanted, *operands)
+    rows = min(chunk, max(len(operands[0]), 1))
+    static = _linear.Head(LINEAR, Layout(1, True, masked, lse), softcap, rows, False, stats)
+    results, grads = run(static, wanted, *operands)
     return tuple(operands[0].new_empty(0) if k is None else k for k in (*results, *grads))
 
 
@@ -166,7 +180,7 @@ class Head(torch.autograd.Function):
         operands, (loss, lse, smooth), grads = _three(ctx.saved_tensors)
         if g is None:
             return (None,) * 10
-        if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
+        if torch.is_grad_enabled() or batched(g):
             return None, None, *_further(ctx, operands, g)
         if ctx.static.each or ctx.spent:
             slopes = (None if k is None else k * g for k in operands[-3:])
@@ -182,6 +196,11 @@ class Head(torch.autograd.Function):
             for k, needed in zip((loss, squares, smooth), ctx.needs_input_grad[-3:], strict=True)
         )
         return None, None, *typed, None, None, *along
+
+
+def batched(g: Array) -> bool:
+    """By a transform, or by torch.autograd.grad(..., is_grads_batched=True), whose arrays have no memory."""
+    return torch._C._are_functorch_transforms_active() or not (recording() or torch._C._has_storage(g))
 
 
 def _three(saved: Any) -> Any:
@@ -230,7 +249,7 @@ LINEAR = Linear(
     rows_both=rows_both,
     tanh=torch.tanh_,
     smooth_tanh=torch.tanh,
-    matmul=lambda h, weight: h @ weight.mT,
+    matmul=matmul,
     flat=lambda x, kept: x.reshape(-1, *x.shape[x.ndim - kept :]),
     shaped=lambda x, like: x.reshape(like.shape),
     project=project,

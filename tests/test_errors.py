@@ -318,3 +318,46 @@ def test_value_and_grad_wants_a_function(loss):
 def test_value_and_grad_of_anything_on_numpy():
     with pytest.raises(TypeError, match=r"^loss: numpy cannot differentiate .* sparse_ce, .*functools.partial"):
         xent.value_and_grad(lambda x, y: xent.sparse_ce(x, y))(X, Y)
+
+
+@pytest.mark.backend("torch")
+@pytest.mark.filterwarnings("ignore:The PyTorch API of MaskedTensors", "ignore:The PyTorch API of nested tensors")
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support")
+@pytest.mark.parametrize(
+    ("kind", "layout", "how"),
+    [
+        ("coo", "sparse", "tensor.to_dense()"),
+        ("csr", "sparse", "tensor.to_dense()"),
+        ("nested", "nested", "tensor.to_padded_tensor(0.0), with weights of 0 for the padding"),
+        ("jagged", "nested", "tensor.to_padded_tensor(0.0), with weights of 0 for the padding"),
+        ("masked", "masked", "tensor.get_data(), with weights of 0 for what is masked"),
+    ],
+)
+def test_torchs_tensors_of_other_layouts(kind, layout, how):
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    dense = torch.ones(2, 3)
+    x = {
+        "coo": dense.to_sparse,
+        "csr": dense.to_sparse_csr,
+        "nested": lambda: torch.nested.nested_tensor([dense[0], dense[1]]),
+        "jagged": lambda: torch.nested.nested_tensor([dense[0], dense[1]], layout=torch.jagged),
+        "masked": lambda: torch.masked.masked_tensor(dense, dense > 0),
+    }[kind]()
+    calls = {
+        "logits": lambda: xent.sparse_ce(x, Y),
+        "labels": lambda: xent.softmax_ce(dense, x),
+        "weights": lambda: xent.sigmoid_ce(dense, T, weights=x),
+        "hidden": lambda: xent.value_and_grad(xent.linear_ce)(x, W, Y),
+        "weight": lambda: xent.linear_ce(dense, x, Y),
+    }
+    for argument, call in calls.items():
+        with pytest.raises(TypeError) as caught:
+            call()
+        sentence = f"{argument}: expected a dense array, got a {layout} tensor; convert it, for example with {how}"
+        assert str(caught.value) == sentence
+
+
+@pytest.mark.parametrize(("loss", "name"), [("sparse_ce", "logits"), ("linear_ce", "hidden")])
+def test_value_and_grad_of_nothing(loss, name):
+    with pytest.raises(TypeError, match=f"^{name}: expected an array, as the first argument or by name; got none$"):
+        xent.value_and_grad(getattr(xent, loss))(labels=Y)

@@ -1,10 +1,12 @@
 """What the numbers mean: published figures, and the calls that frameworks answer differently, each with one answer."""
 
 import functools
+import pickle
 
 import numpy as np
 import pytest
 import xent
+from xent import _dispatch
 
 LOGITS = np.array([[2, 0.5, 6], [0.1, 0, 3]])
 
@@ -322,3 +324,67 @@ def test_reversed_views(live, a):
     ids, weights = np.array([1, 2]), np.array([1.0, 3.0])
     loss = xent.sparse_ce(a(LOGITS), ids[::-1], weights=weights[::-1])
     close(live, loss, (3 * 0.02215516 + 3.0996735) / 4)
+
+
+class Column:
+    """A column of a data frame: NumPy can have its values, and it is no array itself."""
+
+    def __init__(self, values):
+        self.values = np.asarray(values)
+
+    def __array__(self, dtype=None, copy=None):
+        return self.values
+
+
+def test_columns_of_data_frames(live, a):
+    loss = xent.sparse_ce(a(LOGITS), Column([2, 1]), weights=Column([1.0, 3.0]))
+    close(live, loss, (0.02215516 + 3 * 3.0996735) / 4)
+    np.testing.assert_allclose(xent.sparse_ce(Column(LOGITS), Column([2, 1]), reduce="sum"), 3.1218286)
+
+
+def test_an_empty_list_of_labels(live, a):
+    """It has no dtype that could be wrong; an empty array has one."""
+    assert live.numpy(xent.sparse_ce(a(LOGITS[:0]), [])) == 0
+    assert live.numpy(xent.sparse_ce(a(np.zeros((2, 0, 3))), [[], []])) == 0
+    with pytest.raises(TypeError, match=r"^labels: expected class ids of"):
+        xent.sparse_ce(a(LOGITS[:0]), np.array([]))
+
+
+@pytest.mark.parametrize("loss", ["sparse_ce", "softmax_ce", "sigmoid_ce", "linear_ce"])
+def test_value_and_grad_by_name_and_pickled(live, loss):
+    """A worker gets it from another process."""
+    if loss == "linear_ce" and _dispatch.load(live.name).linear is None:
+        pytest.skip(f"{live.name} has no linear_ce")
+
+    def a(values):
+        return live.array(np.asarray(values), "float32", "cpu")
+
+    x, y = np.arange(6.0).reshape(2, 3), np.full((2, 3), 0.5)
+    arguments = {"logits": a(x), "labels": a(y)} if loss in ("softmax_ce", "sigmoid_ce") else {"labels": [2, 1]}
+    if loss == "linear_ce":
+        arguments = {"hidden": a(x), "weight": a(np.eye(3)), **arguments}
+    elif loss == "sparse_ce":
+        arguments = {"logits": a(x), **arguments}
+    function = xent.value_and_grad(getattr(xent, loss))
+    want = function(*arguments.values())
+    for found in function(**arguments), pickle.loads(pickle.dumps(function))(**arguments):
+        for got, expected in zip(flat(found), flat(want), strict=True):
+            np.testing.assert_array_equal(live.numpy(got), live.numpy(expected))
+
+
+def flat(found):
+    loss, gradient = found
+    return [loss, *(k for k in gradient if k is not None)] if isinstance(gradient, tuple) else [loss, gradient]
+
+
+@pytest.mark.backend("torch")
+def test_value_and_grad_of_a_users_loss_by_name():
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+
+    def doubled(scores, labels):
+        return 2 * xent.sparse_ce(scores, labels)
+
+    x, y = torch.arange(6.0).reshape(2, 3), torch.tensor([2, 1])
+    _, want = xent.value_and_grad(doubled)(x, y)
+    _, got = xent.value_and_grad(doubled)(labels=y, scores=x)
+    assert torch.equal(got, want)

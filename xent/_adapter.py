@@ -65,7 +65,7 @@ class Ops:
     asarray: Callable[[Any, Array], Array]  # (value, like): a NumPy array or this framework's, on like's device
     astype: Callable[[Array, str], Array]  # the same array where the dtype is the same
     integer: Callable[[Array], Array]  # ids, comparable with 0, with any class count and any int their dtype holds;
-    #   uint64 as int64, so that what does not fit is negative
+    #   what does not fit may be negative, as uint64 is in int64
     where: Callable[[Array, Any, Any], Array]
     expand_dims: Callable[[Array, int], Array]
     squeeze: Callable[[Array, int], Array]
@@ -91,6 +91,8 @@ class Ops:
     unknown: UnknownShapes | None = None  # for frameworks that trace graphs whose shapes are not known
     # whether a compiler is tracing that turns NumPy's arrays into this framework's too (torch.compile does)
     adopts_numpy: Callable[[], bool] = lambda: False
+    # what an array is that is not dense, if its type does not say so: "sparse", "nested", "masked"; else None
+    layout: Callable[[Array], str | None] = lambda _x: None
     index_dtype: str = "int64"  # what `take`, `pick` and `put` want their ids in
 
 

@@ -25,6 +25,10 @@ HOW_TO_MAKE_DENSE = {
     ("tensorflow", "IndexedSlices"): "tf.convert_to_tensor(slices)",
     ("jax", "BCOO"): "array.todense()",
     ("jax", "BCSR"): "array.todense()",
+    ("torch", "sparse"): "tensor.to_dense()",
+    ("torch", "nested"): "tensor.to_padded_tensor(0.0), with weights of 0 for the padding",
+    ("torch", "masked"): "tensor.get_data(), with weights of 0 for what is masked",
+    ("torch", "mkldnn"): "tensor.to_dense()",
 }
 REAL, INTEGRAL = (float, numbers.Real), (int, numbers.Integral)  # NumPy's too; abstract classes are slow to ask
 Shape = tuple[int | None, ...]
@@ -55,6 +59,23 @@ def not_an_array(x: Any, argument: str) -> TypeError:
 
 def not_dense(argument: str, kind: str, how: str) -> TypeError:
     return TypeError(f"{argument}: expected a dense array, got {kind}; convert it, for example with {how}")
+
+
+def dense(argument: str, own: Adapter, x: Any) -> None:
+    """Of arrays whose type does not say so."""
+    layout = own.ops.layout(x)
+    if layout is not None:
+        raise not_dense(argument, f"a {layout} tensor", HOW_TO_MAKE_DENSE[own.name, layout])
+
+
+def class_ids(labels: Any) -> Any:
+    """A list of no labels is a list of ids; NumPy would make it floating."""
+    first = labels
+    while isinstance(first, list | tuple):
+        if not first:
+            return np.zeros(np.shape(labels), np.int64)
+        first = first[0]
+    return labels
 
 
 def no_backend(name: str, known: Iterable[str]) -> ValueError:
@@ -197,7 +218,7 @@ def number(argument: str, value: Any, low: float = -math.inf, high: float = math
     if isinstance(value, bool) or not isinstance(value, REAL):
         raise TypeError(f"{argument}: expected a number, got {value!r}")
     given = float(value)
-    if not (low <= given <= high and math.isfinite(given)):
+    if not (low <= given <= high and -math.inf < given < math.inf):  # math.isfinite takes no number of torch.compile's
         between = "a finite number" if math.isinf(high) else f"a number from {low:g} to {high:g}"
         raise ValueError(f"{argument}: expected {between}, got {given!r}")
     return given
@@ -315,6 +336,10 @@ def no_linear(framework: str) -> TypeError:
 
 def not_a_loss(loss: Any) -> TypeError:
     return TypeError(f"loss: expected a function of logits and labels, got {loss!r}")
+
+
+def missing(argument: str) -> TypeError:
+    return TypeError(f"{argument}: expected an array, as the first argument or by name; got none")
 
 
 def not_differentiable(framework: str, loss: Any, known: Iterable[str]) -> TypeError:

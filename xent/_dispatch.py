@@ -75,6 +75,8 @@ def _third_party(x: Any, argument: str) -> Adapter:
                 return adapter
     if hasattr(x, "__array_namespace__"):
         return _standard(x.__array_namespace__())
+    if hasattr(x, "__array__"):  # a pandas Series, say: NumPy's, as a list is
+        return load("numpy")
     raise _check.not_an_array(x, argument)
 
 

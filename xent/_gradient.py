@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from xent import _check, _linear, _plan
-from xent._adapter import Adapter, Array
+from xent._adapter import Adapter
 from xent._dispatch import contents, find
 from xent._losses import linear_ce, sigmoid_ce, softmax_ce, sparse_ce
 
@@ -38,7 +38,8 @@ def value_and_grad(loss: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
     Returns:
         f(logits, ...) -> (loss(logits, ...), gradient). The gradient has the logits' shape, dtype and device. With
         reduce="none" it is the derivative of the losses' sum. For `linear_ce`, f(hidden, weight, labels, ...), the
-        gradient is `xent.Grads`: (hidden, weight, bias), None for a bias that is not there.
+        gradient is `xent.Grads`: (hidden, weight, bias), None for a bias that is not there. f can be pickled where
+        `loss` can.
 
     Raises:
         TypeError: `loss` is not callable, or is not xent's own and the logits are NumPy's.
@@ -52,19 +53,27 @@ def value_and_grad(loss: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
     if not callable(loss):
         raise _check.not_a_loss(loss)
 
-    own = _own(loss)
+    return functools.partial(_value_and_grad, loss, _own(loss))  # which can be pickled, unlike a function in here
 
-    def loss_and_grad(logits: Array, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
-        xp = find(logits, "hidden" if own is linear_ce else "logits")
-        logits = contents(logits)
-        mine = own is linear_ce or (own and xp.rows_both is not None and not xp.watched(logits))
-        if xp.value_and_grad is None or mine:
-            return _by_own(xp, own, loss, (logits, *args), kwargs)
-        x = xp.ops.asarray(logits, logits)
-        _check.floating("logits", xp.ops.dtype(x))
-        return xp.value_and_grad(lambda x: loss(x, *args, **kwargs), x)
 
-    return loss_and_grad
+def _value_and_grad(loss: Any, own: Any, /, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+    name = "hidden" if own is linear_ce else "logits" if own or args else _first_argument(loss)
+    if not args and name not in kwargs:
+        raise _check.missing(name)
+    given = args[0] if args else kwargs[name]
+    xp, logits = find(given, name), contents(given)
+    mine = own is linear_ce or (own and xp.rows_both is not None and not xp.watched(logits))
+    if xp.value_and_grad is None or mine:
+        return _by_own(xp, own, loss, args, kwargs)
+    x = xp.ops.asarray(logits, logits)
+    _check.floating(name, xp.ops.dtype(x))
+    if args:
+        return xp.value_and_grad(lambda x: loss(x, *args[1:], **kwargs), x)
+    return xp.value_and_grad(lambda x: loss(**{**kwargs, name: x}), x)
+
+
+def _first_argument(loss: Any) -> str:
+    return next(iter(inspect.signature(loss).parameters), "logits")
 
 
 def _own(loss: Any) -> Any:

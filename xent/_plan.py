@@ -211,6 +211,7 @@ def sigmoid(
 def floating(xp: Adapter, argument: str, value: Array) -> tuple[Array, str]:
     """The array, and the dtype to compute in."""
     value = contents(value)
+    _check.dense(argument, xp, value)
     x = xp.ops.asarray(value, value)
     dtype = xp.ops.dtype(x)
     _check.floating(argument, dtype)
@@ -222,13 +223,14 @@ def beside(xp: Adapter, argument: str, value: Any, x: Array) -> tuple[Adapter, A
     own = find(value, argument)
     _check.same_framework(argument, own, xp)
     value = contents(value)
+    _check.dense(argument, own, value)
     if own is not xp and xp.ops.adopts_numpy():
         return xp, xp.ops.asarray(value, x)
     return own, own.ops.asarray(value, value)
 
 
 def _ids(xp: Adapter, labels: Any, x: Array) -> tuple[Adapter, Array]:
-    own, labels = beside(xp, "labels", labels, x)
+    own, labels = beside(xp, "labels", _check.class_ids(labels), x)
     _check.integral("labels", own.ops.dtype(labels))
     return own, labels
 
