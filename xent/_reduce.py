@@ -48,7 +48,8 @@ def soft_class_weights(ops: Ops, table: Array, column: Array, t: Array, axis: in
 
 def over(ops: Ops, x: Array, count: Scalar) -> Array:
     """x / count, which is an array where a graph does not know it yet."""
-    return x / (count if ops.unknown is None or isinstance(count, int) else ops.astype(count, ops.dtype(x)))
+    is_number = ops.unknown is None or not hasattr(count, "dtype")  # one of a tracer's, too
+    return x / (count if is_number else ops.astype(count, ops.dtype(x)))
 
 
 def along(ops: Ops, table: Array, x: Array, axis: int) -> Array:
