@@ -48,7 +48,7 @@ def soft_class_weights(ops: Ops, table: Array, column: Array, t: Array, axis: in
 
 def over(ops: Ops, x: Array, count: Scalar) -> Array:
     """x / count, which is an array where a graph does not know it yet."""
-    is_number = ops.unknown is None or not hasattr(count, "dtype")  # one of a tracer's, too
+    is_number = ops.unknown is None or isinstance(count, int) or not hasattr(count, "dtype")  # a SymInt has none
     return x / (count if is_number else ops.astype(count, ops.dtype(x)))
 
 
