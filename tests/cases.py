@@ -63,6 +63,11 @@ def cases(loss):
             yield case(loss, pair, "mean" if "denom" in pair else next(turn))
 
 
+def singles(loss, *reduces):
+    """Each option alone, with these reductions."""
+    return [case for case in cases(loss) if "+" not in case.name and case.options["reduce"] in reduces]
+
+
 def case(loss, names, reduce):
     options = {"reduce": reduce}
     for name in names:

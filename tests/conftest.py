@@ -24,7 +24,9 @@ BACKENDS = ("numpy", "torch", "tensorflow", "jax", "array_api_strict", "toy_fram
 def pytest_addoption(parser):
     parser.addoption("--backend", action="append", choices=BACKENDS, help="only these backends; repeat for more")
     parser.addoption("--device", default="cpu", help="where `live` puts its arrays: cuda, gpu, cuda:1")
-    parser.addoption("--full", action="store_true", help="the fuzz for an hour instead of a minute")
+    parser.addoption(
+        "--full", action="store_true", help="all combinations; without it, a part that shows each one's parts"
+    )
     parser.addoption("--fuzz-seed", metavar="SEED[:NUMBER]", help="the fuzz's random calls again, or one of them")
     parser.addoption("--compiled", action="store_true", help="the compiled tests, which want a process a framework")
 
@@ -50,6 +52,7 @@ def pytest_terminal_summary(terminalreporter):
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "compiled: runs a framework's compiler; test_compiled.py gives it a process")
+    config.addinivalue_line("markers", "full: a combination that only --full tries")
     config.addinivalue_line("markers", "backend(name): needs this framework")
     config.addinivalue_line("markers", "chosen_backends: one test for all backends, which heeds --backend itself")
 
@@ -63,10 +66,12 @@ def pytest_collection_modifyitems(config, items):
     """Leaves out what was not asked for; what is asked for and missing is skipped with its reason."""
     chosen = config.getoption("--backend")
     compiled = config.getoption("--compiled")
+    full = config.getoption("--full")
 
     def wanted(item):
         heeded = not chosen or _backend(item) in chosen or item.get_closest_marker("chosen_backends")
-        return heeded and compiled == (item.get_closest_marker("compiled") is not None)
+        mark = item.get_closest_marker
+        return heeded and compiled == (mark("compiled") is not None) and (full or mark("full") is None)
 
     dropped = [item for item in items if not wanted(item)]
     if dropped:

@@ -4,9 +4,11 @@ A call that is right alone can be wrong inside a program: a compiler moves the a
 transform adds axes, a mesh splits arrays. So each framework has a table of programs as its users write them.
 """
 
+import os
 from typing import Any, NamedTuple
 
 import numpy as np
+import pytest
 from xent import oracle
 
 rng = np.random.default_rng(0)
@@ -47,6 +49,27 @@ PROBLEMS = (
     Problem("sigmoid", "sigmoid_ce", LOGITS, (POSITIVE,), {}),
     Problem("linear", "linear_ce", HIDDEN, (WEIGHT, IDS), {}),
 )
+
+ONE_OF_EACH_LOSS = tuple({problem.loss: problem for problem in reversed(PROBLEMS)}.values())[::-1]
+each_problem = pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem: problem.name)
+each_loss = pytest.mark.parametrize(  # for programs that compile for seconds
+    "problem",
+    [pytest.param(k, id=k.name, marks=() if k in ONE_OF_EACH_LOSS else pytest.mark.full) for k in PROBLEMS],
+)
+
+
+def name(value):
+    return getattr(value, "__name__", None) or getattr(value, "name", None) or str(value)
+
+
+def cover(programs, problems=PROBLEMS):
+    """Each program with two of the problems, other ones where there are no kernels; with --full, with all of them."""
+    turn = 1 if os.environ.get("XENT_NATIVE") == "0" else 0
+    for i, program in enumerate(programs):
+        for j, problem in enumerate(problems):
+            now = (i + j + turn) % ((len(problems) + 1) // 2) == 0
+            marks = () if now else pytest.mark.full
+            yield pytest.param(program, problem, id=f"{name(program)}-{name(problem)}", marks=marks)
 
 
 def assert_close(got, want, problem, what):

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 from dataclasses import replace
+from typing import Any, NamedTuple
 
 import cases
 import numpy as np
@@ -22,26 +23,51 @@ def labels_of(live, y, dtype):
     return live.array(y, None if y.dtype.kind in "iub" else PRECISION[dtype].compute, "cpu")
 
 
-def check_options(live, case, dtype, compiler=None):
-    """One call: value, gradient, dtype, shape, device."""
+def check_options(live, chosen, dtype, compiler=None, subtests=None):
+    """Value, gradient, dtype, shape and device of many calls, which a compiler gets as one program."""
+    subtest = subtests.test if subtests else contextlib.nullcontext
+    with within(live, dtype):
+        asked = [asked_for(live, case, dtype, arrays=compiler is not None) for case in chosen]
+
+        def program(arrays):
+            return [call.both(x, y) for call, (x, y) in zip(asked, arrays, strict=True)]
+
+        results = (compiler or (lambda f: f))(program)([(call.x, call.labels) for call in asked])
+        for call, (loss, grad) in zip(asked, results, strict=True):
+            with subtest(f"{call.case.name} {dtype}"):
+                check_result(live, call, loss, grad, dtype)
+
+
+def check_result(live, call, loss, grad, dtype):
+    ops = _dispatch.find(call.x).ops
+    assert ops.dtype(loss) == PRECISION[dtype].compute
+    assert ops.dtype(grad) == dtype
+    assert ops.device(grad) == ops.device(call.x)
+    loss, grad = live.numpy(loss), live.numpy(grad)
+    assert loss.shape == call.want.loss.shape
+    cases.assert_close(loss, call.want.loss, dtype, f"{call.case} {dtype} loss", result=True)
+    cases.assert_close(grad, call.want.logits, dtype, f"{call.case} {dtype} gradient")
+
+
+class Call(NamedTuple):
+    """A framework's arrays, the function of them, and the oracle's answer."""
+
+    case: cases.Case
+    x: Any
+    labels: Any
+    both: Any
+    want: Any
+
+
+def asked_for(live, case, dtype, arrays):
     options = cases.held(case.options, dtype)
     x, y = cases.arguments(case.loss, dtype, options)
     want = cases.truth(case.loss, x, y, options)
-    with within(live, dtype):
-        given, labels = live.array(x, dtype, "cpu"), labels_of(live, y, dtype)
-        if compiler:  # NumPy arrays that a compiled torch.func.grad closes over trip torch's own guards
-            compute = PRECISION[dtype].compute
-            options = {k: live.array(v, compute, "cpu") if k in cases.ROUNDED else v for k, v in options.items()}
-        run = (compiler or (lambda f: f))(lambda x, y: xent.value_and_grad(getattr(xent, case.loss))(x, y, **options))
-        loss, grad = run(given, labels)
-        ops = _dispatch.find(given).ops
-        assert ops.dtype(loss) == PRECISION[dtype].compute
-        assert ops.dtype(grad) == dtype
-        assert ops.device(grad) == ops.device(given)
-        loss, grad = live.numpy(loss), live.numpy(grad)
-    assert loss.shape == want.loss.shape
-    cases.assert_close(loss, want.loss, dtype, f"{case} {dtype} loss", result=True)
-    cases.assert_close(grad, want.logits, dtype, f"{case} {dtype} gradient")
+    if arrays:  # NumPy arrays that a compiled torch.func.grad closes over trip torch's own guards
+        compute = PRECISION[dtype].compute
+        options = {k: live.array(v, compute, "cpu") if k in cases.ROUNDED else v for k, v in options.items()}
+    both = functools.partial(xent.value_and_grad(getattr(xent, case.loss)), **options)
+    return Call(case, live.array(x, dtype, "cpu"), labels_of(live, y, dtype), both, want)
 
 
 def check_regimes(live, loss, dtype, classes, compiler=None, function=None):
@@ -73,20 +99,17 @@ def default(loss, x, y):
 
 @pytest.mark.parametrize("reduce", cases.REDUCES)
 @pytest.mark.parametrize("loss", LOSSES)
-def test_options_in_float64(live, loss, reduce):
-    for case in cases.cases(loss):
-        if case.options["reduce"] == reduce:
-            check_options(live, case, "float64")
+def test_options_in_float64(live, loss, reduce, subtests):
+    chosen = [case for case in cases.cases(loss) if case.options["reduce"] == reduce]
+    check_options(live, chosen, "float64", subtests=subtests)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("loss", LOSSES)
-def test_options_in_other_dtypes(live, loss, dtype):
+def test_options_in_other_dtypes(live, loss, dtype, subtests):
     if dtype not in live.dtypes:
         pytest.skip(f"{live.name} has no {dtype}")
-    for case in cases.cases(loss):
-        if "+" not in case.name and case.options["reduce"] == "mean":
-            check_options(live, case, dtype)
+    check_options(live, cases.singles(loss, "mean"), dtype, subtests=subtests)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -136,11 +159,9 @@ def compilers(live):
 
 @pytest.mark.compiled
 @pytest.mark.parametrize("loss", LOSSES)
-def test_compiled_options(live, loss):
+def test_compiled_options(live, loss, subtests):
     for compile in compilers(live):
-        for case in cases.cases(loss):
-            if "+" not in case.name and case.options["reduce"] in ("mean", "none"):
-                check_options(live, case, "float32", compile)
+        check_options(live, cases.singles(loss, "mean", "none"), "float32", compile, subtests)
 
 
 @pytest.mark.compiled
@@ -229,8 +250,7 @@ def test_wrong_adapters_fail(name, monkeypatch):
 
     def run():
         if matrix == "options":
-            for case in cases.cases("sparse_ce"):
-                check_options(live, case, "float32")
+            check_options(live, cases.cases("sparse_ce"), "float32")
         else:
             check_regimes(live, "sparse_ce", "float32", 10)
 

@@ -14,7 +14,7 @@ jax = pytest.importorskip("jax", reason="jax is not installed")
 jnp = jax.numpy
 import xent  # noqa: E402
 from jax.sharding import AxisType, NamedSharding, PartitionSpec  # noqa: E402
-from programs import CLASS_WEIGHTS, HIDDEN, IDS, LOGITS, PROBLEMS, WEIGHT, assert_close  # noqa: E402
+from programs import CLASS_WEIGHTS, HIDDEN, IDS, LOGITS, PROBLEMS, WEIGHT, assert_close, cover, name  # noqa: E402
 
 pytestmark = [pytest.mark.backend("jax"), pytest.mark.compiled]
 
@@ -281,12 +281,7 @@ PROGRAMS = {
 GIVEN_BY_THE_PROGRAM = {static_options: "reduce", accumulated: "denom"}
 
 
-def name(value):
-    return getattr(value, "__name__", None) or getattr(value, "name", None)
-
-
-@pytest.mark.parametrize("problem", PROBLEMS, ids=name)
-@pytest.mark.parametrize("program", PROGRAMS, ids=name)
+@pytest.mark.parametrize(("program", "problem"), cover(PROGRAMS))
 def test_program(program, problem):
     asked = problem._replace(options={**problem.options, **PROGRAMS[program]})
     inside = problem if program in GIVEN_BY_THE_PROGRAM else asked
@@ -326,8 +321,7 @@ def check_after(step, program, problem):
     assert_close(grad, slope, asked, f"{step} and {program.__name__}: gradient")
 
 
-@pytest.mark.parametrize("program", PLACES, ids=name)
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize(("step", "program"), cover(STEPS, PLACES))
 def test_product_before_confident_labels(step, program):
     check_after(step, program, BY_NAME["sparse_leading"])
 

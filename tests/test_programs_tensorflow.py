@@ -6,12 +6,9 @@ import pytest
 tf = pytest.importorskip("tensorflow", reason="tensorflow is not installed")
 
 import xent  # noqa: E402
-from programs import IDS, LOGITS, PROBLEMS, assert_close  # noqa: E402
+from programs import IDS, LOGITS, ONE_OF_EACH_LOSS, PROBLEMS, assert_close, cover, each_loss, each_problem  # noqa: E402
 
 pytestmark = [pytest.mark.backend("tensorflow"), pytest.mark.compiled]
-problems = pytest.mark.parametrize("problem", PROBLEMS, ids=[problem.name for problem in PROBLEMS])
-FEW = [PROBLEMS[0], PROBLEMS[4], PROBLEMS[6], PROBLEMS[7]]  # one of each loss
-each_loss = pytest.mark.parametrize("problem", FEW, ids=[problem.loss for problem in FEW])
 
 
 def call(problem, x, **more):
@@ -41,8 +38,7 @@ MODES = {
 # ---- steps before the loss, in one graph with it
 
 
-@pytest.mark.parametrize("mode", MODES)
-@problems
+@pytest.mark.parametrize(("mode", "problem"), cover(MODES))
 def test_product_before(problem, mode):
     """A temperature, which a compiler may join with the loss's first subtraction."""
     x = tf.constant(problem.x)
@@ -57,8 +53,7 @@ def test_equal_logits_of_a_product(mode):
     np.testing.assert_allclose(f(tf.fill([4, 64], 3.9e9)), np.log(64), rtol=1e-6)
 
 
-@pytest.mark.parametrize("mode", MODES)
-@each_loss
+@pytest.mark.parametrize(("mode", "problem"), cover(MODES, ONE_OF_EACH_LOSS))
 def test_softcap_before(problem, mode):
     x = tf.constant(problem.x)
     found = MODES[mode](lambda x: with_gradient(lambda x: call(problem, 5 * tf.tanh(x / 5)), x))(x)
@@ -70,17 +65,19 @@ def test_softcap_before(problem, mode):
 # ---- shapes that are not known while the graph is traced
 
 
-@pytest.mark.parametrize("xla", [False, True])
-@pytest.mark.parametrize("known", ["batch", "lengths", "rank"])
-@each_loss
-def test_unknown_shapes(problem, known, xla):
-    """What is unknown: the batch, every length, the rank."""
+UNKNOWN = [f"{what}-{how}" for what in ("batch", "lengths", "rank") for how in ("graph", "xla")]
+
+
+@pytest.mark.parametrize(("unknown", "problem"), cover(UNKNOWN, ONE_OF_EACH_LOSS))
+def test_unknown_shapes(problem, unknown):
+    """The batch, every length, the rank."""
+    known, how = unknown.split("-")
     shape = {"batch": [None, problem.x.shape[1]], "lengths": [None, None], "rank": None}[known]
     labels = problem.rest[-1]
     of_labels = [None, *labels.shape[1:]] if known == "batch" else None if known == "rank" else [None] * labels.ndim
     signature = [tf.TensorSpec(shape, tf.float32), tf.TensorSpec(of_labels, labels.dtype)]
 
-    @tf.function(input_signature=signature, jit_compile=xla)
+    @tf.function(input_signature=signature, jit_compile=how == "xla")
     def step(x, y):
         rest = (*problem.rest[:-1], y)
         return with_gradient(lambda x: call(problem._replace(rest=rest), x), x)
@@ -111,7 +108,7 @@ def test_each_example_of_logits_of_unknown_rank(axis, xla):
 # ---- tapes
 
 
-@problems
+@each_problem
 def test_persistent_tape(problem):
     x = tf.constant(problem.x)
     check(problem, with_gradient(lambda x: call(problem, x), x, persistent=True))

@@ -11,7 +11,18 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
 import xent  # noqa: E402
-from programs import CLASS_WEIGHTS, HIDDEN, IDS, LOGITS, PROBLEMS, WEIGHT, assert_close  # noqa: E402
+from programs import (  # noqa: E402
+    CLASS_WEIGHTS,
+    HIDDEN,
+    IDS,
+    LOGITS,
+    PROBLEMS,
+    WEIGHT,
+    assert_close,
+    cover,
+    each_loss,
+    each_problem,
+)
 from torch._dynamo.testing import CompileCounterWithBackend  # noqa: E402
 from torch.fx.experimental.proxy_tensor import make_fx  # noqa: E402
 from torch.utils.checkpoint import checkpoint  # noqa: E402
@@ -19,8 +30,6 @@ from xent.backends.torch import OPS  # noqa: E402
 
 pytestmark = [pytest.mark.backend("torch"), pytest.mark.compiled]
 func = torch.func
-
-each_problem = pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem: problem.name)
 
 
 @pytest.fixture(autouse=True)
@@ -253,8 +262,7 @@ PROGRAMS = {
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
-@pytest.mark.parametrize("program", PROGRAMS)
-@each_problem
+@pytest.mark.parametrize(("program", "problem"), cover(PROGRAMS))
 def test_program(problem, program):
     check(problem, PROGRAMS[program](of_x(problem), torch.tensor(problem.x)), program)
 
@@ -410,7 +418,7 @@ def capped(f):
     return lambda x, *rest: f(30 * torch.tanh(x / 0.7 / 30), *rest)
 
 
-@each_problem
+@each_loss
 def test_product_before(problem):
     """By Inductor, which generates code."""
     f, rest = capped(loss_of(problem)), tensors(problem.rest)
@@ -435,7 +443,7 @@ def assert_graphs_after(first, problem, counter, compiled, batches):
     assert counts[first - 1 :] == [counts[first - 1]] * (len(batches) - first + 1)
 
 
-@each_problem
+@each_loss
 def test_one_graph_for_all_batches(problem):
     """After the first one, which is for its batch alone, as with every function."""
     counter = CompileCounterWithBackend(backend_for(problem))
@@ -443,7 +451,7 @@ def test_one_graph_for_all_batches(problem):
     assert_graphs_after(2, problem, counter, compiled, (4, 5, 16, 17, 130, 1100))
 
 
-@each_problem
+@each_loss
 def test_dynamic(problem):
     counter = CompileCounterWithBackend(backend_for(problem))
     compiled = torch.compile(loss_of(problem), fullgraph=True, dynamic=True, backend=counter)
@@ -476,7 +484,7 @@ def chosen(f):
     return lambda x, keep, *rest: f(x[keep], *(k if len(k) != len(keep) else k[keep] for k in rest))
 
 
-@each_problem
+@each_loss
 @torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True)
 def test_lengths_that_data_decide(problem):
     compiled = torch.compile(chosen(loss_of(problem)), fullgraph=True, backend=backend_for(problem))
@@ -508,7 +516,7 @@ class Exported(torch.nn.Module):
         return self.f(x, *rest)
 
 
-@each_problem
+@each_loss
 def test_export_with_an_open_batch(problem):
     """To be trained on, and of PyTorch's own operations, so that it runs where xent is not."""
     batch = torch.export.Dim("batch")
