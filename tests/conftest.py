@@ -28,6 +28,7 @@ def pytest_addoption(parser):
         "--full", action="store_true", help="all combinations; without it, a part that shows each one's parts"
     )
     parser.addoption("--fuzz-seed", metavar="SEED[:NUMBER]", help="the fuzz's random calls again, or one of them")
+    parser.addoption("--fuzz-seconds", type=float, help="how long it makes random calls: 60, or 3600 with --full")
     parser.addoption("--compiled", action="store_true", help="the compiled tests, which want a process a framework")
 
 

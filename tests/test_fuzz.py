@@ -210,7 +210,8 @@ def test_random_calls(request, capsys, record_property):
         check(call)
         return
     made = collections.Counter()
-    stop = time.monotonic() + (MANY_SECONDS if request.config.getoption("--full") else SECONDS)
+    option = request.config.getoption
+    stop = time.monotonic() + (option("--fuzz-seconds") or (MANY_SECONDS if option("--full") else SECONDS))
     for number in itertools.count():
         draw = Draw(seed, number)
         if draw.framework in frameworks:  # by the seed alone, so that a number means one call

@@ -105,6 +105,62 @@ def test_each_example_of_logits_of_unknown_rank(axis, xla):
         np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
 
 
+# ---- loops and maps
+
+
+@each_loss
+def test_while_loop(problem):
+    """A sum over batches that are the same."""
+    x = tf.constant(problem.x)
+
+    @tf.function
+    def step(x):
+        def total(x):
+            return tf.while_loop(lambda i, _: i < 3, lambda i, sum: (i + 1, sum + call(problem, x)), (0, 0.0))[1]
+
+        return with_gradient(total, x)
+
+    value, gradient = problem.truth()
+    check(problem, step(x), (3 * value, 3 * gradient))
+
+
+@each_loss
+def test_scan(problem):
+    @tf.function
+    def step(x):
+        def last(x):
+            return tf.scan(lambda sum, x: sum + call(problem, x), tf.stack([x, x]), 0.0)[-1]
+
+        return with_gradient(last, x)
+
+    value, gradient = problem.truth()
+    check(problem, step(tf.constant(problem.x)), (2 * value, 2 * gradient))
+
+
+@each_loss
+def test_vectorized_map(problem):
+    x = tf.constant(problem.x)
+    values, gradients = tf.vectorized_map(lambda x: with_gradient(lambda x: call(problem, x), x), tf.stack([x, x]))
+    for found in zip(values, gradients, strict=True):
+        check(problem, found)
+
+
+@pytest.mark.parametrize("mode", ["eager", "graph"])
+@each_loss
+def test_jacobian(problem, mode):
+    """Of the loss of each example, whose sum's gradient is the sum of theirs."""
+
+    def rows(x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            losses = tf.reshape(call(problem, x, reduce="none"), [-1])
+        return losses, tape.jacobian(losses, x)
+
+    losses, rows_of_jacobian = MODES[mode](rows)(tf.constant(problem.x))
+    summed = problem._replace(options={**problem.options, "reduce": "sum"})
+    check(summed, (tf.reduce_sum(losses), tf.reduce_sum(rows_of_jacobian, 0)))
+
+
 # ---- tapes
 
 
@@ -112,6 +168,26 @@ def test_each_example_of_logits_of_unknown_rank(axis, xla):
 def test_persistent_tape(problem):
     x = tf.constant(problem.x)
     check(problem, with_gradient(lambda x: call(problem, x), x, persistent=True))
+
+
+@pytest.mark.parametrize("mode", ["eager", "graph"])
+@each_loss
+def test_nested_tapes_and_forward_mode(problem, mode):
+    """A gradient penalty's gradient is the tangent of the gradient along the gradient, twice."""
+
+    def run(x):
+        with tf.GradientTape() as outer:
+            outer.watch(x)
+            _, gradient = with_gradient(lambda x: call(problem, x), x)
+            penalty = tf.reduce_sum(gradient**2)
+        direction = tf.stop_gradient(gradient)
+        with tf.autodiff.ForwardAccumulator(x, direction) as forward:
+            value, moved = with_gradient(lambda x: call(problem, x), x)
+        return (value, gradient), outer.gradient(penalty, x), forward.jvp(moved)
+
+    found, of_penalty, tangent = MODES[mode](run)(tf.constant(problem.x))
+    check(problem, found)
+    np.testing.assert_allclose(of_penalty, 2 * tangent, rtol=1e-3, atol=1e-7)
 
 
 @pytest.mark.parametrize("mode", ["eager", "graph"])
@@ -146,6 +222,13 @@ def test_recompute_grad(problem):
 
 
 # ---- training
+
+
+@each_problem
+def test_variable(problem):
+    x = tf.Variable(problem.x)
+    check(problem, with_gradient(lambda x: call(problem, x), x))
+    check(problem, tf.function(lambda: with_gradient(lambda x: call(problem, x), x))())
 
 
 @pytest.mark.parametrize("remainder", [True, False])
