@@ -4,6 +4,7 @@ import itertools
 from typing import NamedTuple
 
 import numpy as np
+from allpairspy import AllPairs
 from xent import oracle
 from xent._regimes import PRECISION, rounded
 
@@ -18,7 +19,7 @@ Z = rng.random((3, 4))
 W = np.array([0.5, 0.0, 2.0])
 V = rng.normal(size=(4, 4))  # the weight of a head with X's features
 
-# ---- options: each alone with every reduction, and every pair of them
+# ---- options
 
 REDUCES = ("none", "sum", "mean", "mean_nonzero", "mean_all")
 SHAPE = (4, 3, 5)  # examples, classes, positions: the class axis in the middle
@@ -47,36 +48,73 @@ TAKES = {
 
 class Case(NamedTuple):
     loss: str
+    names: tuple  # of OPTIONS
     options: dict
-    name: str
+
+    @property
+    def name(self):
+        return f"{'+'.join(self.names) or 'plain'}-{self.options['reduce']}"
+
+
+FULL = False  # --full
+
+
+FULL = False  # --full
+
+
+def combinations(options):
+    """Names of options with a reduction: any two options meet in one, and every option meets every reduction.
+
+    --full: every option alone with every reduction, and every pair of options alone.
+    """
+    if FULL:
+        yield from alone(options, REDUCES)
+        turn = itertools.cycle(REDUCES)
+        for pair in itertools.combinations(list(options)[1:], 2):
+            if not options[pair[0]].keys() & options[pair[1]].keys():
+                yield pair, "mean" if "denom" in pair else next(turn)
+        return
+    levels = {}  # of each argument
+    for name, arguments in options.items():
+        for argument in arguments:
+            levels.setdefault(argument, [None]).append(name)
+    for reduce, *chosen in AllPairs([REDUCES, *levels.values()], filter_func=possible):
+        yield tuple(filter(None, chosen)), reduce
+
+
+def alone(options, reduces):
+    for name, reduce in itertools.product(options, reduces):
+        if possible((reduce, name)):
+            yield (name,), reduce
+
+
+def possible(row):
+    """A denominator is the mean's."""
+    return "denom" not in row or row[0] == "mean"
 
 
 def cases(loss):
-    """Singles with every reduction; pairs, each with the next reduction in turn."""
-    names = [name for name in OPTIONS if name in TAKES[loss]]
-    for name, reduce in itertools.product(names, REDUCES):
-        if name != "denom" or reduce == "mean":
-            yield case(loss, (name,), reduce)
-    turn = itertools.cycle(REDUCES)
-    for pair in itertools.combinations(names[1:], 2):
-        if not all(name.startswith("weights") for name in pair):
-            yield case(loss, pair, "mean" if "denom" in pair else next(turn))
+    return [case(loss, *chosen) for chosen in combinations(taken(loss))]
 
 
 def singles(loss, *reduces):
     """Each option alone, with these reductions."""
-    return [case for case in cases(loss) if "+" not in case.name and case.options["reduce"] in reduces]
+    return [case(loss, *chosen) for chosen in alone(taken(loss), reduces)]
 
 
-def case(loss, names, reduce):
+def taken(loss):
+    return {name: arguments for name, arguments in OPTIONS.items() if name in TAKES[loss]}
+
+
+def case(loss, chosen, reduce):
     options = {"reduce": reduce}
-    for name in names:
+    for name in chosen:
         options |= OPTIONS[name]
     if loss != "sigmoid_ce":
         options["axis"] = 1
     elif np.ndim(options.get("weights", 0)):
         options["weights"] = np.asarray(options["weights"])[:, None, :]
-    return Case(loss, options, f"{'+'.join(names)}-{reduce}")
+    return Case(loss, chosen, options)
 
 
 def arguments(loss, dtype, options):

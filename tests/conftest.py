@@ -14,9 +14,8 @@ HERE = Path(__file__).parent
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ["COLUMNS"] = "100"  # what the commands print is checked
 sys.path[:0] = [str(HERE), str(HERE / "toy")]
-for name in ("torch", "triton"):  # TensorFlow before Triton aborts the process
-    with contextlib.suppress(ImportError):
-        importlib.import_module(name)
+
+import cases  # noqa: E402
 
 BACKENDS = ("numpy", "torch", "tensorflow", "jax", "array_api_strict", "toy_framework")
 
@@ -52,6 +51,11 @@ def pytest_terminal_summary(terminalreporter):
 
 
 def pytest_configure(config):
+    cases.FULL = config.getoption("--full")
+    if "torch" in (config.getoption("--backend") or BACKENDS):
+        for name in ("torch", "triton"):  # TensorFlow before Triton aborts the process
+            with contextlib.suppress(ImportError):
+                importlib.import_module(name)
     config.addinivalue_line("markers", "compiled: runs a framework's compiler; test_compiled.py gives it a process")
     config.addinivalue_line("markers", "full: a combination that only --full tries")
     config.addinivalue_line("markers", "backend(name): needs this framework")

@@ -19,23 +19,33 @@ each_framework = pytest.mark.parametrize(
 )
 
 
-@each_framework
-def test_in_a_process_of_its_own(framework):
-    in_its_own_process(framework, "test_matrix.py", "test_linear.py", "test_empty_mean.py", f"test_{framework}.py")
+MATRIX = ("test_matrix.py", "test_linear.py", "test_empty_mean.py")
+TWO_DEVICES = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
 
 
 @each_framework
-@pytest.mark.parametrize("native", ["1", "0"], ids=["kernels", "formulas"])
-def test_programs(framework, native):
-    two_devices = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"} if framework == "jax" else {}
-    in_its_own_process(framework, f"test_programs_{framework}.py", XENT_NATIVE=native, **two_devices)
+def test_with_kernels(framework, pytestconfig):
+    programs = () if framework == "jax" else (f"test_programs_{framework}.py",)
+    in_its_own_process(pytestconfig, framework, *MATRIX, f"test_{framework}.py", *programs)
 
 
-def in_its_own_process(framework, *names, **variables):
+@each_framework
+def test_programs_on_formulas(framework, pytestconfig):
+    devices = TWO_DEVICES if framework == "jax" else {}
+    in_its_own_process(pytestconfig, framework, f"test_programs_{framework}.py", XENT_NATIVE="0", **devices)
+
+
+@pytest.mark.backend("jax")
+def test_jax_programs_on_two_devices(pytestconfig):
+    in_its_own_process(pytestconfig, "jax", "test_programs_jax.py", **TWO_DEVICES)
+
+
+def in_its_own_process(config, framework, *names, **variables):
     if importlib.util.find_spec(framework) is None:
         pytest.skip(f"{framework} is not installed")
     files = [str(HERE / name) for name in names]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--compiled", "--backend", framework]
+    command += ["--full"] if config.getoption("--full") else []
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(("COV_", "PYTEST_"))}
     run = subprocess.run(
         [*command, *files], cwd=HERE.parent, env=inherited | variables, capture_output=True, text=True, check=False

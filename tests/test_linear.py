@@ -34,7 +34,12 @@ OPTIONS = {
     "ignore_index": {"ignore_index": -100},
     "denom": {"denom": 7.5},
 }
-CHUNKS = (None, 3)  # all rows in one, and some that are not full
+# What goes into the loop beside hidden states, weight and ids.
+FEW = (
+    (("bias", "softcap"), "mean"),
+    (("weights", "label_smoothing"), "mean"),
+    (("z_loss", "ignore_index", "class_weights"), "none"),
+)
 
 
 class Case(NamedTuple):
@@ -42,16 +47,10 @@ class Case(NamedTuple):
     name: str
 
 
-def matrix():
-    """Each option with every reduction, and every pair with the next one in turn."""
-    for name, reduce in itertools.product(OPTIONS, cases.REDUCES):
-        if name != "denom" or reduce == "mean":
-            yield Case({"reduce": reduce, **OPTIONS[name]}, f"{name}-{reduce}")
-    turn = itertools.cycle(cases.REDUCES)
-    for pair in itertools.combinations(list(OPTIONS)[1:], 2):
-        if not (OPTIONS[pair[0]].keys() & OPTIONS[pair[1]].keys()):
-            reduce = "mean" if "denom" in pair else next(turn)
-            yield Case({"reduce": reduce, **OPTIONS[pair[0]], **OPTIONS[pair[1]]}, f"{'+'.join(pair)}-{reduce}")
+def matrix(combinations):
+    for names, reduce in combinations:
+        options = {option: value for name in names for option, value in OPTIONS[name].items()}
+        yield Case({"reduce": reduce, **options}, f"{'+'.join(names) or 'plain'}-{reduce}")
 
 
 def arguments(dtype, options):
@@ -134,44 +133,38 @@ def within(live, dtype):
     return live.double() if dtype == "float64" else contextlib.nullcontext()
 
 
-@pytest.mark.parametrize("chunk_rows", CHUNKS)
 @pytest.mark.parametrize("reduce", cases.REDUCES)
-def test_options_in_float64(linear, reduce, chunk_rows):
-    for case in matrix():
-        if case.options["reduce"] == reduce and (chunk_rows or "+" not in case.name):
-            check(linear, case, "float64", chunk_rows)
+def test_options_in_float64(linear, reduce, subtests):
+    for case in matrix(cases.combinations(OPTIONS)):
+        if case.options["reduce"] == reduce:
+            with subtests.test(case.name):
+                check(linear, case, "float64", 3)
+
+
+def test_all_rows_in_one_chunk(linear, subtests):
+    for case in matrix(cases.alone(OPTIONS, cases.REDUCES if cases.FULL else ["mean"])):
+        with subtests.test(case.name):
+            check(linear, case, "float64", None)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_options_in_other_dtypes(linear, dtype):
+def test_options_in_other_dtypes(linear, dtype, subtests):
     if dtype not in linear.dtypes:
         pytest.skip(f"{linear.name} has no {dtype}")
-    for case in matrix():
-        if "+" not in case.name and case.options["reduce"] in ("mean", "none"):
+    chosen = cases.alone(OPTIONS, ["mean", "none"]) if cases.FULL else FEW
+    for case in matrix(chosen):
+        with subtests.test(case.name):
             check(linear, case, dtype, 3)
 
 
-# Both ways to a gradient, and what goes into the loop beside hidden states, weight and ids; several options at once,
-# because every shape compiles for seconds.
-COMPILED = {
-    "float32": (
-        ("mean", "bias", "softcap"),
-        ("mean", "weights", "label_smoothing"),
-        ("mean", "z_loss", "ignore_index"),
-    ),
-    "bfloat16": (("mean",), ("none", "bias")),
-}
-
-
 @pytest.mark.compiled
-@pytest.mark.parametrize("dtype", COMPILED)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_compiled_linear(linear, dtype):
     compilers = [compile for mode, compile in linear.compilers.items() if mode != "eager"]
     if not compilers:
         pytest.skip(linear.unavailable.get("compiled", f"{linear.name} has no compiler"))
-    for compile, (reduce, *names) in itertools.product(compilers, COMPILED[dtype]):
-        options = {"reduce": reduce} | {option: value for name in names for option, value in OPTIONS[name].items()}
-        check(linear, Case(options, "+".join(names)), dtype, 3, compile)
+    for compile, case in itertools.product(compilers, matrix(FEW if dtype == "float32" else FEW[::2])):
+        check(linear, case, dtype, 3, compile)
 
 
 # ---- the derivative in the weights, and under upstream gradients that are not 1

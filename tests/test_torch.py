@@ -7,6 +7,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed")
 
 import xent  # noqa: E402
 from cases import T, V, W, X, Y, Z  # noqa: E402
+from programs import cover  # noqa: E402
 
 Y1, W1 = torch.tensor(Y), torch.tensor(W)
 F = torch.nn.functional
@@ -128,8 +129,7 @@ def test_labels_that_take_no_part_in_a_transform_are_read(transform):
 
 
 @pytest.mark.compiled
-@pytest.mark.parametrize("transform", ["value", "backward", "func_grad", "vmap_grad"])
-@pytest.mark.parametrize("loss", PAIRS)
+@pytest.mark.parametrize(("transform", "loss"), cover(["value", "backward", "func_grad", "vmap_grad"], PAIRS))
 def test_compiled(loss, transform):
     ours, reference, second = PAIRS[loss]
     torch._dynamo.reset()
