@@ -64,12 +64,14 @@ def name(value):
 
 def cover(programs, problems=PROBLEMS):
     """Each program with two of the problems, other ones where there are no kernels; with --full, with all of them."""
+    every = (len(problems) + 1) // 2
     turn = 1 if os.environ.get("XENT_NATIVE") == "0" else 0
-    for i, program in enumerate(programs):
-        for j, problem in enumerate(problems):
-            now = (i + j + turn) % ((len(problems) + 1) // 2) == 0
-            marks = () if now else pytest.mark.full
-            yield pytest.param(program, problem, id=f"{name(program)}-{name(problem)}", marks=marks)
+
+    def pair(i, program, j, problem):
+        marks = () if (i + j + turn) % every == 0 else pytest.mark.full
+        return pytest.param(program, problem, id=f"{name(program)}-{name(problem)}", marks=marks)
+
+    return [pair(i, a, j, b) for i, a in enumerate(programs) for j, b in enumerate(problems)]
 
 
 def assert_close(got, want, problem, what):
