@@ -1,1 +1,1 @@
-"""The adapters, one file a framework, same order, same shape."""
+"""The adapters: a file or a folder a framework, with equal names in each; and the native kernels (cpu, triton)."""

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 from xent import _linear, formulas
 from xent._adapter import Adapter, Layout, Linear, Ops
-
-from .cpu import calls
+from xent.backends.cpu import calls
 
 Array = Any
 

@@ -97,7 +97,7 @@ def test_backends_says_whether_the_kernels_are_in_use(monkeypatch):
 
 
 def test_backends_says_whether_the_triton_kernels_are_in_use(monkeypatch):
-    cuda = importlib.import_module("xent.backends.cuda")
+    cuda = importlib.import_module("xent.backends.triton")
     monkeypatch.setattr(cli._live, "available", lambda: iter(["torch"]))
     known = {"version": "2", "devices": ["cpu", "cuda:0"], "modes": {"eager": ""}, "dtypes": []}
     monkeypatch.setattr(cli, "facts", lambda names: dict.fromkeys(names, known))

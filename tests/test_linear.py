@@ -243,9 +243,9 @@ def watched(live, undo, *names):
     adapter = _dispatch.load(live.name)
     kits = [(adapter, "linear")]
     if live.name == "tensorflow":
-        from xent.backends import _tensorflow_linear, tensorflow
+        from xent.backends.tensorflow import linear, native
 
-        kits += [(tensorflow.HOST, "linear"), (_tensorflow_linear, "HOST")]
+        kits += [(native.HOST, "linear"), (linear, "HOST")]
     for owner, attribute in kits:
         kit = getattr(owner, attribute)
         undo.append((owner, attribute, kit))

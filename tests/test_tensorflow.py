@@ -14,8 +14,8 @@ import xent  # noqa: E402
 from cases import T, V, W, X, Y, Z  # noqa: E402
 from programs import cover  # noqa: E402
 from xent.backends import numpy as with_numpy  # noqa: E402
-from xent.backends import tensorflow as with_tensorflow  # noqa: E402
-from xent.backends.cpu import tensorflow_operators as operators  # noqa: E402
+from xent.backends.tensorflow import native as with_tensorflow  # noqa: E402
+from xent.backends.tensorflow import operators  # noqa: E402
 
 pytestmark = pytest.mark.backend("tensorflow")
 

@@ -17,13 +17,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 from xent._adapter import Layout  # noqa: E402
-from xent.backends import cuda  # noqa: E402
-from xent.backends import torch as adapter  # noqa: E402
+from xent.backends import triton as kernels_on_cuda  # noqa: E402
+from xent.backends.torch import native as adapter  # noqa: E402
 
 pytestmark = pytest.mark.backend("torch")
-if cuda.why_not:
-    pytest.skip(f"Triton kernels: {cuda.why_not}", allow_module_level=True)
-calls = cuda.load()
+if kernels_on_cuda.why_not:
+    pytest.skip(f"Triton kernels: {kernels_on_cuda.why_not}", allow_module_level=True)
+calls = kernels_on_cuda.load()
 HERE = Path(__file__).parent
 
 
@@ -135,7 +135,7 @@ def test_compiles(dtype, target, shapes, launches, tmp_path, monkeypatch):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     for place, shape in enumerate(shapes):
         everything(dtype, *SHAPES[shape], place % 2 == 0)
-    from xent.backends.cuda import kernels
+    from xent.backends.triton import kernels
 
     seen = set()
     for name, _, arguments, options in launches:
@@ -250,7 +250,7 @@ def test_triton_is_not_imported_for_cpu_tensors():
 )
 def test_without_triton(setup, why):
     """The formulas, and a reason."""
-    rest = "from xent.backends import cuda, torch\nprint(torch.ON_CUDA.kernels, cuda.why_not)"
+    rest = "from xent.backends import torch, triton\nprint(torch.native.ON_CUDA.kernels, triton.why_not)"
     run = python("-c", code(setup) + rest)
     assert run.stdout.startswith("None "), run.stderr
     assert why in run.stdout

@@ -16,10 +16,11 @@ import xent
 from triton.runtime import interpreter
 from xent import _live, _regimes, formulas, oracle
 from xent._adapter import ABSENT, INVALID, Layout
-from xent.backends import cuda
-from xent.backends import torch as adapter
+from xent.backends import triton as kernels_on_cuda
+from xent.backends.torch import ADAPTER
+from xent.backends.torch import native as adapter
 
-calls = cuda.load()
+calls = kernels_on_cuda.load()
 TRITON = calls.Kernels(adapter.OPS, adapter.dense, adapter.new)
 # As it is on a device; and with tiles so small that a few classes are already cut into parts.
 TILES = {"whole": {}, "cut": {"TILE": 16, "SMALL": 4, "PART": 8, "BESIDE": 8, "ELEMENTS": 32}}
@@ -287,7 +288,7 @@ def functions(d, s, exp, log1p, exp_of: tl.constexpr, log1p_of: tl.constexpr, T:
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_functions(dtype):
     """Within 2 units in the last place over the whole range; the interpreter's own 2^y and log are within one."""
-    from xent.backends.cuda import arithmetic
+    from xent.backends.triton import arithmetic
 
     kind, n = np.dtype(dtype), 1 << 16
     d = -np.linspace(0, 87 if dtype == "float32" else 700, n).astype(kind)
@@ -331,6 +332,6 @@ def test_linear(dtype, options, tiles, counts):
 def test_a_chunk_of_linear_is_overwritten(tiles):
     x, ids = torch.randn(3, 40), torch.tensor([0, 39, 5])
     want = TRITON.rows_both(Layout(1, True, False, False), x, None, None, ids, 0.5, None, None)[1]
-    dx = adapter.ADAPTER.linear.rows_both(Layout(1, True, False, False), x, None, None, ids, 0.5, None, None)[1]
+    dx = ADAPTER.linear.rows_both(Layout(1, True, False, False), x, None, None, ids, 0.5, None, None)[1]
     assert dx.data_ptr() == x.data_ptr()
     assert torch.equal(dx, want)

@@ -83,9 +83,9 @@ def native() -> dict[str, Any]:
 
 def triton(devices: Iterable[str]) -> dict[str, Any]:
     """Whether the kernels for PyTorch's CUDA tensors are in use, or why not, without importing Triton."""
-    cuda = importlib.import_module("xent.backends.cuda")
-    if cuda.why_not is not None:
-        return {"problem": cuda.why_not}
+    kernels = importlib.import_module("xent.backends.triton")
+    if kernels.why_not is not None:
+        return {"problem": kernels.why_not}
     if not any(device.startswith("cuda") for device in devices):
         return {"problem": "PyTorch has no CUDA device here"}
     return {"in_use": True}

@@ -8,67 +8,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from xent._adapter import Array, Layout, Ops, Scalar, computed_in
+from xent._adapter import Array, Layout, Scalar, computed_in
+from xent.backends.dense import DenseArrays, Shape
 
 from . import native as _native
 
 native: Any = _native  # None: there are none
 CODES = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 3}  # _native's F32, F64, F16, BF16
-Shape = tuple[int, ...]
-
-
-def pattern(given: Any, shape: Any) -> tuple[Any, int]:
-    """What shape an array that broadcasts against `shape` has to have, so that element i of that is the array's
-    (i // inner)-th, round and round; and inner."""
-    padded = (1,) * (len(shape) - len(given)) + given
-    varies = [place for place, n in enumerate(padded) if n != 1]
-    if not varies:
-        return given, 1
-    first, end = varies[0], varies[-1] + 1
-    if padded[first:end] == shape[first:end]:
-        return given, max(math.prod(shape[end:]), 1)
-    return shape, 1
 
 
 @dataclass(frozen=True, eq=False)
-class Fitting:
-    """What kernels need of one framework's arrays, whatever device they run on."""
-
-    ops: Ops
-    # (array, shape): broadcast to shape, C-contiguous, in memory of its own; itself if it is all that
-    dense: Callable[[Array, Any], Array]
-    empty: Callable[[Any, str, Array], Array]  # (shape, dtype, like)
-    in_place: bool = field(default=False, kw_only=True)  # `rows_both` writes the derivative over dense logits
-
-    def _pattern(self, k: Array | None, shape: Any) -> tuple[Array | None, int, int]:
-        """k as (array, length, inner): element i of the logits has array[(i // inner) % length]."""
-        if k is None:
-            return None, 1, 1
-        whole, inner = pattern(self.ops.shape(k), shape)
-        return self.dense(k, whole), max(math.prod(whole), 1), inner
-
-    def _results(self, lay: Layout, x: Array, u: Array | None, shape: Shape, dtype: str) -> Any:
-        return (
-            self.empty(shape, dtype, x),
-            self.empty(shape, dtype, x) if lay.lse else None,
-            None if u is None else self.empty(shape, dtype, x),
-        )
-
-    def _kept(self, lay: Layout, shape: Shape, dtype: str, x: Array) -> Array:
-        """For one value a row, keeping the class axis."""
-        return self.empty((*shape[: lay.axis], 1, *shape[lay.axis :]), dtype, x)
-
-    def _per_row(self, k: Scalar | None, shape: Shape, dtype: str, x: Array) -> Array | None:
-        if k is None:
-            return None
-        return self.dense(self.ops.full(shape, k, dtype, x) if isinstance(k, float) else k, shape)
-
-
-@dataclass(frozen=True, eq=False)
-class Kernels(Fitting):
+class Kernels(DenseArrays):
     """The kernels on one framework's arrays, which the caller knows to lie in this process's memory."""
 
     address: Callable[[Array], int]

@@ -14,8 +14,8 @@ import torch
 import triton.language as tl
 from xent import formulas
 from xent._adapter import Array, Layout, Scalar
+from xent.backends.dense import DenseArrays, Shape
 
-from ..cpu.calls import Fitting, Shape
 from . import kernels
 
 # Elements of a tile: 16 for each thread of 16 warps, so that several tiles share a processor and one's loads hide
@@ -130,7 +130,7 @@ KINDS = {"float32": tl.float32, "float64": tl.float64}
 
 
 @dataclass(frozen=True, eq=False)
-class Kernels(Fitting):
+class Kernels(DenseArrays):
     """The kernels on tensors of one CUDA device."""
 
     def rows(self, lay: Layout, x: Array, t: Array | None, u: Array | None, ids: Array | None) -> Any:

@@ -16,9 +16,8 @@ from typing import Any
 import tensorflow as tf
 from tensorflow.python.eager import record  # no public name makes all tapes look away
 from xent._adapter import Array, Layout, Scalar, computed_in
-
-from . import calls
-from .calls import native
+from xent.backends import dense
+from xent.backends.cpu.calls import native
 
 # ---- the operators
 
@@ -222,7 +221,7 @@ def _pattern(x: Array, k: Array | None) -> tuple[Array, int]:
         return *_empty(x, k), 1
     if not (x.shape.is_fully_defined() and k.shape.is_fully_defined()):
         return tf.broadcast_to(k, tf.shape(x)), 1
-    shape, inner = calls.pattern(tuple(k.shape), tuple(x.shape))
+    shape, inner = dense.pattern(tuple(k.shape), tuple(x.shape))
     return tf.broadcast_to(k, shape), inner
 
 

@@ -14,12 +14,14 @@ import numpy as np
 import tensorflow as tf
 from xent import _linear, formulas
 from xent._adapter import Array, Linear
+from xent.backends import numpy as host_numpy
 
-from . import numpy as host_numpy
-from ._tensorflow_graph import rows_both_formula
-from .cpu import tensorflow_operators as kernels
-from .cpu.tensorflow_operators import derivatives, either, here, mapped, substituted, usable
-from .tensorflow import OPS, empty, order, reachable, rows, tensor, times, view
+from . import operators as kernels
+from .graph import rows_both_formula
+from .kernels import rows, times
+from .native import empty, order, reachable, tensor, view
+from .operators import derivatives, either, here, mapped, substituted, usable
+from .ops import OPS
 
 # ---- eager: NumPy's loop, in memory that TensorFlow can adopt
 

@@ -25,7 +25,7 @@ def load() -> ModuleType | None:
     if why_not is not None:
         return None
     try:
-        return import_module(".calls", __name__)
+        return import_module(".launch", __name__)
     except ImportError as error:
         why_not = f"Triton does not load: {error}"
         return None

@@ -20,15 +20,14 @@ import numpy as np
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir, partial_eval
 from xent._adapter import computed_in
+from xent.backends.cpu import native
 
-from ._jax_mesh import varying_alike
-from .cpu import native
+from .mesh import varying_alike
 
 Array = Any
 Formula = Callable[..., Any]
 
-assert native is not None  # nobody asks for this module without it
-for _name, _handler in native.ffi_handlers().items():
+for _name, _handler in native.ffi_handlers().items() if native is not None else ():
     jax.ffi.register_ffi_target(f"xent_{_name}", _handler, platform="cpu")
 
 _PRIMITIVES: dict[str, Primitive] = {}

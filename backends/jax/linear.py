@@ -19,8 +19,9 @@ from jax.custom_derivatives import SymbolicZero, zero_from_primal
 from xent import _linear, formulas
 from xent._adapter import Array, Linear
 
-from ._jax_mesh import varying_alike
-from .jax import OPS, promoting, rows
+from .kernels import rows
+from .mesh import varying_alike
+from .ops import OPS, promoting
 
 
 def project(h: Array, weight: Array) -> Array:

@@ -14,7 +14,10 @@ import torch
 from xent import _linear, formulas
 from xent._adapter import Layout, Linear
 
-from .torch import ON_CPU, OPERATORS, OPS, PLAIN, kernels, plain, recording, rows
+from .kernels import rows
+from .native import ON_CPU, OPERATORS, kernels
+from .ops import OPS, PLAIN
+from .transforms import plain, recording
 
 Array = Any
 

@@ -18,9 +18,10 @@ from jax.custom_derivatives import SymbolicZero
 from xent import formulas
 from xent._adapter import Layout
 
-from . import _jax_linear
-from ._jax_primitive import ELEMENTS, PRODUCTS, ROWS, kernel, linear, pattern, spare
-from .jax import OPS, compiled, pieces, promoting
+from . import linear as chunks
+from .kernels import compiled, pieces
+from .operators import ELEMENTS, PRODUCTS, ROWS, kernel, linear, pattern, spare
+from .ops import OPS, promoting
 
 Array = Any
 
@@ -276,14 +277,14 @@ def product(name: str, formula: Callable[..., Array], over: bool = False) -> Cal
     return lambda *operands: call((), *operands)[0]
 
 
-project = product("project", _jax_linear.project)
+project = product("project", chunks.project)
 LINEAR = replace(
-    _jax_linear.LINEAR,
+    chunks.LINEAR,
     rows=rows,
     rows_both=rows_both_over,
     project=lambda h, weight, _over: project(h, weight),
-    pull=product("pull", _jax_linear.pull),
-    accumulate=product("accumulate", _jax_linear.accumulate, over=True),
+    pull=product("pull", chunks.pull),
+    accumulate=product("accumulate", chunks.accumulate, over=True),
 )
 
 

@@ -1,6 +1,6 @@
 """TensorFlow's graphs: the kernels where they can run, the formulas where not, and the derivatives of both.
 
-Each function is its namesake in tensorflow.py, which it leaves everything to that is no graph, or that needs the
+Each function is its namesake in kernels.py, which it leaves everything to that is no graph, or that needs the
 formulas: forward mode and nested tapes (`order`), vectorized_map, XLA.
 """
 
@@ -13,10 +13,12 @@ import tensorflow as tf
 from xent import formulas
 from xent._adapter import Array, Layout, Scalar
 
-from . import tensorflow as plain
-from .cpu import tensorflow_operators as kernels
-from .cpu.tensorflow_operators import derivatives, either, here, replaced, substituted, usable
-from .tensorflow import OPS, order, times
+from . import kernels as plain
+from . import operators as kernels
+from .kernels import times
+from .native import order
+from .operators import derivatives, either, here, replaced, substituted, usable
+from .ops import OPS
 
 wide = partial(formulas.widened, OPS)
 

@@ -1,0 +1,129 @@
+"""TensorFlow's kernels: `custom_gradient`s that keep the row statistics (m, s), never the probabilities, and whose
+gradient is made of operations with right gradients of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import tensorflow as tf
+from tensorflow.python import pywrap_tfe  # no public name says whether there are tapes
+from xent import formulas
+from xent._adapter import Layout
+
+from .native import KERNELS, NATIVE, constant, on_host, order, reachable, tensor, view
+from .operators import here
+from .ops import OPS, total
+
+Array = Any
+
+
+def rows(lay: Layout, x: Array, t: Array | None, u: Array | None, ids: Array | None) -> Any:
+    native = reachable(x, t, u, ids) and order(x, t) < 2
+    wanted = True, t is not None and (not native or order(t) > 0)
+
+    @tf.custom_gradient
+    def kernel(x: Array, t: Array | None = None) -> Any:
+        if native:
+            results, (m, s) = KERNELS.rows(lay, *map(view, (x, t, u, ids)))
+            results = [None if result is None else tensor(result) for result in results]
+        else:  # vectorized_map drops custom gradients, and forward mode looks through them
+            results, (m, s) = formulas.rows(OPS, lay, formulas.widened(OPS, x), t, u, ids, differentiable=True)
+
+        def backward(*upstream: Array) -> Any:
+            given = iter(upstream)
+            up = tuple(None if result is None else next(given) for result in results[:3])
+            if native and constant(*up):
+                coefficients = tuple(map(view, up))
+                dx, dt = KERNELS.rows_backward(lay, view(x), view(t), view(u), view(ids), (m, s), coefficients, wanted)
+                return tensor(dx) if t is None else (tensor(dx), None if dt is None else tensor(dt))
+            wide = formulas.widened(OPS, x)
+            parts = formulas.smooth_pieces(OPS, lay, wide, ids, *stats(m, s))
+            dx = tf.cast(formulas.pull(OPS, lay, parts, wide, t, u, ids, up), x.dtype)
+            return dx if t is None else (dx, formulas.pull_labels(OPS, lay, parts, ids, up))
+
+        return [result for result in results if result is not None], backward
+
+    given = iter(kernel(x) if t is None else kernel(x, t))
+    return next(given), next(given) if lay.lse else None, None if u is None else next(given), next(given)
+
+
+def stats(m: Any, s: Any) -> tuple[Array, Array]:
+    return tf.convert_to_tensor(m), tf.convert_to_tensor(s)
+
+
+def sigmoid(e: float, x: Array, z: Array, p: Array | None, absent: Array | None) -> Array:
+    @tf.custom_gradient
+    def kernel(x: Array, z: Array) -> Any:
+        wide = formulas.widened(OPS, x)
+        loss = formulas.sigmoid(OPS, e, wide, z, p, absent)
+
+        def backward(g: Array) -> Any:
+            dx, dz = formulas.sigmoid_pull(OPS, e, formulas.widened(OPS, x), z, p, absent, g)
+            return tf.cast(dx, x.dtype), dz
+
+        return loss, backward
+
+    return kernel(x, z)
+
+
+# ---- loss and derivative in one visit
+
+
+@tf.autograph.experimental.do_not_convert
+def fuse(loss: Any, both: Any, static: Any, x: Array, *arrays: Array | None) -> Array:
+    if not reachable(x, *arrays) or order(*arrays):
+        return loss(static, x, *arrays)
+    highest = order(x)
+    if highest == 0:
+        return on_host(loss, static, x, *arrays)
+    if highest > 1 or x.dtype.size == 2:  # 16 bits are not rounded twice
+        return loss(static, x, *arrays)
+
+    @tf.custom_gradient
+    def fused(x: Array) -> Any:
+        value, dx = on_host(both, static, x, *arrays)
+        return value, partial(times, dx)
+
+    return fused(x)
+
+
+def times(dx: Array, g: Array) -> Array:
+    """Without a visit of dx where g is 1; in a graph, that shows when it runs."""
+    if tf.executing_eagerly():
+        return dx if constant(g) and float(g) == 1 else dx * g
+    if order(g) > 1:  # forward mode looks through the rule
+        return dx * g
+
+    @tf.custom_gradient
+    def product(dx: Array, g: Array) -> Any:
+        return tf.cond(g == 1, lambda: dx, lambda: dx * g), lambda up: (up * g, total(up * dx, None))
+
+    return product(*here((dx, g)))
+
+
+@tf.autograph.experimental.do_not_convert
+def run(function: Callable[..., Any], static: Any, *arrays: Any) -> Any:
+    if reachable(*arrays) and order(*arrays) == 0:
+        return on_host(function, static, *arrays)
+    return function(static, *arrays)
+
+
+def watched(x: Array) -> bool:
+    return not (tf.executing_eagerly() and NATIVE and pywrap_tfe.TFE_Py_TapeSetIsEmpty())
+
+
+def value_and_grad(f: Callable[[Any], Any], x: Any) -> tuple[Any, Any]:
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        value = f(x)
+    return value, tape.gradient(value[0] if isinstance(value, tuple) else value, x)
+
+
+def rows_both(lay: Layout, x: Array, *rest: Any) -> Any:
+    return formulas.rows_both(OPS, lay, formulas.widened(OPS, x), *rest)
+
+
+def sigmoid_both(e: float, x: Array, *rest: Any) -> Any:
+    return formulas.sigmoid_both(OPS, e, formulas.widened(OPS, x), *rest)

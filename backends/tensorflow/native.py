@@ -1,0 +1,83 @@
+"""Eager TensorFlow: the native kernels, on the memory of tensors that are values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from tensorflow.python import pywrap_tfe  # no public name says which tapes watch a tensor
+from tensorflow.python.framework import op_callbacks  # nor whether somebody checks every operation's results
+from xent.backends import numpy as host_numpy
+from xent.backends.cpu import calls
+
+Array = Any
+
+
+def reachable(*arrays: Array | None) -> bool:
+    return (
+        NATIVE
+        and tf.executing_eagerly()
+        and all(k is None or (isinstance(k, EAGER) and k.device.endswith("CPU:0")) for k in arrays)
+    )
+
+
+def order(*arrays: Array | None) -> int:
+    """The highest derivative in these that somebody may ask for: 2 stands for forward mode, and for all above 1."""
+    given = [k for k in arrays if k is not None]
+    if pywrap_tfe.TFE_Py_PackJVPs(given)[0]:
+        return 2
+    found: int = pywrap_tfe.TFE_Py_TapeSetPossibleGradientTypes(given)
+    return found
+
+
+def constant(*upstream: Array | None) -> bool:
+    """Upstream gradients may be mapped over (tape.jacobian does), or depend on what another tape watches."""
+    return reachable(*upstream) and order(*upstream) == 0
+
+
+def view(x: Array | None) -> Any:
+    return None if x is None else x._numpy_internal()
+
+
+LARGE = 1 << 20  # bytes; for less an operation of TensorFlow's costs more than fresh memory
+
+
+def empty(shape: tuple[int, ...], dtype: str, like: Any) -> Any:
+    """Aligned as TensorFlow wants memory that it adopts; its own where fresh memory would cost more than the kernel."""
+    kind = like.dtype if host_numpy.OPS.dtype(like) == dtype else np.dtype(dtype)
+    size = math.prod(shape) * kind.itemsize
+    if size >= LARGE and not op_callbacks.should_invoke_op_callbacks():  # enable_check_numerics would look at it now
+        with tf.device("CPU:0"):
+            return view(tf.raw_ops.Empty(shape=shape, dtype=dtype))
+    memory = np.empty(size + 64, np.uint8)
+    start = -host_numpy.address(memory) % 64
+    return memory[start : start + size].view(kind).reshape(shape)
+
+
+def tensor(x: Any) -> Array:
+    """Without a copy where x is aligned."""
+    x = np.asarray(x)
+    if host_numpy.address(x) % 64:
+        x, unaligned = empty(x.shape, x.dtype.name, x), x
+        x[...] = unaligned
+    if x.dtype.name == "bfloat16":  # unknown to NumPy's DLPack
+        return tf.bitcast(tensor(x.view(np.uint16)), tf.bfloat16)
+    return tf.experimental.dlpack.from_dlpack(x.__dlpack__())
+
+
+NATIVE = calls.native is not None
+EAGER = tf.__internal__.EagerTensor
+KERNELS = replace(host_numpy.KERNELS, empty=empty)
+HOST = replace(
+    host_numpy.ADAPTER, rows_both=KERNELS.rows_both, mean_both=KERNELS.mean_both, sigmoid_both=KERNELS.sigmoid_both
+)
+
+
+def on_host(function: Callable[..., Any], static: Any, *arrays: Array | None) -> Any:
+    """A loss of values is NumPy's, on the same memory."""
+    results = HOST.run(function, static._replace(xp=HOST), *map(view, arrays))
+    return tf.nest.map_structure(tensor, results)

@@ -1,0 +1,226 @@
+"""PyTorch's kernels: `autograd.Function`s that save the row statistics (m, s), never the probabilities."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from xent import formulas
+from xent._adapter import Layout
+
+from .native import DIRECT, apply, direct, kernels
+from .ops import OPS, total
+from .transforms import plain, traced
+
+Array = Any
+
+
+class Rows(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(lay: Layout, x: Array, t: Array, u: Array, ids: Array) -> Any:
+        native = kernels(x, t, u, ids)
+        if native:
+            results, stats = native.rows(lay, x, t, u, ids)
+        else:
+            results, stats = formulas.rows(OPS, lay, formulas.widened(OPS, x), t, u, ids)
+        return (*results[:3], *stats)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.lay, *saved = inputs
+        m, s = output[3:]
+        ctx.mark_non_differentiable(m, s)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*saved, m, s)
+
+    @staticmethod
+    def backward(ctx: Any, a: Array, b: Array, c: Array, *_: Any) -> Any:
+        x, t, u, ids, m, s = ctx.saved_tensors
+        lay, up = ctx.lay, (torch.zeros_like(m).squeeze(ctx.lay.axis) if a is None else a, b, c)
+        wanted = ctx.needs_input_grad[1], ctx.needs_input_grad[2]
+        native = None if torch.is_grad_enabled() else kernels(x, t, u, ids, m, *up)
+        if native:
+            return None, *native.rows_backward(lay, x, t, u, ids, (m, s), up, wanted), None, None
+        make = formulas.smooth_pieces if torch.is_grad_enabled() else formulas.pieces
+        wide = formulas.widened(OPS, x)
+        parts = make(OPS, lay, wide, ids, m, s)
+        dx = formulas.pull(OPS, lay, parts, wide, t, u, ids, up).to(x.dtype) if wanted[0] else None
+        dt = formulas.pull_labels(OPS, lay, parts, ids, up[:1]) if wanted[1] else None
+        return None, dx, dt, None, None
+
+
+class Sigmoid(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(e: float, x: Array, z: Array, p: Array, absent: Array) -> Array:
+        native = kernels(x, z, p, absent)
+        if native:
+            return native.sigmoid(e, x, z, p, None if absent is None else (~absent).to(z.dtype), True)
+        return formulas.sigmoid(OPS, e, formulas.widened(OPS, x), z, p, absent)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.e, *saved = inputs
+        ctx.save_for_backward(*saved)
+
+    @staticmethod
+    def backward(ctx: Any, g: Array) -> Any:
+        x, z, p, absent = ctx.saved_tensors
+        native = None if torch.is_grad_enabled() else kernels(x, z, p, absent, g)
+        if native:
+            g = g if absent is None else g.masked_fill(absent, 0)
+            return None, *native.sigmoid_backward(ctx.e, x, z, p, g, 1.0, ctx.needs_input_grad[1:3]), None, None
+        dx, dz = formulas.sigmoid_pull(OPS, ctx.e, formulas.widened(OPS, x), z, p, absent, g)
+        return None, dx.to(x.dtype), dz, None, None
+
+
+class SigmoidSum(torch.autograd.Function):
+    """Where there are kernels."""
+
+    @staticmethod
+    def forward(e: float, x: Array, z: Array, p: Array, w: Array) -> Array:
+        return kernels(x, z, p, w).sigmoid(e, x, z, p, w, False)
+
+    setup_context = Sigmoid.setup_context
+
+    @staticmethod
+    def backward(ctx: Any, g: Array) -> Any:
+        x, z, p, w = ctx.saved_tensors
+        native = None if torch.is_grad_enabled() else kernels(x, z, p, w, g)
+        if native:
+            return None, *native.sigmoid_backward(ctx.e, x, z, p, w, g, ctx.needs_input_grad[1:3]), None, None
+        slope = g.expand(x.shape) if w is None else g * w
+        absent = None if w is None else w == 0
+        dx, dz = formulas.sigmoid_pull(OPS, ctx.e, formulas.widened(OPS, x), z, p, absent, slope)
+        return None, dx.to(x.dtype), dz, None, None
+
+
+def rows(lay: Layout, x: Array, t: Array | None, u: Array | None, ids: Array | None) -> Any:
+    if plain():
+        return formulas.rows(OPS, lay, formulas.widened(OPS, x), t, u, ids, differentiable=True)[0]
+    return apply(Rows, lay, x, t, u, ids)[:4]
+
+
+def sigmoid(e: float, x: Array, z: Array, p: Array | None, absent: Array | None) -> Array:
+    if plain():
+        return formulas.sigmoid(OPS, e, formulas.widened(OPS, x), z, p, absent)
+    return apply(Sigmoid, e, x, z, p, absent)
+
+
+def sigmoid_sum(e: float, x: Array, z: Array, p: Array | None, w: Array | None) -> Array:
+    if plain() or (w is not None and w.requires_grad) or kernels(x, z, p, w) is None:
+        loss = sigmoid(e, x, z, p, None if w is None else w == 0)
+        return total(loss if w is None else w * loss, None)
+    return apply(SigmoidSum, e, x, z, p, w)
+
+
+# ---- loss and derivative in one visit
+
+
+def rows_both(
+    lay: Layout, x: Array, t: Array | None, u: Array | None, ids: Array | None, a: Any, z: Any, c: Any
+) -> Any:
+    native = kernels(x, t, u, ids, *(k for k in (a, z, c) if not isinstance(k, float)))
+    if native:
+        return native.rows_both(lay, x, t, u, ids, a, z, c)
+    with torch.no_grad():
+        return formulas.rows_both(OPS, lay, formulas.widened(OPS, x), t, u, ids, a, z, c)
+
+
+def mean_both(lay: Layout, x: Array, t: Array | None, ids: Array | None, n: int) -> Any:
+    if kernels(x, t, ids) is DIRECT:
+        return DIRECT.mean_both(lay, x, t, ids, n)
+    (loss, *_), dx = rows_both(lay, x, t, None, ids, 1 / n, None, None)
+    return total(loss, None) / n, dx
+
+
+def sigmoid_both(e: float, x: Array, z: Array, p: Array | None, w: Array | None, g: Any, each: bool) -> Any:
+    with torch.no_grad():
+        native = kernels(x, z, p, w)
+        if native:
+            return native.sigmoid_both(e, x, z, p, w, g, each)
+        return formulas.sigmoid_both(OPS, e, formulas.widened(OPS, x), z, p, w, g, each)
+
+
+class Fused(torch.autograd.Function):
+    """A whole loss, whose derivative in the logits is there before anybody asks for it.
+
+    It is handed out once, times the upstream gradient. Asked again, or in a way that wants to be differentiated
+    further, the loss is computed anew by the functions above.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Array, loss: Any, both: Any, static: Any, arrays: Any) -> Array:
+        value, dx = both(static, x, *arrays)
+        ctx.loss, ctx.static, ctx.spent = loss, static, False
+        ctx.save_for_backward(x, *arrays, dx)  # so that hooks on saved tensors, checkpointing among them, see it
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, g: Array) -> Any:
+        x, *arrays, dx = ctx.saved_tensors
+        further = torch.is_grad_enabled()
+        reached = kernels(g) is DIRECT  # otherwise g is traced or batched, and has no value to look at
+        if further or ctx.spent or (reached and not _exact(dx, g)):
+            with torch.enable_grad():
+                x = x if further else x.detach().requires_grad_()
+                value = ctx.loss(ctx.static, x, *arrays)
+            (dx,) = torch.autograd.grad(value, x, g, create_graph=further)
+        elif not reached:
+            dx = dx * g
+        else:
+            ctx.spent = True
+            dx = dx.data  # the caller's to change, without a trace in what is saved
+            dx = dx if g.item() == 1 else dx.mul_(g)
+        return dx, None, None, None, None
+
+
+def _exact(dx: Array, g: Array) -> bool:
+    """16 bits are not rounded twice, unless the second time is by a power of two."""
+    return dx.element_size() > 2 or abs(math.frexp(g.item())[0]) == 0.5
+
+
+def fuse(loss: Any, both: Any, static: Any, x: Array, *arrays: Any) -> Array:
+    if (
+        torch.is_grad_enabled()
+        and x.requires_grad
+        and x.dtype != torch.float16  # GradScaler's factor has to go in before rounding: what is left may be 0
+        and not any(k is not None and k.requires_grad for k in arrays)
+        and not plain()
+        and kernels(x, *arrays) is DIRECT
+    ):
+        return direct(Fused)(x, loss, both, static, arrays)
+    return loss(static, x, *arrays)
+
+
+def watched(x: Array) -> bool:
+    return torch._C._are_functorch_transforms_active() or plain() or (torch.is_grad_enabled() and x.requires_grad)
+
+
+def value_and_grad(f: Callable[[Any], Any], x: Any) -> tuple[Any, Any]:
+    """Stays connected to the caller's graph where x is part of one."""
+    if traced():
+        grad, value = torch.func.grad_and_value(lambda x: _summed(f(x)), has_aux=True)(x)
+        return value[1], grad
+    arrays = x if isinstance(x, tuple) else (x,)
+    live = torch.is_grad_enabled() and any(k.requires_grad for k in arrays)
+    with torch.enable_grad():
+        arrays = tuple(k.view_as(k) if live and k.requires_grad else k.detach().requires_grad_() for k in arrays)
+        value = f(arrays if isinstance(x, tuple) else arrays[0])
+        total, _ = _summed(value)
+        grads = torch.autograd.grad(total, arrays, create_graph=live)
+    return value if live else detached(value), grads if isinstance(x, tuple) else grads[0]
+
+
+def _summed(value: Any) -> tuple[Array, Any]:
+    return (value[0] if isinstance(value, tuple) else value).sum(), value
+
+
+def detached(value: Any) -> Any:
+    """Constants beside it are that already."""
+    return (value[0].detach(), *value[1:]) if isinstance(value, tuple) else value.detach()
