@@ -97,6 +97,17 @@ def cases(loss):
     return [case(loss, *chosen) for chosen in combinations(taken(loss))]
 
 
+def few(loss):
+    """So many of them that every option and every reduction is there: for compilers. --full: all."""
+    shown, found = set(), []
+    for case in cases(loss):
+        new = {*case.names, case.options["reduce"]}
+        if FULL or not new <= shown:
+            shown |= new
+            found.append(case)
+    return found
+
+
 def singles(loss, *reduces):
     """Each option alone, with these reductions."""
     return [case(loss, *chosen) for chosen in alone(taken(loss), reduces)]

@@ -168,7 +168,7 @@ def compilers(live):
 @pytest.mark.parametrize("loss", LOSSES)
 def test_compiled_options(live, loss, subtests):
     for compile in compilers(live):
-        check_options(live, cases.cases(loss), "float32", compile, subtests)
+        check_options(live, cases.few(loss), "float32", compile, subtests)
 
 
 @pytest.mark.compiled
