@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from xent import formulas
-from xent._adapter import Adapter, Ops
+from xent.adapter import Adapter, Ops
 from xent.backends.numpy import quietly
 
 Array = Any

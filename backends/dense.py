@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from xent._adapter import Array, Layout, Ops, Scalar
+from xent.adapter import Array, Layout, Ops, Scalar
 
 Shape = tuple[int, ...]
 

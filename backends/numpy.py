@@ -8,9 +8,10 @@ from functools import cache, partial
 from typing import Any
 
 import numpy as np
-from xent import _linear, formulas
-from xent._adapter import Adapter, Layout, Linear, Ops
+from xent import formulas
+from xent.adapter import Adapter, Layout, Linear, Ops
 from xent.backends.cpu import calls
+from xent.formulas import linear as _linear
 
 Array = Any
 

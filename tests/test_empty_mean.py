@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import xent
-from xent import _dispatch, _plan
+from xent import _dispatch, _execute, _plan
+from xent._options import Operands, Options
 
 LOGITS = np.array([[np.nan, 1.0, 2.0], [0.1, 0.0, 3.0]])
 HIDDEN, WEIGHT = np.array([[np.nan, 1.0], [0.5, 2.0]]), np.array([[0.1, 0.2], [0.3, -0.4], [-0.5, 0.6]])
@@ -107,6 +108,5 @@ def test_compiled_beside_statistics(live, name):
 @pytest.mark.parametrize("denom", [None, 3.0])
 def test_no_mask_where_none_is_needed(denom):
     """A count, or a denominator that can be read: the rows stay as they are."""
-    numbers = ("mean", None, None, 0.0, 0.0, None, "auto", denom)
-    plan, arrays = _plan.sparse(_dispatch.load("numpy"), LOGITS, IDS, -1, *numbers)
-    assert not _plan.prepare(plan, *arrays).lay.masked
+    plan, operands = _plan.sparse(_dispatch.load("numpy"), Operands(LOGITS, IDS, denom=denom), Options())
+    assert not _execute.prepare(plan, operands).layout.masked

@@ -10,9 +10,11 @@ import cases
 import numpy as np
 import pytest
 import xent
-from xent import _dispatch, _linear, _live, oracle
+from xent import _dispatch, _linear, _live, _plan, oracle
+from xent._options import Operands, Options
 from xent._regimes import PRECISION, rounded
 from xent.backends.cpu import calls, native
+from xent.formulas import linear as loop
 
 # ---- the matrix, as data
 
@@ -291,21 +293,19 @@ def test_chunks_bound_the_memory(spied):
     """No more rows' logits at a time than the memory allows, without chunk_rows too."""
     live, start = spied
     calls = start("project")
-    rows, classes = 2 * _linear.FEWEST, _linear.MEMORY // 4 // _linear.FEWEST
+    rows, classes = 2 * loop.FEWEST, loop.MEMORY // 4 // loop.FEWEST
     h = live.array(np.zeros((rows, 1), np.float32), "float32", "cpu")
     xent.linear_ce(h, live.array(np.zeros((classes, 1), np.float32), "float32", "cpu"), np.zeros(rows, int))
-    assert {shapes[0][0] for shapes in calls["project"]} == {_linear.FEWEST}
+    assert {shapes[0][0] for shapes in calls["project"]} == {loop.FEWEST}
 
 
 @pytest.mark.parametrize(("rows", "chunk"), [(10, 10), (128, 128), (130, 96), (300, 128), (2048, 128)])
 def test_chunks_are_whole_panels(rows, chunk):
     """As evenly as they go: there is memory for 150 rows."""
     x = np.zeros((rows, 1), np.float32)
-    plan = _linear.plan(
-        _dispatch.find(x), x, np.zeros((_linear.MEMORY // 4 // 150, 1), np.float32), np.zeros(rows, int), None, None,
-        "mean", None, None, 0.0, 0.0, None, "auto", None, None, False,
-    )[0]  # fmt: skip
-    assert _linear._chunk(plan.xp.linear, x, plan, rows) == chunk
+    weight = np.zeros((loop.MEMORY // 4 // 150, 1), np.float32)
+    plan, _ = _plan.linear(_dispatch.find(x), Operands(x, np.zeros(rows, int), weight=weight), Options())
+    assert _linear._chunk(plan.adapter.linear, x, plan, rows) == chunk
 
 
 @pytest.mark.parametrize("chunk_rows", [1, 4, 19, 20, 1000])
@@ -492,7 +492,7 @@ WRONG = {"forgets the mask": forgets_the_mask, "loses a chunk": loses_a_chunk, "
 def test_wrong_kits_fail(name, monkeypatch):
     live, adapter = _live.live("numpy"), _dispatch.load("numpy")
     wrong = replace(adapter, linear=WRONG[name](adapter.linear)) if name else adapter
-    monkeypatch.setattr(_linear, "_present", lambda head, ids: None)  # masked rows are there, as in a compiler
+    monkeypatch.setattr(loop, "_present", lambda head, ids: None)  # masked rows are there, as in a compiler
     monkeypatch.setitem(_dispatch._by_type, np.ndarray, wrong)
     case = Case({"reduce": "mean", "ignore_index": -100}, "ignore_index")
     if name is None:

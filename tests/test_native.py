@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from xent import _regimes, formulas
-from xent._adapter import ABSENT, INVALID, Layout
+from xent.adapter import ABSENT, INVALID, Layout
 from xent.backends.cpu import native, why_not
 from xent.backends.numpy import OPS
 

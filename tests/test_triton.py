@@ -16,7 +16,7 @@ import xent  # noqa: E402
 from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
-from xent._adapter import Layout  # noqa: E402
+from xent.adapter import Layout  # noqa: E402
 from xent.backends import triton as kernels_on_cuda  # noqa: E402
 from xent.backends.torch import native as adapter  # noqa: E402
 

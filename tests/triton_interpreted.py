@@ -15,7 +15,7 @@ import triton.language as tl
 import xent
 from triton.runtime import interpreter
 from xent import _live, _regimes, formulas, oracle
-from xent._adapter import ABSENT, INVALID, Layout
+from xent.adapter import ABSENT, INVALID, Layout
 from xent.backends import triton as kernels_on_cuda
 from xent.backends.torch import ADAPTER
 from xent.backends.torch import native as adapter

@@ -3,12 +3,12 @@
 import importlib
 from typing import Any
 
-from xent._adapter import Adapter, Layout, Linear, Ops
 from xent._check import LabelError
 from xent._gradient import value_and_grad
 from xent._linear import Grads
 from xent._losses import linear_ce, sigmoid_ce, softmax_ce, sparse_ce
 from xent._reduce import Stats
+from xent.adapter import Adapter, Layout, Linear, Ops
 
 __all__ = [
     "Adapter",

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from xent._adapter import Adapter, Array, Ops
 from xent._reduce import REDUCTIONS
+from xent.adapter import Adapter, Array, Ops
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 INVALID_MODES = ("auto", "raise", "nan", "ignore")
@@ -215,6 +215,8 @@ def text(shape: Shape) -> str:
 
 
 def number(argument: str, value: Any, low: float = -math.inf, high: float = math.inf) -> float:
+    if type(value) is float and low <= value <= high and -math.inf < value < math.inf:
+        return value
     if isinstance(value, bool) or not isinstance(value, REAL):
         raise TypeError(f"{argument}: expected a number, got {value!r}")
     given = float(value)
@@ -244,15 +246,17 @@ def flag(argument: str, value: Any) -> bool:
     return value
 
 
-def reduction(reduce: Any, denom: Any) -> None:
-    choice("reduce", reduce, REDUCTIONS)
-    if denom is not None and reduce != "mean":
-        raise ValueError(f"denom: it replaces the denominator of reduce='mean', but reduce is {reduce!r}")
+def reduction(value: Any, denom: Any) -> str:
+    chosen = choice("reduce", value, REDUCTIONS)
+    if denom is not None and chosen != "mean":
+        raise ValueError(f"denom: it replaces the denominator of reduce='mean', but reduce is {value!r}")
+    return chosen
 
 
-def choice(argument: str, value: Any, choices: Sequence[str]) -> None:
+def choice(argument: str, value: Any, choices: Sequence[str]) -> str:
     if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{argument}: expected {one_of(choices)}, got {value!r}")
+    return value
 
 
 def names(given: Sequence[str] | None) -> list[str]:

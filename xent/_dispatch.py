@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from xent import _check
-from xent._adapter import Adapter
+from xent.adapter import Adapter
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint

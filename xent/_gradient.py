@@ -7,22 +7,12 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from xent import _check, _linear, _plan
-from xent._adapter import Adapter
+from xent import _check
 from xent._dispatch import contents, find
+from xent._execute import WithGradient
 from xent._losses import linear_ce, sigmoid_ce, softmax_ce, sparse_ce
 
-_LOSSES: dict[Any, Any] = {
-    softmax_ce: _plan.SOFTMAX,
-    sparse_ce: _plan.SPARSE,
-    sigmoid_ce: _plan.SIGMOID,
-    linear_ce: _linear.LINEAR,
-}
-
-_DEFAULTS = {
-    loss: {p.name: p.default for p in inspect.signature(loss).parameters.values() if p.kind is p.KEYWORD_ONLY}
-    for loss in _LOSSES
-}
+_LOSSES: tuple[Any, ...] = (softmax_ce, sparse_ce, sigmoid_ce, linear_ce)
 
 
 def value_and_grad(loss: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
@@ -61,15 +51,20 @@ def _value_and_grad(loss: Any, own: Any, /, *args: Any, **kwargs: Any) -> tuple[
     if not args and name not in kwargs:
         raise _check.missing(name)
     given = args[0] if args else kwargs[name]
-    xp, logits = find(given, name), contents(given)
-    mine = own is linear_ce or (own and xp.rows_both is not None and not xp.watched(logits))
-    if xp.value_and_grad is None or mine:
-        return _by_own(xp, own, loss, args, kwargs)
-    x = xp.ops.asarray(logits, logits)
-    _check.floating(name, xp.ops.dtype(x))
-    if args:
-        return xp.value_and_grad(lambda x: loss(x, *args[1:], **kwargs), x)
-    return xp.value_and_grad(lambda x: loss(**{**kwargs, name: x}), x)
+
+    def at(x: Any) -> Any:
+        return loss(x, *args[1:], **kwargs) if args else loss(**{**kwargs, name: x})
+
+    adapter, logits = find(given, name), contents(given)
+    no_framework_needed = adapter.rows_both is not None and not adapter.watched(logits)
+    if own is linear_ce or (own and (adapter.value_and_grad is None or no_framework_needed)):
+        result: tuple[Any, Any] = at(WithGradient(given))
+        return result
+    if adapter.value_and_grad is None:
+        raise _check.not_differentiable(adapter.name, loss, [known.__name__ for known in _LOSSES])
+    x = adapter.ops.asarray(logits, logits)
+    _check.floating(name, adapter.ops.dtype(x))
+    return adapter.value_and_grad(at, x)
 
 
 def _first_argument(loss: Any) -> str:
@@ -81,13 +76,3 @@ def _own(loss: Any) -> Any:
     while isinstance(loss, functools.partial) and not loss.args:
         loss = loss.func
     return loss if loss in _LOSSES else None
-
-
-def _by_own(xp: Adapter, own: Any, loss: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-    """xent knows its own losses' derivatives, and the framework runs loss and derivative in one go."""
-    if own is None:
-        raise _check.not_differentiable(xp.name, loss, [known.__name__ for known in _LOSSES])
-    while isinstance(loss, functools.partial):
-        kwargs, loss = {**loss.keywords, **kwargs}, loss.func
-    result: tuple[Any, Any] = _LOSSES[own].with_gradient(xp, *args, **{**_DEFAULTS[own], **kwargs})
-    return result

@@ -1,47 +1,16 @@
-"""linear_ce: the loss of a linear layer's outputs, which exist for a chunk of rows at a time and never all at once.
-
-A chunk's logits become its rows' statistics and, where gradients are wanted, their own derivative, which is multiplied
-out at once: into the hidden states' gradient, row by row, and into the weight's, a sum over the chunks. Everything that
-a row's loss is multiplied by depends on labels and weights alone, so it is known before the first chunk.
-"""
+"""linear_ce: the loss of a linear layer's outputs, which exist for a chunk of rows at a time and never all at once."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import numpy as np
-from xent import _check, _plan, _reduce, formulas
-from xent._adapter import ABSENT, INVALID, Adapter, Array, Layout, Linear, Ops, Scalar
-from xent._shapes import fitted, known, ranked, reshaped, shape_of
-
-# Rows of a chunk. Below the first, products wait for the weight's gradient to come and go; above the second, nothing
-# is gained (docs/performance.md).
-FEWEST, MOST = 128, 2048
-PANEL = 32  # products take so many rows at a time, or a part of it
-MEMORY = 19 << 20  # bytes of a chunk's logits
-# Enough for 600 rows of 220,000 classes. The products of a chunk of R rows do 6 R operations an element of the weight
-# and move 12 bytes of it and its gradient; a Hopper does 295 operations a byte, by its data sheet.
-MEMORY_ON_A_GPU = 512 << 20
-BLOCK = 1 << 20  # elements of the weight to convert at a time, or of its gradient to add up in the cache
-
-
-class Plan(NamedTuple):
-    xp: Adapter
-    rows: _plan.SoftmaxPlan
-    softcap: float | None
-    chunk_rows: int | None
-
-
-class Head(NamedTuple):
-    """What the loop knows before it sees a number; hashable, so that a compiler may specialise on it."""
-
-    kit: Linear
-    lay: Layout
-    softcap: float | None
-    chunk: int
-    each: bool  # the value is every row's, not their sum
-    stats: bool
+from xent import _plan, _reduce
+from xent._execute import Loss, in_shape, prepare
+from xent._options import Operands
+from xent._plan import Plan
+from xent.adapter import Array, Linear, Scalar
+from xent.formulas import linear as loop
 
 
 class Grads(NamedTuple):
@@ -52,354 +21,84 @@ class Grads(NamedTuple):
     bias: Array | None
 
 
-# ---- from arguments to the loss
+def value(plan: Plan, *operands: Any) -> Any:
+    """What derivatives there are, the adapter's `Linear.head` takes along."""
+    head, of_loop, finish = _problem(plan, Operands(*operands))
+    return finish(*head.kit.head(head, *of_loop))
 
 
-def plan(
-    xp: Adapter,
-    hidden: Array,
-    weight: Array,
-    labels: Array,
-    bias: Array | None,
-    softcap: float | None,
-    reduce: str,
-    weights: Any,
-    class_weights: Any,
-    label_smoothing: float,
-    z_loss: float,
-    ignore_index: int | None,
-    invalid: str,
-    denom: Any,
-    chunk_rows: int | None,
-    stats: bool,
-) -> tuple[Plan, tuple[Any, ...]]:
-    if xp.linear is None:
-        raise _check.no_linear(xp.name)
-    h, dtype = _plan.floating(xp, "hidden", hidden)
-    weight = _parameter(xp, "weight", weight, h)
-    if not ranked(xp, weight):
-        raise _check.unknown_head("an unknown rank")
-    lengths = None
-    if not ranked(xp, h):
-        h, _, lengths, (labels, weights) = _plan.flattened_rows(xp, h, dtype, -1, labels, weights)
-    shape, of_weight = shape_of(xp, h), shape_of(xp, weight)
-    _check.head_shapes(known(xp, shape), xp.ops.shape(weight))
-    classes = of_weight[:1]
-    if known(xp, shape)[-1] is None:
-        h = _with_features(xp, h, shape, of_weight)
-    weight = fitted(xp, _check.HEAD, weight, classes + shape[-1:])
-    if bias is not None:
-        bias = fitted(xp, _check.BIAS, _parameter(xp, "bias", bias, h), classes)
-    # fmt: off
-    rows, rest = _plan.sparse_rows(
-        xp, h, dtype, shape[:-1] + classes, labels, len(shape) - 1, reduce, weights, class_weights, label_smoothing,
-        z_loss, ignore_index, invalid, denom, stats
-    )
-    # fmt: on
-    rows = rows if lengths is None else rows._replace(lengths=lengths)
-    softcap, chunk_rows = _check.above_zero("softcap", softcap), _check.count("chunk_rows", chunk_rows)
-    return Plan(xp, rows, softcap, chunk_rows), (h, weight, bias, *rest)
+def gradient(plan: Plan, operands: Operands, given: Array) -> tuple[Any, Grads]:
+    adapter = plan.adapter
+    if adapter.value_and_grad is None:
+        result: tuple[Any, Grads] = adapter.run(value_and_grads, plan, *operands)
+        return result
+
+    def at(parameters: tuple[Array, ...]) -> Any:
+        hidden, weight, *bias = parameters
+        moved = operands._replace(inputs=hidden, weight=weight, bias=bias[0] if bias else None)
+        return adapter.run(value, plan, *moved)
+
+    parameters = operands.inputs, operands.weight, operands.bias
+    loss, (dh, dw, *db) = adapter.value_and_grad(at, tuple(k for k in parameters if k is not None))
+    if plan.lengths is not None:
+        assert adapter.linear is not None
+        loss, dh = in_shape(plan, loss), adapter.linear.shaped(dh, given)
+    return loss, Grads(dh, dw, db[0] if db else None)
 
 
-def _with_features(xp: Adapter, h: Array, shape: tuple[Any, ...], of_weight: tuple[Any, ...]) -> Array:
-    """Hidden states with as many features as the weight has, which a graph finds out when it runs."""
-    assert xp.ops.unknown is not None
-    words = _check.HEAD.words(of_weight[:1] + shape[-1:], of_weight)
-    return xp.ops.unknown.require(h, shape[-1] == of_weight[1], words, known(xp, shape)[:-1] + of_weight[1:])
-
-
-def _parameter(xp: Adapter, argument: str, value: Any, h: Array) -> Array:
-    own, value = _plan.beside(xp, argument, value, h)
-    _check.same_dtype(argument, own.ops.dtype(value), xp.ops.dtype(h))
-    return xp.ops.asarray(value, h)
-
-
-def loss(static: Plan, *arrays: Any) -> Any:
-    head, operands, finish = _problem(static, *arrays)
-    return finish(*head.kit.head(head, *operands))
-
-
-def loss_and_grads(static: Plan, *arrays: Any) -> tuple[Any, Grads]:
+def value_and_grads(plan: Plan, *operands: Any) -> tuple[Any, Grads]:
     """For a framework without differentiation."""
-    head, operands, finish = _problem(static, *arrays)
-    ops, given = head.kit.ops, operands[:3]
-    results, grads = both(head, (True, True, given[2] is not None), *operands)
-    dh, dw, db = (None if d is None else ops.astype(d, ops.dtype(k)) for d, k in zip(grads, given, strict=True))
-    return finish(value(head, results, *operands[-3:]), results), Grads(head.kit.shaped(dh, arrays[0]), dw, db)
+    given = Operands(*operands)
+    head, of_loop, finish = _problem(plan, given)
+    ops, parameters = head.kit.ops, (given.inputs, given.weight, given.bias)
+    results, grads = loop.both(head, (True, True, given.bias is not None), *of_loop)
+    dh, dw, db = (None if d is None else ops.astype(d, ops.dtype(k)) for d, k in zip(grads, parameters, strict=True))
+    loss = finish(loop.value(head, results, *of_loop[-3:]), results)
+    return loss, Grads(head.kit.shaped(dh, given.inputs), dw, db)
 
 
-def _problem(
-    static: Plan, hidden: Array, weight: Array, bias: Array | None, labels: Any, weights: Any, table: Any, denom: Any
-) -> tuple[Head, tuple[Any, ...], Callable[..., Any]]:
+def _problem(plan: Plan, operands: Operands) -> tuple[loop.Head, tuple[Any, ...], Callable[..., Any]]:
     """What the loop takes, all of it by the row, and what makes the loss of its results."""
-    rows_plan, kit = static.rows._replace(xp=static.xp), static.xp.linear
+    kit, options, dtype = plan.adapter.linear, plan.options, plan.dtype
     assert kit is not None
-    ops, dtype, each = kit.ops, rows_plan.dtype, rows_plan.reduce == "none"
-    rows = _plan.prepare(rows_plan, hidden, labels, weights, table, denom)
+    ops, each, hidden = kit.ops, options.reduce == "none", operands.inputs
+    rows = prepare(plan, operands)
     divisor = rows.divisor
     a, z, c = rows.scale.slopes(_reduce.inverse(ops, divisor, dtype))
-    per_row = [_per_row(kit, rows.ids, k, dtype) for k in (None if rows_plan.smoothing == 1 else a, z, c)]
-    chunk = _chunk(kit, hidden, static, ops.size(rows.ids))
-    head = Head(kit, rows.lay._replace(axis=1), static.softcap, chunk, each, rows_plan.stats)
+    per_row = [_per_row(kit, rows.ids, k, dtype) for k in (None if options.label_smoothing == 1 else a, z, c)]
+    chunk = _chunk(kit, hidden, plan, ops.size(rows.ids))
+    head = loop.Head(kit, rows.layout._replace(axis=1), options.softcap, chunk, each, options.stats)
 
     def finish(value: Array, results: tuple[Any, ...]) -> Any:
         if each:
             value = kit.shaped(value, rows.ids)
         elif divisor is not None and not isinstance(divisor, int):  # over nothing, the mean of infinities is 0, too
             value = ops.where(ops.astype(divisor, dtype) == 0, 0.0, value)
-        if not head.stats:
+        if not options.stats:
             return value
         nll, lse, _, correct = (None if k is None else kit.shaped(k, rows.ids) for k in results)
         return value, _reduce.described(ops, nll, lse, correct, rows.ids, rows.w)
 
-    return head, (kit.flat(hidden, 1), weight, bias, rows.u, kit.flat(rows.ids, 0), *per_row), finish
+    flat = kit.flat(hidden, 1), operands.weight, operands.bias, rows.u, kit.flat(rows.ids, 0)
+    return head, (*flat, *per_row), finish
 
 
 def _per_row(kit: Linear, ids: Array, k: Scalar | None, dtype: str) -> Array | None:
     return None if k is None else kit.flat(kit.ops.astype(ids, dtype) * 0 + k, 0)
 
 
-def fitting(memory: int, row: int) -> int:
-    """Rows of a chunk whose logits take so many bytes each."""
-    return min(max(memory // row // PANEL * PANEL, FEWEST), MOST)
-
-
-def _chunk(kit: Linear, hidden: Array, static: Plan, count: Any) -> int:
+def _chunk(kit: Linear, hidden: Array, plan: Plan, count: Any) -> int:
     """As many rows as the memory allows, and as evenly as they go; a dimension may not be known yet."""
-    assert static.rows.classes is not None
-    row = static.rows.classes * (8 if static.rows.dtype == "float64" else 4) * (1 if static.softcap is None else 2)
-    most = static.chunk_rows or fitting(kit.memory(hidden), row)
+    asked_for = plan.options.chunk_rows
+    assert plan.classes is not None
+    row = plan.classes * (8 if plan.dtype == "float64" else 4) * (1 if plan.options.softcap is None else 2)
+    most = asked_for or loop.fitting(kit.memory(hidden), row)
     if not isinstance(count, int):
         return most
-    if static.chunk_rows:
+    if asked_for:
         return min(most, max(count, 1))
     even = -(-count // max(-(-count // most), 1))
-    return min(-(-even // PANEL) * PANEL, count) or 1
+    return min(-(-even // loop.PANEL) * loop.PANEL, count) or 1
 
 
-# ---- the loop, for all frameworks. Operands: h [N, D], weight [C, D], bias [C], u [C], ids [N], a, z, c [N]
-
-
-def forward(
-    head: Head, h: Array, weight: Array, bias: Any, u: Any, ids: Array, a: Any, z: Any, c: Any
-) -> tuple[Array | None, ...]:
-    """Every row's loss, lse, smooth, and whether its label holds the maximum; None where that is not asked for."""
-
-    over = _buffer(head, h, weight)
-
-    def step(carry: None, h: Array, ids: Array) -> tuple[None, tuple[Array | None, ...]]:
-        x = _logits(head, _blank(head, h, ids), weight, bias, over)
-        return carry, _results(head, head.kit.rows(head.lay, x, None, u, ids), _at_label(head, x, ids))
-
-    return head.kit.scan(step, None, (h, ids), head.chunk, _present(head, ids))[1]
-
-
-def both(
-    head: Head, wanted: tuple[bool, ...], h: Array, weight: Array, bias: Any, u: Any, ids: Array, a: Any, z: Any, c: Any
-) -> tuple[tuple[Array | None, ...], tuple[Array | None, ...]]:
-    """The same, and the derivatives of sum(a loss + z lse^2 + c smooth) in h, weight and bias, those that are wanted,
-    in the dtype that is computed in: 16 bits are rounded once, when everything is added up."""
-    kit = head.kit
-    ops = kit.ops
-    dtype = formulas.compute_dtype(ops, h)
-    classes, features = ops.shape(weight)
-    assert classes is not None
-    assert features is not None
-    over = _buffer(head, h, weight)
-
-    def step(carry: Any, h: Array, ids: Array, a: Any, z: Any, c: Any) -> tuple[Any, tuple[Array | None, ...]]:
-        dw, db = carry
-        h = _blank(head, h, ids)
-        x = _logits(head, h, weight, bias, over)
-        slope, x_y = _slope(head, x), _at_label(head, x, ids)
-        results, dx = kit.rows_both(head.lay, x, None, u, ids, 0.0 if a is None else a, z, c)
-        if slope is not None:
-            dx *= slope
-        dw = None if dw is None else kit.accumulate(dw, dx, h)
-        db = None if db is None else kit.accumulate(db, dx, ops.expand_dims(ops.astype(ids, dtype) * 0 + 1, 1))
-        return (dw, db), (*_results(head, results, x_y), kit.pull(dx, weight) if wanted[0] else None)
-
-    carry = tuple(
-        ops.full(shape, 0.0, dtype, h) if is_wanted else None
-        for shape, is_wanted in zip(((classes, features), (classes, 1)), wanted[1:], strict=True)
-    )
-    (dw, db), (*results, dh) = kit.scan(step, carry, (h, ids, a, z, c), head.chunk, _present(head, ids))
-    grads: tuple[Array | None, ...] = (dh, dw, None if db is None else ops.squeeze(db, 1))
-    empty = _empty(head, a, z, c)
-    if empty is not None:
-        grads = tuple(None if d is None else ops.where(empty, 0.0, d) for d in grads)
-    return tuple(results), grads
-
-
-def run(head: Head, wanted: tuple[bool, ...], *operands: Any) -> tuple[tuple[Array | None, ...], tuple[Any, ...]]:
-    """`both` where a derivative is wanted, else `forward` beside three times None."""
-    return both(head, wanted, *operands) if any(wanted) else (forward(head, *operands), (None, None, None))
-
-
-def value(head: Head, results: tuple[Any, ...], a: Any, z: Any, c: Any) -> Array:
-    """a loss + z lse^2 + c smooth, each row's or their sum."""
-    loss, lse, smooth, _ = results
-    scale = _reduce.RowWeights(0.0 if a is None else a, z, c)
-    each = scale.contribution(loss, None if z is None else lse, smooth)
-    return each if head.each else head.kit.ops.sum(each, None)
-
-
-def composite(
-    head: Head, h: Array, weight: Array, bias: Any, u: Any, ids: Array, a: Any, z: Any, c: Any
-) -> tuple[Array, tuple[Array | None, ...]]:
-    """The same value from all logits at once, by operations that every transform of the framework goes through."""
-    kit, empty = head.kit, _empty(head, a, z, c)
-    if empty is not None:
-        h, weight, bias = (None if k is None else _reduce.constant_where(kit.ops, empty, k) for k in (h, weight, bias))
-    h, weight = (formulas.widened(kit.ops, k) for k in (_blank(head, h, ids), weight))
-    x = kit.matmul(h, weight)
-    x = x if bias is None else x + formulas.widened(kit.ops, bias)
-    x = x if head.softcap is None else head.softcap * kit.smooth_tanh(x / head.softcap)
-    loss, *others = _results(head, kit.rows(head.lay, x, None, u, ids), _at_label(head, x, ids))
-    if head.lay.masked:
-        loss = loss + _poison(kit.ops, x, ids)
-    results = (loss, *others)
-    return value(head, results, a, z, c), results
-
-
-def _empty(head: Head, a: Any, z: Any, c: Any) -> Array | None:
-    """Whether no row counts, a 0-d bool, where all are there for their statistics: 0 times their NaN would be NaN.
-
-    None where that cannot be, or is known not to be so.
-    """
-    if not head.stats:
-        return None
-    ops = head.kit.ops
-    empty = sum(ops.sum(ops.abs(k), None) for k in (a, z, c) if k is not None) == 0
-    value = ops.host(empty)
-    return empty if value is None or value else None
-
-
-def _poison(ops: Ops, x: Array, ids: Array) -> Array:
-    """NaN in rows of an invalid label, with derivatives that are NaN as well."""
-    bad = ops.where(ops.expand_dims(ids, 1) == INVALID, x, 0.0)
-    return ops.squeeze(ops.sum(bad, 1), 1) * ops.where(ids == INVALID, float("nan"), ops.astype(ids, ops.dtype(x)) * 0)
-
-
-# ---- one chunk. Where arrays can be changed, the operators below change them: a chunk is there once.
-
-
-def _buffer(head: Head, h: Array, weight: Array) -> Array | None:
-    classes = head.kit.ops.shape(weight)[0]
-    assert classes is not None
-    return head.kit.buffer(head.chunk, classes, formulas.compute_dtype(head.kit.ops, h), h)
-
-
-def _logits(head: Head, h: Array, weight: Array, bias: Array | None, over: Array | None) -> Array:
-    x = head.kit.project(h, weight, over)
-    if bias is not None:
-        x += head.kit.ops.astype(bias, head.kit.ops.dtype(x))
-    if head.softcap is not None:
-        x /= head.softcap
-        x = head.kit.tanh(x)
-        x *= head.softcap
-    return x
-
-
-def _slope(head: Head, x: Array) -> Array | None:
-    """The softcap's own, from its result: 1 - tanh^2."""
-    if head.softcap is None:
-        return None
-    slope = x / head.softcap
-    slope *= slope
-    slope *= -1.0
-    slope += 1.0
-    return slope
-
-
-def _at_label(head: Head, x: Array, ids: Array) -> Array | None:
-    """The label's logit, before its derivative is written over it."""
-    ops = head.kit.ops
-    return ops.pick(x, ops.expand_dims(ops.where(ids < 0, 0, ids), 1), 1) if head.stats else None
-
-
-def _results(head: Head, results: tuple[Any, ...], x_y: Array | None) -> tuple[Array | None, ...]:
-    loss, lse, smooth, m = results
-    return loss, lse, smooth, None if x_y is None else head.kit.ops.squeeze(x_y == m, 1)
-
-
-def _blank(head: Head, h: Array, ids: Array) -> Array:
-    """0 in masked rows: what they hold must not reach a product."""
-    ops = head.kit.ops
-    return ops.astype(ops.where(ops.expand_dims(ids, 1) == ABSENT, 0.0, h), ops.dtype(h)) if head.lay.masked else h
-
-
-def _present(head: Head, ids: Array) -> Any:
-    """Where the rows are that are there; None where all are, or where that is not known without waiting."""
-    values = head.kit.ops.host(ids) if head.lay.masked else None
-    if values is None:
-        return None
-    kept = np.flatnonzero(values != ABSENT)
-    return None if kept.size == values.size else kept
-
-
-# ---- for loops over chunks of one size
-
-
-def even(count: int, chunk: int) -> int:
-    """Rows of a chunk, at most `chunk`: so many that chunks fill the rows, if that does not take twice as many."""
-    fewest = -(-count // chunk)
-    chunks = next((n for n in range(fewest, 2 * fewest) if count % n == 0), fewest)
-    return -(-count // chunks) if chunks else chunk
-
-
-# ---- for arrays that can be sliced and changed
-
-
-def blocks(classes: int, features: int) -> list[slice]:
-    """A weight's classes, some at a time."""
-    step = min(max(BLOCK // features, 1), classes)
-    return [slice(start, min(start + step, classes)) for start in range(0, classes, step)]
-
-
-def scan(
-    empty: Callable[..., Array], step: Any, carry: Any, rows: tuple[Any, ...], chunk: int, keep: Any
-) -> tuple[Any, tuple[Any, ...]]:
-    """`Linear.scan`; empty(shape, like, zeros) -> an array of like's dtype, 0 where `zeros`."""
-    count = len(rows[0])
-    places = count if keep is None else len(keep)
-    outputs: tuple[Any, ...] = ()
-    for start in range(0, max(places, 1), chunk):
-        part = slice(start, start + chunk) if keep is None else keep[start : start + chunk]
-        carry, results = step(carry, *(None if k is None else k[part] for k in rows))
-        if not outputs:
-            outputs = tuple(None if k is None else empty((count, *k.shape[1:]), k, keep is not None) for k in results)
-        for output, result in zip(outputs, results, strict=True):
-            if output is not None:
-                output[part] = result
-        del results  # a chunk's memory is free for the next one
-    return carry, outputs
-
-
-# ---- the loss, whole
-
-
-class Loss:
-    """As `_plan.Loss`; what derivatives there are, the adapter's `Linear.head` takes along."""
-
-    def __call__(self, xp: Adapter, *args: Any) -> Any:
-        static, arrays = plan(xp, *args)
-        return reshaped(xp, static.rows, xp.run(loss, static, *arrays))
-
-    def with_gradient(self, xp: Adapter, hidden: Array, *args: Any, **kwargs: Any) -> Any:
-        static, arrays = plan(xp, hidden, *args, **kwargs)
-        if xp.value_and_grad is None:
-            return xp.run(loss_and_grads, static, *arrays)
-
-        def f(given: tuple[Array, ...]) -> Any:
-            h, weight, *bias = given
-            return xp.run(loss, static, h, weight, bias[0] if bias else None, *arrays[3:])
-
-        result, (dh, dw, *db) = xp.value_and_grad(f, tuple(k for k in arrays[:3] if k is not None))
-        if static.rows.lengths is not None:
-            assert xp.linear is not None
-            result, dh = reshaped(xp, static.rows, result), xp.linear.shaped(dh, hidden)
-        return result, Grads(dh, dw, db[0] if db else None)
-
-
-LINEAR = Loss()
+LINEAR = Loss("hidden", _plan.linear, value, None, gradient)

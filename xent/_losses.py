@@ -1,12 +1,13 @@
-"""The losses: signature and meaning. Each finds the adapter, checks its arguments, and runs the plan."""
+"""The losses: signature and meaning."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from xent import _linear, _plan
-from xent._adapter import Array, Scalar
-from xent._dispatch import find
+from xent._execute import SIGMOID, SOFTMAX, SPARSE, run
+from xent._linear import LINEAR
+from xent._options import Operands, Options
+from xent.adapter import Array, Scalar
 
 
 def softmax_ce(
@@ -51,7 +52,7 @@ def softmax_ce(
         ValueError: shapes that do not fit, options out of range.
 
     Source:
-        docs/semantics.md; numerics in xent/formulas.py.
+        docs/semantics.md; numerics in xent/formulas/.
 
     Example:
         >>> import numpy as np, xent
@@ -59,9 +60,8 @@ def softmax_ce(
         >>> print(xent.softmax_ce(logits, [[0.4, 0.1, 0.5], [0.3, 0.6, 0.1]], reduce="none").round(4))
         [2.1722 2.7697]
     """
-    return _plan.SOFTMAX(
-        find(logits), logits, labels, axis, reduce, weights, class_weights, label_smoothing, z_loss, denom
-    )
+    operands = Operands(logits, labels, weights, class_weights, denom)
+    return run(SOFTMAX, operands, Options(axis, reduce, label_smoothing, z_loss))
 
 
 def sparse_ce(
@@ -114,7 +114,7 @@ def sparse_ce(
         ValueError: shapes that do not fit, options out of range.
 
     Source:
-        docs/semantics.md; numerics in xent/formulas.py.
+        docs/semantics.md; numerics in xent/formulas/.
 
     Example:
         >>> import numpy as np, xent
@@ -122,12 +122,8 @@ def sparse_ce(
         >>> print(xent.sparse_ce(logits, [2, 1], reduce="none").round(4))
         [0.0222 3.0997]
     """
-    # fmt: off
-    return _plan.SPARSE(
-        find(logits), logits, labels, axis, reduce, weights, class_weights, label_smoothing, z_loss, ignore_index,
-        invalid, denom, stats
-    )
-    # fmt: on
+    operands = Operands(logits, labels, weights, class_weights, denom)
+    return run(SPARSE, operands, Options(axis, reduce, label_smoothing, z_loss, ignore_index, invalid, stats))
 
 
 def linear_ce(
@@ -185,7 +181,7 @@ def linear_ce(
         ValueError: shapes that do not fit, options out of range.
 
     Source:
-        docs/semantics.md; the loop is in xent/_linear.py, its numerics in xent/formulas.py.
+        docs/semantics.md; the loop is in xent/formulas/linear.py.
 
     Example:
         >>> import numpy as np, xent
@@ -196,12 +192,9 @@ def linear_ce(
         >>> print(grads.hidden.shape, grads.weight.shape, grads.bias)
         (2, 2) (3, 2) None
     """
-    # fmt: off
-    return _linear.LINEAR(
-        find(hidden, "hidden"), hidden, weight, labels, bias, softcap, reduce, weights, class_weights, label_smoothing,
-        z_loss, ignore_index, invalid, denom, chunk_rows, stats
-    )
-    # fmt: on
+    operands = Operands(hidden, labels, weights, class_weights, denom, weight=weight, bias=bias)
+    options = Options(-1, reduce, label_smoothing, z_loss, ignore_index, invalid, stats, softcap, chunk_rows)
+    return run(LINEAR, operands, options)
 
 
 def sigmoid_ce(
@@ -240,11 +233,12 @@ def sigmoid_ce(
         ValueError: shapes that do not fit, options out of range.
 
     Source:
-        docs/semantics.md; numerics in xent/formulas.py.
+        docs/semantics.md; numerics in xent/formulas/.
 
     Example:
         >>> import numpy as np, xent
         >>> print(xent.sigmoid_ce(np.array([2.0, -1.0, 40.0]), [1, 0, 1], reduce="none").round(4))
         [0.1269 0.3133 0.    ]
     """
-    return _plan.SIGMOID(find(logits), logits, labels, reduce, weights, pos_weight, label_smoothing, denom)
+    operands = Operands(logits, labels, weights, denom=denom, pos_weight=pos_weight)
+    return run(SIGMOID, operands, Options(reduce=reduce, label_smoothing=label_smoothing))

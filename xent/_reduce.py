@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from xent._adapter import ABSENT, INVALID, Array, Ops, Scalar
+from xent.adapter import ABSENT, INVALID, Array, Ops, Scalar
 
 REDUCTIONS = ("none", "sum", "mean", "mean_nonzero", "mean_all")
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from xent._adapter import Array, Layout, Scalar, computed_in
+from xent.adapter import Array, Layout, Scalar, computed_in
 from xent.backends.dense import DenseArrays, Shape
 
 from . import native as _native

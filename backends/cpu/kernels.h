@@ -8,7 +8,7 @@ namespace xent {
 enum Dtype : int { kF32, kF64, kF16, kBF16 };  // int: a wrong one may come in, and is refused
 enum class Task { kForward, kBackward, kBoth };
 
-constexpr int64_t kAbsent = -2, kInvalid = -1;  // marks in ids, as in xent/_adapter.py
+constexpr int64_t kAbsent = -2, kInvalid = -1;  // marks in ids, as in xent/adapter.py
 
 // Addresses as _native.pyi describes them; nullptr: not there.
 struct Rows {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import jax
-from xent._adapter import Adapter
+from xent.adapter import Adapter
 from xent.backends import cpu
 
 from . import kernels, native

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from xent import formulas
-from xent._adapter import Layout
+from xent.adapter import Layout
 
 from .mesh import automatic
 from .ops import OPS, promoting

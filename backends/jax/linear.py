@@ -16,8 +16,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero, zero_from_primal
-from xent import _linear, formulas
-from xent._adapter import Array, Linear
+from xent import formulas
+from xent.adapter import Array, Linear
+from xent.formulas import linear as _linear
 
 from .kernels import rows
 from .mesh import varying_alike

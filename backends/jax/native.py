@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from xent import formulas
-from xent._adapter import Layout
+from xent.adapter import Layout
 
 from . import linear as chunks
 from .kernels import compiled, pieces

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir, partial_eval
-from xent._adapter import computed_in
+from xent.adapter import computed_in
 from xent.backends.cpu import native
 
 from .mesh import varying_alike

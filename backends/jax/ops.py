@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from xent import formulas
-from xent._adapter import Ops
+from xent.adapter import Ops
 
 from .mesh import vary, varying
 

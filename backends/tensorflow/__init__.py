@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tensorflow as tf
-from xent._adapter import Adapter
+from xent.adapter import Adapter
 
 from . import graph, kernels
 from .linear import LINEAR

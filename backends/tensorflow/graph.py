@@ -11,7 +11,7 @@ from typing import Any
 
 import tensorflow as tf
 from xent import formulas
-from xent._adapter import Array, Layout, Scalar
+from xent.adapter import Array, Layout, Scalar
 
 from . import kernels as plain
 from . import operators as kernels

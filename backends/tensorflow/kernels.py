@@ -10,7 +10,7 @@ from typing import Any
 import tensorflow as tf
 from tensorflow.python import pywrap_tfe  # no public name says whether there are tapes
 from xent import formulas
-from xent._adapter import Layout
+from xent.adapter import Layout
 
 from .native import KERNELS, NATIVE, constant, on_host, order, reachable, tensor, view
 from .operators import here

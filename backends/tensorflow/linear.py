@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from xent import _linear, formulas
-from xent._adapter import Array, Linear
+from xent import formulas
+from xent.adapter import Array, Linear
 from xent.backends import numpy as host_numpy
+from xent.formulas import linear as _linear
 
 from . import operators as kernels
 from .graph import rows_both_formula

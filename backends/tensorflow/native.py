@@ -79,5 +79,5 @@ HOST = replace(
 
 def on_host(function: Callable[..., Any], static: Any, *arrays: Array | None) -> Any:
     """A loss of values is NumPy's, on the same memory."""
-    results = HOST.run(function, static._replace(xp=HOST), *map(view, arrays))
+    results = HOST.run(function, static._replace(adapter=HOST), *map(view, arrays))
     return tf.nest.map_structure(tensor, results)

@@ -15,7 +15,7 @@ from typing import Any
 
 import tensorflow as tf
 from tensorflow.python.eager import record  # no public name makes all tapes look away
-from xent._adapter import Array, Layout, Scalar, computed_in
+from xent.adapter import Array, Layout, Scalar, computed_in
 from xent.backends import dense
 from xent.backends.cpu.calls import native
 

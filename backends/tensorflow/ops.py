@@ -6,7 +6,7 @@ from typing import Any
 
 import tensorflow as tf
 from xent import formulas
-from xent._adapter import Ops
+from xent.adapter import Ops
 
 from . import shapes
 

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 import tensorflow as tf
-from xent._adapter import Array, UnknownShapes
+from xent.adapter import Array, UnknownShapes
 
 
 def ranked(x: Array) -> bool:

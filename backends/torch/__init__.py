@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from xent._adapter import Adapter
+from xent.adapter import Adapter
 
 from . import kernels, native
 from .linear import LINEAR

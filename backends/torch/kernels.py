@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from xent import formulas
-from xent._adapter import Layout
+from xent.adapter import Layout
 
 from .native import DIRECT, apply, direct, kernels
 from .ops import OPS, total

@@ -11,8 +11,9 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from xent import _linear, formulas
-from xent._adapter import Layout, Linear
+from xent import formulas
+from xent.adapter import Layout, Linear
+from xent.formulas import linear as _linear
 
 from .kernels import rows
 from .native import ON_CPU, OPERATORS, kernels

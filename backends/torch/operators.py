@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from xent._adapter import Layout
+from xent.adapter import Layout
 
 Array = Any
 LIBRARY = torch.library.Library("xent", "DEF")

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 from xent import formulas
-from xent._adapter import Ops, UnknownShapes
+from xent.adapter import Ops, UnknownShapes
 
 from .transforms import recording, traced
 

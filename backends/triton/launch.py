@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 import triton.language as tl
 from xent import formulas
-from xent._adapter import Array, Layout, Scalar
+from xent.adapter import Array, Layout, Scalar
 from xent.backends.dense import DenseArrays, Shape
 
 from . import kernels

@@ -1,35 +1,14 @@
-"""The mathematics of the kernels, written once over an adapter's `Ops`; adapters attach derivative rules to it.
-
-With m = max_j x_j and s = sum of exp(x_j - m) over all j but one maximal one:
-
-    nll  = (m - x_y) + log1p(s)                           both terms >= 0: nothing cancels
-    soft = sum_j t_j (m - x_j) + (sum_j t_j) log1p(s)
-    p_j  = exp(x_j - m) / (1 + s)
-    p_y - 1 = -s / (1 + s) at the maximum, (exp(x_y - m) - (1 + s)) / (1 + s) elsewhere, where p_y <= 1/2
-
-The textbook's logsumexp(x) - x_y rounds to 0 once the label leads by 17 (float32), and loses every digit under a
-common offset. The last line stands for -expm1(-nll) without its expm1, which compilers get wrong (Inductor's is 0 below
-6e-8).
-"""
+"""Softmax losses: per-row results from the statistics about the maximum, and their derivatives in both modes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from xent._adapter import ABSENT, INVALID, Array, Layout, Ops, Scalar, computed_in
 from xent._reduce import along
+from xent.adapter import ABSENT, INVALID, Array, Layout, Ops, Scalar
 
-INF, NAN = float("inf"), float("nan")
-
-
-def compute_dtype(ops: Ops, x: Array) -> str:
-    return computed_in(ops.dtype(x))
-
-
-def widened(ops: Ops, x: Array) -> Array:
-    """Logits in the compute dtype."""
-    return ops.astype(x, compute_dtype(ops, x))
+from .sums import INF, NAN, times
 
 
 def finite_or_nan(ops: Ops, m: Array) -> Array:
@@ -61,35 +40,6 @@ def _zero_at_maximum(ops: Ops, x: Array, m: Array) -> Array:
     """0, with x's derivative where x is maximal."""
     largest = ops.where(x == m, x, 0.0)
     return largest - ops.stop_gradient(largest)
-
-
-def tree_sum(
-    x: Array, n: int | None, add_eighths: Callable[[Array, int], Array], total: Callable[[Array], Array]
-) -> Array:
-    """Sum in blocks, so that the error grows with log n: add eighths onto each other until 16 terms are left.
-
-    Compilers turn a plain sum into one running total per vector lane: 1e-4 relative after 262,144 equal terms. They
-    also join sums of sums into one; they cannot do that to elementwise additions.
-    """
-    while n is not None and n > 16:
-        n = -(-n // 8)
-        x = add_eighths(x, n)
-    return total(x)
-
-
-def add_pairs(parts: list[Array]) -> Array:
-    """Eight arrays added as a tree."""
-    while len(parts) > 1:
-        parts = [left + right for left, right in zip(parts[::2], parts[1::2], strict=True)]
-    return parts[0]
-
-
-def _times(ops: Ops, weight: Array, gap: Array) -> Array:
-    """weight * gap with 0 * inf = 0: a class that has no weight adds nothing, however impossible it is.
-
-    Only the infinite gap is replaced: the derivative in a weight of 0 is the gap.
-    """
-    return weight * ops.where((weight == 0) & (gap == INF), 0.0, gap)
 
 
 def _class(ops: Ops, lay: Layout, ids: Array) -> Array:
@@ -140,11 +90,11 @@ def rows(
     if t is None:
         loss = top.gap(ops, ops.pick(x, _class(ops, lay, ids), axis)) + spread
     else:
-        loss = ops.sum(_times(ops, t, top.gap(ops, x)), axis) + ops.sum(t, axis) * spread
+        loss = ops.sum(times(ops, t, top.gap(ops, x)), axis) + ops.sum(t, axis) * spread
     if lay.lse:
         lse = m + spread if top.shift is None else m + spread + top.shift
     if u is not None:
-        smooth = ops.sum(_times(ops, along(ops, u, x, axis), top.gap(ops, x)), axis) + ops.sum(u, 0) * spread
+        smooth = ops.sum(times(ops, along(ops, u, x, axis), top.gap(ops, x)), axis) + ops.sum(u, 0) * spread
 
     def finish(result: Array | None) -> Array | None:
         if result is None:
@@ -342,59 +292,3 @@ def rows_both(
     results, stats = rows(ops, lay, x, t, u, ids)
     b = None if z is None else 2 * z * results[1]
     return results, pull(ops, lay, pieces(ops, lay, x, ids, *stats), x, t, u, ids, (a, b, c))
-
-
-# Sigmoid
-
-
-def sigmoid(ops: Ops, e: float, x: Array, z: Array, p: Array | None, absent: Array | None) -> Array:
-    """The result of `Adapter.sigmoid`: whichever of the two terms is linear in |x| loses nothing to the other."""
-    if absent is not None:
-        x, z = ops.where(absent, 0.0, x), ops.where(absent, 0.0, z)
-    positive, negative = _both(e, z, p)
-    size = _size(ops, x)
-    loss = _times(ops, ops.where(x > 0, negative, positive), size) + (negative + positive) * ops.log1p(ops.exp(-size))
-    return loss if absent is None else ops.where(absent, 0.0, loss)
-
-
-def sigmoid_pull(
-    ops: Ops, e: float, x: Array, z: Array, p: Array | None, absent: Array | None, g: Array
-) -> tuple[Array, Array]:
-    """Reverse mode: d/dx and d/dz of sum(g loss); differentiable further."""
-    if absent is not None:
-        x, z, g = (ops.where(absent, 0.0, k) for k in (x, z, g))
-    positive, negative = _both(e, z, p)
-    q = ops.exp(-_size(ops, x))  # by it sigmoid(x) and sigmoid(-x) keep their derivatives where they round to 1
-    dx = g * ((negative * ops.where(x > 0, 1.0, q) - positive * ops.where(x > 0, q, 1.0)) / (1 + q))
-    if e == 1:  # smoothed away: labels do not count
-        return dx, ops.zeros_like(x)
-    slope = -x if p is None else _times(ops, p, _softplus(ops, -x)) - _softplus(ops, x)
-    return dx, g * (slope * (1 - e))
-
-
-def sigmoid_both(
-    ops: Ops, e: float, x: Array, z: Array, p: Array | None, w: Array | None, g: Scalar, each: bool
-) -> tuple[Array, Array]:
-    """`Adapter.sigmoid_both`, for x in the compute dtype."""
-    absent = None if w is None else w == 0
-    loss = sigmoid(ops, e, x, z, p, absent)
-    loss = loss if w is None else w * loss
-    slope = g + ops.zeros_like(x) if w is None else g * w
-    return loss if each else ops.sum(loss, None), sigmoid_pull(ops, e, x, z, p, absent, slope)[0]
-
-
-def _both(e: float, z: Array, p: Array | None) -> tuple[Array, Array]:
-    """The weights of log sigmoid(x) and log sigmoid(-x), each smoothed by itself: 1 - (smoothed z) would round."""
-    positive, negative = z, 1 - z
-    if e:
-        positive, negative = (1 - e) * positive + e / 2, (1 - e) * negative + e / 2
-    return positive if p is None else p * positive, negative
-
-
-def _softplus(ops: Ops, x: Array) -> Array:
-    return ops.where(x > 0, x, 0.0) + ops.log1p(ops.exp(-_size(ops, x)))
-
-
-def _size(ops: Ops, x: Array) -> Array:
-    """|x| by branches: both halves of the formulas around it are smooth through 0, where abs has no derivative."""
-    return ops.where(x > 0, x, -x)

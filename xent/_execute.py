@@ -1,0 +1,226 @@
+"""From a checked call to the loss, or to the loss and its gradient, as the adapter likes to run it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Concatenate, NamedTuple
+
+from xent import _plan, _reduce
+from xent._dispatch import find
+from xent._options import Operands, Options
+from xent._plan import Plan
+from xent._shapes import length, reshaped
+from xent.adapter import Adapter, Array, Layout, Ops, Scalar
+
+# ---- a loss, whole
+
+
+class Loss(NamedTuple):
+    """What a public function is made of. `value` and `value_and_grad` are handed an `Operands`, field by field: so they
+    can go through the transforms of every framework."""
+
+    first: str  # the first argument's name
+    plan: Callable[[Adapter, Operands, Options], tuple[Plan, Operands]]
+    value: Callable[Concatenate[Plan, ...], Any]
+    # with the derivative in the first argument; None where no kernel has both
+    value_and_grad: Callable[Concatenate[Plan, ...], tuple[Any, Any]] | None
+    # (plan, operands, first argument as it was given) -> the same in another way
+    gradient: Callable[[Plan, Operands, Array], tuple[Any, Any]] | None = None
+
+
+class WithGradient(NamedTuple):
+    """In a loss's first argument: return the loss and its gradient, by xent's own rules."""
+
+    inputs: Array
+
+
+def run(loss: Loss, operands: Operands, options: Options) -> Any:
+    """The public function."""
+    inputs = operands.inputs
+    if type(inputs) is WithGradient:
+        return _with_gradient(loss, inputs.inputs, operands, options)
+    adapter = find(inputs, loss.first)
+    plan, checked = loss.plan(adapter, operands, options)
+    if adapter.fuse is None or loss.value_and_grad is None or not plan.fusible:
+        result = adapter.run(loss.value, plan, *checked)
+    else:
+        result = adapter.fuse(loss.value, loss.value_and_grad, plan, *checked)
+    return result if plan.lengths is None else in_shape(plan, result)
+
+
+def _with_gradient(loss: Loss, inputs: Array, operands: Operands, options: Options) -> tuple[Any, Any]:
+    adapter = find(inputs, loss.first)
+    plan, checked = loss.plan(adapter, operands._replace(inputs=inputs), options)
+    if loss.gradient is not None:
+        return loss.gradient(plan, checked, inputs)
+    result: tuple[Any, Any] = adapter.run(loss.value_and_grad, plan, *checked)
+    return result
+
+
+def in_shape(plan: Plan, result: Any) -> Any:
+    """The result in the loss's shape, where inputs of unknown rank were flattened."""
+    return reshaped(plan.adapter.ops, plan.lengths, result, plan.options.reduce == "none", plan.options.stats)
+
+
+# ---- softmax
+
+
+class Rows(NamedTuple):
+    """What goes into the kernel, and what its results are then multiplied by."""
+
+    layout: Layout
+    x: Array
+    t: Array | None
+    u: Array | None
+    ids: Array | None
+    scale: _reduce.RowWeights
+    w: Array | None
+    divisor: Scalar | None
+    empty: Array | None  # whether no gradient may pass, though the rows are there: their statistics are asked for
+
+
+def softmax_value(plan: Plan, *operands: Any) -> Any:
+    rows = prepare(plan, Operands(*operands))
+    x = rows.x if rows.empty is None else _reduce.constant_where(plan.adapter.ops, rows.empty, rows.x)
+    return _softmax_value(plan, rows, plan.adapter.rows(rows.layout, x, rows.t, rows.u, rows.ids))
+
+
+def softmax_value_and_grad(plan: Plan, *operands: Any) -> tuple[Any, Array]:
+    """The loss and its derivative in the logits, in one visit of them."""
+    adapter, ops = plan.adapter, plan.adapter.ops
+    assert adapter.rows_both is not None
+    x = operands[0]
+    rows = prepare(plan, Operands(*operands))
+    divisor = rows.divisor
+    if adapter.mean_both is not None and plan.fusible and rows.scale.plain and isinstance(divisor, int | None):
+        value, dx = adapter.mean_both(rows.layout, rows.x, rows.t, rows.ids, divisor or 1)
+        return value, ops.astype(dx, ops.dtype(x))
+    rank = len(ops.shape(x)) - 1
+    slopes = [
+        k if isinstance(k, float) else _ranked(ops, k, rank)
+        for k in rows.scale.slopes(_reduce.inverse(ops, divisor, plan.dtype))
+    ]
+    results, dx = adapter.rows_both(rows.layout, rows.x, rows.t, rows.u, rows.ids, *slopes)
+    dx = dx if rows.empty is None else ops.where(rows.empty, 0.0, dx)
+    return _softmax_value(plan, rows, results), ops.astype(dx, ops.dtype(x))
+
+
+def _softmax_value(plan: Plan, rows: Rows, results: tuple[Any, ...]) -> Any:
+    """The loss, beside the rows' statistics where they are asked for."""
+    ops, options, (loss, lse, smooth, _) = plan.adapter.ops, plan.options, results
+    value = rows.scale.contribution(loss, lse if options.z_loss else None, smooth)
+    if options.reduce != "none":
+        value = _reduce.divided(ops, ops.sum(value, None), rows.divisor)
+    if not options.stats:
+        return value
+    return value, _reduce.stats(ops, results, rows.x, rows.ids, rows.w, rows.layout.axis)
+
+
+def prepare(plan: Plan, operands: Operands) -> Rows:
+    """The inputs are the logits, or an array that has their shape but for the class axis."""
+    adapter, options, layout, dtype = plan.adapter, plan.options, plan.layout, plan.dtype
+    assert layout is not None
+    ops, axis, smoothing = adapter.ops, layout.axis, options.label_smoothing
+    x = operands.inputs if adapter.narrow else ops.astype(operands.inputs, dtype)
+    rank = len(ops.shape(x)) - 1
+    classes = length(ops, x, axis) if plan.classes is None else plan.classes
+    weights, table = _ranked(ops, operands.weights, rank), operands.class_weights
+    table = None if table is None else ops.stop_gradient(table)
+    k = t = ids = None
+    if layout.hard:
+        ids = _class_ids(plan, operands.labels, classes)
+        if table is not None:
+            k = _reduce.hard_class_weights(ops, table, ids)
+    else:
+        t = operands.labels
+        if table is not None:
+            t = t if weights is None else ops.where(ops.expand_dims(weights, axis) == 0, 0.0, t)
+            column = _reduce.along(ops, table, x, axis)
+            k = _reduce.soft_class_weights(ops, table, column, t, axis)
+            t = ops.where(column == 0, 0.0, t * column)  # even where the derivative in t is infinite
+        if smoothing == 1:
+            t = ops.stop_gradient(t)  # smoothed away
+    w = _reduce.product(weights, k)
+    ids = _reduce.mark_absent(ops, ids, w)
+    w, weights = _reduce.zero_absent(ops, ids, w), _reduce.zero_absent(ops, ids, weights)
+    count = ops.size(ids) if layout.hard else ops.size(x) // classes
+    present = ids if layout.masked else None
+    divisor = _reduce.denominator(ops, options.reduce, count, dtype, w, present, operands.denom)
+    empty = _reduce.empty(ops, options.reduce, w, operands.denom, divisor)
+    if empty is not None and options.stats:
+        w, weights = (None if k is None else _reduce.constant_where(ops, empty, k) for k in (w, weights))
+    elif empty is not None:
+        ids, layout, empty = _reduce.mark_empty(ops, ids, empty, rank), layout._replace(masked=True), None
+        w, weights = _reduce.zero_absent(ops, ids, w), _reduce.zero_absent(ops, ids, weights)
+    u = None
+    if smoothing:
+        u = ops.full((classes,), 1 / classes, dtype, x) if table is None else _reduce.over(ops, table, classes)
+    scale = _reduce.row_weights(w if layout.hard else weights, w, weights, smoothing, options.z_loss)
+    return Rows(layout, x, t, u, ids, scale, w, divisor, empty)
+
+
+def _class_ids(plan: Plan, labels: Array, classes: Scalar) -> Array:
+    """Coded as kernels want them, unless they came from NumPy and are so already."""
+    ops = plan.adapter.ops
+    if plan.out_of_range is None:
+        return ops.astype(labels, ops.index_dtype)
+    return _reduce.code(ops, labels, classes, plan.ignored, plan.out_of_range)
+
+
+def _ranked(ops: Ops, weights: Array | None, rank: int) -> Array | None:
+    """A scalar with the rank of the loss."""
+    while weights is not None and len(ops.shape(weights)) < rank:
+        weights = ops.expand_dims(weights, 0)
+    return weights
+
+
+# ---- sigmoid
+
+
+class Elements(NamedTuple):
+    """What the kernels start with, and the divisor."""
+
+    smoothing: float
+    x: Array
+    labels: Array
+    positive: Array | None
+    w: Array | None
+    divisor: Scalar | None
+
+
+def sigmoid_value(plan: Plan, *operands: Any) -> Array:
+    adapter, ops, each = plan.adapter, plan.adapter.ops, plan.options.reduce == "none"
+    smoothing, x, labels, positive, w, divisor = _elements(plan, Operands(*operands))
+    if not each and adapter.sigmoid_sum is not None:
+        return _reduce.divided(ops, adapter.sigmoid_sum(smoothing, x, labels, positive, w), divisor)
+    loss = adapter.sigmoid(smoothing, x, labels, positive, None if w is None else w == 0)
+    loss = _reduce.RowWeights(w).contribution(loss, None, None)
+    return loss if each else _reduce.divided(ops, ops.sum(loss, None), divisor)
+
+
+def sigmoid_value_and_grad(plan: Plan, *operands: Any) -> tuple[Array, Array]:
+    assert plan.adapter.sigmoid_both is not None
+    ops = plan.adapter.ops
+    smoothing, x, labels, positive, w, divisor = _elements(plan, Operands(*operands))
+    slope = _reduce.inverse(ops, divisor, plan.dtype)
+    loss, dx = plan.adapter.sigmoid_both(smoothing, x, labels, positive, w, slope, plan.options.reduce == "none")
+    return _reduce.divided(ops, loss, divisor), ops.astype(dx, ops.dtype(operands[0]))
+
+
+def _elements(plan: Plan, operands: Operands) -> Elements:
+    ops, reduce = plan.adapter.ops, plan.options.reduce
+    x = operands.inputs if plan.adapter.narrow else ops.astype(operands.inputs, plan.dtype)
+    positive = None if operands.pos_weight is None else ops.stop_gradient(operands.pos_weight)
+    rank = len(ops.shape(x))
+    w = _ranked(ops, operands.weights, rank)
+    w = None if w is None else ops.where(w == 0, 0.0, w)
+    divisor = _reduce.denominator(ops, reduce, ops.size(x), plan.dtype, w, None, operands.denom)
+    empty = _reduce.empty(ops, reduce, w, operands.denom, divisor)
+    if empty is not None:
+        w = ops.where(_ranked(ops, empty, rank), 0.0, ops.full((1,) * rank, 1.0, plan.dtype, x) if w is None else w)
+    return Elements(plan.options.label_smoothing, x, operands.labels, positive, w, divisor)
+
+
+SOFTMAX = Loss("logits", _plan.softmax, softmax_value, softmax_value_and_grad)
+SPARSE = Loss("logits", _plan.sparse, softmax_value, softmax_value_and_grad)
+SIGMOID = Loss("logits", _plan.sigmoid, sigmoid_value, sigmoid_value_and_grad)

@@ -1,0 +1,50 @@
+"""The mathematics of the kernels, written once over an adapter's `Ops`; adapters attach derivative rules to it.
+
+With m = max_j x_j and s = sum of exp(x_j - m) over all j but one maximal one:
+
+    nll  = (m - x_y) + log1p(s)                           both terms >= 0: nothing cancels
+    soft = sum_j t_j (m - x_j) + (sum_j t_j) log1p(s)
+    p_j  = exp(x_j - m) / (1 + s)
+    p_y - 1 = -s / (1 + s) at the maximum, (exp(x_y - m) - (1 + s)) / (1 + s) elsewhere, where p_y <= 1/2
+
+The textbook's logsumexp(x) - x_y rounds to 0 once the label leads by 17 (float32), and loses every digit under a
+common offset. The last line stands for -expm1(-nll) without its expm1, which compilers get wrong (Inductor's is 0 below
+6e-8).
+"""
+
+from .sigmoid import sigmoid, sigmoid_both, sigmoid_pull
+from .softmax import (
+    Pieces,
+    behind,
+    finite_or_nan,
+    pieces,
+    pull,
+    pull_labels,
+    push,
+    rows,
+    rows_both,
+    smooth_pieces,
+    top,
+)
+from .sums import add_pairs, compute_dtype, tree_sum, widened
+
+__all__ = [
+    "Pieces",
+    "add_pairs",
+    "behind",
+    "compute_dtype",
+    "finite_or_nan",
+    "pieces",
+    "pull",
+    "pull_labels",
+    "push",
+    "rows",
+    "rows_both",
+    "sigmoid",
+    "sigmoid_both",
+    "sigmoid_pull",
+    "smooth_pieces",
+    "top",
+    "tree_sum",
+    "widened",
+]
