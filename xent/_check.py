@@ -31,6 +31,7 @@ HOW_TO_MAKE_DENSE = {
     ("torch", "mkldnn"): "tensor.to_dense()",
 }
 REAL, INTEGRAL = (float, numbers.Real), (int, numbers.Integral)  # NumPy's too; abstract classes are slow to ask
+UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 Shape = tuple[int | None, ...]
 
 
@@ -288,7 +289,7 @@ def one_of(choices: Sequence[str]) -> str:
 
 def ids_in_range(ids: Any, classes: int, ignore_index: int | None, weights: Array | None, ops: Ops) -> None:
     """ids, a NumPy array: all of them classes, ignored, or of weight 0."""
-    if not ids.size or (ids.min() >= 0 and ids.max() < classes):
+    if not ids.size or _unsigned(ids).max() < classes:
         return
     bad = (ids < 0) | (ids >= classes)
     if ignore_index is not None:
@@ -306,6 +307,11 @@ def ids_in_range(ids: Any, classes: int, ignore_index: int | None, weights: Arra
         f"labels: {count} of {ids.size} class ids out of range, the first {'at [' + place + '] ' if place else ''}"
         f"is {ids[first]}; expected {expected}"
     )
+
+
+def _unsigned(ids: Any) -> Any:
+    """Read as unsigned integers, where negative ids are larger than any class: one visit is enough."""
+    return ids.view(UNSIGNED[ids.dtype.itemsize]) if ids.dtype.kind == "i" else ids
 
 
 def unreadable_ids() -> ValueError:

@@ -207,10 +207,14 @@ def _real(adapter: Adapter, argument: str, value: Any, x: Array, dtype: str) -> 
 
 
 def _class_weights(adapter: Adapter, value: Any, x: Array, dtype: str, classes: Shape) -> Array | None:
+    if value is None:
+        return None
     return fitted(adapter, _check.CLASS_WEIGHTS, _real(adapter, "class_weights", value, x, dtype), classes)
 
 
 def _denom(adapter: Adapter, value: Any, x: Array, dtype: str) -> Array | None:
+    if value is None:
+        return None
     return fitted(adapter, _check.DENOM, _real(adapter, "denom", value, x, dtype), ())
 
 
