@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from xent import _live
 from xent._console import Steps, err, fail, out, say, writable
 from xent.benchmarks import diff as differences
 from xent.benchmarks import page, plot, show
@@ -16,10 +15,11 @@ from xent.benchmarks.processes import MODES
 from xent.benchmarks.result import Result
 from xent.benchmarks.run import bench
 from xent.benchmarks.workloads import PASSES, SWEEPS, WIDTH, WORKLOADS
+from xent.verify.frameworks import KNOWN
 
 INTERRUPTED = Path("xent-bench-interrupted.json")
 Name = Enum("Name", {name: name for name in WORKLOADS})  # type: ignore[misc]
-Backend = Enum("Backend", {name: name for name in _live.KNOWN})  # type: ignore[misc]
+Backend = Enum("Backend", {name: name for name in KNOWN})  # type: ignore[misc]
 Dtype = Enum("Dtype", {name: name for name in WIDTH})  # type: ignore[misc]
 Mode = Enum("Mode", {name: name for name in MODES})  # type: ignore[misc]
 Pass = Enum("Pass", {name: name for name in PASSES})  # type: ignore[misc]

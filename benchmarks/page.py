@@ -5,10 +5,10 @@ from __future__ import annotations
 from base64 import b64encode
 from html import escape
 
-from xent._report import document
 from xent.benchmarks import plot, sweeps, tables
 from xent.benchmarks.result import Result
 from xent.benchmarks.tables import Column, Row, Table
+from xent.verify.page import document
 
 
 def page(result: Result) -> str:

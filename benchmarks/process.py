@@ -21,11 +21,11 @@ from importlib.metadata import version
 from typing import Any
 
 import numpy as np
-from xent import _live
 from xent.benchmarks import clock, frameworks, memory, truth
 from xent.benchmarks.frameworks import Call, Contender
 from xent.benchmarks.result import ENOUGH, Series, Spread, to_json
 from xent.benchmarks.workloads import Workload, from_dict
+from xent.verify.frameworks import device, load
 
 SAMPLE = 0.02  # seconds: shorter calls are repeated until a sample takes about so long
 SLOW = 0.1  # seconds: what takes so long has not come back early
@@ -67,8 +67,8 @@ class Session:
     def __init__(self, job: dict[str, Any], tell: Tell) -> None:
         """Imports the framework. Raises ValueError where it has no such device."""
         self.job, self.tell, self.backend = job, tell, job["backend"]
-        live = _live.live(self.backend)
-        self.dtypes, self.device = live.dtypes, _live.device(live.devices(), job["device"])
+        live = load(self.backend)
+        self.dtypes, self.device = live.dtypes, device(live.devices(), job["device"])
         if not self.device:
             raise ValueError(f"no {job['device']} here, only {', '.join(live.devices())}")
         _limit(self.backend, job["threads"])

@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from xent import _check, _live
+from xent import _check
 from xent.benchmarks import machine
 from xent.benchmarks.processes import MODES, Progress, Run, Settings
 from xent.benchmarks.result import ENOUGH, Case, Result
 from xent.benchmarks.workloads import PASSES, QUICK, SWEEPS, WIDTH, WORKLOADS
 from xent.benchmarks.workloads import sweep as variants
+from xent.verify import frameworks
 
 # Seconds on two cores: to start a framework, to prepare a case with one and without torch.compile; its contenders.
 ABOUT = {"numpy": (1, 2, 2, 2), "torch": (10, 15, 2, 5), "tensorflow": (12, 5, 5, 7), "jax": (6, 4, 4, 4)}
@@ -71,8 +72,8 @@ def bench(
         >>> [series.label for series in found.cases[0].series]
         ['xent, numpy eager']
     """
-    chosen = _check.chosen("backend", backends, [*_live.KNOWN]) or list(_live.KNOWN)
-    here = tuple(name for name in chosen if name in _live.available())
+    chosen = _check.chosen("backend", backends, [*frameworks.KNOWN]) or list(frameworks.KNOWN)
+    here = tuple(name for name in chosen if name in frameworks.available())
     if sweep is not None:
         _check.choice("sweep", sweep, SWEEPS)
     settings = Settings(

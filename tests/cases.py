@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from allpairspy import AllPairs
 from xent import oracle
-from xent._regimes import PRECISION, rounded
+from xent.verify.precision import PRECISION, rounded
 
 # ---- what the transforms are tried on
 

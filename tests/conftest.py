@@ -94,13 +94,13 @@ def _backend(item):
 @pytest.fixture(scope="session")
 def live(request):
     """One framework after the other."""
-    from xent import _live
+    from xent.verify import frameworks
 
     if importlib.util.find_spec(request.param) is None:
         pytest.skip(f"{request.param} is not installed")
-    found = _live.live(request.param)
+    found = frameworks.load(request.param)
     wanted = request.config.getoption("--device")
-    device = _live.device(found.devices(), wanted)
+    device = frameworks.device(found.devices(), wanted)
     if not device:
         pytest.skip(f"{found.name} has no {wanted}, only {', '.join(found.devices())}")
     return dataclasses.replace(found, array=lambda value, dtype, _: found.array(value, dtype, device))

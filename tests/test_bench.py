@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import xent
 from typer.testing import CliRunner
-from xent import _regimes, cli, oracle
+from xent import cli, oracle
 from xent.benchmarks import clock, machine, memory, processes, run, truth
 from xent.benchmarks import process as process_module
 from xent.benchmarks.frameworks import Contender, arrays
@@ -23,6 +23,7 @@ from xent.benchmarks.frameworks import numpy as with_numpy
 from xent.benchmarks.process import Session
 from xent.benchmarks.result import Result, from_json
 from xent.benchmarks.workloads import WORKLOADS, Workload, sweep
+from xent.verify.precision import rounded
 
 SMALL = {
     "rows": Workload("rows", "classes last", "sparse_ce", (6, 11)),
@@ -76,7 +77,7 @@ def test_truth_is_the_oracle(workload, monkeypatch):
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_rounded(dtype):
     x = np.concatenate([np.random.default_rng(0).normal(size=1000), [0, -0.0, 1, 1 + 2**-9, 1 + 3 * 2**-9]])
-    np.testing.assert_array_equal(truth.rounded(x.astype(np.float32), dtype), _regimes.rounded(x, dtype))
+    np.testing.assert_array_equal(truth.rounded(x.astype(np.float32), dtype), rounded(x, dtype))
 
 
 # ---- one process, in this one

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import xent
 from xent import _dispatch, oracle
-from xent._regimes import DTYPES, PRECISION, rounded
 from xent.backends import numpy as host
+from xent.verify.precision import DTYPES, PRECISION, rounded
 
 LOSSES = ("sparse_ce", "softmax_ce", "sigmoid_ce", "linear_ce")
 FEATURES = 4

@@ -17,8 +17,9 @@ import pytest
 import xent
 from rich.console import Console
 from typer.testing import CliRunner
-from xent import _console, _report, cli
-from xent._compare import Comparison, Pair, Row
+from xent import _console, cli
+from xent.verify.comparison import Comparison, Pair, Row
+from xent.verify.page import page as html_page
 
 FAST = ["compare", "--backend", "numpy", "--dtype", "float32"]
 
@@ -39,7 +40,7 @@ def test_backends(monkeypatch):
 
 def test_backends_says_which_xent_this_is(monkeypatch):
     """Another project's xent may be installed, too."""
-    monkeypatch.setattr(cli._live, "available", lambda: iter(()))
+    monkeypatch.setattr(cli.frameworks, "available", lambda: iter(()))
     assert f"xent {xent.__version__}: {xent.__file__}" in invoke("backends").stdout
     assert json.loads(invoke("backends", "--json").stdout)["xent"]["file"] == xent.__file__
 
@@ -48,7 +49,7 @@ ODD = "[/b] :x: [red]"  # what rich would fail on, replace and leave out
 
 
 def test_backends_prints_what_is_not_ours_as_it_is(monkeypatch):
-    monkeypatch.setattr(cli._live, "available", lambda: iter(["numpy", "torch", ODD]))
+    monkeypatch.setattr(cli.frameworks, "available", lambda: iter(["numpy", "torch", ODD]))
     known = {name: "".join((ODD, name)) for name in ("version", "device", "mode", "why", "dtype")}
     fine = {
         "version": known["version"],
@@ -87,7 +88,7 @@ def test_progress_shows_what_is_not_ours_as_it_is(monkeypatch):
 
 def test_backends_says_whether_the_kernels_are_in_use(monkeypatch):
     cpu = importlib.import_module("xent.backends.cpu")
-    monkeypatch.setattr(cli._live, "available", lambda: iter(["numpy"]))
+    monkeypatch.setattr(cli.frameworks, "available", lambda: iter(["numpy"]))
     monkeypatch.setattr(cpu, "native", None)
     monkeypatch.setattr(cpu, "why_not", "switched off [by hand]")
     assert "native CPU kernels: not in use: switched off [by hand]" in invoke("backends").stdout
@@ -98,7 +99,7 @@ def test_backends_says_whether_the_kernels_are_in_use(monkeypatch):
 
 def test_backends_says_whether_the_triton_kernels_are_in_use(monkeypatch):
     cuda = importlib.import_module("xent.backends.triton")
-    monkeypatch.setattr(cli._live, "available", lambda: iter(["torch"]))
+    monkeypatch.setattr(cli.frameworks, "available", lambda: iter(["torch"]))
     known = {"version": "2", "devices": ["cpu", "cuda:0"], "modes": {"eager": ""}, "dtypes": []}
     monkeypatch.setattr(cli, "facts", lambda names: dict.fromkeys(names, known))
     monkeypatch.setattr(cuda, "why_not", "switched off [by hand]")
@@ -125,7 +126,7 @@ def test_kernels_can_be_switched_off(switch):
 
 
 def test_backends_says_what_installs_a_missing_one(monkeypatch):
-    monkeypatch.setattr(cli._live, "available", lambda: iter(["numpy"]))
+    monkeypatch.setattr(cli.frameworks, "available", lambda: iter(["numpy"]))
     assert "pip install jax" in invoke("backends").stdout
 
 
@@ -149,7 +150,7 @@ def test_what_numpy_users_write_takes_memory_for_the_logits_alone():
     x = np.zeros((2, 200_000), np.float32)
     tracemalloc.start()
     try:
-        cli._live.live("numpy").natives()["sparse_ce"].value_and_grad(x, np.array([0, 199_999]))
+        cli.frameworks.load("numpy").builtin_losses()["sparse_ce"].value_and_grad(x, np.array([0, 199_999]))
         assert tracemalloc.get_traced_memory()[1] < 20 * x.nbytes
     finally:
         tracemalloc.stop()
@@ -167,7 +168,7 @@ def test_compare_html(tmp_path):
 def test_compare_html_has_what_is_not_ours_as_it_is():
     row = Row("<a>", "<b>", "<c>", "<d>", 0.0, "<e>", 0.0, "<f>", 0.0, native="<g>", problem="<h>")
     pair = Pair(("<i>", "<j>"), "<b>", "<c>", 0.0, 0.0)
-    page = _report.page(Comparison([row], [pair], ["<k>"], {"numpy": "<l>"}))
+    page = html_page(Comparison([row], [pair], ["<k>"], {"numpy": "<l>"}))
     assert not [letter for letter in "abcdefghijkl" if f"<{letter}>" in page]
 
 
@@ -390,7 +391,9 @@ def test_a_framework_that_does_not_import(tmp_path, monkeypatch):
     """It is reported, and the others are compared."""
     (tmp_path / "jax.py").write_text("raise ImportError('its library is missing')")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(cli._live, "available", lambda: iter(["numpy", "jax"]))  # to import the others takes a while
+    monkeypatch.setattr(
+        cli.frameworks, "available", lambda: iter(["numpy", "jax"])
+    )  # to import the others takes a while
     shown = invoke("backends")
     assert shown.exit_code == 0
     assert "broken" in shown.stdout

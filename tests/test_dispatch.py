@@ -26,7 +26,7 @@ loaded = set(sys.modules) - before
 frameworks = {"torch", "tensorflow", "jax", "keras", "ml_dtypes"} & loaded
 tools = {"typer", "rich", "psutil", "matplotlib", "subprocess", "pickle", "tempfile", "concurrent", "json"} & loaded
 tools |= {"importlib.metadata", "email", "zipfile", "numpy.random", "numpy.typing"} & loaded
-ours = {"_compare", "_live", "_regimes", "_worker", "_report", "_console", "cli", "oracle", "benchmarks"}
+ours = {"verify", "_console", "cli", "oracle", "benchmarks"}
 heavy = frameworks | tools | {f"xent.{name}" for name in ours} & loaded
 assert not heavy, heavy
 """

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import xent
-from xent import _dispatch, _live
+from xent import _dispatch
+from xent.verify import frameworks
 
 X = np.zeros((2, 3), np.float32)
 Y = np.array([0, 2])
@@ -267,7 +268,7 @@ def test_foreign_labels(live):
     torch = pytest.importorskip("torch", reason="torch is not installed")
     labels = torch.tensor([0, 2])
     if live.name == "torch":
-        live = _live.live("numpy")
+        live = frameworks.load("numpy")
     with pytest.raises(TypeError) as caught:
         xent.sparse_ce(live.array(X, None, "cpu"), labels)
     how = "convert it, for example with tensor.detach().cpu().numpy()"

@@ -10,11 +10,12 @@ import cases
 import numpy as np
 import pytest
 import xent
-from xent import _dispatch, _linear, _live, _plan, oracle
+from xent import _dispatch, _linear, _plan, oracle
 from xent._options import Operands, Options
-from xent._regimes import PRECISION, rounded
 from xent.backends.cpu import calls, native
 from xent.formulas import linear as loop
+from xent.verify import frameworks
+from xent.verify.precision import PRECISION, rounded
 
 # ---- the matrix, as data
 
@@ -490,7 +491,7 @@ WRONG = {"forgets the mask": forgets_the_mask, "loses a chunk": loses_a_chunk, "
 
 @pytest.mark.parametrize("name", [None, *WRONG])
 def test_wrong_kits_fail(name, monkeypatch):
-    live, adapter = _live.live("numpy"), _dispatch.load("numpy")
+    live, adapter = frameworks.load("numpy"), _dispatch.load("numpy")
     wrong = replace(adapter, linear=WRONG[name](adapter.linear)) if name else adapter
     monkeypatch.setattr(loop, "_present", lambda head, ids: None)  # masked rows are there, as in a compiler
     monkeypatch.setitem(_dispatch._by_type, np.ndarray, wrong)

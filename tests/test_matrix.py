@@ -9,8 +9,10 @@ import cases
 import numpy as np
 import pytest
 import xent
-from xent import _dispatch, _regimes, formulas
-from xent._regimes import CLASSES, DTYPES, LOSSES, PRECISION
+from xent import _dispatch, formulas
+from xent.verify import frameworks, regimes, tolerance
+from xent.verify.precision import DTYPES, PRECISION
+from xent.verify.regimes import CLASSES, LOSSES
 
 # ---- running one
 
@@ -78,7 +80,7 @@ def check_regimes(live, loss, dtype, classes, compiler=None, function=None):
         run = (compiler or (lambda f: f))(lambda x, y: function(x, y) if function else default(loss, x, y))
         value, grad = run(x, y)
         value, grad = live.numpy(value), live.numpy(grad)
-    errors = _regimes.errors(batch, truth, value, grad)
+    errors = tolerance.errors(batch, truth, value, grad)
     for name, share in (("value", errors.loss_share), ("gradient", errors.grad_share)):
         worst = int(share.argmax())
         assert share[worst] <= 1, f"{batch.name}: {name} in {batch.regimes[worst]} at {share[worst]:.2f} of the limit"
@@ -86,7 +88,7 @@ def check_regimes(live, loss, dtype, classes, compiler=None, function=None):
 
 @functools.cache
 def solved(loss, dtype, classes):
-    batch = _regimes.batch(loss, dtype, classes)
+    batch = regimes.batch(loss, dtype, classes)
     return batch, batch.truth()
 
 
@@ -250,10 +252,8 @@ WRONG = {
 
 @pytest.mark.parametrize("name", WRONG)
 def test_wrong_adapters_fail(name, monkeypatch):
-    from xent import _live
-
     wrong, matrix = WRONG[name]
-    live = _live.live("numpy")
+    live = frameworks.load("numpy")
 
     def run():
         if matrix == "options":

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from xent import _regimes, formulas
+from xent import formulas
 from xent.adapter import ABSENT, INVALID, Layout
 from xent.backends.cpu import native, why_not
 from xent.backends.numpy import OPS
+from xent.verify import regimes, tolerance
+from xent.verify.precision import rounded
 
 if native is None:
     pytest.skip(f"native kernels: {why_not}", allow_module_level=True)
@@ -204,7 +206,7 @@ class Products:
 
 def share(batch, loss, grad):
     with np.errstate(over="ignore"):
-        errors = _regimes.errors(batch, batch.truth(), loss, grad)
+        errors = tolerance.errors(batch, batch.truth(), loss, grad)
     return errors.loss_share.max(), errors.grad_share.max()
 
 
@@ -213,7 +215,7 @@ def share(batch, loss, grad):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("loss", ["sparse_ce", "softmax_ce"])
 def test_rows_are_as_accurate_as_promised(loss, dtype, classes, middle):
-    batch = _regimes.batch(loss, dtype, classes, every=3 if classes > 1000 else 1)
+    batch = regimes.batch(loss, dtype, classes, every=3 if classes > 1000 else 1)
     n = len(batch.logits)
     place = (lambda k: k.T[None]) if middle else (lambda k: k[:, :, None])
     labels = {"ids": batch.labels} if loss == "sparse_ce" else {"t": place(batch.labels)}
@@ -231,7 +233,7 @@ def test_rows_are_as_accurate_as_promised(loss, dtype, classes, middle):
 @pytest.mark.parametrize("classes", [1, 17, 1000])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_sigmoid_is_as_accurate_as_promised(dtype, classes):
-    batch = _regimes.batch("sigmoid_ce", dtype, classes)
+    batch = regimes.batch("sigmoid_ce", dtype, classes)
     call = Elements(dtype, batch.logits, batch.labels)
     (_, loss), (dx, _) = call.forward(), call.backward()
     in_loss, in_grad = share(batch, loss.astype(np.float64), dx.astype(np.float64))
@@ -319,7 +321,7 @@ def test_like_the_formulas(data):
     classes = draw(st.sampled_from([1, 2, 3, 15, 16, 17, 63, 64, 65, 300, 1023, 1024, 1025, 2100]))
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     n = outer * inner
-    x = _regimes.rounded(draw(st.sampled_from([1.0, 10.0, 300.0])) * rng.normal(size=(outer, classes, inner)), dtype)
+    x = rounded(draw(st.sampled_from([1.0, 10.0, 300.0])) * rng.normal(size=(outer, classes, inner)), dtype)
     kind = draw(st.sampled_from(["plain", "ties", "impossible", "nan", "inf", "all impossible"]))
     strange = rng.random(x.shape) < draw(st.sampled_from([0.01, 0.3, 1.0]))
     if kind == "ties":
@@ -374,7 +376,7 @@ def test_sigmoid_like_the_formulas(data):
     dtype = draw(st.sampled_from(DTYPES))
     n, c = draw(st.integers(0, 40)), draw(st.sampled_from([1, 2, 3, 16, 17, 300, 5000]))
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
-    x = _regimes.rounded(draw(st.sampled_from([1.0, 30.0])) * rng.normal(size=(n, c)), dtype)
+    x = rounded(draw(st.sampled_from([1.0, 30.0])) * rng.normal(size=(n, c)), dtype)
     odd = draw(st.sampled_from([0.0, np.inf, -np.inf, np.nan]))
     x[rng.random(x.shape) < 0.05] = odd
     z = rng.choice([0.0, 1.0, 0.25], x.shape)
@@ -454,7 +456,7 @@ def test_every_16_bit_number_survives(dtype):
         if dtype == "float16":
             want = values.astype(np.float16).astype(np.float32)
         else:
-            want = _regimes.rounded(values.astype(np.float64), dtype).astype(np.float32)
+            want = rounded(values.astype(np.float64), dtype).astype(np.float32)
     np.testing.assert_array_equal(dx, want)
 
 
@@ -481,7 +483,7 @@ def test_one_hot_labels_have_the_gradient_of_ids(dtype, classes, inner):
     x = NOISE.normal(size=(102, classes, inner))
     ids = NOISE.integers(0, classes, (102, inner))
     hot = np.arange(classes)[:, None] == ids[:, None]
-    x = _regimes.rounded(np.where(hot, x.max(axis=1, keepdims=True) + np.arange(-20, 82)[:, None, None], x), dtype)
+    x = rounded(np.where(hot, x.max(axis=1, keepdims=True) + np.arange(-20, 82)[:, None, None], x), dtype)
     hard, soft = Rows(dtype, x, ids=ids.ravel()), Rows(dtype, x, t=hot)
     a, units = NOISE.normal(size=102 * inner), 4 * float(np.finfo(compute(dtype)).eps)
     for call in (lambda rows: rows.both(a)[1], lambda rows: (rows.forward(), rows.backward(a)[0])[1]):
@@ -498,7 +500,7 @@ def test_one_hot_labels_have_the_gradient_of_ids(dtype, classes, inner):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("soft", [False, True])
 def test_a_mean_is_that_of_the_rows(dtype, classes, soft):
-    x = _regimes.rounded(NOISE.normal(size=(40, classes, 1)), dtype)
+    x = rounded(NOISE.normal(size=(40, classes, 1)), dtype)
     labels = {"t": NOISE.random(x.shape)} if soft else {"ids": NOISE.integers(0, classes, 40)}
     rows = Rows(dtype, x, **labels)
     value, dx = rows.mean(64.0)
@@ -527,7 +529,7 @@ def test_exponentials_that_are_kept(dtype, spike):
     x = NOISE.normal(size=(3, 9000, 1))
     x[1, :2100] = -np.inf
     x[:2, 8500] = x[:2].max(axis=1) + spike
-    x = _regimes.rounded(x, dtype)
+    x = rounded(x, dtype)
     labels = [8500, 7, 0]
     rows = Rows(dtype, x, ids=np.array(labels))
     gap = x[..., 0] - x[..., 0].max(axis=1, keepdims=True)
@@ -726,7 +728,7 @@ def test_large_output_just_ahead_of_the_logits(dtype):
 def test_a_row_of_few_classes_does_not_depend_on_its_neighbours(classes, dtype, soft):
     """Tiles of rows are turned; the last is not full, and a masked or an impossible row is nobody else's business."""
     n = 1100
-    x = _regimes.rounded(NOISE.normal(size=(n, classes, 1)), dtype)
+    x = rounded(NOISE.normal(size=(n, classes, 1)), dtype)
     x[7] = np.nan
     ids = NOISE.integers(0, classes, n)
     ids[5::9], ids[6::9] = ABSENT, INVALID

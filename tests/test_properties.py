@@ -9,7 +9,7 @@ import xent
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from xent._live import live
+from xent.verify import frameworks
 
 identity = settings(derandomize=True, deadline=None, max_examples=25)
 ROWS, CLASSES = 4, 5
@@ -24,7 +24,7 @@ def framework(request):
         pytest.skip(f"{request.param} is not installed")
     if request.param == "tensorflow" and find_spec("torch"):
         importlib.import_module("torch")  # after TensorFlow its compiler aborts the process
-    return live(request.param)
+    return frameworks.load(request.param)
 
 
 # Eighths, so that sums and differences are exact; with ties, and leads up to 100.

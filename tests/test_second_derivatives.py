@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import xent
-from xent import _live
+from xent.verify import frameworks
 
 LEADS = np.array([0.0, 1.0, 5.0, 20.0, 40.0])  # float32 rounds 1 - p to 0 from 17 on
 ROWS = np.stack([0 * LEADS + 0.5, 0.5 + LEADS, 0 * LEADS - 2], -1).astype(np.float32)  # class 1 leads
@@ -47,7 +47,7 @@ def probabilities(x):
 @pytest.mark.parametrize("form", ["ids", "soft"])
 def test_softmax(framework, form):
     """The diagonal entry by entry; what lies off it relative to the row's largest entry."""
-    array, labels = _live.live(framework).array, np.array([0, 1, 1, 0, 1])
+    array, labels = frameworks.load(framework).array, np.array([0, 1, 1, 0, 1])
     if form == "ids":
         loss, y = xent.sparse_ce, array(labels, "int32", "cpu")
     else:
@@ -63,7 +63,7 @@ def test_softmax(framework, form):
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_sigmoid(framework):
     xs = np.array([0, 1, -1, 17.5, -17.5, 40, -40, 80], np.float32)
-    y = _live.live(framework).array(np.array([0, 1, 0, 1, 0.25, 0, 1, 0.75]), "float32", "cpu")
+    y = frameworks.load(framework).array(np.array([0, 1, 0, 1, 0.25, 0, 1, 0.75]), "float32", "cpu")
     for hessian in hessians(framework, lambda x: xent.sigmoid_ce(x, y, reduce="sum"), xs):
         for got, x in zip(np.diag(hessian), xs, strict=True):
             p, q = probabilities(np.array([x, 0]))

@@ -14,18 +14,20 @@ import triton
 import triton.language as tl
 import xent
 from triton.runtime import interpreter
-from xent import _live, _regimes, formulas, oracle
+from xent import formulas, oracle
 from xent.adapter import ABSENT, INVALID, Layout
 from xent.backends import triton as kernels_on_cuda
 from xent.backends.torch import ADAPTER
 from xent.backends.torch import native as adapter
+from xent.verify import frameworks, regimes, tolerance
+from xent.verify.precision import PRECISION, rounded
 
 calls = kernels_on_cuda.load()
 TRITON = calls.Kernels(adapter.OPS, adapter.dense, adapter.new)
 # As it is on a device; and with tiles so small that a few classes are already cut into parts.
 TILES = {"whole": {}, "cut": {"TILE": 16, "SMALL": 4, "PART": 8, "BESIDE": 8, "ELEMENTS": 32}}
 DTYPES = ("float32", "float64", "float16", "bfloat16")
-LIVE = _live.live("torch")
+LIVE = frameworks.load("torch")
 
 
 patched = set()
@@ -115,11 +117,11 @@ def by_autograd(loss):
 @pytest.mark.parametrize("loss", ["sparse_ce", "softmax_ce"])
 def test_many_classes(loss):
     """More than a tile holds."""
-    batch = _regimes.batch(loss, "float32", 33333, every=8)
+    batch = regimes.batch(loss, "float32", 33333, every=8)
     y = torch.tensor(batch.labels) if loss == "sparse_ce" else torch.tensor(batch.labels).float()
     for run in (by_autograd(loss), lambda x, y: test_matrix.default(loss, x, y)):
         value, grad = run(torch.tensor(batch.logits).float(), y)
-        errors = _regimes.errors(batch, batch.truth(), value.double().numpy(), grad.double().numpy())
+        errors = tolerance.errors(batch, batch.truth(), value.double().numpy(), grad.double().numpy())
         assert errors.loss_share.max() <= 1
         assert errors.grad_share.max() <= 1
 
@@ -141,7 +143,7 @@ def test_million_classes(axis):
 def test_like_the_formulas(dtype, tiles):
     """Forward, backward and both; ids or distributions, masked or not, smoothed or not; class axes anywhere."""
     rng = np.random.default_rng(DTYPES.index(dtype))
-    wide = getattr(torch, _regimes.PRECISION[dtype].compute)
+    wide = getattr(torch, PRECISION[dtype].compute)
     shapes = itertools.cycle([((7, 21), 1), ((2, 11, 3), 1), ((9, 8), 0)])
     for hard, masked, smooth in itertools.product((True, False), repeat=3):
         shape, axis = next(shapes)
@@ -174,7 +176,7 @@ def strange(rng, shape, axis):
 
 def check(given, slopes, dtype):
     lay, x, *rest = given
-    before, wide = x.clone(), x.to(getattr(torch, _regimes.PRECISION[dtype].compute))
+    before, wide = x.clone(), x.to(getattr(torch, PRECISION[dtype].compute))
     results, stats = formulas.rows(adapter.OPS, lay, wide, *rest)
     parts = formulas.pieces(adapter.OPS, lay, wide, rest[-1], *stats)
     a, _, c = slopes
@@ -251,7 +253,7 @@ PATTERNS = {"none": None, "scalar": (), "classes": (7,), "rows": (9, 1), "full":
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_sigmoid_like_the_formulas(dtype, tiles):
     rng = np.random.default_rng(4)
-    wide = getattr(torch, _regimes.PRECISION[dtype].compute)
+    wide = getattr(torch, PRECISION[dtype].compute)
     x = 20 * rng.normal(size=(9, 7))
     x[0, :3] = np.inf, -np.inf, np.nan
     x = torch.tensor(x).to(getattr(torch, dtype))
@@ -310,12 +312,12 @@ def test_functions(dtype):
 def test_linear(dtype, options, tiles, counts):
     """A chunk's derivative is written over its logits."""
     rng = np.random.default_rng(0)
-    h, weight = (_regimes.rounded(rng.normal(size=k), dtype) for k in ((9, 4), (33, 4)))
+    h, weight = (rounded(rng.normal(size=k), dtype) for k in ((9, 4), (33, 4)))
     y = rng.integers(0, 33, 9)
     y[3] = -100
     options = {**options, "ignore_index": -100}
     if "bias" in options:
-        options["bias"] = _regimes.rounded(rng.normal(size=33), dtype)
+        options["bias"] = rounded(rng.normal(size=33), dtype)
     want = oracle.linear_ce(h, weight, y, **options)
     kind = getattr(torch, dtype)
     if "bias" in options:

@@ -30,7 +30,7 @@ __version__ = "0.1.0"
 
 
 # Name: the module that has it. Nothing here is needed to compute a loss, so it is imported when it is asked for.
-_LAZY = {"bench": "xent.benchmarks.run", "compare": "xent._compare"}
+_LAZY = {"bench": "xent.benchmarks.run", "compare": "xent.verify.compare"}
 
 
 def __getattr__(name: str) -> Any:

@@ -15,13 +15,14 @@ import typer
 import xent
 from rich.table import Table
 from rich.text import Text
-from xent import _live, _regimes, _report
-from xent._compare import MODES, Comparison, Row, compare, facts, figure
 from xent._console import Steps, fail, out, say, writable
 from xent.benchmarks.command import bench_command
+from xent.verify import frameworks, page, precision, regimes
+from xent.verify.compare import MODES, compare, facts
+from xent.verify.comparison import Comparison, Row, figure
 
-Loss = Enum("Loss", {name: name for name in _regimes.LOSSES})  # type: ignore[misc]
-Dtype = Enum("Dtype", {name: name for name in _regimes.DTYPES})  # type: ignore[misc]
+Loss = Enum("Loss", {name: name for name in regimes.LOSSES})  # type: ignore[misc]
+Dtype = Enum("Dtype", {name: name for name in precision.DTYPES})  # type: ignore[misc]
 Mode = Enum("Mode", {name: name for name in MODES})  # type: ignore[misc]
 
 app = typer.Typer(
@@ -36,8 +37,8 @@ app.command(name="bench")(bench_command)
 @app.command()
 def backends(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False) -> None:
     """Which xent this is, which frameworks are installed, their versions and devices, and which kernels are in use."""
-    installed = set(_live.available())
-    names = [*dict.fromkeys([*_live.KNOWN, *sorted(installed)])]
+    installed = set(frameworks.available())
+    names = [*dict.fromkeys([*frameworks.KNOWN, *sorted(installed)])]
     found = {**dict.fromkeys(names), **facts([name for name in names if name in installed])}
     kernels = {"native": native(), "triton": triton((found["torch"] or {}).get("devices", ()))}
     if as_json:
@@ -126,7 +127,7 @@ def compare_command(
                 progress=step,
             )
         if html is not None:
-            html.write_text(_report.page(result), encoding="utf-8")
+            html.write_text(page.page(result), encoding="utf-8")
     except (ValueError, TypeError, OSError) as error:
         fail(error)
         raise typer.Exit(2) from None

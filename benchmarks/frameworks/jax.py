@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from xent import _live
 from xent.benchmarks.frameworks import (
     Call,
     Contender,
@@ -23,13 +22,14 @@ from xent.benchmarks.frameworks import (
     ours,
 )
 from xent.benchmarks.workloads import Workload
+from xent.verify.frameworks import load
 
 Array = Any
 ROWS = 128  # of a chunk in the loop by hand; they divide the workloads' rows
 
 
 def make(device: str) -> Framework:
-    live = _live.live("jax")
+    live = load("jax")
     return Framework(
         array=lambda x, dtype: live.array(x, dtype if x.dtype.kind == "f" else "int32", device),
         numpy=lambda x: np.asarray(x).astype(np.float32) if x.dtype.itemsize == 2 else np.asarray(x),
@@ -100,6 +100,6 @@ def planned(function: Callable[..., Any], *arguments: Any) -> int | None:
 
 
 def traffic(size: int, device: str) -> Traffic:
-    source = _live.live("jax").array(np.ones(size // 4, np.float32), None, device)
+    source = load("jax").array(np.ones(size // 4, np.float32), None, device)
     read, write = jax.jit(jax.numpy.sum), jax.jit(lambda x: jax.numpy.full_like(x, 1.0))
     return Traffic(size, lambda: read(source).block_until_ready(), lambda: write(source).block_until_ready())

@@ -6,15 +6,15 @@ from typing import Any
 
 import numpy as np
 import xent
-from xent import _live
 from xent.benchmarks.frameworks import Call, Contender, Framework, Inputs, ours
 from xent.benchmarks.workloads import Workload
+from xent.verify.frameworks import load
 
 Array = Any
 
 
 def make(device: str) -> Framework:
-    live = _live.live("numpy")
+    live = load("numpy")
     return Framework(
         array=lambda x, dtype: live.array(x, dtype if x.dtype.kind == "f" else None, device),
         numpy=wide,

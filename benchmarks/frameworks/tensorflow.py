@@ -7,15 +7,15 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from xent import _live
 from xent.benchmarks.frameworks import Call, Contender, Framework, Inputs, Loss, installed, keras, missing, ours
 from xent.benchmarks.workloads import Workload
+from xent.verify.frameworks import load
 
 Array = Any
 
 
 def make(device: str) -> Framework:
-    live = _live.live("tensorflow")
+    live = load("tensorflow")
     return Framework(
         array=lambda x, dtype: live.array(x, dtype if x.dtype.kind == "f" else None, device),
         numpy=lambda x: np.asarray(tf.cast(x, tf.float32) if x.dtype.size == 2 else x),

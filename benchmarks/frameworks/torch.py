@@ -9,17 +9,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from xent import _live
 from xent.benchmarks import frameworks
 from xent.benchmarks.frameworks import Call, Contender, Framework, Inputs, Loss, Traffic, installed, keras
 from xent.benchmarks.workloads import Workload
+from xent.verify.frameworks import load
 
 Array = Any
 functional = torch.nn.functional
 
 
 def make(device: str) -> Framework:
-    live = _live.live("torch")
+    live = load("torch")
     cuda = device != "cpu"
     rivals = ("keras", "liger-kernel", "cut-cross-entropy") if cuda else ("keras",)
     return Framework(
@@ -39,7 +39,7 @@ def contenders(workload: Workload, cuda: bool) -> list[Contender]:
     name, theirs = rival(workload)
     found = []
     for mode, wrap in {"eager": eager, "compiled": compiled}.items():
-        if mode in _live.live("torch").compilers:
+        if mode in load("torch").compilers:
             found.append(Contender("xent", mode, True, *wrap(frameworks.ours(workload))))
             found.append(Contender(name, mode, False, *wrap(theirs)))
     rivals = keras.rivals(workload) | (linear_rivals(cuda) if workload.linear else {})

@@ -11,8 +11,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from xent import _live, _regimes
-from xent._regimes import Batch
+import xent
+from xent.verify import frameworks
+from xent.verify.frameworks import Framework
+from xent.verify.precision import PRECISION
+from xent.verify.regimes import Batch
 
 
 class Task(NamedTuple):
@@ -38,43 +41,43 @@ class Answer(NamedTuple):
 
 def facts(name: str) -> dict[str, Any]:
     """The framework's version, devices, dtypes and modes, from which compare makes its tasks."""
-    live = _live.live(name)
+    framework = frameworks.load(name)
     try:
         number = version(name)
     except PackageNotFoundError:
         number = "?"
-    modes = dict.fromkeys(live.compilers, "") | live.unavailable
-    return {"version": number, "devices": live.devices(), "dtypes": live.dtypes, "modes": modes}
+    modes = dict.fromkeys(framework.compilers, "") | framework.unavailable
+    return {"version": number, "devices": framework.devices(), "dtypes": framework.dtypes, "modes": modes}
 
 
-def answer(live: _live.Live, task: Task) -> Answer:
-    import xent
-
+def answer(framework: Framework, task: Task) -> Answer:
     batch = task.batch
-    with live.double() if batch.dtype == "float64" else contextlib.nullcontext():
+    with framework.double() if batch.dtype == "float64" else contextlib.nullcontext():
         loss = getattr(xent, batch.loss)
-        compiled = live.compilers[task.mode]
-        ours = _try(live, task, compiled(lambda x, y: xent.value_and_grad(loss)(x, y, reduce="none", **batch.options)))
-        native = live.natives().get(batch.loss) if task.mode == "eager" and not batch.options else None
-        theirs = None if native is None else _try(live, task, native.value_and_grad)
+        compiled = framework.compilers[task.mode]
+        ours = _try(
+            framework, task, compiled(lambda x, y: xent.value_and_grad(loss)(x, y, reduce="none", **batch.options))
+        )
+        native = framework.builtin_losses().get(batch.loss) if task.mode == "eager" and not batch.options else None
+        theirs = None if native is None else _try(framework, task, native.value_and_grad)
     return Answer(ours, theirs, native.name if native else "")
 
 
-def _try(live: _live.Live, task: Task, function: Any) -> Outcome:
+def _try(framework: Framework, task: Task, function: Any) -> Outcome:
     batch = task.batch
     try:
-        x = live.array(batch.logits, batch.dtype, task.device)
-        dtype = None if batch.labels.dtype.kind in "iub" else _regimes.PRECISION[batch.dtype].compute
-        y = live.array(batch.labels, dtype, task.device)
+        x = framework.array(batch.logits, batch.dtype, task.device)
+        dtype = None if batch.labels.dtype.kind in "iub" else PRECISION[batch.dtype].compute
+        y = framework.array(batch.labels, dtype, task.device)
         loss, grad = function(x, y)
-        return Outcome(live.numpy(loss), live.numpy(grad))
+        return Outcome(framework.numpy(loss), framework.numpy(grad))
     except Exception as error:  # reported, whatever it is
         return Outcome(problem=f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}")
 
 
 def main(job: str) -> None:
     tasks: list[Task] = pickle.loads(Path(job).read_bytes())
-    live = _live.live(tasks[0].backend)
+    framework = frameworks.load(tasks[0].backend)
     for i, task in enumerate(tasks):
-        Path(f"{job}.{i}").write_bytes(pickle.dumps(answer(live, task)))
+        Path(f"{job}.{i}").write_bytes(pickle.dumps(answer(framework, task)))
         print(f"done {task.mode} {task.batch.name}", flush=True)

@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable, Iterable
 from html import escape
 
-from xent import _regimes
-from xent._compare import Comparison, Row, figure
+from xent.verify import regimes
+from xent.verify.comparison import Comparison, Row, figure
 
 STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:72rem;padding:0 1rem;color:#222;background:#fff}
@@ -41,8 +41,8 @@ def page(result: Comparison) -> str:
     return document(
         "xent compare",
         f"""<p class="{verdict}"><strong>{escape(result.summary())}</strong></p>
-<p class="note">Worst relative error against float64 truth over {len(_regimes.REGIMES)} kinds of logits
-({", ".join(_regimes.REGIMES)}), or over your own. Hover over a cell for where it is worst.</p>
+<p class="note">Worst relative error against float64 truth over {len(regimes.REGIMES)} kinds of logits
+({", ".join(regimes.REGIMES)}), or over your own. Hover over a cell for where it is worst.</p>
 <p class="key">{_key()}</p>
 <h2>xent</h2>{_heat(result.rows, _ours)}
 <h2>the frameworks' own losses</h2>{_heat([r for r in result.rows if r.native], _theirs)}

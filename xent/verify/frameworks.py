@@ -1,6 +1,6 @@
-"""The frameworks as things to try xent on: how to make an array, compile a function, and call their own losses.
+"""The frameworks, one record each: how to make an array, compile a function, and call the framework's own losses.
 
-What `xent compare`, the tests and the benchmarks share. Nothing here is needed to compute a loss.
+`xent compare`, the tests and the benchmarks share them.
 """
 
 from __future__ import annotations
@@ -15,27 +15,27 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from xent import _dispatch
+from xent._gradient import value_and_grad
 
 Array = Any
 Loss = Callable[[Array, Array], Array]
 
 
 @dataclass(frozen=True)
-class Native:
+class BuiltinLoss:
     """A framework's own loss, one value a row with its derivative in the logits, and what it is called."""
 
     name: str
     value_and_grad: Callable[[Array, Array], tuple[Array, Array]]
 
 
-def _native(name: str, function: Loss) -> Native:
-    from xent._gradient import value_and_grad
-
-    return Native(name, value_and_grad(function))
+def _builtin(name: str, function: Loss) -> BuiltinLoss:
+    return BuiltinLoss(name, value_and_grad(function))
 
 
 @dataclass(frozen=True)
-class Live:
+class Framework:
     """One framework, imported."""
 
     name: str
@@ -43,7 +43,7 @@ class Live:
     numpy: Callable[[Array], Any]  # back, as float64 where it is floating
     compilers: dict[str, Callable[[Callable[..., Any]], Callable[..., Any]]]
     devices: Callable[[], list[str]]
-    natives: Callable[[], dict[str, Native]]  # by the name of xent's loss
+    builtin_losses: Callable[[], dict[str, BuiltinLoss]]  # by the name of xent's loss
     dtypes: tuple[str, ...] = ("float32", "float64", "float16", "bfloat16")
     unavailable: dict[str, str] = field(default_factory=dict)  # a mode that cannot be run here, and why
     double: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext  # float64 is possible inside
@@ -61,7 +61,7 @@ def _wide(x: Any) -> Any:
 # ---- NumPy
 
 
-def _numpy() -> Live:
+def _numpy() -> Framework:
     bfloat16 = None
     with contextlib.suppress(ImportError):
         bfloat16 = importlib.import_module("ml_dtypes").bfloat16
@@ -83,16 +83,16 @@ def _numpy() -> Live:
         with np.errstate(all="ignore"):
             return np.maximum(x, 0) - x * z + np.log1p(np.exp(-np.abs(x))), 1 / (1 + np.exp(-x)) - z
 
-    return Live(
+    return Framework(
         "numpy",
         array,
         _wide,
         {"eager": eager},
         lambda: ["cpu"],
         lambda: {
-            "sparse_ce": Native("textbook: one-hot, log(sum(exp))", sparse),
-            "softmax_ce": Native("textbook: log(sum(exp))", soft),
-            "sigmoid_ce": Native("textbook: max(x, 0) - xz + log1p", sigmoid),
+            "sparse_ce": BuiltinLoss("textbook: one-hot, log(sum(exp))", sparse),
+            "softmax_ce": BuiltinLoss("textbook: log(sum(exp))", soft),
+            "sigmoid_ce": BuiltinLoss("textbook: max(x, 0) - xz + log1p", sigmoid),
         },
         ("float32", "float64", "float16", *(("bfloat16",) if bfloat16 else ())),
     )
@@ -101,7 +101,7 @@ def _numpy() -> Live:
 # ---- PyTorch
 
 
-def _torch() -> Live:
+def _torch() -> Framework:
     torch = importlib.import_module("torch")
     functional = torch.nn.functional
 
@@ -117,18 +117,18 @@ def _torch() -> Live:
         return torch.compile(f, fullgraph=True, dynamic=False)  # type: ignore[no-any-return]
 
     has_compiler = any(map(shutil.which, ("c++", "g++", "clang++", "cl")))
-    return Live(
+    return Framework(
         "torch",
         array,
         lambda x: _wide((x.detach().double() if x.is_floating_point() else x.detach()).cpu().numpy()),
         {"eager": eager, **({"compiled": compiled} if has_compiler else {})},
         lambda: ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))],
         lambda: {
-            "sparse_ce": _native("F.cross_entropy", lambda x, y: functional.cross_entropy(x, y, reduction="none")),
-            "softmax_ce": _native(
+            "sparse_ce": _builtin("F.cross_entropy", lambda x, y: functional.cross_entropy(x, y, reduction="none")),
+            "softmax_ce": _builtin(
                 "F.cross_entropy", lambda x, t: functional.cross_entropy(x, t.to(x.dtype), reduction="none")
             ),
-            "sigmoid_ce": _native("F.binary_cross_entropy_with_logits", sigmoid),
+            "sigmoid_ce": _builtin("F.binary_cross_entropy_with_logits", sigmoid),
         },
         unavailable={} if has_compiler else {"compiled": "torch.compile needs a C++ compiler"},
     )
@@ -137,7 +137,7 @@ def _torch() -> Live:
 # ---- TensorFlow
 
 
-def _tensorflow() -> Live:
+def _tensorflow() -> Framework:
     tf = importlib.import_module("tensorflow")
 
     def array(value: Any, dtype: str | None, device: str) -> Array:
@@ -149,22 +149,22 @@ def _tensorflow() -> Live:
         return ["cpu", *(f"gpu:{i}" for i in range(len(tf.config.list_physical_devices("GPU"))))]
 
     nn = tf.nn
-    return Live(
+    return Framework(
         "tensorflow",
         array,
         lambda x: _wide((tf.cast(x, tf.float64) if x.dtype.is_floating else x).numpy()),
         {"eager": eager, "compiled": lambda f: tf.function(f, jit_compile=True), "graph": tf.function},
         devices,
         lambda: {
-            "sparse_ce": _native(
+            "sparse_ce": _builtin(
                 "tf.nn.sparse_softmax_cross_entropy_with_logits",
                 lambda x, y: nn.sparse_softmax_cross_entropy_with_logits(labels=y, logits=x),
             ),
-            "softmax_ce": _native(
+            "softmax_ce": _builtin(
                 "tf.nn.softmax_cross_entropy_with_logits",
                 lambda x, t: nn.softmax_cross_entropy_with_logits(labels=tf.cast(t, x.dtype), logits=x),
             ),
-            "sigmoid_ce": _native(
+            "sigmoid_ce": _builtin(
                 "tf.nn.sigmoid_cross_entropy_with_logits",
                 lambda x, z: nn.sigmoid_cross_entropy_with_logits(labels=tf.cast(z, x.dtype), logits=x),
             ),
@@ -175,7 +175,7 @@ def _tensorflow() -> Live:
 # ---- JAX
 
 
-def _jax() -> Live:
+def _jax() -> Framework:
     jax = importlib.import_module("jax")
     jnp = jax.numpy
 
@@ -187,7 +187,7 @@ def _jax() -> Live:
         platform, _, index = name.partition(":")
         return jax.devices(platform)[int(index or 0)]
 
-    def natives() -> dict[str, Native]:
+    def builtin_losses() -> dict[str, BuiltinLoss]:
         if importlib.util.find_spec("optax") is None:
             log_softmax = jax.nn.log_softmax
 
@@ -195,9 +195,9 @@ def _jax() -> Live:
                 return -jnp.take_along_axis(log_softmax(x), y[..., None], -1)[..., 0]
 
             return {
-                "sparse_ce": _native("jax.nn.log_softmax", sparse),
-                "softmax_ce": _native("jax.nn.log_softmax", lambda x, t: -(t * log_softmax(x)).sum(-1)),
-                "sigmoid_ce": _native(
+                "sparse_ce": _builtin("jax.nn.log_softmax", sparse),
+                "softmax_ce": _builtin("jax.nn.log_softmax", lambda x, t: -(t * log_softmax(x)).sum(-1)),
+                "sigmoid_ce": _builtin(
                     "jax.nn.log_sigmoid",
                     lambda x, z: -z * jax.nn.log_sigmoid(x) - (1 - z) * jax.nn.log_sigmoid(-x),
                 ),
@@ -208,15 +208,15 @@ def _jax() -> Live:
             "softmax_ce": "softmax_cross_entropy",
             "sigmoid_ce": "sigmoid_binary_cross_entropy",
         }
-        return {ours: _native(f"optax.{theirs}", getattr(optax, theirs)) for ours, theirs in names.items()}
+        return {ours: _builtin(f"optax.{theirs}", getattr(optax, theirs)) for ours, theirs in names.items()}
 
-    return Live(
+    return Framework(
         "jax",
         array,
         _wide,
         {"eager": eager, "compiled": jax.jit},
         lambda: ["cpu", *(f"{d.platform}:{d.id}" for d in jax.devices() if d.platform != "cpu")],
-        natives,
+        builtin_losses,
         double=lambda: jax.enable_x64(True),
     )
 
@@ -224,19 +224,17 @@ def _jax() -> Live:
 # ---- all
 
 
-_MAKERS: dict[str, Callable[[], Live]] = {"numpy": _numpy, "torch": _torch, "tensorflow": _tensorflow, "jax": _jax}
+_MAKERS: dict[str, Callable[[], Framework]] = {"numpy": _numpy, "torch": _torch, "tensorflow": _tensorflow, "jax": _jax}
 
 
 KNOWN = tuple(_MAKERS)
 
 
-def live(name: str) -> Live:
+def load(name: str) -> Framework:
     """The framework, imported; a third party's adapter by its contract alone."""
     if name in _MAKERS:
         return _MAKERS[name]()
-    from xent._dispatch import load
-
-    adapter = load(name)
+    adapter = _dispatch.load(name)
     ops = adapter.ops
 
     def array(value: Any, dtype: str | None, device: str) -> Array:
@@ -245,7 +243,7 @@ def live(name: str) -> Live:
 
     dtypes = ("float32", "float64")
     where = ops.device(array(0.0, None, ""))
-    return Live(name, array, lambda x: _wide(ops.fetch(x)), {"eager": eager}, lambda: [where], dict, dtypes)
+    return Framework(name, array, lambda x: _wide(ops.fetch(x)), {"eager": eager}, lambda: [where], dict, dtypes)
 
 
 def device(found: list[str], wanted: str) -> str:
@@ -257,8 +255,7 @@ def device(found: list[str], wanted: str) -> str:
 
 def available() -> Iterator[str]:
     """The names of the frameworks that are installed, without importing any."""
-    from xent._dispatch import ARRAY_API, FRAMEWORKS, installed
-
-    for name in [*FRAMEWORKS, *ARRAY_API, *(entry.name for entry in installed())]:
+    third_parties = (entry.name for entry in _dispatch.installed())
+    for name in [*_dispatch.FRAMEWORKS, *_dispatch.ARRAY_API, *third_parties]:
         if importlib.util.find_spec(name) is not None:
             yield name

@@ -1,0 +1,168 @@
+"""What a comparison found: the worst errors, row by row, and whether they are within what the dtype allows."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from xent.verify import tolerance
+from xent.verify.oracle import Truth
+from xent.verify.regimes import Batch
+from xent.verify.worker import Answer, Outcome, Task
+
+
+@dataclass(frozen=True)
+class Row:
+    """One backend, loss, dtype and mode: how far from the truth, at worst, over all regimes."""
+
+    backend: str
+    loss: str
+    dtype: str
+    mode: str
+    value: float  # relative error of the loss
+    value_regime: str  # where it is worst
+    gradient: float
+    gradient_regime: str
+    share: float  # of what is allowed; above 1 it disagrees
+    native: str = ""  # the framework's own loss, and the same figures for it
+    native_value: float = math.nan
+    native_gradient: float = math.nan
+    native_share: float = math.nan
+    problem: str = ""  # what it raised
+
+    @property
+    def agrees(self) -> bool:
+        return self.share <= 1
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two backends beside each other: the largest relative difference where both are finite."""
+
+    backends: tuple[str, str]
+    loss: str
+    dtype: str
+    value: float
+    gradient: float
+
+
+@dataclass
+class Comparison:
+    """What `compare` found. It is true if everything agrees with float64."""
+
+    rows: list[Row]
+    pairs: list[Pair]
+    skipped: list[str]  # what was not run, and why
+    versions: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def agrees(self) -> bool:
+        return bool(self.rows) and all(row.agrees for row in self.rows)
+
+    def __bool__(self) -> bool:
+        return self.agrees
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "agrees": self.agrees,
+            "versions": self.versions,
+            "skipped": self.skipped,
+            "rows": [{**asdict(row), "agrees": row.agrees} for row in self.rows],
+            "pairs": [asdict(pair) for pair in self.pairs],
+        }
+
+    def __repr__(self) -> str:
+        head = f"{'backend':11}{'loss':11}{'dtype':9}{'mode':9}{'value':>9} {'gradient':>9} {'limit':>7}   own loss"
+        lines = [
+            f"{r.backend:11}{r.loss:11}{r.dtype:9}{r.mode:9}{figure(r.value):>9} {figure(r.gradient):>9} "
+            f"{r.share:>6.0%}{' ' if r.agrees else '!'}   {r.problem or native_text(r)}"
+            for r in self.rows
+        ]
+        return "\n".join([head, *lines, self.summary()])
+
+    def summary(self) -> str:
+        wrong = [row for row in self.rows if not row.agrees]
+        if not self.rows:
+            return "nothing was compared"
+        if wrong:
+            return f"{len(wrong)} of {len(self.rows)} disagree with the truth"
+        names = ", ".join(f"{name} {version}" for name, version in self.versions.items())
+        return f"all {len(self.rows)} agree with the truth ({names})"
+
+
+def figure(x: float) -> str:
+    return "-" if math.isnan(x) else "wrong" if math.isinf(x) else "0" if x == 0 else f"{x:.0e}"
+
+
+def native_text(row: Row) -> str:
+    return f"{figure(row.native_value)} {figure(row.native_gradient)}  {row.native}" if row.native else "-"
+
+
+# ---- from answers
+
+
+def rows(tasks: list[Task], answers: list[Answer], truths: dict[int, Truth]) -> list[Row]:
+    groups: dict[tuple[str, str, str, str], list[tuple[Task, Answer]]] = {}
+    for task, answer in zip(tasks, answers, strict=True):
+        groups.setdefault((task.backend, task.batch.loss, task.batch.dtype, task.mode), []).append((task, answer))
+    return [Row(*key, **_worst(group, truths)) for key, group in groups.items()]
+
+
+def _worst(group: list[tuple[Task, Answer]], truths: dict[int, Truth]) -> dict[str, Any]:
+    ours = [_judge(task.batch, truths[id(task.batch)], answer.ours) for task, answer in group]
+    result: dict[str, Any] = {
+        "value": max(v.value for v in ours),
+        "value_regime": max(ours, key=lambda v: v.value).value_regime,
+        "gradient": max(v.gradient for v in ours),
+        "gradient_regime": max(ours, key=lambda v: v.gradient).gradient_regime,
+        "share": max(v.share for v in ours),
+        "problem": next((answer.ours.problem for _, answer in group if answer.ours.problem), ""),
+    }
+    theirs = [_judge(t.batch, truths[id(t.batch)], a.native) for t, a in group if a.native is not None]
+    if theirs:
+        result |= {
+            "native": group[0][1].native_name,
+            "native_value": max(v.value for v in theirs),
+            "native_gradient": max(v.gradient for v in theirs),
+            "native_share": max(v.share for v in theirs),
+        }
+    return result
+
+
+@dataclass(frozen=True)
+class _Verdict:
+    value: float
+    value_regime: str
+    gradient: float
+    gradient_regime: str
+    share: float
+
+
+def _judge(batch: Batch, truth: Truth, outcome: Outcome) -> _Verdict:
+    if outcome.problem:
+        return _Verdict(math.inf, "", math.inf, "", math.inf)
+    if outcome.loss.shape != truth.loss.shape or outcome.grad.shape != truth.logits.shape:
+        return _Verdict(math.inf, "shape", math.inf, "shape", math.inf)
+    e = tolerance.errors(batch, truth, outcome.loss, outcome.grad)
+    value, gradient = int(e.loss.argmax()), int(e.grad.argmax())
+    share = max(float(e.loss_share.max()), float(e.grad_share.max()))
+    return _Verdict(float(e.loss[value]), batch.regimes[value], float(e.grad[gradient]), batch.regimes[gradient], share)
+
+
+def pairs(tasks: list[Task], answers: list[Answer], truths: dict[int, Truth]) -> list[Pair]:
+    """Eager results beside each other."""
+    found: dict[tuple[str, str, str, str], tuple[float, float]] = {}
+    by_batch: dict[int, list[tuple[Task, Outcome]]] = {}
+    for task, answer in zip(tasks, answers, strict=True):
+        if task.mode == "eager" and not answer.ours.problem:
+            by_batch.setdefault(id(task.batch), []).append((task, answer.ours))
+    for key, results in by_batch.items():
+        for (a, one), (b, other) in itertools.combinations(results, 2):
+            truth = truths[key]._replace(loss=other.loss, logits=other.grad)
+            e = tolerance.errors(a.batch, truth, one.loss, one.grad)
+            name = (a.backend, b.backend, a.batch.loss, a.batch.dtype)
+            value, gradient = found.get(name, (0.0, 0.0))
+            found[name] = (max(value, float(e.loss.max())), max(gradient, float(e.grad.max())))
+    return [Pair((a, b), loss, dtype, *worst) for (a, b, loss, dtype), worst in found.items()]
