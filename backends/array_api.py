@@ -112,9 +112,7 @@ def adapter(xp: Any) -> Adapter:
         name=xp.__name__.partition(".")[0],
         types=(type(xp.zeros(())),),
         ops=ops,
-        rows=lambda *args: formulas.rows(ops, *args)[0],
-        sigmoid=partial(formulas.sigmoid, ops),
-        rows_both=partial(formulas.rows_both, ops),
-        sigmoid_both=partial(formulas.sigmoid_both, ops),
+        softmax=formulas.softmax_kernels(ops),
+        sigmoid=formulas.sigmoid_kernels(ops),
         run=quietly,
     )

@@ -33,7 +33,7 @@ class DenseArrays:
     # (array, shape): broadcast to shape, C-contiguous, in memory of its own; itself if it is all that
     dense: Callable[[Array, Any], Array]
     empty: Callable[[Any, str, Array], Array]  # (shape, dtype, like)
-    in_place: bool = field(default=False, kw_only=True)  # `rows_both` writes the derivative over dense logits
+    in_place: bool = field(default=False, kw_only=True)  # `rows_value_and_grad` writes the derivative over dense logits
 
     def _pattern(self, k: Array | None, shape: Any) -> tuple[Array | None, int, int]:
         """k as (array, length, inner): element i of the logits has array[(i // inner) % length]."""
@@ -42,16 +42,16 @@ class DenseArrays:
         whole, inner = pattern(self.ops.shape(k), shape)
         return self.dense(k, whole), max(math.prod(whole), 1), inner
 
-    def _results(self, lay: Layout, x: Array, u: Array | None, shape: Shape, dtype: str) -> Any:
+    def _results(self, layout: Layout, x: Array, u: Array | None, shape: Shape, dtype: str) -> Any:
         return (
             self.empty(shape, dtype, x),
-            self.empty(shape, dtype, x) if lay.lse else None,
+            self.empty(shape, dtype, x) if layout.lse else None,
             None if u is None else self.empty(shape, dtype, x),
         )
 
-    def _kept(self, lay: Layout, shape: Shape, dtype: str, x: Array) -> Array:
+    def _kept(self, layout: Layout, shape: Shape, dtype: str, x: Array) -> Array:
         """For one value a row, keeping the class axis."""
-        return self.empty((*shape[: lay.axis], 1, *shape[lay.axis :]), dtype, x)
+        return self.empty((*shape[: layout.axis], 1, *shape[layout.axis :]), dtype, x)
 
     def _per_row(self, k: Scalar | None, shape: Shape, dtype: str, x: Array) -> Array | None:
         if k is None:

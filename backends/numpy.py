@@ -1,4 +1,4 @@
-"""NumPy. It has no differentiation of its own, so `rows_both` and `sigmoid_both` state it."""
+"""NumPy. It has no differentiation of its own, so `rows_value_and_grad` and `sigmoid_value_and_grad` state it."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 from xent import formulas
-from xent.adapter import Adapter, Layout, Linear, Ops
+from xent.adapter import Adapter, LinearKernels, Ops, SigmoidKernels, SoftmaxKernels
 from xent.backends.cpu import calls
-from xent.formulas import linear as _linear
+from xent.formulas import linear as loop
 
 Array = Any
 
@@ -113,20 +113,14 @@ KERNELS = calls.Kernels(
 )
 
 
-def rows(lay: Layout, x: Array, t: Array | None, u: Array | None, ids: Array | None) -> Any:
-    if calls.native is None:
-        return formulas.rows(OPS, lay, x, t, u, ids)[0]
-    return KERNELS.rows(lay, x, t, u, ids)[0]
-
-
 def sigmoid(e: float, x: Array, z: Array, p: Array | None, absent: Array | None) -> Array:
-    if calls.native is None:
-        return formulas.sigmoid(OPS, e, x, z, p, absent)
     return KERNELS.sigmoid(e, x, z, p, None if absent is None else (~absent).astype(z.dtype), each=True)
 
 
-def sigmoid_sum(e: float, x: Array, z: Array, p: Array | None, w: Array | None) -> Array:
-    return KERNELS.sigmoid(e, x, z, p, w, each=False)
+SOFTMAX, SIGMOID = formulas.softmax_kernels(OPS), formulas.sigmoid_kernels(OPS)
+if NATIVE:
+    SOFTMAX = SoftmaxKernels(KERNELS.rows, KERNELS.rows_value_and_grad, KERNELS.mean_value_and_grad)
+    SIGMOID = SigmoidKernels(sigmoid, partial(KERNELS.sigmoid, each=False), KERNELS.sigmoid_value_and_grad)
 
 
 def quietly(function: Callable[..., Any], static: Any, *arrays: Any) -> Any:
@@ -151,7 +145,7 @@ def project(h: Array, weight: Array, over: Array) -> Array:
     if h.dtype == x.dtype:
         return np.matmul(h, weight.T, out=x)
     h = h.astype(np.float32)
-    for part in _linear.blocks(*weight.shape):
+    for part in loop.blocks(*weight.shape):
         np.matmul(h, weight[part].astype(np.float32).T, out=x[:, part])
     return x
 
@@ -163,7 +157,7 @@ def pull(dx: Array, weight: Array) -> Array:
         return dh
     if weight.dtype == dx.dtype:
         return dx @ weight
-    return np.add.reduce([dx[:, part] @ weight[part].astype(dx.dtype) for part in _linear.blocks(*weight.shape)])
+    return np.add.reduce([dx[:, part] @ weight[part].astype(dx.dtype) for part in loop.blocks(*weight.shape)])
 
 
 def accumulate(sums: Array, dx: Array, h: Array) -> Array:
@@ -173,7 +167,7 @@ def accumulate(sums: Array, dx: Array, h: Array) -> Array:
         KERNELS.accumulate(dx, h, sums)
         return sums
     h = h.astype(sums.dtype, copy=False)
-    parts = _linear.blocks(*sums.shape)
+    parts = loop.blocks(*sums.shape)
     products = np.empty_like(sums[parts[0]])
     for part in parts:
         product = products[: part.stop - part.start]
@@ -181,16 +175,16 @@ def accumulate(sums: Array, dx: Array, h: Array) -> Array:
     return sums
 
 
-def head(static: Any, *operands: Any) -> Any:
-    results = _linear.forward(static, *operands)
-    return _linear.value(static, results, *operands[-3:]), results
+def head(spec: loop.LoopSpec, operands: loop.LoopOperands) -> tuple[Array, loop.LoopResults]:
+    results = loop.forward(spec, operands)
+    return loop.value(spec, results, operands), results
 
 
 IN_PLACE = replace(KERNELS, in_place=True)  # a chunk's derivative goes over its logits
-LINEAR = Linear(
+LINEAR = LinearKernels(
     ops=OPS,
-    rows=rows,
-    rows_both=IN_PLACE.rows_both if NATIVE else partial(formulas.rows_both, OPS),
+    rows=SOFTMAX.rows,
+    rows_value_and_grad=IN_PLACE.rows_value_and_grad if NATIVE else SOFTMAX.rows_value_and_grad,
     tanh=lambda x: np.tanh(x, out=x),
     smooth_tanh=np.tanh,
     matmul=lambda h, weight: h @ weight.T,
@@ -200,9 +194,9 @@ LINEAR = Linear(
     buffer=lambda rows, classes, dtype, like: np.empty((rows, classes), dtype),
     pull=pull,
     accumulate=accumulate,
-    scan=partial(_linear.scan, lambda shape, like, zeros: (np.zeros if zeros else np.empty)(shape, like.dtype)),
+    scan=partial(loop.scan, lambda shape, like, zeros: (np.zeros if zeros else np.empty)(shape, like.dtype)),
     head=head,
-    memory=lambda x: _linear.MEMORY,
+    memory=lambda x: loop.MEMORY,
 )
 
 
@@ -210,13 +204,9 @@ ADAPTER = Adapter(
     name="numpy",
     types=(np.ndarray, np.generic),
     ops=OPS,
-    rows=rows,
-    sigmoid=sigmoid,
-    sigmoid_sum=sigmoid_sum if NATIVE else None,
-    rows_both=KERNELS.rows_both if NATIVE else partial(formulas.rows_both, OPS),
-    mean_both=KERNELS.mean_both if NATIVE else None,
-    sigmoid_both=KERNELS.sigmoid_both if NATIVE else partial(formulas.sigmoid_both, OPS),
+    softmax=SOFTMAX,
+    sigmoid=SIGMOID,
     linear=LINEAR,
+    takes_16bit=NATIVE,
     run=quietly,
-    narrow=NATIVE,
 )

@@ -71,7 +71,7 @@ def test_beside_statistics(live, name):
 def test_in_weights_and_labels(live, name):
     """By the framework's own differentiation, in all arguments that have a derivative."""
     adapter = _dispatch.load(live.name)
-    if adapter.value_and_grad is None:
+    if adapter.autodiff is None:
         pytest.skip(f"{live.name} does not differentiate")
     loss, given, options = CALLS[name]
     weights = options.get("weights", np.ones((2, 1)) if loss == "sigmoid_ce" else np.ones(2))
@@ -82,7 +82,7 @@ def test_in_weights_and_labels(live, name):
         labels = [as_float32(live, IDS)] if len(arrays) < len(given) else []
         return getattr(xent, loss)(*arrays, *labels, **(options | {"weights": w}))
 
-    value, grads = adapter.value_and_grad(f, tuple(moving))
+    value, grads = adapter.autodiff.value_and_grad(f, tuple(moving))
     assert live.numpy(value) == 0
     for grad in grads:
         assert not live.numpy(grad).any(), live.numpy(grad)

@@ -21,7 +21,7 @@ from arguments import computed_in, rounded
 from fuzz_frameworks import FRAMEWORKS, passed
 from near import EXACT_ENOUGH
 from random_calls import Draw
-from xent import _dispatch, _reduce
+from xent import _dispatch, _reduce, formulas
 
 POSITIONAL = {"linear_ce": ("hidden", "weight", "labels")}
 HELD = ("labels", "weights", "class_weights", "pos_weight", "denom")  # as the computation's dtype holds them
@@ -256,13 +256,17 @@ def forget_compiled(name, count):
 def bent_entry(monkeypatch):
     """One entry of every gradient is off by 1e-4 of itself."""
 
-    def rows_both(adapter, *args):
-        results, dx = adapter.rows_both(*args)
+    adapter = _dispatch.load("numpy")
+
+    def both(*args):
+        results, dx = adapter.softmax.rows_value_and_grad(*args)
         if dx.size:
             dx.reshape(-1)[dx.size // 2] *= np.float32(1 + 1e-4)
         return results, dx
 
-    adapted(monkeypatch, rows_both=rows_both)
+    mean = functools.partial(formulas.mean_value_and_grad, adapter.ops, both)
+    softmax = dataclasses.replace(adapter.softmax, rows_value_and_grad=both, mean_value_and_grad=mean)
+    monkeypatch.setitem(_dispatch._by_type, np.ndarray, dataclasses.replace(adapter, softmax=softmax))
 
 
 def forgotten_mask(monkeypatch):
@@ -316,12 +320,6 @@ def written_input(monkeypatch):
         return right(weights, class_weights)
 
     monkeypatch.setattr(_reduce, "product", product)
-
-
-def adapted(monkeypatch, **functions):
-    adapter = _dispatch.load("numpy")
-    changed = {name: functools.partial(function, adapter) for name, function in functions.items()}
-    monkeypatch.setitem(_dispatch._by_type, np.ndarray, dataclasses.replace(adapter, mean_both=None, **changed))
 
 
 PLANTED = (bent_entry, forgotten_mask, wrong_denominator, wrong_axis, wrong_sign, written_input)

@@ -178,7 +178,7 @@ H, V = np.asarray(rng.normal(size=(*SHAPE, FEATURES))), np.asarray(rng.normal(si
 
 @pytest.fixture
 def differentiating(linear):
-    if _dispatch.load(linear.name).value_and_grad is None:
+    if _dispatch.load(linear.name).autodiff is None:
         pytest.skip(f"{linear.name} has no differentiation of its own")
     return linear
 
@@ -468,10 +468,10 @@ def test_products_are_native(linear, dtype, view, monkeypatch):
 
 
 def forgets_the_mask(kit):
-    def rows_both(lay, x, t, u, ids, *slopes):
-        return kit.rows_both(lay._replace(masked=False), x, t, u, np.maximum(ids, 0), *slopes)
+    def both(layout, x, t, u, ids, *slopes):
+        return kit.rows_value_and_grad(layout._replace(masked=False), x, t, u, np.maximum(ids, 0), *slopes)
 
-    return replace(kit, rows_both=rows_both)
+    return replace(kit, rows_value_and_grad=both)
 
 
 def loses_a_chunk(kit):
@@ -493,7 +493,7 @@ WRONG = {"forgets the mask": forgets_the_mask, "loses a chunk": loses_a_chunk, "
 def test_wrong_kits_fail(name, monkeypatch):
     live, adapter = frameworks.load("numpy"), _dispatch.load("numpy")
     wrong = replace(adapter, linear=WRONG[name](adapter.linear)) if name else adapter
-    monkeypatch.setattr(loop, "_present", lambda head, ids: None)  # masked rows are there, as in a compiler
+    monkeypatch.setattr(loop, "_present", lambda spec, ids: None)  # masked rows are there, as in a compiler
     monkeypatch.setitem(_dispatch._by_type, np.ndarray, wrong)
     case = Case({"reduce": "mean", "ignore_index": -100}, "ignore_index")
     if name is None:

@@ -190,15 +190,19 @@ def test_compiled_many_classes(live):
 # ---- the matrix itself: adapters that are wrong must fail it
 
 
+def with_kernel(adapter, both):
+    return replace(adapter, softmax=replace(adapter.softmax, rows_value_and_grad=both))
+
+
 def off(factor):
     """Kernels whose loss is wrong by a factor."""
 
     def wrap(adapter):
-        def rows_both(*args):
-            (loss, *rest), dx = adapter.rows_both(*args)
-            return (loss * factor, *rest), dx
+        def both(*args):
+            results, dx = adapter.softmax.rows_value_and_grad(*args)
+            return results._replace(nll=results.nll * factor), dx
 
-        return replace(adapter, rows_both=rows_both)
+        return with_kernel(adapter, both)
 
     return wrap
 
@@ -206,22 +210,22 @@ def off(factor):
 def bent_gradient(adapter):
     """One entry of the gradient is off by 1e-4 of itself."""
 
-    def rows_both(*args):
-        results, dx = adapter.rows_both(*args)
+    def both(*args):
+        results, dx = adapter.softmax.rows_value_and_grad(*args)
         dx.reshape(-1)[dx.size // 2] *= 1 + 1e-4
         return results, dx
 
-    return replace(adapter, rows_both=rows_both)
+    return with_kernel(adapter, both)
 
 
 def no_mask(adapter):
     """Masked rows are computed like any other."""
 
-    def rows_both(lay, x, t, u, ids, *slopes):
+    def both(layout, x, t, u, ids, *slopes):
         ids = None if ids is None else np.maximum(ids, 0)
-        return adapter.rows_both(lay._replace(masked=False), x, t, u, ids, *slopes)
+        return adapter.softmax.rows_value_and_grad(layout._replace(masked=False), x, t, u, ids, *slopes)
 
-    return replace(adapter, rows_both=rows_both)
+    return with_kernel(adapter, both)
 
 
 def wrong_size(adapter):
@@ -237,7 +241,7 @@ def textbook(adapter):
         return m, np.exp(x - m).sum(axis, keepdims=True) - 1
 
     ops = replace(adapter.ops, top=top)
-    return replace(adapter, ops=ops, rows_both=functools.partial(formulas.rows_both, ops))
+    return replace(adapter, ops=ops, softmax=formulas.softmax_kernels(ops))
 
 
 WRONG = {

@@ -304,12 +304,12 @@ def by_formulas(dtype, x, ids, t, u, a, b, c, z=None):
     ids = None if ids is None else np.asarray(ids, np.int64).reshape(row)
     lay = Layout(1, t is None, ids is not None, True)
     with np.errstate(all="ignore"):
-        results, (m, s) = formulas.rows(OPS, lay, x, t, u, ids)
-        b = b if z is None else 2 * z * results[1]
-        parts = formulas.pieces(OPS, lay, x, ids, m, s)
+        results = formulas.rows(OPS, lay, x, t, u, ids)
+        b = b if z is None else 2 * z * results.lse
+        parts = formulas.pieces(OPS, lay, x, ids, results.m, results.s)
         dx = formulas.pull(OPS, lay, parts, x, t, u, ids, (a, b, c))
         dt = None if t is None else formulas.pull_labels(OPS, lay, parts, ids, (a,))
-    return [None if k is None else k.ravel() for k in results], dx, dt
+    return [None if k is None else k.ravel() for k in results[:4]], dx, dt
 
 
 @given(data=st.data())

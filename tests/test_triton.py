@@ -89,14 +89,16 @@ def everything(dtype, outer, classes, inner, hard):
         u = None if hard else t.select(0, 0).select(1, 0)
         lay = Layout(1, hard, True, not hard)
         given = lay, x, t, u, rows.to(torch.int64)
-        results, stats = kernels.rows(*given)
-        dx, dt = kernels.rows_backward(*given, stats, (rows, None if hard else rows, None), (True, not hard))
-        both, slope = kernels.rows_both(*given, 0.5, None if hard else rows, None)
+        results = kernels.rows(*given)
+        dx, dt = kernels.rows_backward(
+            *given, (results.m, results.s), (rows, None if hard else rows, None), (True, not hard)
+        )
+        both, slope = kernels.rows_value_and_grad(*given, 0.5, None if hard else rows, None)
         z, one_row = x.to(wide), rows.select(0, 0)
         each = kernels.sigmoid(0.1, x, z, None, None, True)
         total = kernels.sigmoid(0.0, x, z, z.select(0, 0), one_row, False)
         kernels.sigmoid_backward(0.0, x, z, None, None, one_row.select(0, 0), (True, True))
-        kernels.sigmoid_both(0.0, x, z, None, None, 0.5, False)
+        kernels.sigmoid_value_and_grad(0.0, x, z, None, None, 0.5, False)
     for k in (results[0], both[0]):
         assert (k.shape, k.dtype) == (rows.shape, wide)
     for k in (dx, slope):

@@ -177,27 +177,28 @@ def strange(rng, shape, axis):
 def check(given, slopes, dtype):
     lay, x, *rest = given
     before, wide = x.clone(), x.to(getattr(torch, PRECISION[dtype].compute))
-    results, stats = formulas.rows(adapter.OPS, lay, wide, *rest)
-    parts = formulas.pieces(adapter.OPS, lay, wide, rest[-1], *stats)
+    results = formulas.rows(adapter.OPS, lay, wide, *rest)
+    parts = formulas.pieces(adapter.OPS, lay, wide, rest[-1], results.m, results.s)
     a, _, c = slopes
     dx = formulas.pull(adapter.OPS, lay, parts, wide, *rest, slopes)
     dt = None if lay.hard else formulas.pull_labels(adapter.OPS, lay, parts, rest[-1], (a,))
-    got, own = TRITON.rows(*given)
-    close((*got, own[1]), (*results, stats[1]), "float64" if dtype == "float64" else "float32", x.shape[lay.axis])
+    got = TRITON.rows(*given)
+    own = got.m, got.s
+    close(got, results, "float64" if dtype == "float64" else "float32", x.shape[lay.axis])
     for wanted in ((True, not lay.hard), (not lay.hard, True)) if not lay.hard else ((True, False),):
         found = TRITON.rows_backward(*given, own, slopes, wanted)
         expected = [k if there else None for k, there in zip((dx, dt), wanted, strict=True)]
         close(found[:1], expected[:1], dtype, 50)
         close(found[1:], expected[1:], "float64" if dtype == "float64" else "float32", x.shape[lay.axis])
     z = torch.full_like(a, 0.3)
-    both, slope = TRITON.rows_both(*given, a, z, c)
+    both, slope = TRITON.rows_value_and_grad(*given, a, z, c)
     close(both, results, "float64" if dtype == "float64" else "float32", x.shape[lay.axis])
-    want = formulas.rows_both(adapter.OPS, lay, wide, *rest, a, z, c)[1]
+    want = formulas.rows_value_and_grad(adapter.OPS, lay, wide, *rest, a, z, c)[1]
     size = torch.nan_to_num(results[1], posinf=0, neginf=0).abs().max().item()
     close((slope,), (want,), dtype, 50 * (1 + size))
     memory = torch.full((x.numel() + 64,), 1e4, dtype=x.dtype)  # nothing reads or writes it beyond x
     over = memory[32:-32].view(x.shape).copy_(x)
-    replace(TRITON, in_place=True).rows_both(lay, over, *rest, a, z, c)
+    replace(TRITON, in_place=True).rows_value_and_grad(lay, over, *rest, a, z, c)
     assert torch.equal(over.contiguous().view(torch.uint8), slope.view(torch.uint8))
     assert (memory[:32] == memory[0]).all()
     assert (memory[-32:] == memory[0]).all()
@@ -272,7 +273,7 @@ def test_sigmoid_like_the_formulas(dtype, tiles):
         got = TRITON.sigmoid_backward(e, x, z, p, w, g, (True, True))
         close(got[:1], (dx,), dtype, 1)
         close(got[1:], (dz,), name, 40)
-        both = TRITON.sigmoid_both(e, x, z, p, w, 0.3, True)
+        both = TRITON.sigmoid_value_and_grad(e, x, z, p, w, 0.3, True)
         close(both[:1], (weight * loss,), name, 1)
         close(both[1:], (dx,), dtype, 1)
 
@@ -333,7 +334,7 @@ def test_linear(dtype, options, tiles, counts):
 
 def test_a_chunk_of_linear_is_overwritten(tiles):
     x, ids = torch.randn(3, 40), torch.tensor([0, 39, 5])
-    want = TRITON.rows_both(Layout(1, True, False, False), x, None, None, ids, 0.5, None, None)[1]
-    dx = ADAPTER.linear.rows_both(Layout(1, True, False, False), x, None, None, ids, 0.5, None, None)[1]
+    want = TRITON.rows_value_and_grad(Layout(1, True, False, False), x, None, None, ids, 0.5, None, None)[1]
+    dx = ADAPTER.linear.rows_value_and_grad(Layout(1, True, False, False), x, None, None, ids, 0.5, None, None)[1]
     assert dx.data_ptr() == x.data_ptr()
     assert torch.equal(dx, want)

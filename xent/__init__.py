@@ -8,14 +8,14 @@ from xent._gradient import value_and_grad
 from xent._linear import Grads
 from xent._losses import linear_ce, sigmoid_ce, softmax_ce, sparse_ce
 from xent._reduce import Stats
-from xent.adapter import Adapter, Layout, Linear, Ops
+from xent.adapter import Adapter, Layout, LinearKernels, Ops
 
 __all__ = [
     "Adapter",
     "Grads",
     "LabelError",
     "Layout",
-    "Linear",
+    "LinearKernels",
     "Ops",
     "Stats",
     "bench",

@@ -10,7 +10,7 @@ from xent._dispatch import find
 from xent._options import Operands, Options
 from xent._plan import Plan
 from xent._shapes import length, reshaped
-from xent.adapter import Adapter, Array, Layout, Ops, Scalar
+from xent.adapter import Adapter, Array, Layout, Ops, RowResults, Scalar
 
 # ---- a loss, whole
 
@@ -41,10 +41,10 @@ def run(loss: Loss, operands: Operands, options: Options) -> Any:
         return _with_gradient(loss, inputs.inputs, operands, options)
     adapter = find(inputs, loss.first)
     plan, checked = loss.plan(adapter, operands, options)
-    if adapter.fuse is None or loss.value_and_grad is None or not plan.fusible:
+    if adapter.autodiff is None or loss.value_and_grad is None or not plan.fusible:
         result = adapter.run(loss.value, plan, *checked)
     else:
-        result = adapter.fuse(loss.value, loss.value_and_grad, plan, *checked)
+        result = adapter.autodiff.fuse_value_and_grad(loss.value, loss.value_and_grad, plan, *checked)
     return result if plan.lengths is None else in_shape(plan, result)
 
 
@@ -82,33 +82,32 @@ class Rows(NamedTuple):
 def softmax_value(plan: Plan, *operands: Any) -> Any:
     rows = prepare(plan, Operands(*operands))
     x = rows.x if rows.empty is None else _reduce.constant_where(plan.adapter.ops, rows.empty, rows.x)
-    return _softmax_value(plan, rows, plan.adapter.rows(rows.layout, x, rows.t, rows.u, rows.ids))
+    return _softmax_value(plan, rows, plan.adapter.softmax.rows(rows.layout, x, rows.t, rows.u, rows.ids))
 
 
 def softmax_value_and_grad(plan: Plan, *operands: Any) -> tuple[Any, Array]:
     """The loss and its derivative in the logits, in one visit of them."""
-    adapter, ops = plan.adapter, plan.adapter.ops
-    assert adapter.rows_both is not None
+    kernels, ops = plan.adapter.softmax, plan.adapter.ops
     x = operands[0]
     rows = prepare(plan, Operands(*operands))
     divisor = rows.divisor
-    if adapter.mean_both is not None and plan.fusible and rows.scale.plain and isinstance(divisor, int | None):
-        value, dx = adapter.mean_both(rows.layout, rows.x, rows.t, rows.ids, divisor or 1)
+    if plan.fusible and rows.scale.plain and isinstance(divisor, int | None):
+        value, dx = kernels.mean_value_and_grad(rows.layout, rows.x, rows.t, rows.ids, divisor or 1)
         return value, ops.astype(dx, ops.dtype(x))
     rank = len(ops.shape(x)) - 1
     slopes = [
         k if isinstance(k, float) else _ranked(ops, k, rank)
         for k in rows.scale.slopes(_reduce.inverse(ops, divisor, plan.dtype))
     ]
-    results, dx = adapter.rows_both(rows.layout, rows.x, rows.t, rows.u, rows.ids, *slopes)
+    results, dx = kernels.rows_value_and_grad(rows.layout, rows.x, rows.t, rows.u, rows.ids, *slopes)
     dx = dx if rows.empty is None else ops.where(rows.empty, 0.0, dx)
     return _softmax_value(plan, rows, results), ops.astype(dx, ops.dtype(x))
 
 
-def _softmax_value(plan: Plan, rows: Rows, results: tuple[Any, ...]) -> Any:
+def _softmax_value(plan: Plan, rows: Rows, results: RowResults) -> Any:
     """The loss, beside the rows' statistics where they are asked for."""
-    ops, options, (loss, lse, smooth, _) = plan.adapter.ops, plan.options, results
-    value = rows.scale.contribution(loss, lse if options.z_loss else None, smooth)
+    ops, options = plan.adapter.ops, plan.options
+    value = rows.scale.contribution(results.nll, results.lse if options.z_loss else None, results.smooth)
     if options.reduce != "none":
         value = _reduce.divided(ops, ops.sum(value, None), rows.divisor)
     if not options.stats:
@@ -121,7 +120,7 @@ def prepare(plan: Plan, operands: Operands) -> Rows:
     adapter, options, layout, dtype = plan.adapter, plan.options, plan.layout, plan.dtype
     assert layout is not None
     ops, axis, smoothing = adapter.ops, layout.axis, options.label_smoothing
-    x = operands.inputs if adapter.narrow else ops.astype(operands.inputs, dtype)
+    x = operands.inputs if adapter.takes_16bit else ops.astype(operands.inputs, dtype)
     rank = len(ops.shape(x)) - 1
     classes = length(ops, x, axis) if plan.classes is None else plan.classes
     weights, table = _ranked(ops, operands.weights, rank), operands.class_weights
@@ -182,34 +181,33 @@ class Elements(NamedTuple):
 
     smoothing: float
     x: Array
-    labels: Array
-    positive: Array | None
-    w: Array | None
+    targets: Array
+    pos_weight: Array | None
+    weight: Array | None
     divisor: Scalar | None
 
 
 def sigmoid_value(plan: Plan, *operands: Any) -> Array:
-    adapter, ops, each = plan.adapter, plan.adapter.ops, plan.options.reduce == "none"
-    smoothing, x, labels, positive, w, divisor = _elements(plan, Operands(*operands))
-    if not each and adapter.sigmoid_sum is not None:
-        return _reduce.divided(ops, adapter.sigmoid_sum(smoothing, x, labels, positive, w), divisor)
-    loss = adapter.sigmoid(smoothing, x, labels, positive, None if w is None else w == 0)
-    loss = _reduce.RowWeights(w).contribution(loss, None, None)
-    return loss if each else _reduce.divided(ops, ops.sum(loss, None), divisor)
+    kernels = plan.adapter.sigmoid
+    smoothing, x, targets, pos_weight, weight, divisor = _elements(plan, Operands(*operands))
+    if plan.options.reduce != "none":
+        total = kernels.total(smoothing, x, targets, pos_weight, weight)
+        return _reduce.divided(plan.adapter.ops, total, divisor)
+    losses = kernels.losses(smoothing, x, targets, pos_weight, None if weight is None else weight == 0)
+    return losses if weight is None else weight * losses
 
 
 def sigmoid_value_and_grad(plan: Plan, *operands: Any) -> tuple[Array, Array]:
-    assert plan.adapter.sigmoid_both is not None
-    ops = plan.adapter.ops
-    smoothing, x, labels, positive, w, divisor = _elements(plan, Operands(*operands))
+    ops, each = plan.adapter.ops, plan.options.reduce == "none"
+    *given, divisor = _elements(plan, Operands(*operands))
     slope = _reduce.inverse(ops, divisor, plan.dtype)
-    loss, dx = plan.adapter.sigmoid_both(smoothing, x, labels, positive, w, slope, plan.options.reduce == "none")
+    loss, dx = plan.adapter.sigmoid.value_and_grad(*given, slope, each)
     return _reduce.divided(ops, loss, divisor), ops.astype(dx, ops.dtype(operands[0]))
 
 
 def _elements(plan: Plan, operands: Operands) -> Elements:
     ops, reduce = plan.adapter.ops, plan.options.reduce
-    x = operands.inputs if plan.adapter.narrow else ops.astype(operands.inputs, plan.dtype)
+    x = operands.inputs if plan.adapter.takes_16bit else ops.astype(operands.inputs, plan.dtype)
     positive = None if operands.pos_weight is None else ops.stop_gradient(operands.pos_weight)
     rank = len(ops.shape(x))
     w = _ranked(ops, operands.weights, rank)

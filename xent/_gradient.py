@@ -56,15 +56,15 @@ def _value_and_grad(loss: Any, own: Any, /, *args: Any, **kwargs: Any) -> tuple[
         return loss(x, *args[1:], **kwargs) if args else loss(**{**kwargs, name: x})
 
     adapter, logits = find(given, name), contents(given)
-    no_framework_needed = adapter.rows_both is not None and not adapter.watched(logits)
-    if own is linear_ce or (own and (adapter.value_and_grad is None or no_framework_needed)):
+    autodiff = adapter.autodiff
+    if own is linear_ce or (own and (autodiff is None or not autodiff.needs_framework_autodiff(logits))):
         result: tuple[Any, Any] = at(WithGradient(given))
         return result
-    if adapter.value_and_grad is None:
+    if autodiff is None:
         raise _check.not_differentiable(adapter.name, loss, [known.__name__ for known in _LOSSES])
     x = adapter.ops.asarray(logits, logits)
     _check.floating(name, adapter.ops.dtype(x))
-    return adapter.value_and_grad(at, x)
+    return autodiff.value_and_grad(at, x)
 
 
 def _first_argument(loss: Any) -> str:

@@ -9,7 +9,7 @@ from xent import _plan, _reduce
 from xent._execute import Loss, in_shape, prepare
 from xent._options import Operands
 from xent._plan import Plan
-from xent.adapter import Array, Linear, Scalar
+from xent.adapter import Array, LinearKernels, Scalar
 from xent.formulas import linear as loop
 
 
@@ -22,14 +22,14 @@ class Grads(NamedTuple):
 
 
 def value(plan: Plan, *operands: Any) -> Any:
-    """What derivatives there are, the adapter's `Linear.head` takes along."""
-    head, of_loop, finish = _problem(plan, Operands(*operands))
-    return finish(*head.kit.head(head, *of_loop))
+    """What derivatives there are, the adapter's `LinearKernels.head` takes along."""
+    spec, of_loop, finish = _problem(plan, Operands(*operands))
+    return finish(*spec.linear.head(spec, of_loop))
 
 
 def gradient(plan: Plan, operands: Operands, given: Array) -> tuple[Any, Grads]:
     adapter = plan.adapter
-    if adapter.value_and_grad is None:
+    if adapter.autodiff is None:
         result: tuple[Any, Grads] = adapter.run(value_and_grads, plan, *operands)
         return result
 
@@ -39,7 +39,7 @@ def gradient(plan: Plan, operands: Operands, given: Array) -> tuple[Any, Grads]:
         return adapter.run(value, plan, *moved)
 
     parameters = operands.inputs, operands.weight, operands.bias
-    loss, (dh, dw, *db) = adapter.value_and_grad(at, tuple(k for k in parameters if k is not None))
+    loss, (dh, dw, *db) = adapter.autodiff.value_and_grad(at, tuple(k for k in parameters if k is not None))
     if plan.lengths is not None:
         assert adapter.linear is not None
         loss, dh = in_shape(plan, loss), adapter.linear.shaped(dh, given)
@@ -49,50 +49,50 @@ def gradient(plan: Plan, operands: Operands, given: Array) -> tuple[Any, Grads]:
 def value_and_grads(plan: Plan, *operands: Any) -> tuple[Any, Grads]:
     """For a framework without differentiation."""
     given = Operands(*operands)
-    head, of_loop, finish = _problem(plan, given)
-    ops, parameters = head.kit.ops, (given.inputs, given.weight, given.bias)
-    results, grads = loop.both(head, (True, True, given.bias is not None), *of_loop)
+    spec, of_loop, finish = _problem(plan, given)
+    ops, parameters = spec.linear.ops, (given.inputs, given.weight, given.bias)
+    results, grads = loop.value_and_grads(spec, (True, True, given.bias is not None), of_loop)
     dh, dw, db = (None if d is None else ops.astype(d, ops.dtype(k)) for d, k in zip(grads, parameters, strict=True))
-    loss = finish(loop.value(head, results, *of_loop[-3:]), results)
-    return loss, Grads(head.kit.shaped(dh, given.inputs), dw, db)
+    loss = finish(loop.value(spec, results, of_loop), results)
+    return loss, Grads(spec.linear.shaped(dh, given.inputs), dw, db)
 
 
-def _problem(plan: Plan, operands: Operands) -> tuple[loop.Head, tuple[Any, ...], Callable[..., Any]]:
+def _problem(plan: Plan, operands: Operands) -> tuple[loop.LoopSpec, loop.LoopOperands, Callable[..., Any]]:
     """What the loop takes, all of it by the row, and what makes the loss of its results."""
-    kit, options, dtype = plan.adapter.linear, plan.options, plan.dtype
-    assert kit is not None
-    ops, each, hidden = kit.ops, options.reduce == "none", operands.inputs
+    linear, options, dtype = plan.adapter.linear, plan.options, plan.dtype
+    assert linear is not None
+    ops, each, hidden = linear.ops, options.reduce == "none", operands.inputs
     rows = prepare(plan, operands)
     divisor = rows.divisor
-    a, z, c = rows.scale.slopes(_reduce.inverse(ops, divisor, dtype))
-    per_row = [_per_row(kit, rows.ids, k, dtype) for k in (None if options.label_smoothing == 1 else a, z, c)]
-    chunk = _chunk(kit, hidden, plan, ops.size(rows.ids))
-    head = loop.Head(kit, rows.layout._replace(axis=1), options.softcap, chunk, each, options.stats)
+    a, lse2, c = rows.scale.slopes(_reduce.inverse(ops, divisor, dtype))
+    slopes = [_per_row(linear, rows.ids, k, dtype) for k in (None if options.label_smoothing == 1 else a, lse2, c)]
+    chunk = _chunk(linear, hidden, plan, ops.size(rows.ids))
+    spec = loop.LoopSpec(linear, rows.layout._replace(axis=1), options.softcap, chunk, each, options.stats)
 
-    def finish(value: Array, results: tuple[Any, ...]) -> Any:
+    def finish(value: Array, results: loop.LoopResults) -> Any:
         if each:
-            value = kit.shaped(value, rows.ids)
+            value = linear.shaped(value, rows.ids)
         elif divisor is not None and not isinstance(divisor, int):  # over nothing, the mean of infinities is 0, too
             value = ops.where(ops.astype(divisor, dtype) == 0, 0.0, value)
         if not options.stats:
             return value
-        nll, lse, _, correct = (None if k is None else kit.shaped(k, rows.ids) for k in results)
+        nll, lse, _, correct = (None if k is None else linear.shaped(k, rows.ids) for k in results)
         return value, _reduce.described(ops, nll, lse, correct, rows.ids, rows.w)
 
-    flat = kit.flat(hidden, 1), operands.weight, operands.bias, rows.u, kit.flat(rows.ids, 0)
-    return head, (*flat, *per_row), finish
+    flat = linear.flat(hidden, 1), operands.weight, operands.bias, rows.u, linear.flat(rows.ids, 0)
+    return spec, loop.LoopOperands(*flat, *slopes), finish
 
 
-def _per_row(kit: Linear, ids: Array, k: Scalar | None, dtype: str) -> Array | None:
-    return None if k is None else kit.flat(kit.ops.astype(ids, dtype) * 0 + k, 0)
+def _per_row(linear: LinearKernels, ids: Array, k: Scalar | None, dtype: str) -> Array | None:
+    return None if k is None else linear.flat(linear.ops.astype(ids, dtype) * 0 + k, 0)
 
 
-def _chunk(kit: Linear, hidden: Array, plan: Plan, count: Any) -> int:
+def _chunk(linear: LinearKernels, hidden: Array, plan: Plan, count: Any) -> int:
     """As many rows as the memory allows, and as evenly as they go; a dimension may not be known yet."""
     asked_for = plan.options.chunk_rows
     assert plan.classes is not None
     row = plan.classes * (8 if plan.dtype == "float64" else 4) * (1 if plan.options.softcap is None else 2)
-    most = asked_for or loop.fitting(kit.memory(hidden), row)
+    most = asked_for or loop.fitting(linear.memory(hidden), row)
     if not isinstance(count, int):
         return most
     if asked_for:

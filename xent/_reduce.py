@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from xent.adapter import ABSENT, INVALID, Array, Ops, Scalar
+from xent.adapter import ABSENT, INVALID, Array, Ops, RowResults, Scalar
 
 REDUCTIONS = ("none", "sum", "mean", "mean_nonzero", "mean_all")
 
@@ -94,15 +94,15 @@ class Stats(NamedTuple):
     weight: Array  # weights x class weight of the label
 
 
-def stats(ops: Ops, results: tuple[Any, ...], x: Array, ids: Array, w: Array | None, axis: int) -> Stats:
-    """From the results of `Adapter.rows` with lse; x: the logits."""
-    nll, lse, _, m = results
+def stats(ops: Ops, results: RowResults, x: Array, ids: Array, w: Array | None, axis: int) -> Stats:
+    """From a kernel's results with lse; x: the logits."""
+    nll, lse, m = results.nll, results.lse, results.m
     label = ops.expand_dims(ops.where(ids < 0, 0, ids), axis)
     x_y = ops.astype(ops.pick(x, label, axis), ops.dtype(m))
     return described(ops, nll, lse, ops.squeeze(x_y == m, axis), ids, w)
 
 
-def described(ops: Ops, nll: Array, lse: Array, correct: Array, ids: Array, w: Array | None) -> Stats:
+def described(ops: Ops, nll: Array, lse: Array | None, correct: Array, ids: Array, w: Array | None) -> Stats:
     """w: each row's weight, broadcasting; None where all rows that are there have 1."""
     correct = correct & (ids >= 0)
     there = ops.astype(ids != ABSENT, ops.dtype(nll))

@@ -1,10 +1,33 @@
 """The contract: what a framework must bring so that xent's losses run on its arrays.
 
-An adapter is two frozen records of functions. `Ops` is array glue and a few formulas' worth of mathematics, in
-array-API spelling; `Adapter` adds the two losses' kernels, which carry the framework's own derivative rules. A
-missing field is a `TypeError` when the adapter's module is imported. docs/backends.md walks through a whole one.
+An adapter is a frozen record of groups of functions. Each group is there as a whole or not at all, and a missing
+function is a `TypeError` when the adapter's module is imported. docs/backends.md walks through an adapter.
 
-Conventions: `axis` is never negative. "The compute dtype" is float64 for logits of float64, else float32.
+    Ops             facts about arrays, array glue, pieces of formulas, in the spelling of the array API standard
+    SoftmaxKernels  the losses over classes, row by row    } `xent.formulas` makes both groups for any `Ops`
+    SigmoidKernels  the loss of each element by itself     }
+    Autodiff        the framework's own differentiation; None where it has none
+    LinearKernels   what `linear_ce` takes; None: the framework has no `linear_ce`
+
+Names, here and in `xent.formulas`. A row is one example: its logits lie along the class axis.
+
+    axis            where the classes are, never negative
+    compute dtype   float64 for logits of float64, else float32
+    x, logits       of any rank; in the compute dtype, or in 16 bits where an adapter `takes_16bit`
+    t, targets      soft labels, like the logits; sigmoid's labels (z in its formulas)
+    ids             a class id for each row, ABSENT or INVALID
+    u               smoothing weights, one a class
+    m, s            a row's largest logit; sum of exp(x - m) over all other classes. They keep the class axis
+    nll             the loss of the row: lse - x at its label, or sum_j t_j (lse - x_j)
+    lse             m + log1p(s)
+    smooth          sum_j u_j (lse - x_j)
+    a, b, c         what nll, lse and smooth are multiplied by in a sum that is differentiated
+    lse2, z         what lse^2 is multiplied by in such a sum
+    e, smoothing    label smoothing, a Python number
+    p, pos_weight   sigmoid's weight of the positive term, broadcasting against the logits
+    w, weight       weights of the logits' rank that broadcast against them; where one is 0, its elements add exactly 0
+    dx, dt, dz      derivatives in logits, targets, sigmoid's targets
+    h, weight, bias of a linear layer: hidden states [rows, D], [C, D], [C]
 """
 
 from __future__ import annotations
@@ -96,31 +119,101 @@ class Ops:
     index_dtype: str = "int64"  # what `take`, `pick` and `put` want their ids in
 
 
-def call(function: Callable[..., Any], static: Any, *arrays: Any) -> Any:
-    """`Adapter.run` for a framework with nothing better."""
-    return function(static, *arrays)
+# ---- softmax
 
 
 class Layout(NamedTuple):
-    """What a softmax kernel knows before it sees a number; hashable, so that a compiler may specialise on it."""
+    """Static description of a call of a softmax kernel. Hashable: compilers specialise on it."""
 
-    axis: int  # the class axis, never negative
+    axis: int
     hard: bool  # labels are class ids, not distributions
     masked: bool  # ids may be negative: ABSENT or INVALID
     lse: bool  # the log-sum-exp itself is asked for
 
 
+class RowResults(NamedTuple):
+    """What a softmax kernel finds out about every row: shards of the class axis can be put together from these."""
+
+    nll: Array
+    lse: Array | None  # None where the layout does not ask for it
+    smooth: Array | None  # None where there are no smoothing weights
+    m: Array  # a constant that keeps the class axis, as s does; anything in rows that are masked
+    s: Array | None = None  # None: a kernel that computes the derivative as well may not keep it
+
+
 @dataclass(frozen=True, eq=False)
-class Linear:
+class SoftmaxKernels:
+    """Results are in the compute dtype, without the class axis.
+
+    Arguments: a `Layout`; logits; targets, or None where labels are hard; u, or None; ids, without the class axis.
+    Where labels are hard, ids are class ids, else 0 for a row that counts; negative for one that is masked; None where
+    labels are soft and no row is masked. Where labels are soft, ids may have 1s in place of the loss's lengths.
+    """
+
+    # rows(layout, logits, targets, u, ids) -> RowResults, s included. Differentiable in logits and targets under every
+    #   transform of the framework; u is a constant.
+    rows: Callable[[Layout, Array, Array | None, Array | None, Array | None], RowResults]
+    # rows_value_and_grad(layout, logits, targets, u, ids, a, lse2, c) -> (RowResults,
+    #   d/dlogits of sum(a nll + lse2 lse^2 + c smooth)), in one visit of the logits. The derivative is like the logits,
+    #   in their dtype or the compute dtype. a, lse2, c: numbers, or arrays of the loss's rank that broadcast against
+    #   it; lse2 and c are None where `rows` has no such result.
+    rows_value_and_grad: Callable[..., tuple[RowResults, Array]]
+    # mean_value_and_grad(layout, logits, targets, ids, n) -> (sum(nll) / n, 0-d; its derivative in the logits)
+    mean_value_and_grad: Callable[[Layout, Array, Array | None, Array | None, int], tuple[Array, Array]]
+
+
+# ---- sigmoid
+
+
+@dataclass(frozen=True, eq=False)
+class SigmoidKernels:
+    """With t = (1 - smoothing) targets + smoothing / 2, the loss of an element is
+    pos_weight t log(1 + exp(-x)) + (1 - t) log(1 + exp(x)). pos_weight may be None, and is a constant."""
+
+    # losses(smoothing, logits, targets, pos_weight, absent) -> shaped like the logits. absent: a mask that broadcasts
+    #   against them, or None. Differentiable in logits and targets under every transform of the framework.
+    losses: Callable[[float, Array, Array, Array | None, Array | None], Array]
+    # total(smoothing, logits, targets, pos_weight, weight) -> sum(weight loss), 0-d; differentiable in weight, too
+    total: Callable[[float, Array, Array, Array | None, Array | None], Array]
+    # value_and_grad(smoothing, logits, targets, pos_weight, weight, g, each) -> (weight loss, shaped like the logits,
+    #   where `each`, else sum(weight loss); d/dlogits of g sum(weight loss)). g: a number or a 0-d array
+    value_and_grad: Callable[..., tuple[Array, Array]]
+
+
+# ---- differentiation
+
+
+@dataclass(frozen=True, eq=False)
+class Autodiff:
+    """The framework's own differentiation."""
+
+    # value_and_grad(f, x) -> (f(x), d sum(f(x)) / dx). x may be a tuple of arrays, and then so is the derivative.
+    #   f may return (value, constants) in place of the value.
+    value_and_grad: Callable[[Callable[[Any], Any], Any], tuple[Any, Any]]
+    # whether a derivative in x has to be the framework's own work, since an outer transform may differentiate or map
+    # through it; where not, xent.value_and_grad of a loss of xent's own is `rows_value_and_grad` or its like
+    needs_framework_autodiff: Callable[[Array], bool]
+    # fuse_value_and_grad(value, value_and_grad, plan, *operands) = value(plan, *operands), a scalar. Where only the
+    #   first operand is to be differentiated, and to first order, an adapter may take the derivative along:
+    #   value_and_grad(plan, *operands) = (value, d value / d first operand).
+    fuse_value_and_grad: Callable[..., Array]
+
+
+# ---- linear_ce
+
+
+@dataclass(frozen=True, eq=False)
+class LinearKernels:
     """What `linear_ce` takes: products of matrices, a loop over chunks of rows, and a derivative rule around both.
 
-    N rows, R of them in a chunk, D features, C classes. Where arrays can be changed, `tanh`, `rows_both` and
+    N rows, R of them in a chunk, D features, C classes. Where arrays can be changed, `tanh`, `rows_value_and_grad` and
     `accumulate` may write over their first array.
     """
 
     ops: Ops
-    rows: Callable[..., tuple[Array, ...]]  # `Adapter.rows`, for logits [R, C] in the compute dtype
-    rows_both: Callable[..., tuple[tuple[Array, ...], Array]]  # `Adapter.rows_both`, for the same
+    # as in `SoftmaxKernels`, for logits [R, C] in the compute dtype
+    rows: Callable[..., RowResults]
+    rows_value_and_grad: Callable[..., tuple[RowResults, Array]]
     tanh: Callable[[Array], Array]
     # the same, changing nothing, and a product of matrices h @ weight.T, for every transform of the framework
     smooth_tanh: Callable[[Array], Array]
@@ -138,10 +231,19 @@ class Linear:
     #   chunk), None standing for what is not there; `rows` and outputs have N rows; of these only `keep`, ids in a
     #   NumPy array, are visited where that is not None, and the others' outputs are 0.
     scan: Callable[..., tuple[Any, tuple[Array | None, ...]]]
-    # head(static, *operands) -> (value, results): `_linear.forward`, and what `_linear.value` makes of it, which is
-    #   differentiable under every transform of the framework in h, weight, bias, a, z and c. Results are constants.
+    # head(spec, operands) -> (value, results): `formulas.linear.forward`, and what `formulas.linear.value` makes of it,
+    #   which is differentiable under every transform of the framework in all operands but u and ids. Results are
+    #   constants. Types are those of `formulas.linear`: LoopSpec, LoopOperands, LoopResults.
     head: Callable[..., tuple[Array, tuple[Array | None, ...]]]
     memory: Callable[[Array], int]  # bytes that a chunk of logits may take, on the array's device
+
+
+# ---- the adapter
+
+
+def call(function: Callable[..., Any], plan: Any, *operands: Any) -> Any:
+    """`Adapter.run` for a framework with nothing better."""
+    return function(plan, *operands)
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,58 +253,10 @@ class Adapter:
     name: str
     types: tuple[type, ...]  # what its arrays are instances of
     ops: Ops
-
-    # The kernels: differentiable functions, correct under every transform of the framework. Logits x are in the compute
-    # dtype (in 16 bits too where `narrow`), everything else is, and so are the results; ids are of `index_dtype`.
-    #   rows(lay, x, t, u, ids) -> (loss, lse, smooth, m)                each without the class axis, None if not asked
-    #     t: soft labels like x, or None; u: smoothing weights [C], or None; ids, without the axis: class ids where
-    #     labels are hard, else 0 for a row that is there; negative for one that is not; None where soft and unmasked.
-    #     Where labels are soft, ids may have 1s in place of the loss's lengths.
-    #     loss = sum_j t_j (lse - x_j), t one-hot at ids where it is None;  smooth = sum_j u_j (lse - x_j)
-    #     m: the row's maximum, keeping the axis, a constant; anything in rows that are not there.
-    #     Differentiable in x and t; u is a constant.
-    #   sigmoid(e, x, z, p, absent) -> loss                               elementwise, shaped like x
-    #     e: label smoothing, a Python number: t = (1 - e) z + e / 2; z: labels like x; p: weight of the positive term,
-    #     broadcasting against x, or None; absent: mask, broadcasting against x, or None.
-    #     loss = p t log(1 + exp(-x)) + (1 - t) log(1 + exp(x)).  Differentiable in x and z; p is a constant.
-    rows: Callable[..., tuple[Array, Array | None, Array | None, Array]]
-    sigmoid: Callable[..., Array]
-
-    # sigmoid_sum(e, x, z, p, w) -> sum(w loss), 0-d, where that can be had without storing every element's loss.
-    #   w: weights of x's rank that broadcast against it, or None for 1s; where one is 0, its elements add exactly 0.
-    #   Differentiable in x, z and w.
-    sigmoid_sum: Callable[..., Array] | None = None
-
-    # Loss and derivative in one visit of the logits; the derivative is like x, in x's dtype or the compute dtype.
-    #   rows_both(lay, x, t, u, ids, a, z, c) -> (the results of `rows`, d/dx of sum(a loss + z lse^2 + c smooth))
-    #     a, z, c: numbers, or arrays of the loss's rank that broadcast against it; z and c None where `rows` has no
-    #     such result.
-    #   mean_both(lay, x, t, ids, n) -> (sum(loss) / n, 0-d; its derivative in x), where that can be had without storing
-    #     every row's loss
-    #   sigmoid_both(e, x, z, p, w, g, each) -> (w loss, shaped like x, where `each`, else sum(w loss);
-    #                                            d/dx of g sum(w loss))   g: a number or a 0-d array
-    rows_both: Callable[..., tuple[tuple[Array, Array | None, Array | None, Array], Array]] | None = None
-    mean_both: Callable[..., tuple[Array, Array]] | None = None
-    sigmoid_both: Callable[..., tuple[Array, Array]] | None = None
-
-    # value_and_grad(f, x) -> (f(x), d sum(f(x)) / dx), by the framework's own differentiation; None where it has none.
-    # x may be a tuple of arrays, and then so is the derivative. f may return (value, constants) in place of the value.
-    value_and_grad: Callable[[Callable[[Any], Any], Any], tuple[Any, Any]] | None = None
-    # whether a derivative in x has to be the framework's own work, since somebody differentiates or maps through it;
-    # where not, xent.value_and_grad of a loss of xent's own is rows_both or sigmoid_both
-    watched: Callable[[Array], bool] = lambda _x: False
-
-    # fuse(loss, both, static, x, *arrays) = loss(static, x, *arrays), a scalar. Where only x is to be differentiated,
-    # and to first order, an adapter may take the derivative along: both(static, x, *arrays) = (loss, d loss / dx).
-    fuse: Callable[..., Array] | None = None
-
-    linear: Linear | None = None  # what linear_ce takes; without it, the framework has no linear_ce
-
-    narrow: bool = False  # the kernels take 16-bit logits as they are
-
-    # run(f, static, *arrays) = f(static, *arrays): how a loss is best executed (JAX compiles it; others just call).
+    softmax: SoftmaxKernels
+    sigmoid: SigmoidKernels
+    autodiff: Autodiff | None = None
+    linear: LinearKernels | None = None
+    takes_16bit: bool = False  # the kernels take 16-bit logits as they are
+    # run(f, plan, *operands) = f(plan, *operands): how a loss is best executed (JAX compiles it; others just call)
     run: Callable[..., Any] = call
-
-    def __post_init__(self) -> None:
-        if self.value_and_grad is None and (self.rows_both is None or self.sigmoid_both is None):
-            raise TypeError(f"adapter {self.name!r}: give value_and_grad, or both rows_both and sigmoid_both")

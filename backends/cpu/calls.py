@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from xent.adapter import Array, Layout, Scalar, computed_in
+from xent.adapter import Array, Layout, RowResults, Scalar, computed_in
 from xent.backends.dense import DenseArrays, Shape
 
 from . import native as _native
@@ -27,17 +27,17 @@ class Kernels(DenseArrays):
     address: Callable[[Array], int]
     threads: Callable[[], int]  # how many at most; 0: the kernels' own choice
 
-    def rows(self, lay: Layout, x: Array, t: Array | None, u: Array | None, ids: Array | None) -> Any:
-        """The results of `Adapter.rows`, and the statistics (m, s), keeping the axis."""
-        sizes, given, shape, dtype = self._problem(lay, x, t, u, ids)
-        loss, lse, smooth = self._results(lay, x, u, shape, dtype)
-        m, s = (self._kept(lay, shape, dtype, x) for _ in range(2))
-        self._run(native.rows_forward, sizes, *given, m, s, loss, lse, smooth)
-        return (loss, lse, smooth, m), (m, s)
+    def rows(self, layout: Layout, x: Array, t: Array | None, u: Array | None, ids: Array | None) -> RowResults:
+        """`SoftmaxKernels.rows`, but for the derivatives."""
+        sizes, given, shape, dtype = self._problem(layout, x, t, u, ids)
+        nll, lse, smooth = self._results(layout, x, u, shape, dtype)
+        m, s = (self._kept(layout, shape, dtype, x) for _ in range(2))
+        self._run(native.rows_forward, sizes, *given, m, s, nll, lse, smooth)
+        return RowResults(nll, lse, smooth, m, s)
 
     def rows_backward(
         self,
-        lay: Layout,
+        layout: Layout,
         x: Array,
         t: Array | None,
         u: Array | None,
@@ -47,37 +47,39 @@ class Kernels(DenseArrays):
         wanted: tuple[bool, ...],
     ) -> tuple[Array | None, Array | None]:
         """The derivatives of sum(a loss + b lse + c smooth) in x and t, those that are wanted."""
-        sizes, given, shape, dtype = self._problem(lay, x, t, u, ids)
-        kept = (self.dense(k, (*shape[: lay.axis], 1, *shape[lay.axis :])) for k in stats)
+        sizes, given, shape, dtype = self._problem(layout, x, t, u, ids)
+        kept = (self.dense(k, (*shape[: layout.axis], 1, *shape[layout.axis :])) for k in stats)
         per_row = (self._per_row(k, shape, dtype, x) for k in coefficients)
         dx = self.empty(self.ops.shape(x), self.ops.dtype(x), x) if wanted[0] else None
         dt = self.empty(self.ops.shape(x), dtype, x) if wanted[1] else None
         self._run(native.rows_backward, sizes, *given, *kept, *per_row, dx, dt)
         return dx, dt
 
-    def rows_both(
+    def rows_value_and_grad(
         self,
-        lay: Layout,
+        layout: Layout,
         x: Array,
         t: Array | None,
         u: Array | None,
         ids: Array | None,
         a: Scalar,
-        z: Scalar | None,
+        lse2: Scalar | None,
         c: Scalar | None,
-    ) -> tuple[tuple[Array, Array | None, Array | None, Array], Array]:
-        """`Adapter.rows_both`."""
-        sizes, given, shape, dtype = self._problem(lay, x, t, u, ids)
-        per_row = (self._per_row(k, shape, dtype, x) for k in (a, z, c))
-        results = self._results(lay, x, u, shape, dtype)
-        m = self._kept(lay, shape, dtype, x)
+    ) -> tuple[RowResults, Array]:
+        """`SoftmaxKernels.rows_value_and_grad`, without s."""
+        sizes, given, shape, dtype = self._problem(layout, x, t, u, ids)
+        per_row = (self._per_row(k, shape, dtype, x) for k in (a, lse2, c))
+        nll, lse, smooth = self._results(layout, x, u, shape, dtype)
+        m = self._kept(layout, shape, dtype, x)
         dx = given[0] if self.in_place else self.empty(self.ops.shape(x), self.ops.dtype(x), x)
-        self._run(native.rows_both, sizes, *given, *per_row, *results, m, None, dx)
-        return (*results, m), dx
+        self._run(native.rows_both, sizes, *given, *per_row, nll, lse, smooth, m, None, dx)
+        return RowResults(nll, lse, smooth, m), dx
 
-    def mean_both(self, lay: Layout, x: Array, t: Array | None, ids: Array | None, n: int) -> tuple[Array, Array]:
-        """`Adapter.mean_both`."""
-        sizes, given, _, dtype = self._problem(lay, x, t, None, ids)
+    def mean_value_and_grad(
+        self, layout: Layout, x: Array, t: Array | None, ids: Array | None, n: int
+    ) -> tuple[Array, Array]:
+        """`SoftmaxKernels.mean_value_and_grad`."""
+        sizes, given, _, dtype = self._problem(layout, x, t, None, ids)
         dx = self.empty(self.ops.shape(x), self.ops.dtype(x), x)
         mean = self._run(native.mean_both, (*sizes, n), *given, dx)
         return self.ops.full((), mean, dtype, x), dx
@@ -106,10 +108,10 @@ class Kernels(DenseArrays):
         self._run(native.sigmoid_backward, (*sizes, float(scale)), *given, dx, dz)
         return dx, dz
 
-    def sigmoid_both(
+    def sigmoid_value_and_grad(
         self, e: float, x: Array, z: Array, p: Array | None, w: Array | None, g: Scalar, each: bool
     ) -> tuple[Array, Array]:
-        """`Adapter.sigmoid_both`."""
+        """`SigmoidKernels.value_and_grad`."""
         sizes, given, dtype = self._elements(e, x, z, p, w)
         loss = self.empty(self.ops.shape(x), dtype, x) if each else None
         dx = self.empty(self.ops.shape(x), self.ops.dtype(x), x)
@@ -134,21 +136,21 @@ class Kernels(DenseArrays):
         self._run(native.accumulate, sizes, dx, h, dw)
 
     def _problem(
-        self, lay: Layout, x: Array, t: Array | None, u: Array | None, ids: Array | None
+        self, layout: Layout, x: Array, t: Array | None, u: Array | None, ids: Array | None
     ) -> tuple[tuple[Any, ...], tuple[Array | None, ...], Shape, str]:
         """What every kernel on rows starts with: numbers, and arrays; the rows' shape; the compute dtype."""
         name = self.ops.dtype(x)
         whole: Any = self.ops.shape(x)
-        before, after = whole[: lay.axis], whole[lay.axis + 1 :]
+        before, after = whole[: layout.axis], whole[layout.axis + 1 :]
         rows, dense = before + after, self.dense
         given = (
             dense(x, whole),
             None if t is None else dense(t, whole),
-            None if u is None else dense(u, whole[lay.axis : lay.axis + 1]),
+            None if u is None else dense(u, whole[layout.axis : layout.axis + 1]),
             None if ids is None else dense(ids, rows),
         )
         wide = ids is not None and self.ops.dtype(ids) == "int64"
-        sizes = CODES[name], math.prod(before), whole[lay.axis], math.prod(after), wide
+        sizes = CODES[name], math.prod(before), whole[layout.axis], math.prod(after), wide
         return sizes, given, rows, computed_in(name)
 
     def _elements(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import jax
-from xent.adapter import Adapter
+from xent import formulas
+from xent.adapter import Adapter, Autodiff, SigmoidKernels, SoftmaxKernels
 from xent.backends import cpu
 
 from . import kernels, native
@@ -16,21 +18,28 @@ FORMULAS = Adapter(
     name="jax",
     types=(jax.Array,),
     ops=OPS,
-    rows=kernels.rows,
-    sigmoid=kernels.sigmoid,
-    value_and_grad=kernels.value_and_grad,
+    softmax=replace(formulas.softmax_kernels(OPS), rows=kernels.rows),
+    sigmoid=replace(
+        formulas.sigmoid_kernels(OPS),
+        losses=kernels.sigmoid,
+        total=partial(formulas.sigmoid_total, OPS, kernels.sigmoid),
+    ),
+    autodiff=Autodiff(
+        kernels.value_and_grad, lambda _x: True, lambda value, _both, *call: kernels.compiled(value, *call)
+    ),
     linear=LINEAR,
     run=kernels.compiled,
 )
 NATIVE = replace(
     FORMULAS,
-    rows=native.rows,
-    sigmoid=native.sigmoid,
-    sigmoid_sum=native.sigmoid_sum,
-    rows_both=native.rows_both,
-    sigmoid_both=native.sigmoid_both,
-    fuse=native.fuse,
+    softmax=SoftmaxKernels(
+        native.rows,
+        native.rows_value_and_grad,
+        partial(formulas.mean_value_and_grad, OPS, native.rows_value_and_grad),
+    ),
+    sigmoid=SigmoidKernels(native.sigmoid, native.sigmoid_total, native.sigmoid_value_and_grad),
+    autodiff=Autodiff(kernels.value_and_grad, lambda _x: False, native.fuse_value_and_grad),
     linear=native.LINEAR,
-    narrow=True,
+    takes_16bit=True,
 )
 ADAPTER = FORMULAS if cpu.native is None else NATIVE

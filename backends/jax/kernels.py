@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from xent import formulas
-from xent.adapter import Layout
+from xent.adapter import Layout, RowResults
 
 from .mesh import automatic
 from .ops import OPS, promoting
@@ -19,44 +19,41 @@ from .ops import OPS, promoting
 Array = Any
 
 
-def rows(lay: Layout, x: Array, t: Array | None, u: Array | None, ids: Array | None) -> Any:
-    return _rows_and_stats(lay, x, t, u, ids)[0]
-
-
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 @promoting
-def _rows_and_stats(lay: Layout, x: Array, t: Array | None, u: Array | None, ids: Array | None) -> Any:
-    return formulas.rows(OPS, lay, x, t, u, ids)
+def rows(layout: Layout, x: Array, t: Array | None, u: Array | None, ids: Array | None) -> RowResults:
+    return formulas.rows(OPS, layout, x, t, u, ids)
 
 
-@partial(_rows_and_stats.defjvp, symbolic_zeros=True)
-def _rows_jvp(lay: Layout, primals: Any, tangents: Any) -> Any:
+@partial(rows.defjvp, symbolic_zeros=True)
+def _rows_jvp(layout: Layout, primals: Any, tangents: Any) -> Any:
     x, t, u, ids = primals
     dx, dt = (None if isinstance(d, SymbolicZero) else d for d in tangents[:2])
-    results, (m, s) = _rows_and_stats(lay, *primals)
+    results = rows(layout, *primals)
+    m, s = results.m, results.s
 
     @jax.checkpoint
     @promoting
     def tangent(dx: Array, dt: Array | None, x: Array, t: Any, u: Any, ids: Any, m: Array, s: Array) -> Any:
-        parts = pieces(lay, x, ids, m, s)
-        return formulas.push(OPS, lay, parts, x, t, u, ids, dx, dt)
+        parts = pieces(layout, x, ids, m, s)
+        return formulas.push(OPS, layout, parts, x, t, u, ids, dx, dt)
 
     dx = jnp.zeros_like(x) if dx is None else dx
     # nothing but the kernel's own derivative uses the statistics, and it does not depend on how they move
-    still = jnp.zeros_like(m)
-    return (results, (m, s)), ((*tangent(dx, dt, x, t, u, ids, m, s), still), (still, jnp.zeros_like(s)))
+    nll, lse, smooth = tangent(dx, dt, x, t, u, ids, m, s)
+    return results, RowResults(nll, lse, smooth, jnp.zeros_like(m), jnp.zeros_like(s))
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
-def pieces(lay: Layout, x: Array, ids: Array | None, m: Array, s: Array) -> formulas.Pieces:
-    return formulas.pieces(OPS, lay, x, ids, m, s)
+def pieces(layout: Layout, x: Array, ids: Array | None, m: Array, s: Array) -> formulas.Pieces:
+    return formulas.pieces(OPS, layout, x, ids, m, s)
 
 
 @pieces.defjvp
-def _pieces_jvp(lay: Layout, primals: Any, tangents: Any) -> Any:
+def _pieces_jvp(layout: Layout, primals: Any, tangents: Any) -> Any:
     x, ids, m, s = primals
-    _, tangent = jax.jvp(lambda x: formulas.smooth_pieces(OPS, lay, x, ids, m, s), (x,), tangents[:1])
-    return pieces(lay, *primals), tangent
+    _, tangent = jax.jvp(lambda x: formulas.smooth_pieces(OPS, layout, x, ids, m, s), (x,), tangents[:1])
+    return pieces(layout, *primals), tangent
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -86,3 +83,8 @@ def value_and_grad(f: Callable[[Any], Any], x: Any) -> tuple[Any, Any]:
 
 
 compiled = jax.jit(promoting(automatic), static_argnums=(0, 1))
+
+
+def fuse_value_and_grad(value: Callable[..., Array], _value_and_grad: Any, plan: Any, *operands: Any) -> Array:
+    """The compiler joins the formulas for the loss with those for its derivative."""
+    return compiled(value, plan, *operands)

@@ -17,8 +17,9 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero, zero_from_primal
 from xent import formulas
-from xent.adapter import Array, Linear
-from xent.formulas import linear as _linear
+from xent.adapter import Array, LinearKernels
+from xent.formulas import linear as loop
+from xent.formulas.linear import LoopOperands, LoopResults, LoopSpec
 
 from .kernels import rows
 from .mesh import varying_alike
@@ -40,7 +41,7 @@ def accumulate(sums: Array, dx: Array, h: Array) -> Array:
     """Some classes at a time: XLA would put the whole product beside the sums."""
     h = h.astype(sums.dtype)
     classes, features = sums.shape
-    step = _linear.blocks(classes, features)[0].stop
+    step = loop.blocks(classes, features)[0].stop
     whole = classes // step
 
     def add(start: Any, size: int, sums: Array) -> Array:
@@ -57,7 +58,7 @@ def scan(step: Any, carry: Any, rows: Any, chunk: int, keep: None) -> Any:
     """In chunks that fill the rows, if there are such; else the last one is filled up, which takes a copy."""
     count = rows[0].shape[0]
     if isinstance(count, int):
-        chunk = _linear.even(count, chunk)
+        chunk = loop.even(count, chunk)
         chunks = -(-count // chunk)
     else:  # left open by jax.export, and not 0: as many rows to each chunk, written so that JAX can prove that they fit
         chunks = (count - 1) // chunk + 1
@@ -77,47 +78,47 @@ def scan(step: Any, carry: Any, rows: Any, chunk: int, keep: None) -> Any:
 still = partial(zero_from_primal, symbolic_zeros=True)  # the tangents of constants
 
 
-def head(static: Any, *operands: Array | None) -> Any:
-    value, results = _head(static, *varying_alike(*operands))
+def head(spec: LoopSpec, operands: LoopOperands) -> tuple[Array, LoopResults]:
+    value, results = _head(spec, *varying_alike(*operands))
     return value, jax.tree.map(jax.lax.stop_gradient, results)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _head(static: Any, *operands: Array | None) -> Any:
-    results = promoting(_linear.forward)(static, *operands)
-    return _linear.value(static, results, *operands[-3:]), results
+def _head(spec: LoopSpec, *arrays: Array | None) -> tuple[Array, LoopResults]:
+    operands = LoopOperands(*arrays)
+    results = promoting(loop.forward)(spec, operands)
+    return loop.value(spec, results, operands), results
 
 
 @promoting
-def _smooth(static: Any, h: Array, weight: Array, bias: Any, u: Any, ids: Array, a: Any, z: Any, c: Any) -> Any:
+def _smooth(spec: LoopSpec, *arrays: Array | None) -> tuple[Array, LoopResults]:
     """The same from formulas, which keep their derivatives inside a scan, where JAX drops custom ones."""
-    kit = replace(static.kit, rows=lambda *rows: formulas.rows(OPS, *rows, differentiable=True)[0])
-    each = static._replace(kit=kit, each=True)
+    operands = LoopOperands(*arrays)
+    linear = replace(spec.linear, rows=partial(formulas.rows, OPS, differentiable=True))
+    each = spec._replace(linear=linear, each=True)
 
     @jax.checkpoint
-    def step(carry: None, h: Array, ids: Array, a: Any, z: Any, c: Any) -> Any:
-        value, results = _linear.composite(each, h, weight, bias, u, ids, a, z, c)
+    def step(carry: None, h: Array, ids: Array, a: Any, lse2: Any, c: Any) -> Any:
+        value, results = loop.composite(each, operands._replace(hidden=h, ids=ids, a=a, lse2=lse2, c=c))
         return carry, (value, *results)
 
-    value, *results = scan(step, None, (h, ids, a, z, c), static.chunk, None)[1]
-    return value if static.each else value.sum(), tuple(results)
+    value, *results = scan(step, None, (operands.hidden, operands.ids, *operands.slopes), spec.chunk, None)[1]
+    return value if spec.each else value.sum(), LoopResults(*results)
 
 
 @partial(_head.defjvp, symbolic_zeros=True)
-def _head_jvp(static: Any, operands: Any, tangents: Any) -> Any:
-    moving = [None if d is None or isinstance(d, SymbolicZero) else d for d in tangents]
-    if static.each:
-        value, results = _head(static, *operands)
-        (moved, _) = _moved(partial(_smooth, static), operands, moving)
+def _head_jvp(spec: LoopSpec, primals: Any, tangents: Any) -> Any:
+    operands = LoopOperands(*primals)
+    moving = LoopOperands(*(None if d is None or isinstance(d, SymbolicZero) else d for d in tangents))
+    if spec.each:
+        value, results = _head(spec, *operands)
+        (moved, _) = _moved(partial(_smooth, spec), operands, moving)
         return (value, results), (moved, still(results))
-    wanted = tuple(d is not None for d in moving[:3])
-    results, grads = _both(static, wanted, *operands)
-    a, z, c = operands[-3:]
-    loss, lse, smooth, _ = results
-    slopes = (*grads, None, None, loss, None if lse is None else lse * lse, smooth)
-    value = _linear.value(static, results, a, z, c)
+    results, grads = _value_and_grads(spec, tuple(d is not None for d in moving.parameters), *operands)
+    value = loop.value(spec, results, operands)
     moved = jnp.zeros_like(value)
-    for slope, d in zip(slopes, moving, strict=True):
+    slopes = *grads, *loop.in_slopes(results)
+    for slope, d in zip(slopes, (*moving.parameters, *moving.slopes), strict=True):
         if slope is not None and d is not None:
             moved = moved + jnp.sum(slope * d.astype(slope.dtype))
     return (value, results), (moved, still(results))
@@ -135,38 +136,39 @@ def _moved(f: Callable[..., Any], operands: Any, tangents: Any) -> Any:
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def _both(static: Any, wanted: tuple[bool, ...], *operands: Any) -> Any:
-    """`_linear.both`, with derivatives of its own."""
-    return promoting(_linear.both)(static, wanted, *operands)
+def _value_and_grads(spec: LoopSpec, wanted: tuple[bool, ...], *arrays: Array | None) -> Any:
+    """`loop.value_and_grads`, with derivatives of its own."""
+    return promoting(loop.value_and_grads)(spec, wanted, LoopOperands(*arrays))
 
 
-@_both.defjvp
-def _both_jvp(static: Any, wanted: tuple[bool, ...], operands: Any, tangents: Any) -> Any:
-    places = [i for i, is_wanted in enumerate(wanted) if is_wanted]
+@_value_and_grads.defjvp
+def _value_and_grads_jvp(spec: LoopSpec, wanted: tuple[bool, ...], primals: Any, tangents: Any) -> Any:
+    operands, moving = LoopOperands(*primals), LoopOperands(*tangents)
+    names = [name for name, is_wanted in zip(LoopOperands._fields, wanted, strict=False) if is_wanted]
 
-    def smooth(h: Array, weight: Array, bias: Any, a: Any, z: Any, c: Any) -> Any:
-        def value(*chosen: Array) -> Any:
-            given = [h, weight, bias]
-            for i, k in zip(places, chosen, strict=True):
-                given[i] = k
-            return _smooth(static, *(*given, u, ids, a, z, c))
+    def smooth(parameters: Any, slopes: Any) -> Any:
+        h, weight, bias = parameters
+        a, lse2, c = slopes
+        given = operands._replace(hidden=h, weight=weight, bias=bias, a=a, lse2=lse2, c=c)
 
-        chosen = [(h, weight, bias)[i] for i in places]
-        grads, results = jax.grad(value, tuple(range(len(places))), has_aux=True)(*chosen)
+        def value(chosen: tuple[Array, ...]) -> Any:
+            return _smooth(spec, *given._replace(**dict(zip(names, chosen, strict=True))))
+
+        grads, results = jax.grad(value, has_aux=True)(tuple(getattr(given, name) for name in names))
         found = iter(grads)
-        return results[:3], [formulas.widened(OPS, next(found)) if is_wanted else None for is_wanted in wanted]
+        typed = [formulas.widened(OPS, next(found)) if is_wanted else None for is_wanted in wanted]
+        return results._replace(correct=None), tuple(typed)
 
-    h, weight, bias, u, ids, *slopes = operands
-    moved = (*tangents[:3], *tangents[5:])
-    (loss, lse, smoothed), grads = jax.jvp(smooth, (h, weight, bias, *slopes), moved)[1]
-    results, values = _both(static, wanted, *operands)
-    return (results, values), ((loss, lse, smoothed, still(results[3])), tuple(grads))
+    point = operands.parameters, operands.slopes
+    moved, grads = jax.jvp(smooth, point, (moving.parameters, moving.slopes))[1]
+    results, values = _value_and_grads(spec, wanted, *operands)
+    return (results, values), (moved._replace(correct=still(results.correct)), grads)
 
 
-LINEAR = Linear(
+LINEAR = LinearKernels(
     ops=OPS,
     rows=rows,
-    rows_both=partial(formulas.rows_both, OPS),
+    rows_value_and_grad=partial(formulas.rows_value_and_grad, OPS),
     tanh=jnp.tanh,
     smooth_tanh=jnp.tanh,
     matmul=project,
@@ -178,5 +180,5 @@ LINEAR = Linear(
     accumulate=accumulate,
     scan=scan,
     head=head,
-    memory=lambda x: _linear.MEMORY,
+    memory=lambda x: loop.MEMORY,
 )

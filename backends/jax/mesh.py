@@ -17,22 +17,22 @@ from jax.sharding import NamedSharding, PartitionSpec
 Array = Any
 
 
-def automatic(function: Callable[..., Any], static: Any, *arrays: Any) -> Any:
-    """function(static, *arrays), left to the compiler where the arrays are explicitly sharded.
+def automatic(function: Callable[..., Any], plan: Any, *arrays: Any) -> Any:
+    """function(plan, *arrays), left to the compiler where the arrays are explicitly sharded.
 
     The results are split as the first array is: those of its rank alike, those without the class axis in what remains.
     """
     mesh = next((m for m in map(_explicit_mesh, arrays) if m is not None), None)
     if mesh is None:
-        return function(static, *arrays)
+        return function(plan, *arrays)
 
     def run(*arrays: Any) -> Any:
-        return function(static, *arrays)
+        return function(plan, *arrays)
 
     like = jax.typeof(arrays[0])
     spec = list(like.sharding.spec) + [None] * (like.ndim - len(like.sharding.spec))
     without = spec.copy()
-    del without[getattr(static, "axis", -1)]
+    del without[-1 if plan.layout is None else plan.layout.axis]
 
     def sharding(result: Any) -> NamedSharding:
         return NamedSharding(mesh, PartitionSpec(*{like.ndim: spec, like.ndim - 1: without}.get(result.ndim, ())))

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from xent import formulas
-from xent.adapter import Layout
+from xent.adapter import Layout, RowResults
 
 from . import linear as chunks
 from .kernels import compiled, pieces
@@ -38,20 +38,21 @@ def tangents_of(*tangents: Any) -> list[Any]:
 
 @promoting
 def _forward(static: Any, x: Array, t: Any, u: Any, ids: Any) -> tuple[Any, ...]:
-    (lay,) = static
-    results, stats = formulas.rows(OPS, lay, wide(x), t, u, ids)
-    return *(jnp.squeeze(k, lay.axis) for k in stats), *results[:3]
+    (layout,) = static
+    nll, lse, smooth, m, s = formulas.rows(OPS, layout, wide(x), t, u, ids)
+    assert s is not None
+    return jnp.squeeze(m, layout.axis), jnp.squeeze(s, layout.axis), nll, lse, smooth
 
 
 @promoting
 def _backward(
     static: Any, x: Array, t: Any, u: Any, ids: Any, m: Array, s: Array, *up: Any, pieces: Any = formulas.pieces
 ) -> tuple[Any, Any]:
-    lay, wrt_x, wrt_t = static
-    m, s = jnp.expand_dims(m, lay.axis), jnp.expand_dims(s, lay.axis)
-    parts = pieces(OPS, lay, wide(x), ids, m, s)
-    dx = formulas.pull(OPS, lay, parts, wide(x), t, u, ids, up).astype(x.dtype) if wrt_x else None
-    return dx, formulas.pull_labels(OPS, lay, parts, ids, up) if wrt_t else None
+    layout, wrt_x, wrt_t = static
+    m, s = jnp.expand_dims(m, layout.axis), jnp.expand_dims(s, layout.axis)
+    parts = pieces(OPS, layout, wide(x), ids, m, s)
+    dx = formulas.pull(OPS, layout, parts, wide(x), t, u, ids, up).astype(x.dtype) if wrt_x else None
+    return dx, formulas.pull_labels(OPS, layout, parts, ids, up) if wrt_t else None
 
 
 def _both(static: Any, x: Array, t: Any, u: Any, ids: Any, a: Array, z: Any, c: Any) -> tuple[Any, ...]:
@@ -62,11 +63,11 @@ def _both(static: Any, x: Array, t: Any, u: Any, ids: Any, a: Array, z: Any, c: 
 
 @promoting
 def _push(static: Any, dx: Any, dt: Any, x: Array, t: Any, u: Any, ids: Any, m: Array, s: Array) -> tuple[Any, ...]:
-    (lay,) = static
-    m, s = jnp.expand_dims(m, lay.axis), jnp.expand_dims(s, lay.axis)
+    (layout,) = static
+    m, s = jnp.expand_dims(m, layout.axis), jnp.expand_dims(s, layout.axis)
     x = wide(x)
     dx = jnp.zeros_like(x) if dx is None else wide(dx)
-    return formulas.push(OPS, lay, pieces(lay, x, ids, m, s), x, t, u, ids, dx, dt)
+    return formulas.push(OPS, layout, pieces(layout, x, ids, m, s), x, t, u, ids, dx, dt)
 
 
 def _pull(static: Any, wrt: tuple[bool, ...], *operands: Any) -> list[Array]:
@@ -88,21 +89,24 @@ push = linear("rows_push", ROWS, _push, _pull, lambda static, there: (True, stat
 # ---- rows: the derivatives
 
 
-def rows(lay: Layout, x: Array, t: Any, u: Any, ids: Any) -> Any:
-    m, _, *results = _rows(lay, x, t, u, _each_row(lay, x, ids))
-    return *results, jnp.expand_dims(m, lay.axis)
+def rows(layout: Layout, x: Array, t: Any, u: Any, ids: Any) -> Any:
+    return row_results(layout, *_rows(layout, x, t, u, _each_row(layout, x, ids)))
+
+
+def row_results(layout: Layout, m: Array, s: Array, *results: Any) -> RowResults:
+    return RowResults(*results, *(jnp.expand_dims(k, layout.axis) for k in (m, s)))
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _rows(lay: Layout, x: Array, t: Any, u: Any, ids: Any) -> Any:
-    return forward((lay,), x, t, u, ids)
+def _rows(layout: Layout, x: Array, t: Any, u: Any, ids: Any) -> Any:
+    return forward((layout,), x, t, u, ids)
 
 
 @partial(_rows.defjvp, symbolic_zeros=True)
-def _rows_jvp(lay: Layout, primals: Any, tangents: Any) -> Any:
+def _rows_jvp(layout: Layout, primals: Any, tangents: Any) -> Any:
     dx, dt = tangents_of(*tangents[:2])
-    m, s, *results = _rows(lay, *primals)
-    moved = push((lay,), jnp.zeros_like(primals[0]) if dx is None and dt is None else dx, dt, *primals, m, s)
+    m, s, *results = _rows(layout, *primals)
+    moved = push((layout,), jnp.zeros_like(primals[0]) if dx is None and dt is None else dx, dt, *primals, m, s)
     # nothing but the kernel's own derivative uses the statistics, and it does not depend on how they move
     return (m, s, *results), (jnp.zeros_like(m), jnp.zeros_like(s), *moved)
 
@@ -122,41 +126,41 @@ def _rows_pull_jvp(static: Any, primals: Any, tangents: Any) -> Any:
     return rows_pull(static, *primals), jax.jvp(smooth, (x, t, *up), (*tangents[:2], *tangents[6:]))[1]
 
 
-def rows_both(lay: Layout, x: Array, t: Any, u: Any, ids: Any, *coefficients: Any) -> Any:
-    shape = x.shape[: lay.axis] + x.shape[lay.axis + 1 :]
+def rows_value_and_grad(layout: Layout, x: Array, t: Any, u: Any, ids: Any, *coefficients: Any) -> Any:
+    shape = x.shape[: layout.axis] + x.shape[layout.axis + 1 :]
     like = wide(x[:0]).dtype
     full = (None if k is None else jnp.broadcast_to(jnp.asarray(k, like), shape) for k in coefficients)
-    return _rows_both(lay, x, t, u, _each_row(lay, x, ids), *full)
+    return _rows_both(layout, x, t, u, _each_row(layout, x, ids), *full)
 
 
-def rows_both_over(lay: Layout, x: Array, t: None, u: Any, ids: Any, *coefficients: Any) -> Any:
-    """`rows_both` of logits that nobody needs any more, nor differentiates."""
+def rows_both_over(layout: Layout, x: Array, t: None, u: Any, ids: Any, *coefficients: Any) -> Any:
+    """`rows_value_and_grad` of logits that nobody needs any more, nor differentiates."""
     full = (None if k is None else jnp.broadcast_to(jnp.asarray(k, x.dtype), ids.shape) for k in coefficients)
-    m, _, *results, dx = both_over((lay,), x, t, u, ids, *full)
-    return (*results, jnp.expand_dims(m, lay.axis)), dx
+    *results, dx = both_over((layout,), x, t, u, ids, *full)
+    return row_results(layout, *results), dx
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _rows_both(lay: Layout, *operands: Any) -> Any:
-    m, _, *results, dx = both((lay,), *operands)
-    return (*results, jnp.expand_dims(m, lay.axis)), dx
+def _rows_both(layout: Layout, *operands: Any) -> Any:
+    *results, dx = both((layout,), *operands)
+    return row_results(layout, *results), dx
 
 
 @_rows_both.defjvp
-def _rows_both_jvp(lay: Layout, primals: Any, tangents: Any) -> Any:
+def _rows_both_jvp(layout: Layout, primals: Any, tangents: Any) -> Any:
     x, t, u, ids, *coefficients = primals
 
     def smooth(x: Array, t: Any, a: Array, z: Any, c: Any) -> Any:
-        m, s, *results = _rows(lay, x, t, u, ids)
+        m, s, *results = _rows(layout, x, t, u, ids)
         b = None if z is None else 2 * z * results[1]
-        dx = _backward((lay, True, False), x, t, u, ids, m, s, a, b, c, pieces=formulas.smooth_pieces)[0]
-        return (*results, jnp.expand_dims(m, lay.axis)), dx
+        dx = _backward((layout, True, False), x, t, u, ids, m, s, a, b, c, pieces=formulas.smooth_pieces)[0]
+        return row_results(layout, m, s, *results), dx
 
-    return _rows_both(lay, *primals), jax.jvp(smooth, (x, t, *coefficients), (*tangents[:2], *tangents[4:]))[1]
+    return _rows_both(layout, *primals), jax.jvp(smooth, (x, t, *coefficients), (*tangents[:2], *tangents[4:]))[1]
 
 
-def _each_row(lay: Layout, x: Array, ids: Any) -> Any:
-    return None if ids is None else jnp.broadcast_to(ids, x.shape[: lay.axis] + x.shape[lay.axis + 1 :])
+def _each_row(layout: Layout, x: Array, ids: Any) -> Any:
+    return None if ids is None else jnp.broadcast_to(ids, x.shape[: layout.axis] + x.shape[layout.axis + 1 :])
 
 
 # ---- elements
@@ -212,7 +216,7 @@ def sigmoid(e: float, x: Array, z: Array, p: Any, absent: Any) -> Array:
     return _sigmoid((e, True), x, z, pattern(p, x), pattern(None if absent is None else 1 - absent.astype(z.dtype), x))
 
 
-def sigmoid_sum(e: float, x: Array, z: Array, p: Any, w: Any) -> Array:
+def sigmoid_total(e: float, x: Array, z: Array, p: Any, w: Any) -> Array:
     return _sigmoid((e, False), x, z, pattern(p, x), pattern(w, x))
 
 
@@ -249,7 +253,7 @@ def _elements_pull_jvp(static: Any, primals: Any, tangents: Any) -> Any:
     return elements_pull(static, *primals), jax.jvp(partial(_elements_backward, static), primals, tangents)[1]
 
 
-def sigmoid_both(e: float, x: Array, z: Array, p: Any, w: Any, g: Any, each: bool) -> tuple[Array, Array]:
+def sigmoid_value_and_grad(e: float, x: Array, z: Array, p: Any, w: Any, g: Any, each: bool) -> tuple[Array, Array]:
     loss, dx = _sigmoid_both((e, each), x, z, pattern(p, x), pattern(w, x), jnp.asarray(g, z.dtype))
     return loss if w is None or not each else w * loss, dx
 
@@ -281,7 +285,7 @@ project = product("project", chunks.project)
 LINEAR = replace(
     chunks.LINEAR,
     rows=rows,
-    rows_both=rows_both_over,
+    rows_value_and_grad=rows_both_over,
     project=lambda h, weight, _over: project(h, weight),
     pull=product("pull", chunks.pull),
     accumulate=product("accumulate", chunks.accumulate, over=True),
@@ -291,7 +295,9 @@ LINEAR = replace(
 # ---- a loss with its derivative
 
 
-def fuse(loss: Callable[..., Array], both: Callable[..., Any], static: Any, x: Array, *arrays: Any) -> Array:
+def fuse_value_and_grad(
+    loss: Callable[..., Array], both: Callable[..., Any], static: Any, x: Array, *arrays: Any
+) -> Array:
     """One visit of the logits for loss and derivative, wherever the derivative's factor is known to the compiler.
 
     It nearly always is, and 1, inside jax.jit. Outside, scaling the derivative would cost more than a second visit.

@@ -194,9 +194,9 @@ PRODUCTS = Family(batched=lambda *_: None, attributes=lambda *_: {})
 def _rows_batched(static: Any, operands: Any, dims: Any, size: int) -> Any:
     if dims[2] is not None:  # the handler knows one vector u
         return None
-    lay, *rest = static
+    layout, *rest = static
     moved = [k if i == 2 else batch_first(k, d, size) for i, (k, d) in enumerate(zip(operands, dims, strict=True))]
-    return (lay._replace(axis=lay.axis + 1), *rest), moved
+    return (layout._replace(axis=layout.axis + 1), *rest), moved
 
 
 ROWS = Family(

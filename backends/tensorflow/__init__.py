@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import tensorflow as tf
-from xent.adapter import Adapter
+from xent import formulas
+from xent.adapter import Adapter, Autodiff, SigmoidKernels, SoftmaxKernels
 
 from . import graph, kernels
 from .linear import LINEAR
@@ -13,15 +16,14 @@ ADAPTER = Adapter(
     name="tensorflow",
     types=(tf.Tensor, tf.Variable),
     ops=OPS,
-    rows=graph.rows,
-    sigmoid=graph.sigmoid,
-    sigmoid_sum=graph.sigmoid_sum,
-    rows_both=graph.rows_both,
-    sigmoid_both=graph.sigmoid_both,
-    value_and_grad=kernels.value_and_grad,
-    watched=kernels.watched,
-    fuse=graph.fuse,
+    softmax=SoftmaxKernels(
+        graph.rows,
+        graph.rows_value_and_grad,
+        partial(formulas.mean_value_and_grad, OPS, graph.rows_value_and_grad),
+    ),
+    sigmoid=SigmoidKernels(graph.sigmoid, graph.sigmoid_total, graph.sigmoid_value_and_grad),
+    autodiff=Autodiff(kernels.value_and_grad, kernels.needs_framework_autodiff, graph.fuse_value_and_grad),
     linear=LINEAR,
+    takes_16bit=True,
     run=kernels.run,
-    narrow=True,
 )

@@ -15,7 +15,7 @@ from xent.adapter import Array, Layout, Scalar
 
 from . import kernels as plain
 from . import operators as kernels
-from .kernels import times
+from .kernels import row_results, times
 from .native import order
 from .operators import derivatives, either, here, replaced, substituted, usable
 from .ops import OPS
@@ -26,60 +26,59 @@ wide = partial(formulas.widened, OPS)
 # ---- rows
 
 
-def rows(lay: Layout, x: Array, t: Array | None, u: Array | None, ids: Array | None) -> Any:
+def rows(layout: Layout, x: Array, t: Array | None, u: Array | None, ids: Array | None) -> Any:
     if not usable() or order(x, t) > 1:
-        return plain.rows(lay, x, t, u, ids)
+        return plain.rows(layout, x, t, u, ids)
 
     @tf.custom_gradient
     def kernel(x: Array, t: Array | None = None) -> Any:
-        results, stats = either(partial(_rows, lay), partial(kernels.rows, lay), x, t, u, ids)
+        results = either(partial(_rows, layout), partial(kernels.rows, layout), x, t, u, ids)
 
         def backward(*upstream: Array) -> Any:
             given = iter(upstream)
             up = tuple(None if result is None else next(given) for result in results[:3])
 
             def pull(labels: bool) -> Array:
-                each = (partial(f, labels, lay) for f in (_rows_backward, kernels.rows_backward, _rows_further))
-                return replaced(*each, x, t, u, ids, stats, up)
+                each = (partial(f, labels, layout) for f in (_rows_backward, kernels.rows_backward, _rows_further))
+                return replaced(*each, x, t, u, ids, (results.m, results.s), up)
 
             return pull(False) if t is None else (pull(False), pull(True))  # the one that nobody wants is dropped
 
         return [result for result in results if result is not None], backward
 
-    given = iter(kernel(x) if t is None else kernel(x, t))
-    return next(given), next(given) if lay.lse else None, None if u is None else next(given), next(given)
+    return row_results(layout, u, kernel(x) if t is None else kernel(x, t))
 
 
-def rows_both(lay: Layout, x: Array, *rest: Any) -> Any:
+def rows_value_and_grad(layout: Layout, x: Array, *rest: Any) -> Any:
     if not usable():
-        return plain.rows_both(lay, x, *rest)
-    formula, kernel = (partial(f, lay) for f in (rows_both_formula, kernels.rows_both))
+        return plain.rows_value_and_grad(layout, x, *rest)
+    formula, kernel = (partial(f, layout) for f in (rows_both_formula, kernels.rows_value_and_grad))
     return replaced(formula, kernel, formula, x, *rest)
 
 
-def _rows(lay: Layout, x: Array, *rest: Any) -> Any:
-    return formulas.rows(OPS, lay, wide(x), *rest, differentiable=True)
+def _rows(layout: Layout, x: Array, *rest: Any) -> Any:
+    return formulas.rows(OPS, layout, wide(x), *rest, differentiable=True)
 
 
 def _rows_backward(
-    labels: bool, lay: Layout, x: Array, t: Any, u: Any, ids: Any, stats: Any, up: Any, pieces: Any = formulas.pieces
+    labels: bool, layout: Layout, x: Array, t: Any, u: Any, ids: Any, stats: Any, up: Any, pieces: Any = formulas.pieces
 ) -> Array:
-    parts = pieces(OPS, lay, wide(x), ids, *stats)
+    parts = pieces(OPS, layout, wide(x), ids, *stats)
     if labels:
-        return formulas.pull_labels(OPS, lay, parts, ids, up)
-    return tf.cast(formulas.pull(OPS, lay, parts, wide(x), t, u, ids, up), x.dtype)
+        return formulas.pull_labels(OPS, layout, parts, ids, up)
+    return tf.cast(formulas.pull(OPS, layout, parts, wide(x), t, u, ids, up), x.dtype)
 
 
 _rows_further = partial(_rows_backward, pieces=formulas.smooth_pieces)  # the statistics are constants
 
 
 def rows_both_formula(
-    lay: Layout, x: Array, t: Any, u: Any, ids: Any, a: Scalar, z: Scalar | None, c: Scalar | None
+    layout: Layout, x: Array, t: Any, u: Any, ids: Any, a: Scalar, lse2: Scalar | None, c: Scalar | None
 ) -> Any:
-    """`formulas.rows_both`, but with results that know their derivatives."""
-    results, stats = _rows(lay, x, t, u, ids)
-    b = None if z is None else 2 * z * results[1]
-    return results, _rows_further(False, lay, x, t, u, ids, stats, (a, b, c))
+    """`formulas.rows_value_and_grad`, but with results that know their derivatives."""
+    results = _rows(layout, x, t, u, ids)
+    b = None if lse2 is None else 2 * lse2 * results.lse
+    return results, _rows_further(False, layout, x, t, u, ids, (results.m, results.s), (a, b, c))
 
 
 # ---- elements
@@ -97,7 +96,7 @@ def sigmoid(e: float, x: Array, z: Array, p: Array | None, absent: Array | None)
     return kernel(x, z)
 
 
-def sigmoid_sum(e: float, x: Array, z: Array, p: Array | None, w: Array | None) -> Array:
+def sigmoid_total(e: float, x: Array, z: Array, p: Array | None, w: Array | None) -> Array:
     absent = None if w is None else w == 0
     if not usable() or order(x, z, w) > 1:
         return _weighted(plain.sigmoid(e, x, z, p, absent), w)
@@ -119,11 +118,11 @@ def sigmoid_sum(e: float, x: Array, z: Array, p: Array | None, w: Array | None) 
     return kernel(x, z) if w is None else kernel(x, z, w)
 
 
-def sigmoid_both(e: float, x: Array, *rest: Any) -> Any:
+def sigmoid_value_and_grad(e: float, x: Array, *rest: Any) -> Any:
     if not usable():
-        return plain.sigmoid_both(e, x, *rest)
+        return plain.sigmoid_value_and_grad(e, x, *rest)
     *operands, each = rest
-    formula, kernel = (partial(f, e, each=each) for f in (_sigmoid_both, kernels.sigmoid_both))
+    formula, kernel = (partial(f, e, each=each) for f in (_sigmoid_both, kernels.sigmoid_value_and_grad))
     return replaced(formula, kernel, formula, x, *operands)
 
 
@@ -165,7 +164,7 @@ def _sigmoid_backward_kernel(labels: bool, e: float, x: Array, z: Array, p: Any,
 
 
 def _sigmoid_both(e: float, x: Array, *rest: Any, each: bool) -> Any:
-    loss, dx = plain.sigmoid_both(e, x, *rest, each)
+    loss, dx = plain.sigmoid_value_and_grad(e, x, *rest, each)
     return loss, tf.cast(dx, x.dtype)
 
 
@@ -173,9 +172,9 @@ def _sigmoid_both(e: float, x: Array, *rest: Any, each: bool) -> Any:
 
 
 @tf.autograph.experimental.do_not_convert
-def fuse(loss: Any, both: Any, static: Any, x: Array, *arrays: Array | None) -> Array:
+def fuse_value_and_grad(loss: Any, both: Any, static: Any, x: Array, *arrays: Array | None) -> Array:
     if not usable():
-        return plain.fuse(loss, both, static, x, *arrays)
+        return plain.fuse_value_and_grad(loss, both, static, x, *arrays)
     if order(x) != 1 or order(*arrays) or x.dtype.size == 2:  # 16 bits are not rounded twice
         return loss(static, x, *arrays)
     places = [i for i, k in enumerate(arrays) if k is not None and k.dtype.is_floating]

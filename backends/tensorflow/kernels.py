@@ -10,7 +10,7 @@ from typing import Any
 import tensorflow as tf
 from tensorflow.python import pywrap_tfe  # no public name says whether there are tapes
 from xent import formulas
-from xent.adapter import Layout
+from xent.adapter import Layout, RowResults
 
 from .native import KERNELS, NATIVE, constant, on_host, order, reachable, tensor, view
 from .operators import here
@@ -19,38 +19,43 @@ from .ops import OPS, total
 Array = Any
 
 
-def rows(lay: Layout, x: Array, t: Array | None, u: Array | None, ids: Array | None) -> Any:
+def rows(layout: Layout, x: Array, t: Array | None, u: Array | None, ids: Array | None) -> Any:
     native = reachable(x, t, u, ids) and order(x, t) < 2
     wanted = True, t is not None and (not native or order(t) > 0)
 
     @tf.custom_gradient
     def kernel(x: Array, t: Array | None = None) -> Any:
         if native:
-            results, (m, s) = KERNELS.rows(lay, *map(view, (x, t, u, ids)))
-            results = [None if result is None else tensor(result) for result in results]
+            found = KERNELS.rows(layout, *map(view, (x, t, u, ids)))
+            results = RowResults(*(None if result is None else tensor(result) for result in found))
         else:  # vectorized_map drops custom gradients, and forward mode looks through them
-            results, (m, s) = formulas.rows(OPS, lay, formulas.widened(OPS, x), t, u, ids, differentiable=True)
+            found = formulas.rows(OPS, layout, formulas.widened(OPS, x), t, u, ids, differentiable=True)
+            results = found
 
         def backward(*upstream: Array) -> Any:
             given = iter(upstream)
             up = tuple(None if result is None else next(given) for result in results[:3])
             if native and constant(*up):
                 coefficients = tuple(map(view, up))
-                dx, dt = KERNELS.rows_backward(lay, view(x), view(t), view(u), view(ids), (m, s), coefficients, wanted)
+                dx, dt = KERNELS.rows_backward(
+                    layout, view(x), view(t), view(u), view(ids), found[3:], coefficients, wanted
+                )
                 return tensor(dx) if t is None else (tensor(dx), None if dt is None else tensor(dt))
             wide = formulas.widened(OPS, x)
-            parts = formulas.smooth_pieces(OPS, lay, wide, ids, *stats(m, s))
-            dx = tf.cast(formulas.pull(OPS, lay, parts, wide, t, u, ids, up), x.dtype)
-            return dx if t is None else (dx, formulas.pull_labels(OPS, lay, parts, ids, up))
+            parts = formulas.smooth_pieces(OPS, layout, wide, ids, results.m, results.s)
+            dx = tf.cast(formulas.pull(OPS, layout, parts, wide, t, u, ids, up), x.dtype)
+            return dx if t is None else (dx, formulas.pull_labels(OPS, layout, parts, ids, up))
 
         return [result for result in results if result is not None], backward
 
-    given = iter(kernel(x) if t is None else kernel(x, t))
-    return next(given), next(given) if lay.lse else None, None if u is None else next(given), next(given)
+    return row_results(layout, u, kernel(x) if t is None else kernel(x, t))
 
 
-def stats(m: Any, s: Any) -> tuple[Array, Array]:
-    return tf.convert_to_tensor(m), tf.convert_to_tensor(s)
+def row_results(layout: Layout, u: Array | None, found: Any) -> RowResults:
+    """Of what is there, in their order."""
+    given = iter(found)
+    nll, lse, smooth = next(given), next(given) if layout.lse else None, None if u is None else next(given)
+    return RowResults(nll, lse, smooth, next(given), next(given))
 
 
 def sigmoid(e: float, x: Array, z: Array, p: Array | None, absent: Array | None) -> Array:
@@ -72,7 +77,7 @@ def sigmoid(e: float, x: Array, z: Array, p: Array | None, absent: Array | None)
 
 
 @tf.autograph.experimental.do_not_convert
-def fuse(loss: Any, both: Any, static: Any, x: Array, *arrays: Array | None) -> Array:
+def fuse_value_and_grad(loss: Any, both: Any, static: Any, x: Array, *arrays: Array | None) -> Array:
     if not reachable(x, *arrays) or order(*arrays):
         return loss(static, x, *arrays)
     highest = order(x)
@@ -110,7 +115,7 @@ def run(function: Callable[..., Any], static: Any, *arrays: Any) -> Any:
     return function(static, *arrays)
 
 
-def watched(x: Array) -> bool:
+def needs_framework_autodiff(x: Array) -> bool:
     return not (tf.executing_eagerly() and NATIVE and pywrap_tfe.TFE_Py_TapeSetIsEmpty())
 
 
@@ -121,9 +126,9 @@ def value_and_grad(f: Callable[[Any], Any], x: Any) -> tuple[Any, Any]:
     return value, tape.gradient(value[0] if isinstance(value, tuple) else value, x)
 
 
-def rows_both(lay: Layout, x: Array, *rest: Any) -> Any:
-    return formulas.rows_both(OPS, lay, formulas.widened(OPS, x), *rest)
+def rows_value_and_grad(layout: Layout, x: Array, *rest: Any) -> Any:
+    return formulas.rows_value_and_grad(OPS, layout, formulas.widened(OPS, x), *rest)
 
 
-def sigmoid_both(e: float, x: Array, *rest: Any) -> Any:
-    return formulas.sigmoid_both(OPS, e, formulas.widened(OPS, x), *rest)
+def sigmoid_value_and_grad(e: float, x: Array, *rest: Any) -> Any:
+    return formulas.sigmoid_value_and_grad(OPS, e, formulas.widened(OPS, x), *rest)

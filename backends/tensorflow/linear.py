@@ -1,7 +1,7 @@
 """linear_ce on TensorFlow: NumPy's loop on the memory of tensors that are values, a `tf.while_loop` in graphs.
 
 Where a tape watches while the loss is computed, the gradients are formed with it; where only its graph is known, when
-they are asked for. Their own derivatives, nested tapes and forward mode take `_linear.composite`.
+they are asked for. Their own derivatives, nested tapes and forward mode take `chunks.composite`.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 from xent import formulas
-from xent.adapter import Array, Linear
+from xent.adapter import Array, LinearKernels
 from xent.backends import numpy as host_numpy
-from xent.formulas import linear as _linear
+from xent.formulas import linear as chunks
+from xent.formulas.linear import LoopOperands, LoopResults, LoopSpec
 
 from . import operators as kernels
 from .graph import rows_both_formula
@@ -40,12 +41,12 @@ def full(shape: tuple[int, ...], value: float, dtype: str, like: Any) -> Any:
     return x
 
 
-HOST = replace(host_numpy.LINEAR, ops=replace(host_numpy.OPS, full=full), scan=partial(_linear.scan, aligned))
+HOST = replace(host_numpy.LINEAR, ops=replace(host_numpy.OPS, full=full), scan=partial(chunks.scan, aligned))
 
 
-def host_loop(static: Any, wanted: tuple[bool, ...], *operands: Any) -> Any:
+def host_loop(spec: LoopSpec, wanted: tuple[bool, ...], operands: LoopOperands) -> Any:
     with np.errstate(all="ignore"):
-        found = _linear.run(static._replace(kit=HOST), wanted, *map(view, operands))
+        found = chunks.run(spec._replace(linear=HOST), wanted, LoopOperands(*map(view, operands)))
     return tf.nest.map_structure(lambda k: None if k is None else tensor(k), found)
 
 
@@ -75,17 +76,17 @@ def accumulate(sums: Array, dx: Array, h: Array) -> Array:
 def scan(step: Any, carry: Any, rows: Any, chunk: int, keep: None) -> Any:
     """In chunks that fill the rows, if there are such; else the last one is filled up, which takes a copy."""
     known = rows[0].shape[0]
-    chunk = chunk if known is None else _linear.even(known, chunk)
+    chunk = chunk if known is None else chunks.even(known, chunk)
     count = tf.shape(rows[0])[0] if known is None else known
-    chunks = (count + chunk - 1) // chunk
-    chunks = tf.maximum(chunks, 1) if known is None else max(chunks, 1)  # no rows: one chunk of filling
+    steps = (count + chunk - 1) // chunk
+    steps = tf.maximum(steps, 1) if known is None else max(steps, 1)  # no rows: one chunk of filling
 
     def cut(k: Array | None) -> Array | None:
         if k is None:
             return None
-        if known is None or known != chunks * chunk:
-            k = tf.pad(k, [[0, chunks * chunk - count]] + [[0, 0]] * (len(k.shape) - 1))
-        return tf.reshape(k, [chunks, chunk, *k.shape[1:]])
+        if known is None or known != steps * chunk:
+            k = tf.pad(k, [[0, steps * chunk - count]] + [[0, 0]] * (len(k.shape) - 1))
+        return tf.reshape(k, [steps, chunk, *k.shape[1:]])
 
     cuts = [cut(k) for k in rows]
 
@@ -93,17 +94,17 @@ def scan(step: Any, carry: Any, rows: Any, chunk: int, keep: None) -> Any:
         return step(carry, *(None if k is None else k[i] for k in cuts))
 
     carry, first = at(0, carry)  # which says what there is
-    arrays = [tf.TensorArray(k.dtype, chunks, element_shape=k.shape).write(0, k) for k in kernels.there(first)]
+    arrays = [tf.TensorArray(k.dtype, steps, element_shape=k.shape).write(0, k) for k in kernels.there(first)]
 
     def body(i: Array, carried: Any, arrays: Any) -> Any:
         moved, outputs = at(i, kernels.refilled(carry, carried))
         written = [array.write(i, k) for array, k in zip(arrays, kernels.there(outputs), strict=True)]
         return i + 1, kernels.there(moved), written
 
-    with tf.control_dependencies(kernels.there((carry, first))):  # or the first two chunks would be there at once
+    with tf.control_dependencies(kernels.there((carry, first))):  # or the first two steps would be there at once
         start = tf.constant(1)
     loop = (start, kernels.there(carry), arrays)
-    _, carried, arrays = tf.while_loop(lambda i, *_: i < chunks, body, loop, parallel_iterations=1)
+    _, carried, arrays = tf.while_loop(lambda i, *_: i < steps, body, loop, parallel_iterations=1)
     joined = [_joined(array.stack(), count) for array in arrays]
     return kernels.refilled(carry, carried), kernels.refilled(first, joined)
 
@@ -113,79 +114,85 @@ def _joined(k: Array, count: Any) -> Array:
     return k if k.shape[0] == count else k[:count]
 
 
-def loop(static: Any, wanted: tuple[bool, ...], *operands: Any) -> Any:
+def loop(spec: LoopSpec, wanted: tuple[bool, ...], operands: LoopOperands) -> tuple[LoopResults, Any]:
     if reachable(*operands):
-        return host_loop(static, wanted, *operands)
+        found: tuple[LoopResults, Any] = host_loop(spec, wanted, operands)
+        return found
     if not usable():
-        return _linear.run(static, wanted, *operands)
-    return either(*(partial(_linear.run, static._replace(kit=kit), wanted) for kit in (LINEAR, KERNELS)), *operands)
+        return chunks.run(spec, wanted, operands)
+    formula, kernel = (partial(chunks.run, spec._replace(linear=linear), wanted) for linear in (LINEAR, KERNELS))
+    results, grads = either(formula, kernel, operands)
+    return LoopResults(*results), grads
 
 
 # ---- the derivative rule
 
 
 @tf.autograph.experimental.do_not_convert
-def head(static: Any, *operands: Array | None) -> Any:
+def head(spec: LoopSpec, operands: LoopOperands) -> tuple[Array, LoopResults]:
     floating = [operands[i] for i in FLOATING]
     if order(*floating) > 1 or mapped():
-        value, results = _linear.composite(static, *operands)
+        value, results = chunks.composite(spec, operands)
     else:
-        value, results = _head(static, *operands)
+        value, results = _head(spec, operands)
     return value, tf.nest.map_structure(lambda k: None if k is None else tf.stop_gradient(k), results)
 
 
-FLOATING = 0, 1, 2, 5, 6, 7  # h, weight, bias, a, z, c among the operands
+FLOATING = [i for i, name in enumerate(LoopOperands._fields) if name not in ("u", "ids")]
 
 
-def _head(static: Any, *operands: Array | None) -> Any:
+def _head(spec: LoopSpec, operands: LoopOperands) -> tuple[Array, LoopResults]:
     places = [i for i in FLOATING if operands[i] is not None]
-    wanted: Any = tuple(not static.each and k is not None and order(k) > 0 for k in operands[:3])
+    wanted: Any = tuple(not spec.each and k is not None and order(k) > 0 for k in operands.parameters)
     there: list[bool] = []
 
     @tf.custom_gradient
     def kernel(*_: Array) -> Any:
-        results, grads = loop(static, wanted, *operands)
-        value = _linear.value(static, results, *operands[-3:])
+        results, grads = loop(spec, wanted, operands)
+        value = chunks.value(spec, results, operands)
         there[:] = [k is not None for k in results]
 
         def backward(g: Array, *_: Any) -> list[Array | None]:
             early = grads if any(wanted) else None
-            found = dict(_pull(static, places, operands, results, early, g))
-            if not tf.executing_eagerly() and len(found) < len(places):  # somebody may still come for those; or nobody
-                found = dict(_pull(static, places, operands, results, None, g)) | found
+            found = dict(_pull(spec, places, operands, results, early, g))
+            if not tf.executing_eagerly() and len(found) < len(places):  # an outer tape may need them later
+                found = dict(_pull(spec, places, operands, results, None, g)) | found
             return [found.get(i) for i in places]
 
         return (value, *(k for k in results if k is not None)), backward
 
     value, *found = kernel(*(operands[i] for i in places))
     given = iter(found)
-    return value, tuple(next(given) if is_there else None for is_there in there)
+    return value, LoopResults(*(next(given) if is_there else None for is_there in there))
 
 
-def _pull(static: Any, places: list[int], operands: Any, results: Any, early: Any, g: Array) -> Any:
+def _pull(spec: LoopSpec, places: list[int], operands: LoopOperands, results: LoopResults, early: Any, g: Array) -> Any:
     """(place, derivative) of all `places` that are known `early`, or computed now; they can be differentiated."""
     g, operands = here((g, operands))
-    loss, lse, smooth, _ = results
-    squares = None if lse is None else lse * lse
+    in_slopes = chunks.in_slopes(results)
     chosen = [i for i in places if i > 2 or early is None or early[i] is not None]
 
     @tf.custom_gradient
     def pull(g: Array, *_: Array) -> Any:
         grads = early
         if early is None:
-            slopes = (None if k is None else k * g for k in operands[-3:])
-            _, grads = loop(static, (True, True, operands[2] is not None), *operands[:5], *slopes)
+            a, lse2, c = (None if k is None else k * g for k in operands.slopes)
+            scaled = operands._replace(a=a, lse2=lse2, c=c)
+            _, grads = loop(spec, (True, True, operands.bias is not None), scaled)
         else:
             grads = [None if d is None else times(d, g) for d in early]
-        typed = (None if d is None else tf.cast(d, k.dtype) for d, k in zip(grads, operands[:3], strict=True))
-        slots = (*typed, None, None, *(None if k is None else k * g for k in (loss, squares, smooth)))
+        typed = (None if d is None else tf.cast(d, k.dtype) for d, k in zip(grads, operands.parameters, strict=True))
+        slots = (*typed, None, None, *(None if k is None else k * g for k in in_slopes))
 
         def backward(*up: Array) -> Any:
             given = here(operands)
 
             def first(moved: list[Array]) -> list[Array]:
                 around = substituted(given, places, moved[1:])
-                value = lambda floats: _linear.composite(static, *substituted(around, chosen, floats))[0]  # noqa: E731
+
+                def value(floats: Any) -> Array:
+                    return chunks.composite(spec, LoopOperands(*substituted(around, chosen, floats)))[0]
+
                 return derivatives(value, [around[i] for i in chosen], moved[:1])
 
             return derivatives(first, [g, *(given[i] for i in places)], up)
@@ -195,10 +202,10 @@ def _pull(static: Any, places: list[int], operands: Any, results: Any, early: An
     return zip(chosen, pull(g, *(operands[i] for i in places)), strict=True)
 
 
-LINEAR = Linear(
+LINEAR = LinearKernels(
     ops=replace(OPS, full=no_sums),
     rows=rows,
-    rows_both=rows_both_formula,
+    rows_value_and_grad=rows_both_formula,
     tanh=tf.tanh,
     smooth_tanh=tf.tanh,
     matmul=project,
@@ -210,12 +217,12 @@ LINEAR = Linear(
     accumulate=accumulate,
     scan=scan,
     head=head,
-    memory=lambda x: _linear.MEMORY,
+    memory=lambda x: chunks.MEMORY,
 )
 KERNELS = replace(
     LINEAR,
-    rows=lambda *operands: kernels.rows(*operands)[0],
-    rows_both=kernels.rows_both,
+    rows=kernels.rows,
+    rows_value_and_grad=kernels.rows_value_and_grad,
     project=kernels.project,
     pull=kernels.pull,
     accumulate=kernels.accumulate,

@@ -73,7 +73,13 @@ NATIVE = calls.native is not None
 EAGER = tf.__internal__.EagerTensor
 KERNELS = replace(host_numpy.KERNELS, empty=empty)
 HOST = replace(
-    host_numpy.ADAPTER, rows_both=KERNELS.rows_both, mean_both=KERNELS.mean_both, sigmoid_both=KERNELS.sigmoid_both
+    host_numpy.ADAPTER,
+    softmax=replace(
+        host_numpy.SOFTMAX,
+        rows_value_and_grad=KERNELS.rows_value_and_grad,
+        mean_value_and_grad=KERNELS.mean_value_and_grad,
+    ),
+    sigmoid=replace(host_numpy.SIGMOID, value_and_grad=KERNELS.sigmoid_value_and_grad),
 )
 
 

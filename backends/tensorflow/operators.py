@@ -15,7 +15,7 @@ from typing import Any
 
 import tensorflow as tf
 from tensorflow.python.eager import record  # no public name makes all tapes look away
-from xent.adapter import Array, Layout, Scalar, computed_in
+from xent.adapter import Array, Layout, RowResults, Scalar, computed_in
 from xent.backends import dense
 from xent.backends.cpu.calls import native
 
@@ -180,35 +180,40 @@ def _shaped(shape: Any, *results: Array) -> None:
         result.set_shape(shape)
 
 
-def _row_results(lay: Layout, x: Array, u: Array | None, results: Any) -> Any:
+def _row_results(layout: Layout, x: Array, u: Array | None, results: Any) -> Any:
     m, s, loss, lse, smooth = results
-    _shaped(_without(x.shape, lay.axis), m, s, loss)
-    given = loss, lse if lay.lse else None, None if u is None else smooth
+    _shaped(_without(x.shape, layout.axis), m, s, loss)
+    given = loss, lse if layout.lse else None, None if u is None else smooth
     _shaped(loss.shape, *(k for k in given if k is not None))
-    m, s = (tf.expand_dims(k, lay.axis) for k in (m, s))
-    return (*given, m), (m, s)
+    m, s = (tf.expand_dims(k, layout.axis) for k in (m, s))
+    return RowResults(*given, m, s)
 
 
-def rows(lay: Layout, x: Array, t: Array | None, u: Array | None, ids: Array | None) -> Any:
-    operands = *_empty(x, t, u), _ids(x, ids, lay.axis)
-    return _row_results(lay, x, u, OPERATORS.xent_rows(x, *operands, axis=lay.axis, with_lse=lay.lse))
+def rows(layout: Layout, x: Array, t: Array | None, u: Array | None, ids: Array | None) -> Any:
+    operands = *_empty(x, t, u), _ids(x, ids, layout.axis)
+    return _row_results(layout, x, u, OPERATORS.xent_rows(x, *operands, axis=layout.axis, with_lse=layout.lse))
 
 
-def rows_backward(labels: bool, lay: Layout, x: Array, t: Any, u: Any, ids: Any, stats: Any, up: Any) -> Array:
+def rows_backward(labels: bool, layout: Layout, x: Array, t: Any, u: Any, ids: Any, stats: Any, up: Any) -> Array:
     """In the labels, or else in the logits."""
-    per_row = [None if k is None else _each_row(x, k, lay.axis) for k in up]
-    operands = *_empty(x, t, u), _ids(x, ids, lay.axis), *(tf.squeeze(k, lay.axis) for k in stats), *_empty(x, *per_row)
-    d = OPERATORS.xent_rows_backward(x, *operands, axis=lay.axis, labels=labels)[labels]
+    per_row = [None if k is None else _each_row(x, k, layout.axis) for k in up]
+    operands = (
+        *_empty(x, t, u),
+        _ids(x, ids, layout.axis),
+        *(tf.squeeze(k, layout.axis) for k in stats),
+        *_empty(x, *per_row),
+    )
+    d = OPERATORS.xent_rows_backward(x, *operands, axis=layout.axis, labels=labels)[labels]
     _shaped(x.shape, d)
     return d
 
 
-def rows_both(lay: Layout, x: Array, t: Any, u: Any, ids: Any, *slopes: Scalar | None) -> Any:
-    per_row = [None if k is None else _each_row(x, k, lay.axis) for k in slopes]
-    operands = *_empty(x, t, u), _ids(x, ids, lay.axis), *_empty(x, *per_row)
-    *results, dx = OPERATORS.xent_rows_both(x, *operands, axis=lay.axis, with_lse=lay.lse)
+def rows_value_and_grad(layout: Layout, x: Array, t: Any, u: Any, ids: Any, *slopes: Scalar | None) -> Any:
+    per_row = [None if k is None else _each_row(x, k, layout.axis) for k in slopes]
+    operands = *_empty(x, t, u), _ids(x, ids, layout.axis), *_empty(x, *per_row)
+    *results, dx = OPERATORS.xent_rows_both(x, *operands, axis=layout.axis, with_lse=layout.lse)
     _shaped(x.shape, dx)
-    return _row_results(lay, x, u, results)[0], dx
+    return _row_results(layout, x, u, results), dx
 
 
 def _elements(e: float, x: Array, z: Array, *patterns: Array | None) -> tuple[list[Array], dict[str, int]]:
@@ -240,7 +245,7 @@ def sigmoid_backward(labels: bool, e: float, x: Array, z: Array, p: Any, w: Arra
     return d
 
 
-def sigmoid_both(e: float, x: Array, z: Array, p: Any, w: Any, g: Scalar, each: bool) -> tuple[Array, Array]:
+def sigmoid_value_and_grad(e: float, x: Array, z: Array, p: Any, w: Any, g: Scalar, each: bool) -> tuple[Array, Array]:
     operands, inner = _elements(e, x, z, p, w)
     loss, total, dx = OPERATORS.xent_sigmoid_both(*operands, tf.convert_to_tensor(g, _compute(x)), **inner, each=each)
     _shaped(x.shape, dx, *[loss] * each)

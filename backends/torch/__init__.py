@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import torch
-from xent.adapter import Adapter
+from xent.adapter import Adapter, Autodiff, SigmoidKernels, SoftmaxKernels
 
-from . import kernels, native
+from . import kernels
 from .linear import LINEAR
 from .ops import OPS
 
-NATIVE = native.OPERATORS is not None
 ADAPTER = Adapter(
     name="torch",
     types=(torch.Tensor,),
     ops=OPS,
-    rows=kernels.rows,
-    sigmoid=kernels.sigmoid,
-    sigmoid_sum=kernels.sigmoid_sum if NATIVE else None,
-    rows_both=kernels.rows_both if NATIVE else None,
-    mean_both=kernels.mean_both if NATIVE else None,
-    sigmoid_both=kernels.sigmoid_both if NATIVE else None,
-    value_and_grad=kernels.value_and_grad,
-    watched=kernels.watched,
-    fuse=kernels.fuse if NATIVE else None,
+    softmax=SoftmaxKernels(kernels.rows, kernels.rows_value_and_grad, kernels.mean_value_and_grad),
+    sigmoid=SigmoidKernels(kernels.sigmoid, kernels.sigmoid_total, kernels.sigmoid_value_and_grad),
+    autodiff=Autodiff(kernels.value_and_grad, kernels.needs_framework_autodiff, kernels.fuse_value_and_grad),
     linear=LINEAR,
-    narrow=True,
+    takes_16bit=True,
 )

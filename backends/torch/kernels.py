@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from xent import formulas
-from xent.adapter import Layout
+from xent.adapter import Layout, RowResults
 
-from .native import DIRECT, apply, direct, kernels
-from .ops import OPS, total
+from .native import DIRECT, OPERATORS, apply, direct, kernels
+from .ops import OPS
 from .transforms import plain, traced
 
 Array = Any
@@ -21,17 +21,15 @@ class Rows(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(lay: Layout, x: Array, t: Array, u: Array, ids: Array) -> Any:
+    def forward(layout: Layout, x: Array, t: Array, u: Array, ids: Array) -> Any:
         native = kernels(x, t, u, ids)
         if native:
-            results, stats = native.rows(lay, x, t, u, ids)
-        else:
-            results, stats = formulas.rows(OPS, lay, formulas.widened(OPS, x), t, u, ids)
-        return (*results[:3], *stats)
+            return native.rows(layout, x, t, u, ids)
+        return formulas.rows(OPS, layout, formulas.widened(OPS, x), t, u, ids)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        ctx.lay, *saved = inputs
+        ctx.layout, *saved = inputs
         m, s = output[3:]
         ctx.mark_non_differentiable(m, s)
         ctx.set_materialize_grads(False)
@@ -40,16 +38,16 @@ class Rows(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, a: Array, b: Array, c: Array, *_: Any) -> Any:
         x, t, u, ids, m, s = ctx.saved_tensors
-        lay, up = ctx.lay, (torch.zeros_like(m).squeeze(ctx.lay.axis) if a is None else a, b, c)
+        layout, up = ctx.layout, (torch.zeros_like(m).squeeze(ctx.layout.axis) if a is None else a, b, c)
         wanted = ctx.needs_input_grad[1], ctx.needs_input_grad[2]
         native = None if torch.is_grad_enabled() else kernels(x, t, u, ids, m, *up)
         if native:
-            return None, *native.rows_backward(lay, x, t, u, ids, (m, s), up, wanted), None, None
+            return None, *native.rows_backward(layout, x, t, u, ids, (m, s), up, wanted), None, None
         make = formulas.smooth_pieces if torch.is_grad_enabled() else formulas.pieces
         wide = formulas.widened(OPS, x)
-        parts = make(OPS, lay, wide, ids, m, s)
-        dx = formulas.pull(OPS, lay, parts, wide, t, u, ids, up).to(x.dtype) if wanted[0] else None
-        dt = formulas.pull_labels(OPS, lay, parts, ids, up[:1]) if wanted[1] else None
+        parts = make(OPS, layout, wide, ids, m, s)
+        dx = formulas.pull(OPS, layout, parts, wide, t, u, ids, up).to(x.dtype) if wanted[0] else None
+        dt = formulas.pull_labels(OPS, layout, parts, ids, up[:1]) if wanted[1] else None
         return None, dx, dt, None, None
 
 
@@ -100,10 +98,10 @@ class SigmoidSum(torch.autograd.Function):
         return None, dx.to(x.dtype), dz, None, None
 
 
-def rows(lay: Layout, x: Array, t: Array | None, u: Array | None, ids: Array | None) -> Any:
+def rows(layout: Layout, x: Array, t: Array | None, u: Array | None, ids: Array | None) -> RowResults:
     if plain():
-        return formulas.rows(OPS, lay, formulas.widened(OPS, x), t, u, ids, differentiable=True)[0]
-    return apply(Rows, lay, x, t, u, ids)[:4]
+        return formulas.rows(OPS, layout, formulas.widened(OPS, x), t, u, ids, differentiable=True)
+    return RowResults(*apply(Rows, layout, x, t, u, ids))
 
 
 def sigmoid(e: float, x: Array, z: Array, p: Array | None, absent: Array | None) -> Array:
@@ -112,39 +110,37 @@ def sigmoid(e: float, x: Array, z: Array, p: Array | None, absent: Array | None)
     return apply(Sigmoid, e, x, z, p, absent)
 
 
-def sigmoid_sum(e: float, x: Array, z: Array, p: Array | None, w: Array | None) -> Array:
+def sigmoid_total(e: float, x: Array, z: Array, p: Array | None, w: Array | None) -> Array:
     if plain() or (w is not None and w.requires_grad) or kernels(x, z, p, w) is None:
-        loss = sigmoid(e, x, z, p, None if w is None else w == 0)
-        return total(loss if w is None else w * loss, None)
+        return formulas.sigmoid_total(OPS, sigmoid, e, x, z, p, w)
     return apply(SigmoidSum, e, x, z, p, w)
 
 
 # ---- loss and derivative in one visit
 
 
-def rows_both(
-    lay: Layout, x: Array, t: Array | None, u: Array | None, ids: Array | None, a: Any, z: Any, c: Any
+def rows_value_and_grad(
+    layout: Layout, x: Array, t: Array | None, u: Array | None, ids: Array | None, a: Any, lse2: Any, c: Any
 ) -> Any:
-    native = kernels(x, t, u, ids, *(k for k in (a, z, c) if not isinstance(k, float)))
+    native = kernels(x, t, u, ids, *(k for k in (a, lse2, c) if not isinstance(k, float)))
     if native:
-        return native.rows_both(lay, x, t, u, ids, a, z, c)
+        return native.rows_value_and_grad(layout, x, t, u, ids, a, lse2, c)
     with torch.no_grad():
-        return formulas.rows_both(OPS, lay, formulas.widened(OPS, x), t, u, ids, a, z, c)
+        return formulas.rows_value_and_grad(OPS, layout, formulas.widened(OPS, x), t, u, ids, a, lse2, c)
 
 
-def mean_both(lay: Layout, x: Array, t: Array | None, ids: Array | None, n: int) -> Any:
+def mean_value_and_grad(layout: Layout, x: Array, t: Array | None, ids: Array | None, n: int) -> Any:
     if kernels(x, t, ids) is DIRECT:
-        return DIRECT.mean_both(lay, x, t, ids, n)
-    (loss, *_), dx = rows_both(lay, x, t, None, ids, 1 / n, None, None)
-    return total(loss, None) / n, dx
+        return DIRECT.mean_value_and_grad(layout, x, t, ids, n)
+    return formulas.mean_value_and_grad(OPS, rows_value_and_grad, layout, x, t, ids, n)
 
 
-def sigmoid_both(e: float, x: Array, z: Array, p: Array | None, w: Array | None, g: Any, each: bool) -> Any:
+def sigmoid_value_and_grad(e: float, x: Array, z: Array, p: Array | None, w: Array | None, g: Any, each: bool) -> Any:
     with torch.no_grad():
         native = kernels(x, z, p, w)
         if native:
-            return native.sigmoid_both(e, x, z, p, w, g, each)
-        return formulas.sigmoid_both(OPS, e, formulas.widened(OPS, x), z, p, w, g, each)
+            return native.sigmoid_value_and_grad(e, x, z, p, w, g, each)
+        return formulas.sigmoid_value_and_grad(OPS, e, formulas.widened(OPS, x), z, p, w, g, each)
 
 
 class Fused(torch.autograd.Function):
@@ -185,7 +181,7 @@ def _exact(dx: Array, g: Array) -> bool:
     return dx.element_size() > 2 or abs(math.frexp(g.item())[0]) == 0.5
 
 
-def fuse(loss: Any, both: Any, static: Any, x: Array, *arrays: Any) -> Array:
+def fuse_value_and_grad(loss: Any, both: Any, static: Any, x: Array, *arrays: Any) -> Array:
     if (
         torch.is_grad_enabled()
         and x.requires_grad
@@ -198,7 +194,9 @@ def fuse(loss: Any, both: Any, static: Any, x: Array, *arrays: Any) -> Array:
     return loss(static, x, *arrays)
 
 
-def watched(x: Array) -> bool:
+def needs_framework_autodiff(x: Array) -> bool:
+    if OPERATORS is None:
+        return True
     return torch._C._are_functorch_transforms_active() or plain() or (torch.is_grad_enabled() and x.requires_grad)
 
 

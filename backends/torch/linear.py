@@ -1,7 +1,7 @@
 """linear_ce on PyTorch: products, and an `autograd.Function` whose gradients are there before anybody asks for them.
 
 They are handed out once, times the upstream gradient. Asked again, they are computed anew; asked in a way that wants to
-be differentiated further, by `_linear.composite`, which knows every transform.
+be differentiated further, by `chunks.composite`, which knows every transform.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 from xent import formulas
-from xent.adapter import Layout, Linear
-from xent.formulas import linear as _linear
+from xent.adapter import Layout, LinearKernels
+from xent.formulas import linear as chunks
+from xent.formulas.linear import LoopOperands, LoopResults, LoopSpec
 
 from .kernels import rows
 from .native import ON_CPU, OPERATORS, kernels
@@ -53,7 +54,7 @@ def project(h: Array, weight: Array, over: Array | None) -> Array:
         native.project(h, weight, x)
         return x
     h = formulas.widened(OPS, h)
-    for part in _linear.blocks(*weight.shape):
+    for part in chunks.blocks(*weight.shape):
         x[:, part] = h @ formulas.widened(OPS, weight[part]).mT
     return x
 
@@ -68,7 +69,7 @@ def pull(dx: Array, weight: Array) -> Array:
     if native_16(weight):
         return torch.mm(dx.to(weight.dtype), weight, out_dtype=dx.dtype)
     dh = dx.new_zeros((len(dx), weight.shape[1]))
-    for part in _linear.blocks(*weight.shape):
+    for part in chunks.blocks(*weight.shape):
         torch.addmm(dh, dx[:, part], weight[part].to(dx.dtype), out=dh)
     return dh
 
@@ -85,11 +86,11 @@ def accumulate(sums: Array, dx: Array, h: Array) -> Array:
 # ---- a chunk's derivative, over its logits
 
 
-def rows_both(lay: Layout, x: Array, t: None, u: Array | None, ids: Array, a: Any, z: Any, c: Any) -> Any:
+def rows_value_and_grad(layout: Layout, x: Array, t: None, u: Array | None, ids: Array, a: Any, z: Any, c: Any) -> Any:
     native = kernels(x, u, ids)
     if native not in (None, OPERATORS):
-        return replace(native, in_place=True).rows_both(lay, x, t, u, ids, a, z, c)
-    return formulas.rows_both(OPS, lay, x, t, u, ids, a, z, c)
+        return replace(native, in_place=True).rows_value_and_grad(layout, x, t, u, ids, a, z, c)
+    return formulas.rows_value_and_grad(OPS, layout, x, t, u, ids, a, z, c)
 
 
 def new(shape: Any, like: Array, zeros: bool) -> Array:
@@ -98,28 +99,29 @@ def new(shape: Any, like: Array, zeros: bool) -> Array:
 
 def scan(step: Any, carry: Any, rows: Any, chunk: int, keep: Any) -> Any:
     keep = None if keep is None else torch.from_numpy(keep).to(rows[0].device)
-    return _linear.scan(new, step, carry, rows, chunk, keep)
+    return chunks.scan(new, step, carry, rows, chunk, keep)
 
 
 # ---- the loop: as it is, and as one operator for tracers
 
 
-def loop(static: Any, wanted: tuple[bool, ...], *operands: Array | None) -> tuple[Any, Any]:
-    """Results and the gradients that are wanted, for sum(a loss + z lse^2 + c smooth)."""
+def loop(spec: LoopSpec, wanted: tuple[bool, ...], operands: LoopOperands) -> tuple[LoopResults, Any]:
+    """Results and the gradients that are wanted."""
     if not recording():
-        return run(static, wanted, *operands)
-    lay = static.lay
-    flags = (static.softcap, static.chunk, lay.masked, lay.lse, static.stats, *wanted)
+        return run(spec, wanted, operands)
+    layout = spec.layout
+    flags = (spec.softcap, spec.chunk, layout.masked, layout.lse, spec.stats, *wanted)
     found = torch.ops.xent.linear(*operands, *flags)
-    there = (True, lay.lse, operands[3] is not None, static.stats, *wanted)
-    loss, lse, smooth, correct, *grads = (k if is_there else None for k, is_there in zip(found, there, strict=True))
-    return (loss, lse, smooth, correct), tuple(grads)
+    there = (True, layout.lse, operands.u is not None, spec.stats, *wanted)
+    nll, lse, smooth, correct, *grads = (k if is_there else None for k, is_there in zip(found, there, strict=True))
+    return LoopResults(nll, lse, smooth, correct), tuple(grads)
 
 
-def run(static: Any, wanted: tuple[bool, ...], h: Array, *operands: Array | None) -> tuple[Any, Any]:
+def run(spec: LoopSpec, wanted: tuple[bool, ...], operands: LoopOperands) -> tuple[LoopResults, Any]:
     """Without autocast: the loss is computed in float32 at least, whichever products are the native kernels'."""
+    h = operands.hidden
     with torch.autocast(h.device.type, enabled=False) if autocast(h) else contextlib.nullcontext():
-        return _linear.run(static, wanted, h, *operands)
+        return chunks.run(spec, wanted, operands)
 
 
 def autocast(x: Array) -> bool:
@@ -142,17 +144,17 @@ LIBRARY.define(
 
 
 def operator(*arguments: Any) -> tuple[Array, ...]:
-    operands, (softcap, chunk, masked, lse, stats), wanted = arguments[:8], arguments[8:13], arguments[13:]
-    rows = min(chunk, max(len(operands[0]), 1))
-    static = _linear.Head(LINEAR, Layout(1, True, masked, lse), softcap, rows, False, stats)
-    results, grads = run(static, wanted, *operands)
-    return tuple(operands[0].new_empty(0) if k is None else k for k in (*results, *grads))
+    count = len(LoopOperands._fields)
+    operands, (softcap, chunk, masked, lse, stats, *wanted) = LoopOperands(*arguments[:count]), arguments[count:]
+    rows = min(chunk, max(len(operands.hidden), 1))
+    spec = LoopSpec(LINEAR, Layout(1, True, masked, lse), softcap, rows, False, stats)
+    results, grads = run(spec, tuple(wanted), operands)
+    return tuple(operands.hidden.new_empty(0) if k is None else k for k in (*results, *grads))
 
 
 def shapes(*arguments: Any) -> tuple[Array, ...]:
     """The operator's results, for tracers."""
-    h, weight, _, u, ids = arguments[:5]
-    lse, stats, *wanted = arguments[11:]
+    h, weight, _, u, ids, _, _, _, _softcap, _chunk, _masked, lse, stats, *wanted = arguments
     dtype = getattr(torch, formulas.compute_dtype(OPS, h))
 
     def result(there: bool, like: Array, dtype: Any = dtype) -> Array:
@@ -171,33 +173,33 @@ torch.library.register_fake("xent::linear", shapes, lib=LIBRARY)
 
 class Head(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, static: Any, wanted: tuple[bool, ...], *operands: Array | None) -> Any:
-        results, grads = loop(static, (False, False, False) if static.each else wanted, *operands)
-        ctx.static, ctx.wanted, ctx.spent = static, wanted, False
+    def forward(ctx: Any, spec: LoopSpec, wanted: tuple[bool, ...], *arrays: Array | None) -> Any:
+        operands = LoopOperands(*arrays)
+        results, grads = loop(spec, (False, False, False) if spec.each else wanted, operands)
+        ctx.spec, ctx.wanted, ctx.spent = spec, wanted, False
         ctx.save_for_backward(*operands, *results[:3], *grads)  # so that hooks on saved tensors see them
         ctx.mark_non_differentiable(*(k for k in results if k is not None))
         ctx.set_materialize_grads(False)
-        return _linear.value(static, results, *operands[-3:]), *results
+        return chunks.value(spec, results, operands), *results
 
     @staticmethod
     def backward(ctx: Any, g: Array | None, *_: Any) -> Any:
-        operands, (loss, lse, smooth), grads = _three(ctx.saved_tensors)
+        operands, results, grads = _three(ctx.saved_tensors)
         if g is None:
-            return (None,) * 10
+            return None, None, *(None for _ in operands)
         if torch.is_grad_enabled() or batched(g):
             return None, None, *_further(ctx, operands, g)
-        if ctx.static.each or ctx.spent:
-            slopes = (None if k is None else k * g for k in operands[-3:])
-            grads, g_ = loop(ctx.static, ctx.wanted, *operands[:5], *slopes)[1], None
+        if ctx.spec.each or ctx.spent:
+            a, lse2, c = (None if k is None else k * g for k in operands.slopes)
+            grads, g_ = loop(ctx.spec, ctx.wanted, operands._replace(a=a, lse2=lse2, c=c))[1], None
         elif recording():
             grads, g_ = [None if d is None else d * g for d in grads], None
         else:
             ctx.spent, g_ = True, g
-        typed = (_handed_out(d, k, g_) for d, k in zip(grads, operands[:3], strict=True))
-        squares = None if lse is None else lse * lse
+        typed = (_handed_out(d, k, g_) for d, k in zip(grads, operands.parameters, strict=True))
         along = (
             g * k if needed else None
-            for k, needed in zip((loss, squares, smooth), ctx.needs_input_grad[-3:], strict=True)
+            for k, needed in zip(chunks.in_slopes(results), ctx.needs_input_grad[-3:], strict=True)
         )
         return None, None, *typed, None, None, *along
 
@@ -208,7 +210,9 @@ def batched(g: Array) -> bool:
 
 
 def _three(saved: Any) -> Any:
-    return saved[:8], saved[8:11], saved[11:]
+    count = len(LoopOperands._fields)
+    nll, lse, smooth, *grads = saved[count:]
+    return LoopOperands(*saved[:count]), LoopResults(nll, lse, smooth, None), grads
 
 
 def _handed_out(d: Array | None, like: Array, g: Array | None) -> Array | None:
@@ -227,30 +231,31 @@ def _further(ctx: Any, operands: Any, g: Array) -> list[Array | None]:
     further = torch.is_grad_enabled()
     with torch.enable_grad():
         if not further:
-            operands = [k.detach().requires_grad_() if n else k for k, n in zip(operands, needed, strict=True)]
-        value = _linear.composite(ctx.static, *operands)[0]
+            moved = (k.detach().requires_grad_() if n else k for k, n in zip(operands, needed, strict=True))
+            operands = LoopOperands(*moved)
+        value = chunks.composite(ctx.spec, operands)[0]
         chosen = [k for k, n in zip(operands, needed, strict=True) if n]
         found = iter(torch.autograd.grad(value, chosen, g, create_graph=further))
     return [next(found) if n else None for n in needed]
 
 
-def head(static: Any, *operands: Array | None) -> Any:
+def head(spec: LoopSpec, operands: LoopOperands) -> tuple[Array, LoopResults]:
     inside = torch._C._are_functorch_transforms_active()
     if plain() or inside or not all(k is None or type(k) in PLAIN or recording() for k in operands):
-        value, results = _linear.composite(static, *operands)
-        return value, tuple(None if k is None else k.detach() for k in results)
+        value, results = chunks.composite(spec, operands)
+        return value, LoopResults(*(None if k is None else k.detach() for k in results))
     needed = [torch.is_grad_enabled() and k is not None and k.requires_grad for k in operands]
     if any(needed):
-        value, *results = Head.apply(static, tuple(needed[:3]), *operands)
-        return value, tuple(results)
-    results = loop(static, (False, False, False), *operands)[0]
-    return _linear.value(static, results, *operands[-3:]), results
+        value, *found = Head.apply(spec, tuple(needed[:3]), *operands)
+        return value, LoopResults(*found)
+    results = loop(spec, (False, False, False), operands)[0]
+    return chunks.value(spec, results, operands), results
 
 
-LINEAR = Linear(
+LINEAR = LinearKernels(
     ops=OPS,
     rows=rows,
-    rows_both=rows_both,
+    rows_value_and_grad=rows_value_and_grad,
     tanh=torch.tanh_,
     smooth_tanh=torch.tanh,
     matmul=matmul,
@@ -262,5 +267,5 @@ LINEAR = Linear(
     accumulate=accumulate,
     scan=scan,
     head=head,
-    memory=lambda x: _linear.MEMORY if x.is_cpu else _linear.MEMORY_ON_A_GPU,
+    memory=lambda x: chunks.MEMORY if x.is_cpu else chunks.MEMORY_ON_A_GPU,
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from xent.adapter import Layout
+from xent.adapter import Layout, RowResults
 
 Array = Any
 LIBRARY = torch.library.Library("xent", "DEF")
@@ -20,20 +20,21 @@ _ELEMENTS = "float e, Tensor x, Tensor z, Tensor? p, Tensor? w"
 class Operators:
     """`Kernels`, through the dispatcher. What is not there is an empty tensor in between."""
 
-    def rows(self, lay: Layout, x: Array, t: Array | None, u: Array | None, ids: Array | None) -> Any:
-        loss, lse, smooth, m, s = torch.ops.xent.rows(x, t, u, ids, *lay)
-        return (loss, lse if lay.lse else None, None if u is None else smooth, m), (m, s)
+    def rows(self, layout: Layout, x: Array, t: Array | None, u: Array | None, ids: Array | None) -> Any:
+        return _row_results(layout, u, *torch.ops.xent.rows(x, t, u, ids, *layout))
 
-    def rows_backward(self, lay: Layout, x: Array, t: Any, u: Any, ids: Any, stats: Any, up: Any, wanted: Any) -> Any:
-        dx, dt = torch.ops.xent.rows_backward(x, t, u, ids, *lay, *stats, *up, *wanted)
+    def rows_backward(
+        self, layout: Layout, x: Array, t: Any, u: Any, ids: Any, stats: Any, up: Any, wanted: Any
+    ) -> Any:
+        dx, dt = torch.ops.xent.rows_backward(x, t, u, ids, *layout, *stats, *up, *wanted)
         return dx if wanted[0] else None, dt if wanted[1] else None
 
-    def rows_both(self, lay: Layout, x: Array, t: Any, u: Any, ids: Any, *slopes: Any) -> Any:
+    def rows_value_and_grad(self, layout: Layout, x: Array, t: Any, u: Any, ids: Any, *slopes: Any) -> Any:
         like = torch.empty((), dtype=_compute(x), device=x.device)
         with torch.no_grad():
             given = (like.new_full((), k) if isinstance(k, float) else k for k in slopes)
-            loss, lse, smooth, m, dx = torch.ops.xent.rows_both(x, t, u, ids, *lay, *given)
-        return (loss, lse if lay.lse else None, None if u is None else smooth, m), dx
+            *results, dx = torch.ops.xent.rows_both(x, t, u, ids, *layout, *given)
+        return _row_results(layout, u, *results), dx
 
     def sigmoid(self, e: float, x: Array, z: Array, p: Any, w: Any, each: bool) -> Array:
         return torch.ops.xent.sigmoid(e, x, z, p, w, each)
@@ -42,9 +43,15 @@ class Operators:
         dx, dz = torch.ops.xent.sigmoid_backward(e, x, z, p, w, _scale(scale, x), *wanted)
         return dx if wanted[0] else None, dz if wanted[1] else None
 
-    def sigmoid_both(self, e: float, x: Array, z: Array, p: Any, w: Any, g: Any, each: bool) -> tuple[Array, Array]:
+    def sigmoid_value_and_grad(
+        self, e: float, x: Array, z: Array, p: Any, w: Any, g: Any, each: bool
+    ) -> tuple[Array, Array]:
         both: tuple[Array, Array] = torch.ops.xent.sigmoid_both(e, x, z, p, w, _scale(g, x), each)
         return both
+
+
+def _row_results(layout: Layout, u: Any, nll: Array, lse: Any, smooth: Any, m: Array, s: Any = None) -> RowResults:
+    return RowResults(nll, lse if layout.lse else None, None if u is None else smooth, m, s)
 
 
 def _compute(x: Array) -> torch.dtype:
@@ -116,17 +123,16 @@ def register(kernels: Any, key: str) -> None:
     def gradients(x: Array, dx: Any, dt: Any) -> Any:
         return x.new_empty(0) if dx is None else dx, *_there(x, dt)
 
-    def rows(x: Array, t: Any, u: Any, ids: Any, *lay: Any) -> Any:
-        results, stats = kernels.rows(Layout(*lay), x, t, u, ids)
-        return _there(x, *results[:3], *stats)
+    def rows(x: Array, t: Any, u: Any, ids: Any, *layout: Any) -> Any:
+        return _there(x, *kernels.rows(Layout(*layout), x, t, u, ids))
 
     def rows_backward(x: Array, t: Any, u: Any, ids: Any, *rest: Any) -> Any:
-        lay, stats, up, wanted = Layout(*rest[:4]), rest[4:6], rest[6:9], rest[9:]
-        return gradients(x, *kernels.rows_backward(lay, x, t, u, ids, stats, up, wanted))
+        layout, stats, up, wanted = Layout(*rest[:4]), rest[4:6], rest[6:9], rest[9:]
+        return gradients(x, *kernels.rows_backward(layout, x, t, u, ids, stats, up, wanted))
 
     def rows_both(x: Array, t: Any, u: Any, ids: Any, *rest: Any) -> Any:
-        results, dx = kernels.rows_both(Layout(*rest[:4]), x, t, u, ids, *rest[4:])
-        return _there(x, *results, dx)
+        results, dx = kernels.rows_value_and_grad(Layout(*rest[:4]), x, t, u, ids, *rest[4:])
+        return _there(x, *results[:4], dx)
 
     def sigmoid(*arguments: Any) -> Any:
         return kernels.sigmoid(*arguments)
@@ -135,7 +141,7 @@ def register(kernels: Any, key: str) -> None:
         return gradients(x, *kernels.sigmoid_backward(e, x, z, p, w, scale, wanted))
 
     def sigmoid_both(*arguments: Any) -> Any:
-        return kernels.sigmoid_both(*arguments)
+        return kernels.sigmoid_value_and_grad(*arguments)
 
     for run in (rows, rows_backward, rows_both, sigmoid, sigmoid_backward, sigmoid_both):
         LIBRARY.impl(run.__name__, run, key)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 import triton.language as tl
 from xent import formulas
-from xent.adapter import Array, Layout, Scalar
+from xent.adapter import Array, Layout, RowResults, Scalar
 from xent.backends.dense import DenseArrays, Shape
 
 from . import kernels
@@ -133,17 +133,17 @@ KINDS = {"float32": tl.float32, "float64": tl.float64}
 class Kernels(DenseArrays):
     """The kernels on tensors of one CUDA device."""
 
-    def rows(self, lay: Layout, x: Array, t: Array | None, u: Array | None, ids: Array | None) -> Any:
-        """The results of `Adapter.rows`, and the statistics (m, s), keeping the axis."""
-        rows = self._rows(lay, x, t, u, ids)
-        results, stats = self._outputs(lay, rows)
+    def rows(self, layout: Layout, x: Array, t: Array | None, u: Array | None, ids: Array | None) -> RowResults:
+        """`SoftmaxKernels.rows`, but for the derivatives."""
+        rows = self._rows(layout, x, t, u, ids)
+        results, stats = self._outputs(layout, rows)
         with torch.cuda.device_of(x):
             self._forward(rows, results, stats)
-        return (*results, stats[0]), stats
+        return RowResults(*results, *stats)
 
     def rows_backward(
         self,
-        lay: Layout,
+        layout: Layout,
         x: Array,
         t: Array | None,
         u: Array | None,
@@ -153,44 +153,44 @@ class Kernels(DenseArrays):
         wanted: tuple[bool, ...],
     ) -> tuple[Array | None, Array | None]:
         """The derivatives of sum(a loss + b lse + c smooth) in x and t, those that are wanted."""
-        rows = self._rows(lay, x, t, u, ids)
+        rows = self._rows(layout, x, t, u, ids)
         a, b, c = (self._per_row(k, rows.shape, rows.dtype, x) for k in coefficients)
-        share = None if rows.t is None or rows.cut.parts == 1 else rows.t.sum(lay.axis)
+        share = None if rows.t is None or rows.cut.parts == 1 else rows.t.sum(layout.axis)
         dx = torch.empty_like(rows.x) if wanted[0] else None
         dt = torch.empty_like(rows.x, dtype=stats[0].dtype) if wanted[1] else None
         with torch.cuda.device_of(x):
             self._pull(rows, a, b, c, *stats, share, dx, dt)
         return dx, dt
 
-    def rows_both(
+    def rows_value_and_grad(
         self,
-        lay: Layout,
+        layout: Layout,
         x: Array,
         t: Array | None,
         u: Array | None,
         ids: Array | None,
         a: Scalar,
-        z: Scalar | None,
+        lse2: Scalar | None,
         c: Scalar | None,
-    ) -> tuple[tuple[Array, Array | None, Array | None, Array], Array]:
-        """`Adapter.rows_both`."""
-        rows = self._rows(lay, x, t, u, ids)
-        a, z, c = (self._per_row(k, rows.shape, rows.dtype, x) for k in (a, z, c))
-        results, stats = self._outputs(lay, rows)
+    ) -> tuple[RowResults, Array]:
+        """`SoftmaxKernels.rows_value_and_grad`."""
+        rows = self._rows(layout, x, t, u, ids)
+        a, lse2, c = (self._per_row(k, rows.shape, rows.dtype, x) for k in (a, lse2, c))
+        results, stats = self._outputs(layout, rows)
         dx = rows.x if self.in_place else torch.empty_like(rows.x)
         with torch.cuda.device_of(x):
             if rows.cut.parts == 1:
-                self._forward(rows, results, stats, a, z, c, dx)
+                self._forward(rows, results, stats, a, lse2, c, dx)
             else:
-                b = None if z is None else torch.empty_like(a)
+                b = None if lse2 is None else torch.empty_like(a)
                 share = None if t is None else torch.empty_like(a)
-                self._forward(rows, results, stats, z=z, kept=(b, share))
+                self._forward(rows, results, stats, lse2=lse2, kept=(b, share))
                 self._pull(rows, a, b, c, *stats, share, dx, None)
-        return (*results, stats[0]), dx
+        return RowResults(*results, *stats), dx
 
-    def _rows(self, lay: Layout, x: Array, t: Array | None, u: Array | None, ids: Array | None) -> Rows:
+    def _rows(self, layout: Layout, x: Array, t: Array | None, u: Array | None, ids: Array | None) -> Rows:
         whole: Any = self.ops.shape(x)
-        before, classes, after = whole[: lay.axis], whole[lay.axis], whole[lay.axis + 1 :]
+        before, classes, after = whole[: layout.axis], whole[layout.axis], whole[layout.axis + 1 :]
         wide = x.dtype == torch.float64
         return Rows(
             self.dense(x, whole),
@@ -203,9 +203,9 @@ class Kernels(DenseArrays):
             formulas.compute_dtype(self.ops, x),
         )
 
-    def _outputs(self, lay: Layout, rows: Rows) -> Any:
-        m, s = (self._kept(lay, rows.shape, rows.dtype, rows.x) for _ in range(2))
-        return self._results(lay, rows.x, rows.u, rows.shape, rows.dtype), (m, s)
+    def _outputs(self, layout: Layout, rows: Rows) -> Any:
+        m, s = (self._kept(layout, rows.shape, rows.dtype, rows.x) for _ in range(2))
+        return self._results(layout, rows.x, rows.u, rows.shape, rows.dtype), (m, s)
 
     def _forward(
         self,
@@ -213,7 +213,7 @@ class Kernels(DenseArrays):
         results: Any,
         stats: Any,
         a: Any = None,
-        z: Any = None,
+        lse2: Any = None,
         c: Any = None,
         dx: Any = None,
         kept: Any = (None, None),
@@ -222,7 +222,7 @@ class Kernels(DenseArrays):
         if not count:
             return
         if cut.parts == 1:
-            kernels.statistics[cut.grid](*rows.arrays, a, z, c, *stats, *results, dx, None, **rows.tile)
+            kernels.statistics[cut.grid](*rows.arrays, a, lse2, c, *stats, *results, dx, None, **rows.tile)
             return
         parts = stats[0].new_empty((2 if rows.t is None and rows.u is None else 6, cut.parts, count))
         kernels.statistics[cut.grid](*rows.arrays, *(None,) * 9, parts, **rows.tile)
@@ -234,7 +234,7 @@ class Kernels(DenseArrays):
             rows.x,
             rows.ids,
             rows.total,
-            z,
+            lse2,
             *stats,
             *results,
             *kept,
@@ -273,10 +273,10 @@ class Kernels(DenseArrays):
         _, _, dx, dz = self._elements(e, x, z, p, w, scale, False, False, *wanted)
         return dx, dz
 
-    def sigmoid_both(
+    def sigmoid_value_and_grad(
         self, e: float, x: Array, z: Array, p: Array | None, w: Array | None, g: Scalar, each: bool
     ) -> tuple[Array, Array]:
-        """`Adapter.sigmoid_both`."""
+        """`SigmoidKernels.value_and_grad`."""
         loss, total, dx, _ = self._elements(e, x, z, p, w, g, each, not each, True)
         return total if loss is None else loss if w is None else w * loss, dx
 

@@ -12,18 +12,20 @@ common offset. The last line stands for -expm1(-nll) without its expm1, which co
 6e-8).
 """
 
-from .sigmoid import sigmoid, sigmoid_both, sigmoid_pull
+from .sigmoid import sigmoid, sigmoid_kernels, sigmoid_pull, sigmoid_total, sigmoid_value_and_grad
 from .softmax import (
     Pieces,
     behind,
     finite_or_nan,
+    mean_value_and_grad,
     pieces,
     pull,
     pull_labels,
     push,
     rows,
-    rows_both,
+    rows_value_and_grad,
     smooth_pieces,
+    softmax_kernels,
     top,
 )
 from .sums import add_pairs, compute_dtype, tree_sum, widened
@@ -34,16 +36,20 @@ __all__ = [
     "behind",
     "compute_dtype",
     "finite_or_nan",
+    "mean_value_and_grad",
     "pieces",
     "pull",
     "pull_labels",
     "push",
     "rows",
-    "rows_both",
+    "rows_value_and_grad",
     "sigmoid",
-    "sigmoid_both",
+    "sigmoid_kernels",
     "sigmoid_pull",
+    "sigmoid_total",
+    "sigmoid_value_and_grad",
     "smooth_pieces",
+    "softmax_kernels",
     "top",
     "tree_sum",
     "widened",

@@ -1,4 +1,4 @@
-"""linear_ce's loop over chunks of rows, for an adapter's own `Linear.head` to run and to attach derivative rules to.
+"""linear_ce's loop over chunks of rows; `LinearKernels.head` runs it and attaches derivative rules.
 
 A chunk's logits become its rows' statistics and, where gradients are wanted, their own derivative, which is multiplied
 out at once: into the hidden states' gradient, row by row, and into the weight's, a sum over the chunks. Everything that
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from xent import _reduce
-from xent.adapter import ABSENT, INVALID, Array, Layout, Linear, Ops
+from xent.adapter import ABSENT, INVALID, Array, Layout, LinearKernels, Ops, RowResults
 
 from .sums import compute_dtype, widened
 
@@ -27,111 +27,148 @@ MEMORY_ON_A_GPU = 512 << 20
 BLOCK = 1 << 20  # elements of the weight to convert at a time, or of its gradient to add up in the cache
 
 
-class Head(NamedTuple):
-    """What the loop knows before it sees a number; hashable, so that a compiler may specialise on it."""
+class LoopSpec(NamedTuple):
+    """Static description of a loop, known at trace time. Hashable: compilers specialise on it."""
 
-    kit: Linear
-    lay: Layout
+    linear: LinearKernels
+    layout: Layout
     softcap: float | None
     chunk: int
     each: bool  # the value is every row's, not their sum
     stats: bool
 
 
-# ---- the loop, for all frameworks. Operands: h [N, D], weight [C, D], bias [C], u [C], ids [N], a, z, c [N]
+class LoopOperands(NamedTuple):
+    """The arrays of N rows, D features, C classes; None: not there."""
+
+    hidden: Array  # [N, D]
+    weight: Array  # [C, D]
+    bias: Array | None  # [C]
+    u: Array | None  # [C]
+    ids: Array  # [N]
+    # [N] each: the loss is the sum of a nll + lse2 lse^2 + c smooth. a: None for 0
+    a: Array | None
+    lse2: Array | None
+    c: Array | None
+
+    @property
+    def parameters(self) -> tuple[Array, Array, Array | None]:
+        """In which gradients are formed with the loss."""
+        return self.hidden, self.weight, self.bias
+
+    @property
+    def slopes(self) -> tuple[Array | None, Array | None, Array | None]:
+        """What each row's nll, lse^2 and smooth are multiplied by."""
+        return self.a, self.lse2, self.c
 
 
-def forward(
-    head: Head, h: Array, weight: Array, bias: Any, u: Any, ids: Array, a: Any, z: Any, c: Any
-) -> tuple[Array | None, ...]:
-    """Every row's loss, lse, smooth, and whether its label holds the maximum; None where that is not asked for."""
+class LoopResults(NamedTuple):
+    """Of every row; None where that is not asked for."""
 
-    over = _buffer(head, h, weight)
-
-    def step(carry: None, h: Array, ids: Array) -> tuple[None, tuple[Array | None, ...]]:
-        x = _logits(head, _blank(head, h, ids), weight, bias, over)
-        return carry, _results(head, head.kit.rows(head.lay, x, None, u, ids), _at_label(head, x, ids))
-
-    return head.kit.scan(step, None, (h, ids), head.chunk, _present(head, ids))[1]
+    nll: Array
+    lse: Array | None
+    smooth: Array | None
+    correct: Array | None  # whether no class has a larger logit than the label
 
 
-def both(
-    head: Head, wanted: tuple[bool, ...], h: Array, weight: Array, bias: Any, u: Any, ids: Array, a: Any, z: Any, c: Any
-) -> tuple[tuple[Array | None, ...], tuple[Array | None, ...]]:
-    """The same, and the derivatives of sum(a loss + z lse^2 + c smooth) in h, weight and bias, those that are wanted,
-    in the dtype that is computed in: 16 bits are rounded once, when everything is added up."""
-    kit = head.kit
-    ops = kit.ops
-    dtype = compute_dtype(ops, h)
+Grads = tuple[Array | None, ...]  # in hidden, weight and bias, those that are wanted
+
+
+# ---- the loop, for all frameworks
+
+
+def forward(spec: LoopSpec, operands: LoopOperands) -> LoopResults:
+    _, weight, bias, u, ids, *_ = operands
+    over = _buffer(spec, operands)
+
+    def step(carry: None, h: Array, ids: Array) -> tuple[None, LoopResults]:
+        x = _logits(spec, _blank(spec, h, ids), weight, bias, over)
+        return carry, _results(spec, spec.linear.rows(spec.layout, x, None, u, ids), _at_label(spec, x, ids))
+
+    return LoopResults(*spec.linear.scan(step, None, (operands.hidden, ids), spec.chunk, _present(spec, ids))[1])
+
+
+def value_and_grads(spec: LoopSpec, wanted: tuple[bool, ...], operands: LoopOperands) -> tuple[LoopResults, Grads]:
+    """The same, and the derivatives of the loss in hidden, weight and bias, in the dtype that is computed in: 16 bits
+    are rounded once, when everything is added up."""
+    hidden, weight, bias, u, ids, *slopes = operands
+    linear = spec.linear
+    ops, dtype = linear.ops, compute_dtype(linear.ops, hidden)
     classes, features = ops.shape(weight)
     assert classes is not None
     assert features is not None
-    over = _buffer(head, h, weight)
+    over = _buffer(spec, operands)
 
-    def step(carry: Any, h: Array, ids: Array, a: Any, z: Any, c: Any) -> tuple[Any, tuple[Array | None, ...]]:
+    def step(carry: Any, h: Array, ids: Array, a: Any, lse2: Any, c: Any) -> tuple[Any, tuple[Array | None, ...]]:
         dw, db = carry
-        h = _blank(head, h, ids)
-        x = _logits(head, h, weight, bias, over)
-        slope, x_y = _slope(head, x), _at_label(head, x, ids)
-        results, dx = kit.rows_both(head.lay, x, None, u, ids, 0.0 if a is None else a, z, c)
+        h = _blank(spec, h, ids)
+        x = _logits(spec, h, weight, bias, over)
+        slope, x_y = _slope(spec, x), _at_label(spec, x, ids)
+        results, dx = linear.rows_value_and_grad(spec.layout, x, None, u, ids, 0.0 if a is None else a, lse2, c)
         if slope is not None:
             dx *= slope
-        dw = None if dw is None else kit.accumulate(dw, dx, h)
-        db = None if db is None else kit.accumulate(db, dx, ops.expand_dims(ops.astype(ids, dtype) * 0 + 1, 1))
-        return (dw, db), (*_results(head, results, x_y), kit.pull(dx, weight) if wanted[0] else None)
+        dw = None if dw is None else linear.accumulate(dw, dx, h)
+        db = None if db is None else linear.accumulate(db, dx, ops.expand_dims(ops.astype(ids, dtype) * 0 + 1, 1))
+        return (dw, db), (*_results(spec, results, x_y), linear.pull(dx, weight) if wanted[0] else None)
 
     carry = tuple(
-        ops.full(shape, 0.0, dtype, h) if is_wanted else None
+        ops.full(shape, 0.0, dtype, hidden) if is_wanted else None
         for shape, is_wanted in zip(((classes, features), (classes, 1)), wanted[1:], strict=True)
     )
-    (dw, db), (*results, dh) = kit.scan(step, carry, (h, ids, a, z, c), head.chunk, _present(head, ids))
-    grads: tuple[Array | None, ...] = (dh, dw, None if db is None else ops.squeeze(db, 1))
-    empty = _empty(head, a, z, c)
+    (dw, db), (*results, dh) = linear.scan(step, carry, (hidden, ids, *slopes), spec.chunk, _present(spec, ids))
+    grads: Grads = (dh, dw, None if db is None else ops.squeeze(db, 1))
+    empty = _empty(spec, operands)
     if empty is not None:
         grads = tuple(None if d is None else ops.where(empty, 0.0, d) for d in grads)
-    return tuple(results), grads
+    return LoopResults(*results), grads
 
 
-def run(head: Head, wanted: tuple[bool, ...], *operands: Any) -> tuple[tuple[Array | None, ...], tuple[Any, ...]]:
-    """`both` where a derivative is wanted, else `forward` beside three times None."""
-    return both(head, wanted, *operands) if any(wanted) else (forward(head, *operands), (None, None, None))
+def run(spec: LoopSpec, wanted: tuple[bool, ...], operands: LoopOperands) -> tuple[LoopResults, Grads]:
+    """`value_and_grads` where a derivative is wanted, else `forward` beside three times None."""
+    if any(wanted):
+        return value_and_grads(spec, wanted, operands)
+    return forward(spec, operands), (None, None, None)
 
 
-def value(head: Head, results: tuple[Any, ...], a: Any, z: Any, c: Any) -> Array:
-    """a loss + z lse^2 + c smooth, each row's or their sum."""
-    loss, lse, smooth, _ = results
-    scale = _reduce.RowWeights(0.0 if a is None else a, z, c)
-    each = scale.contribution(loss, None if z is None else lse, smooth)
-    return each if head.each else head.kit.ops.sum(each, None)
+def value(spec: LoopSpec, results: LoopResults, operands: LoopOperands) -> Array:
+    """a nll + lse2 lse^2 + c smooth, each row's or their sum."""
+    a, lse2, c = operands.slopes
+    scale = _reduce.RowWeights(0.0 if a is None else a, lse2, c)
+    each = scale.contribution(results.nll, None if lse2 is None else results.lse, results.smooth)
+    return each if spec.each else spec.linear.ops.sum(each, None)
 
 
-def composite(
-    head: Head, h: Array, weight: Array, bias: Any, u: Any, ids: Array, a: Any, z: Any, c: Any
-) -> tuple[Array, tuple[Array | None, ...]]:
+def in_slopes(results: LoopResults) -> tuple[Array, Array | None, Array | None]:
+    """The derivatives of each row's value in a, lse2 and c."""
+    return results.nll, None if results.lse is None else results.lse * results.lse, results.smooth
+
+
+def composite(spec: LoopSpec, operands: LoopOperands) -> tuple[Array, LoopResults]:
     """The same value from all logits at once, by operations that every transform of the framework goes through."""
-    kit, empty = head.kit, _empty(head, a, z, c)
+    linear, empty = spec.linear, _empty(spec, operands)
+    ops, ids, u = linear.ops, operands.ids, operands.u
+    h, weight, bias = operands.parameters
     if empty is not None:
-        h, weight, bias = (None if k is None else _reduce.constant_where(kit.ops, empty, k) for k in (h, weight, bias))
-    h, weight = (widened(kit.ops, k) for k in (_blank(head, h, ids), weight))
-    x = kit.matmul(h, weight)
-    x = x if bias is None else x + widened(kit.ops, bias)
-    x = x if head.softcap is None else head.softcap * kit.smooth_tanh(x / head.softcap)
-    loss, *others = _results(head, kit.rows(head.lay, x, None, u, ids), _at_label(head, x, ids))
-    if head.lay.masked:
-        loss = loss + _poison(kit.ops, x, ids)
-    results = (loss, *others)
-    return value(head, results, a, z, c), results
+        h, weight, bias = (None if k is None else _reduce.constant_where(ops, empty, k) for k in (h, weight, bias))
+    h, weight = (widened(ops, k) for k in (_blank(spec, h, ids), weight))
+    x = linear.matmul(h, weight)
+    x = x if bias is None else x + widened(ops, bias)
+    x = x if spec.softcap is None else spec.softcap * linear.smooth_tanh(x / spec.softcap)
+    results = _results(spec, linear.rows(spec.layout, x, None, u, ids), _at_label(spec, x, ids))
+    if spec.layout.masked:
+        results = results._replace(nll=results.nll + _poison(ops, x, ids))
+    return value(spec, results, operands), results
 
 
-def _empty(head: Head, a: Any, z: Any, c: Any) -> Array | None:
+def _empty(spec: LoopSpec, operands: LoopOperands) -> Array | None:
     """Whether no row counts, a 0-d bool, where all are there for their statistics: 0 times their NaN would be NaN.
 
     None where that cannot be, or is known not to be so.
     """
-    if not head.stats:
+    if not spec.stats:
         return None
-    ops = head.kit.ops
-    empty = sum(ops.sum(ops.abs(k), None) for k in (a, z, c) if k is not None) == 0
+    ops = spec.linear.ops
+    empty = sum(ops.sum(ops.abs(k), None) for k in operands.slopes if k is not None) == 0
     value = ops.host(empty)
     return empty if value is None or value else None
 
@@ -145,54 +182,54 @@ def _poison(ops: Ops, x: Array, ids: Array) -> Array:
 # ---- one chunk. Where arrays can be changed, the operators below change them: a chunk is there once.
 
 
-def _buffer(head: Head, h: Array, weight: Array) -> Array | None:
-    classes = head.kit.ops.shape(weight)[0]
+def _buffer(spec: LoopSpec, operands: LoopOperands) -> Array | None:
+    classes, h = spec.linear.ops.shape(operands.weight)[0], operands.hidden
     assert classes is not None
-    return head.kit.buffer(head.chunk, classes, compute_dtype(head.kit.ops, h), h)
+    return spec.linear.buffer(spec.chunk, classes, compute_dtype(spec.linear.ops, h), h)
 
 
-def _logits(head: Head, h: Array, weight: Array, bias: Array | None, over: Array | None) -> Array:
-    x = head.kit.project(h, weight, over)
+def _logits(spec: LoopSpec, h: Array, weight: Array, bias: Array | None, over: Array | None) -> Array:
+    x = spec.linear.project(h, weight, over)
     if bias is not None:
-        x += head.kit.ops.astype(bias, head.kit.ops.dtype(x))
-    if head.softcap is not None:
-        x /= head.softcap
-        x = head.kit.tanh(x)
-        x *= head.softcap
+        x += spec.linear.ops.astype(bias, spec.linear.ops.dtype(x))
+    if spec.softcap is not None:
+        x /= spec.softcap
+        x = spec.linear.tanh(x)
+        x *= spec.softcap
     return x
 
 
-def _slope(head: Head, x: Array) -> Array | None:
+def _slope(spec: LoopSpec, x: Array) -> Array | None:
     """The softcap's own, from its result: 1 - tanh^2."""
-    if head.softcap is None:
+    if spec.softcap is None:
         return None
-    slope = x / head.softcap
+    slope = x / spec.softcap
     slope *= slope
     slope *= -1.0
     slope += 1.0
     return slope
 
 
-def _at_label(head: Head, x: Array, ids: Array) -> Array | None:
+def _at_label(spec: LoopSpec, x: Array, ids: Array) -> Array | None:
     """The label's logit, before its derivative is written over it."""
-    ops = head.kit.ops
-    return ops.pick(x, ops.expand_dims(ops.where(ids < 0, 0, ids), 1), 1) if head.stats else None
+    ops = spec.linear.ops
+    return ops.pick(x, ops.expand_dims(ops.where(ids < 0, 0, ids), 1), 1) if spec.stats else None
 
 
-def _results(head: Head, results: tuple[Any, ...], x_y: Array | None) -> tuple[Array | None, ...]:
-    loss, lse, smooth, m = results
-    return loss, lse, smooth, None if x_y is None else head.kit.ops.squeeze(x_y == m, 1)
+def _results(spec: LoopSpec, results: RowResults, x_y: Array | None) -> LoopResults:
+    correct = None if x_y is None else spec.linear.ops.squeeze(x_y == results.m, 1)
+    return LoopResults(results.nll, results.lse, results.smooth, correct)
 
 
-def _blank(head: Head, h: Array, ids: Array) -> Array:
+def _blank(spec: LoopSpec, h: Array, ids: Array) -> Array:
     """0 in masked rows: what they hold must not reach a product."""
-    ops = head.kit.ops
-    return ops.astype(ops.where(ops.expand_dims(ids, 1) == ABSENT, 0.0, h), ops.dtype(h)) if head.lay.masked else h
+    ops = spec.linear.ops
+    return ops.astype(ops.where(ops.expand_dims(ids, 1) == ABSENT, 0.0, h), ops.dtype(h)) if spec.layout.masked else h
 
 
-def _present(head: Head, ids: Array) -> Any:
+def _present(spec: LoopSpec, ids: Array) -> Any:
     """Where the rows are that are there; None where all are, or where that is not known without waiting."""
-    values = head.kit.ops.host(ids) if head.lay.masked else None
+    values = spec.linear.ops.host(ids) if spec.layout.masked else None
     if values is None:
         return None
     kept = np.flatnonzero(values != ABSENT)
@@ -226,7 +263,7 @@ def blocks(classes: int, features: int) -> list[slice]:
 def scan(
     empty: Callable[..., Array], step: Any, carry: Any, rows: tuple[Any, ...], chunk: int, keep: Any
 ) -> tuple[Any, tuple[Any, ...]]:
-    """`Linear.scan`; empty(shape, like, zeros) -> an array of like's dtype, 0 where `zeros`."""
+    """`LinearKernels.scan`; empty(shape, like, zeros) -> an array of like's dtype, 0 where `zeros`."""
     count = len(rows[0])
     places = count if keep is None else len(keep)
     outputs: tuple[Any, ...] = ()

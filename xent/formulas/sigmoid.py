@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from xent.adapter import Array, Ops, Scalar
+from collections.abc import Callable
+from functools import partial
+
+from xent.adapter import Array, Ops, Scalar, SigmoidKernels
 
 from .sums import times
 
 
 def sigmoid(ops: Ops, e: float, x: Array, z: Array, p: Array | None, absent: Array | None) -> Array:
-    """The result of `Adapter.sigmoid`: whichever of the two terms is linear in |x| loses nothing to the other."""
+    """`SigmoidKernels.losses`: whichever of the two terms is linear in |x| loses nothing to the other."""
     if absent is not None:
         x, z = ops.where(absent, 0.0, x), ops.where(absent, 0.0, z)
     positive, negative = _both(e, z, p)
@@ -32,15 +35,29 @@ def sigmoid_pull(
     return dx, g * (slope * (1 - e))
 
 
-def sigmoid_both(
+def sigmoid_value_and_grad(
     ops: Ops, e: float, x: Array, z: Array, p: Array | None, w: Array | None, g: Scalar, each: bool
 ) -> tuple[Array, Array]:
-    """`Adapter.sigmoid_both`, for x in the compute dtype."""
+    """`SigmoidKernels.value_and_grad`, for logits in the compute dtype."""
     absent = None if w is None else w == 0
     loss = sigmoid(ops, e, x, z, p, absent)
     loss = loss if w is None else w * loss
     slope = g + ops.zeros_like(x) if w is None else g * w
     return loss if each else ops.sum(loss, None), sigmoid_pull(ops, e, x, z, p, absent, slope)[0]
+
+
+def sigmoid_total(
+    ops: Ops, losses: Callable[..., Array], e: float, x: Array, z: Array, p: Array | None, w: Array | None
+) -> Array:
+    """`SigmoidKernels.total`, by way of the group's `losses`."""
+    loss = losses(e, x, z, p, None if w is None else w == 0)
+    return ops.sum(loss if w is None else w * loss, None)
+
+
+def sigmoid_kernels(ops: Ops) -> SigmoidKernels:
+    """The whole group by formulas, for a framework without differentiation."""
+    losses = partial(sigmoid, ops)
+    return SigmoidKernels(losses, partial(sigmoid_total, ops, losses), partial(sigmoid_value_and_grad, ops))
 
 
 def _both(e: float, z: Array, p: Array | None) -> tuple[Array, Array]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 from xent._reduce import along
-from xent.adapter import ABSENT, INVALID, Array, Layout, Ops, Scalar
+from xent.adapter import ABSENT, INVALID, Array, Layout, Ops, RowResults, Scalar, SoftmaxKernels
 
 from .sums import INF, NAN, times
 
@@ -42,8 +43,8 @@ def _zero_at_maximum(ops: Ops, x: Array, m: Array) -> Array:
     return largest - ops.stop_gradient(largest)
 
 
-def _class(ops: Ops, lay: Layout, ids: Array) -> Array:
-    return ops.where(ids < 0, 0, ids) if lay.masked else ids
+def _class(ops: Ops, layout: Layout, ids: Array) -> Array:
+    return ops.where(ids < 0, 0, ids) if layout.masked else ids
 
 
 def _blank(ops: Ops, x: Array, ids: Array) -> Array:
@@ -62,22 +63,22 @@ def _present(ops: Ops, k: Scalar, ids: Array, like: Array) -> Array:
 
 def rows(
     ops: Ops,
-    lay: Layout,
+    layout: Layout,
     x: Array,
     t: Array | None,
     u: Array | None,
     ids: Array | None,
     *,
     differentiable: bool = False,
-) -> tuple[tuple[Array, Array | None, Array | None, Array], tuple[Array, Array]]:
-    """The results of `Adapter.rows`, and the statistics (m, s), keeping the axis, that the derivative starts from.
+) -> RowResults:
+    """`SoftmaxKernels.rows`, for logits in the compute dtype.
 
     Where `differentiable`, automatic differentiation of the formulas is right by itself, and as accurate as the
     kernels' own derivative: for transforms that a framework's custom derivatives do not survive.
     """
-    axis = lay.axis
+    axis = layout.axis
     ids = None if ids is None else ops.expand_dims(ids, axis)
-    if differentiable and lay.masked:
+    if differentiable and layout.masked:
         x, t = _blank(ops, x, ids), None if t is None else _blank(ops, t, ids)
     if differentiable:
         m = finite_or_nan(ops, ops.stop_gradient(ops.max(x, axis)))
@@ -88,10 +89,10 @@ def rows(
     spread = ops.log1p(s)
     lse = smooth = None
     if t is None:
-        loss = top.gap(ops, ops.pick(x, _class(ops, lay, ids), axis)) + spread
+        loss = top.gap(ops, ops.pick(x, _class(ops, layout, ids), axis)) + spread
     else:
         loss = ops.sum(times(ops, t, top.gap(ops, x)), axis) + ops.sum(t, axis) * spread
-    if lay.lse:
+    if layout.lse:
         lse = m + spread if top.shift is None else m + spread + top.shift
     if u is not None:
         smooth = ops.sum(times(ops, along(ops, u, x, axis), top.gap(ops, x)), axis) + ops.sum(u, 0) * spread
@@ -99,11 +100,11 @@ def rows(
     def finish(result: Array | None) -> Array | None:
         if result is None:
             return None
-        return ops.squeeze(_present(ops, result, ids, result) if lay.masked else result, axis)
+        return ops.squeeze(_present(ops, result, ids, result) if layout.masked else result, axis)
 
-    if lay.masked:
+    if layout.masked:
         m, s = _blank(ops, m, ids), _blank(ops, s, ids)
-    return (finish(loss), finish(lse), finish(smooth), m), (m, s)
+    return RowResults(finish(loss), finish(lse), finish(smooth), m, s)
 
 
 class Top(NamedTuple):
@@ -154,23 +155,23 @@ class Pieces(NamedTuple):
     miss: Array | None  # the label's (p - 1) (1 + s), where labels are class ids
 
 
-def pieces(ops: Ops, lay: Layout, x: Array, ids: Array | None, m: Array, s: Array) -> Pieces:
+def pieces(ops: Ops, layout: Layout, x: Array, ids: Array | None, m: Array, s: Array) -> Pieces:
     """From the statistics: one exp for each logit."""
-    return _pieces(ops, lay, Top(m, s), *_labelled(ops, lay, x, ids))
+    return _pieces(ops, layout, Top(m, s), *_labelled(ops, layout, x, ids))
 
 
-def smooth_pieces(ops: Ops, lay: Layout, x: Array, ids: Array | None, m: Array, s: Array) -> Pieces:
+def smooth_pieces(ops: Ops, layout: Layout, x: Array, ids: Array | None, m: Array, s: Array) -> Pieces:
     """The same values as differentiable functions of x."""
-    x, label = _labelled(ops, lay, x, ids)
-    return _pieces(ops, lay, _smooth_top(ops, x, ops.stop_gradient(m), lay.axis), x, label)
+    x, label = _labelled(ops, layout, x, ids)
+    return _pieces(ops, layout, _smooth_top(ops, x, ops.stop_gradient(m), layout.axis), x, label)
 
 
-def _pieces(ops: Ops, lay: Layout, top: Top, x: Array, label: Array | None) -> Pieces:
+def _pieces(ops: Ops, layout: Layout, top: Top, x: Array, label: Array | None) -> Pieces:
     gap = top.gap(ops, x)
     e = ops.exp(-gap)
     if label is None:
         return Pieces(top.m, top.s, gap, e, None, None)
-    x_y = ops.pick(x, label, lay.axis)
+    x_y = ops.pick(x, label, layout.axis)
     e_y = ops.exp(-top.gap(ops, x_y))  # picking it from e would make compilers store e
     return Pieces(top.m, top.s, None, e, e_y, _miss(ops, x_y == top.m, e_y, top.s))
 
@@ -180,18 +181,20 @@ def _miss(ops: Ops, best: Array, e: Array, s: Array) -> Array:
     return ops.where(best, (e - ops.stop_gradient(e)) - s, e - (1 + s))
 
 
-def _labelled(ops: Ops, lay: Layout, x: Array, ids: Array | None) -> tuple[Array, Array | None]:
+def _labelled(ops: Ops, layout: Layout, x: Array, ids: Array | None) -> tuple[Array, Array | None]:
     """x without what masked rows hold, and the class ids keeping the axis, or None where labels are soft."""
-    return _unmasked(ops, lay, x, ids), _class(ops, lay, ops.expand_dims(ids, lay.axis)) if lay.hard else None
+    return _unmasked(ops, layout, x, ids), _class(
+        ops, layout, ops.expand_dims(ids, layout.axis)
+    ) if layout.hard else None
 
 
-def _unmasked(ops: Ops, lay: Layout, x: Array | None, ids: Array | None) -> Array | None:
-    return _blank(ops, x, ops.expand_dims(ids, lay.axis)) if lay.masked and x is not None else x
+def _unmasked(ops: Ops, layout: Layout, x: Array | None, ids: Array | None) -> Array | None:
+    return _blank(ops, x, ops.expand_dims(ids, layout.axis)) if layout.masked and x is not None else x
 
 
 def pull(
     ops: Ops,
-    lay: Layout,
+    layout: Layout,
     parts: Pieces,
     x: Array,
     t: Array | None,
@@ -200,52 +203,52 @@ def pull(
     coefficients: tuple[Scalar | None, ...],
 ) -> Array:
     """Reverse mode: d/dx of sum(a loss + b lse + c smooth), with (a, b, c) = coefficients, None for 0."""
-    scaled: tuple[Any, ...] = _scaled(ops, lay, ids, coefficients, parts.s)
+    scaled: tuple[Any, ...] = _scaled(ops, layout, ids, coefficients, parts.s)
     a, b, c = scaled
     r = 1 / (1 + parts.s)
     rest: Any = 0.0 if b is None else b
     if c is not None:
         rest = rest + c * ops.sum(u, 0)
-    if lay.hard:
-        label = _class(ops, lay, ops.expand_dims(ids, lay.axis))
+    if layout.hard:
+        label = _class(ops, layout, ops.expand_dims(ids, layout.axis))
         at_label = (a * parts.miss + rest * parts.e_y) * r
-        dx = ops.put(parts.e * ((a + rest) * r), label, at_label, lay.axis)
+        dx = ops.put(parts.e * ((a + rest) * r), label, at_label, layout.axis)
     else:
-        t = _unmasked(ops, lay, t, ids)
-        unlabelled, at_label = ops.sum(t, lay.axis) - t, t * _each_miss(ops, lay, parts, x, ids)
+        t = _unmasked(ops, layout, t, ids)
+        unlabelled, at_label = ops.sum(t, layout.axis) - t, t * _each_miss(ops, layout, parts, x, ids)
         dx = parts.e * ((a * unlabelled + rest) * r) + a * at_label * r
-    return dx if c is None else dx - c * along(ops, u, x, lay.axis)
+    return dx if c is None else dx - c * along(ops, u, x, layout.axis)
 
 
 def pull_labels(
-    ops: Ops, lay: Layout, parts: Pieces, ids: Array | None, coefficients: tuple[Array | None, ...]
+    ops: Ops, layout: Layout, parts: Pieces, ids: Array | None, coefficients: tuple[Array | None, ...]
 ) -> Array:
     """Reverse mode in the soft labels: a (lse - x)."""
-    a: Any = _scaled(ops, lay, ids, coefficients, parts.s)[0]
+    a: Any = _scaled(ops, layout, ids, coefficients, parts.s)[0]
     return a * (parts.gap + ops.log1p(parts.s))
 
 
-def _each_miss(ops: Ops, lay: Layout, parts: Pieces, x: Array, ids: Array | None) -> Array:
+def _each_miss(ops: Ops, layout: Layout, parts: Pieces, x: Array, ids: Array | None) -> Array:
     """(p - 1) (1 + s) of every class: what a one-hot label's gradient is made of, wherever the label is."""
-    return _miss(ops, _unmasked(ops, lay, x, ids) == parts.m, parts.e, parts.s)
+    return _miss(ops, _unmasked(ops, layout, x, ids) == parts.m, parts.e, parts.s)
 
 
 def _scaled(
-    ops: Ops, lay: Layout, ids: Array | None, coefficients: tuple[Scalar | None, ...], like: Array
+    ops: Ops, layout: Layout, ids: Array | None, coefficients: tuple[Scalar | None, ...], like: Array
 ) -> tuple[Scalar | None, ...]:
     """Per-row coefficients with the class axis: 0 in absent rows, NaN in invalid ones."""
 
     def scaled(k: Scalar | None) -> Scalar | None:
-        kept = k if k is None or isinstance(k, float) else ops.expand_dims(k, lay.axis)
-        return kept if k is None or not lay.masked else _present(ops, kept, ids, like)
+        kept = k if k is None or isinstance(k, float) else ops.expand_dims(k, layout.axis)
+        return kept if k is None or not layout.masked else _present(ops, kept, ids, like)
 
-    ids = ops.expand_dims(ids, lay.axis) if lay.masked else None
+    ids = ops.expand_dims(ids, layout.axis) if layout.masked else None
     return tuple(map(scaled, coefficients))
 
 
 def push(
     ops: Ops,
-    lay: Layout,
+    layout: Layout,
     parts: Pieces,
     x: Array,
     t: Array | None,
@@ -255,40 +258,55 @@ def push(
     dt: Array | None,
 ) -> tuple[Array, Array | None, Array | None]:
     """Forward mode: the tangents of (loss, lse, smooth) for tangents dx and dt (None for 0); linear in both."""
-    axis = lay.axis
+    axis = layout.axis
     r = 1 / (1 + parts.s)
     mean = ops.sum(parts.e * dx, axis) * r
-    if lay.hard:
-        label = _class(ops, lay, ops.expand_dims(ids, axis))
+    if layout.hard:
+        label = _class(ops, layout, ops.expand_dims(ids, axis))
         loss = ops.sum(ops.put(parts.e, label, parts.miss, axis) * dx, axis) * r
     else:
-        t = _unmasked(ops, lay, t, ids)
-        slope = parts.e * (ops.sum(t, axis) - t) + t * _each_miss(ops, lay, parts, x, ids)
+        t = _unmasked(ops, layout, t, ids)
+        slope = parts.e * (ops.sum(t, axis) - t) + t * _each_miss(ops, layout, parts, x, ids)
         loss = ops.sum(slope * dx, axis) * r
         if dt is not None:
             loss = loss + ops.sum(dt * (parts.gap + ops.log1p(parts.s)), axis)
     smooth = None if u is None else ops.sum(u, 0) * mean - ops.sum(along(ops, u, x, axis) * dx, axis)
 
     def finish(tangent: Array) -> Array:
-        if lay.masked:
+        if layout.masked:
             tangent = _present(ops, tangent, ops.expand_dims(ids, axis), tangent)
         return ops.squeeze(tangent, axis)
 
-    return finish(loss), finish(mean) if lay.lse else None, None if smooth is None else finish(smooth)
+    return finish(loss), finish(mean) if layout.lse else None, None if smooth is None else finish(smooth)
 
 
-def rows_both(
+def rows_value_and_grad(
     ops: Ops,
-    lay: Layout,
+    layout: Layout,
     x: Array,
     t: Array | None,
     u: Array | None,
     ids: Array | None,
     a: Scalar,
-    z: Scalar | None,
+    lse2: Scalar | None,
     c: Scalar | None,
-) -> tuple[tuple[Array, Array | None, Array | None, Array], Array]:
-    """`Adapter.rows_both`, for x in the compute dtype."""
-    results, stats = rows(ops, lay, x, t, u, ids)
-    b = None if z is None else 2 * z * results[1]
-    return results, pull(ops, lay, pieces(ops, lay, x, ids, *stats), x, t, u, ids, (a, b, c))
+) -> tuple[RowResults, Array]:
+    """`SoftmaxKernels.rows_value_and_grad`, for logits in the compute dtype."""
+    results = rows(ops, layout, x, t, u, ids)
+    b = None if lse2 is None else 2 * lse2 * results.lse
+    parts = pieces(ops, layout, x, ids, results.m, results.s)
+    return results, pull(ops, layout, parts, x, t, u, ids, (a, b, c))
+
+
+def mean_value_and_grad(
+    ops: Ops, both: Callable[..., Any], layout: Layout, x: Array, t: Array | None, ids: Array | None, n: int
+) -> tuple[Array, Array]:
+    """`SoftmaxKernels.mean_value_and_grad`, by way of the group's `rows_value_and_grad`."""
+    results, dx = both(layout, x, t, None, ids, 1 / n, None, None)
+    return ops.sum(results.nll, None) / n, dx
+
+
+def softmax_kernels(ops: Ops) -> SoftmaxKernels:
+    """The whole group by formulas, for a framework without differentiation."""
+    both = partial(rows_value_and_grad, ops)
+    return SoftmaxKernels(partial(rows, ops), both, partial(mean_value_and_grad, ops, both))
