@@ -24,8 +24,8 @@ class Rows(torch.autograd.Function):
     def forward(layout: Layout, x: Array, t: Array, u: Array, ids: Array) -> Any:
         native = kernels(x, t, u, ids)
         if native:
-            return native.rows(layout, x, t, u, ids)
-        return formulas.rows(OPS, layout, formulas.widened(OPS, x), t, u, ids)
+            return tuple(native.rows(layout, x, t, u, ids))  # vmap's rule takes no named one
+        return tuple(formulas.rows(OPS, layout, formulas.widened(OPS, x), t, u, ids))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
