@@ -62,9 +62,9 @@ def name(value):
     return getattr(value, "__name__", None) or getattr(value, "name", None) or str(value)
 
 
-def cover(programs, problems=PROBLEMS):
-    """Each program with two of the problems, other ones where there are no kernels; with --full, with all of them."""
-    every = (len(problems) + 1) // 2
+def cover(programs, problems=PROBLEMS, each=2):
+    """Each program with a few of the problems, other ones where there are no kernels; with --full, with all of them."""
+    every = -(-len(problems) // each)
     turn = 1 if os.environ.get("XENT_NATIVE") == "0" else 0
 
     def pair(i, program, j, problem):

@@ -149,7 +149,7 @@ def test_transform(loss, transform):
 
 
 @pytest.mark.compiled
-@pytest.mark.parametrize(("tried", "loss"), cover(TRIED, PAIRS))
+@pytest.mark.parametrize(("tried", "loss"), cover(TRIED, PAIRS, each=1))
 def test_compiled_transform(tried, loss):
     check_transform(loss, *tried.split("-"))
 
@@ -167,8 +167,7 @@ def check_transform(loss, transform, mode):
 
 
 @pytest.mark.compiled
-@pytest.mark.parametrize("transform", ["value", "grad"])
-@pytest.mark.parametrize("loss", PAIRS)
+@pytest.mark.parametrize(("transform", "loss"), cover(["value", "grad"], PAIRS))
 def test_xla_of_a_function_that_was_traced_before(loss, transform):
     """XLA has no kernels of ours; it takes the formulas that are in the graph beside them."""
     ours, _, second = PAIRS[loss]

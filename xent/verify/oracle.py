@@ -55,7 +55,7 @@ def _row(x: Floats) -> _Row:
         return _Row(nan, nan, nan, math.nan)
     difference = x - m
     e = np.exp(difference) * (1 + _rounding(x, m, difference))
-    others = math.fsum(np.delete(e, best))
+    others = _exact(np.delete(e, best))
     total = 1 + others
     p, q = e / total, (total - e) / total
     q[best] = others / total
@@ -63,6 +63,11 @@ def _row(x: Floats) -> _Row:
     if p[best] > 0.5:
         nll[best] = -math.log1p(-q[best])
     return _Row(nll, p, q, m + math.log1p(others))
+
+
+def _exact(x: Floats) -> float:
+    """The sum, rounded once. Zeros take as long as other numbers, and one-hot rows are full of them."""
+    return math.fsum(x[x != 0])
 
 
 def _rounding(x: Floats, m: float, difference: Floats) -> Floats:
@@ -86,9 +91,9 @@ class _Part(NamedTuple):
 def _example(x: Floats, t: Floats, table: Floats, smoothing: float, z_loss: float) -> _Part:
     row = _row(x)
     smooth = ((1 - smoothing) * t + smoothing / len(x)) * table
-    loss = math.fsum(_product(smooth, row.nll))
-    share = math.fsum(t)
-    weight = math.fsum(t * table) / share if share else float(np.mean(table))
+    loss = _exact(_product(smooth, row.nll))
+    share = _exact(t)
+    weight = _exact(t * table) / share if share else float(np.mean(table))
     d_weight = (table - weight) / share if share else np.zeros_like(t)
     rest = _rest(smooth)
     lse_term = z_loss * row.lse**2 if z_loss else 0.0
@@ -106,7 +111,7 @@ def _rest(t: Floats) -> Floats:
         rest = np.full_like(t, t[entries[0]])
         rest[entries[0]] = 0
         return rest
-    return math.fsum(t) - t
+    return _exact(t) - t
 
 
 def _product(weight: Floats | float, x: Floats) -> Floats:
