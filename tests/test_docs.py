@@ -172,7 +172,7 @@ def test_installing_without_a_compiler_says_so(project):
 
 def test_vendored_headers_are_what_their_note_says():
     jaxlib = pytest.importorskip("jaxlib", reason="jaxlib is not installed")
-    folder = ROOT / "backends" / "cpu" / "third_party"
+    folder = ROOT / "backends" / "jax" / "third_party"
     note = (folder / "README.md").read_text(encoding="utf-8")
     if f"jaxlib {jaxlib.__version__}." not in note and f"jaxlib {jaxlib.__version__}," not in note:
         pytest.skip(f"jaxlib {jaxlib.__version__} is not the one that they come from")

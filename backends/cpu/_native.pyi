@@ -1,6 +1,6 @@
 """The native CPU kernels, on raw addresses, whose arrays the caller keeps until a call returns.
 
-Numbers come first, then addresses. Impossible sizes, unknown dtypes and missing addresses are a ValueError; the values
+The adapters give arguments by name. Impossible sizes, unknown dtypes and missing addresses are a ValueError; the values
 in the arrays are for the adapters to check. Where there is nothing to do, addresses may be anything.
 
 An address is an int; 0 stands for an argument that is not there. `dtype` is one of F32, F64, F16, BF16: that of x and
@@ -23,7 +23,7 @@ F64: Final = 1
 F16: Final = 2
 BF16: Final = 3
 
-INTERFACE: Final = 2  # a module left from older sources has another, or none, and is not used
+INTERFACE: Final = 3  # a module left from older sources has another, or none, and is not used
 
 version: str
 
@@ -53,7 +53,6 @@ def rows_forward(
     loss: int,
     lse: int,
     smooth: int,
-    /,
 ) -> None:
     """Statistics (m, s) and results of every row. In: x, t|0, u|0, ids|0. Out: m, s, loss, lse|0, smooth|0.
 
@@ -78,7 +77,6 @@ def rows_backward(
     c: int,
     dx: int,
     dt: int,
-    /,
 ) -> None:
     """Gradient of sum(a loss + b lse + c smooth).
 
@@ -105,7 +103,6 @@ def rows_both(
     m: int,
     s: int,
     dx: int,
-    /,
 ) -> None:
     """Results and the gradient of sum(a loss + z lse^2 + c smooth), in one visit of each row.
 
@@ -125,7 +122,6 @@ def mean_both(
     u: int,
     ids: int,
     dx: int,
-    /,
 ) -> float:
     """sum(loss) / n, added up in float64, and its gradient, in one visit of each row.
 
@@ -146,7 +142,6 @@ def sigmoid_forward(
     p: int,
     w: int,
     loss: int,
-    /,
 ) -> float:
     """Returns sum(w loss), added up in a fixed order; writes the elementwise loss, without w, to loss|0.
 
@@ -171,7 +166,6 @@ def sigmoid_backward(
     w: int,
     dx: int,
     dz: int,
-    /,
 ) -> None:
     """Gradient of scale * sum(w loss): dx|0 in x's dtype, dz|0 in the compute dtype. Exactly 0 where w == 0."""
 
@@ -191,20 +185,19 @@ def sigmoid_both(
     w: int,
     loss: int,
     dx: int,
-    /,
 ) -> float:
     """sigmoid_forward, and sigmoid_backward's dx, in one visit: returns sum(w loss); loss|0, dx."""
 
-def project(dtype: int, rows: int, features: int, classes: int, threads: int, h: int, w: int, x: int, /) -> None:
+def project(dtype: int, rows: int, features: int, classes: int, threads: int, h: int, w: int, x: int) -> None:
     """x = h w^T. In: h [rows, features], w [classes, features], of `dtype`. Out: x [rows, classes].
 
     No size is 0, here and below. Sums are in the compute dtype, a block of terms at a time.
     """
 
-def pull(dtype: int, rows: int, features: int, classes: int, threads: int, dx: int, w: int, dh: int, /) -> None:
+def pull(dtype: int, rows: int, features: int, classes: int, threads: int, dx: int, w: int, dh: int) -> None:
     """dh = dx w. In: dx, and w of `dtype`. Out: dh [rows, features]."""
 
-def accumulate(dtype: int, rows: int, features: int, classes: int, threads: int, dx: int, h: int, dw: int, /) -> None:
+def accumulate(dtype: int, rows: int, features: int, classes: int, threads: int, dx: int, h: int, dw: int) -> None:
     """dw += dx^T h. In: dx, and h of `dtype`. In and out: dw [classes, features]."""
 
 def runners() -> int:
@@ -219,7 +212,7 @@ def ffi_handlers() -> dict[str, CapsuleType]:
 
         rows_forward   (x, t, u, ids)                  -> (m, s, loss, lse, smooth)   trailing
         rows_backward  (x, t, u, ids, m, s, a, b, c)   -> (dx, dt)                    trailing
-        rows_both      (x, t, u, ids, a, z, c)         -> (loss, lse, smooth, dx)     trailing
+        rows_both      (x, t, u, ids, a, z, c)         -> (m, s, loss, lse, smooth, dx)  trailing
         sigmoid_forward  (x, z, p, w)                  -> (loss, sum)                 e (np.float64), p_len, p_inner,
         sigmoid_backward (x, z, p, w, scale)           -> (dx, dz)                    w_len, w_inner (np.int64)
         sigmoid_both     (x, z, p, w, scale)           -> (loss, sum, dx)

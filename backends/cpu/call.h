@@ -1,5 +1,5 @@
 // From a description of the work to the kernels: whether it can be, how it is cut up, when it is worth a second thread,
-// which output is written past the caches. What module.cpp, ffi.cpp and tensorflow_operators.cpp all call.
+// which output is written past the caches. What module.cpp, jax/ffi.cpp and tensorflow/operators.cpp all call.
 #pragma once
 
 #include <stdexcept>

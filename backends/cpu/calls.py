@@ -32,7 +32,7 @@ class Kernels(DenseArrays):
         sizes, given, shape, dtype = self._problem(layout, x, t, u, ids)
         nll, lse, smooth = self._results(layout, x, u, shape, dtype)
         m, s = (self._kept(layout, shape, dtype, x) for _ in range(2))
-        self._run(native.rows_forward, sizes, *given, m, s, nll, lse, smooth)
+        self._run(native.rows_forward, sizes, **given, m=m, s=s, loss=nll, lse=lse, smooth=smooth)
         return RowResults(nll, lse, smooth, m, s)
 
     def rows_backward(
@@ -48,11 +48,11 @@ class Kernels(DenseArrays):
     ) -> tuple[Array | None, Array | None]:
         """The derivatives of sum(a loss + b lse + c smooth) in x and t, those that are wanted."""
         sizes, given, shape, dtype = self._problem(layout, x, t, u, ids)
-        kept = (self.dense(k, (*shape[: layout.axis], 1, *shape[layout.axis :])) for k in stats)
-        per_row = (self._per_row(k, shape, dtype, x) for k in coefficients)
+        m, s = (self.dense(k, (*shape[: layout.axis], 1, *shape[layout.axis :])) for k in stats)
+        a, b, c = (self._per_row(k, shape, dtype, x) for k in coefficients)
         dx = self.empty(self.ops.shape(x), self.ops.dtype(x), x) if wanted[0] else None
         dt = self.empty(self.ops.shape(x), dtype, x) if wanted[1] else None
-        self._run(native.rows_backward, sizes, *given, *kept, *per_row, dx, dt)
+        self._run(native.rows_backward, sizes, **given, m=m, s=s, a=a, b=b, c=c, dx=dx, dt=dt)
         return dx, dt
 
     def rows_value_and_grad(
@@ -68,11 +68,12 @@ class Kernels(DenseArrays):
     ) -> tuple[RowResults, Array]:
         """`SoftmaxKernels.rows_value_and_grad`, without s."""
         sizes, given, shape, dtype = self._problem(layout, x, t, u, ids)
-        per_row = (self._per_row(k, shape, dtype, x) for k in (a, lse2, c))
+        a, z, c = (self._per_row(k, shape, dtype, x) for k in (a, lse2, c))
         nll, lse, smooth = self._results(layout, x, u, shape, dtype)
         m = self._kept(layout, shape, dtype, x)
-        dx = given[0] if self.in_place else self.empty(self.ops.shape(x), self.ops.dtype(x), x)
-        self._run(native.rows_both, sizes, *given, *per_row, nll, lse, smooth, m, None, dx)
+        dx = given["x"] if self.in_place else self.empty(self.ops.shape(x), self.ops.dtype(x), x)
+        outputs = {"loss": nll, "lse": lse, "smooth": smooth, "m": m, "s": None, "dx": dx}
+        self._run(native.rows_both, sizes, **given, a=a, z=z, c=c, **outputs)
         return RowResults(nll, lse, smooth, m), dx
 
     def mean_value_and_grad(
@@ -81,14 +82,14 @@ class Kernels(DenseArrays):
         """`SoftmaxKernels.mean_value_and_grad`."""
         sizes, given, _, dtype = self._problem(layout, x, t, None, ids)
         dx = self.empty(self.ops.shape(x), self.ops.dtype(x), x)
-        mean = self._run(native.mean_both, (*sizes, n), *given, dx)
+        mean = self._run(native.mean_both, {**sizes, "n": n}, **given, dx=dx)
         return self.ops.full((), mean, dtype, x), dx
 
     def sigmoid(self, e: float, x: Array, z: Array, p: Array | None, w: Array | None, each: bool) -> Array:
         """The elementwise loss, without w and 0 where that is, or sum(w loss), 0-d."""
         sizes, given, dtype = self._elements(e, x, z, p, w)
         loss = self.empty(self.ops.shape(x), dtype, x) if each else None
-        total = self._run(native.sigmoid_forward, sizes, *given, loss)
+        total = self._run(native.sigmoid_forward, sizes, **given, loss=loss)
         return self.ops.full((), total, dtype, x) if loss is None else loss
 
     def sigmoid_backward(
@@ -105,7 +106,7 @@ class Kernels(DenseArrays):
         sizes, given, dtype = self._elements(e, x, z, p, w)
         dx = self.empty(self.ops.shape(x), self.ops.dtype(x), x) if wanted[0] else None
         dz = self.empty(self.ops.shape(x), dtype, x) if wanted[1] else None
-        self._run(native.sigmoid_backward, (*sizes, float(scale)), *given, dx, dz)
+        self._run(native.sigmoid_backward, {**sizes, "scale": float(scale)}, **given, dx=dx, dz=dz)
         return dx, dz
 
     def sigmoid_value_and_grad(
@@ -115,55 +116,65 @@ class Kernels(DenseArrays):
         sizes, given, dtype = self._elements(e, x, z, p, w)
         loss = self.empty(self.ops.shape(x), dtype, x) if each else None
         dx = self.empty(self.ops.shape(x), self.ops.dtype(x), x)
-        total = self._run(native.sigmoid_both, (*sizes, float(g)), *given, loss, dx)
+        total = self._run(native.sigmoid_both, {**sizes, "scale": float(g)}, **given, loss=loss, dx=dx)
         if loss is None:
             return self.ops.full((), total, dtype, x), dx
         return loss if w is None else w * loss, dx
 
     def project(self, h: Array, weight: Array, x: Array) -> None:
         """x = h @ weight.T, in the compute dtype. Here and below, all arrays are dense and have elements."""
-        sizes = CODES[self.ops.dtype(h)], *self.ops.shape(h), self.ops.shape(weight)[0]
-        self._run(native.project, sizes, h, weight, x)
+        sizes = self._matrices(h, self.ops.shape(h), self.ops.shape(weight)[0])
+        self._run(native.project, sizes, h=h, w=weight, x=x)
 
     def pull(self, dx: Array, weight: Array, dh: Array) -> None:
         """dh = dx @ weight."""
-        sizes = CODES[self.ops.dtype(weight)], *self.ops.shape(dh), self.ops.shape(weight)[0]
-        self._run(native.pull, sizes, dx, weight, dh)
+        sizes = self._matrices(weight, self.ops.shape(dh), self.ops.shape(weight)[0])
+        self._run(native.pull, sizes, dx=dx, w=weight, dh=dh)
 
     def accumulate(self, dx: Array, h: Array, dw: Array) -> None:
         """dw += dx.T @ h."""
-        sizes = CODES[self.ops.dtype(h)], *self.ops.shape(h), self.ops.shape(dw)[0]
-        self._run(native.accumulate, sizes, dx, h, dw)
+        sizes = self._matrices(h, self.ops.shape(h), self.ops.shape(dw)[0])
+        self._run(native.accumulate, sizes, dx=dx, h=h, dw=dw)
+
+    def _matrices(self, typed: Array, rows: Any, classes: Any) -> dict[str, Any]:
+        return {"dtype": CODES[self.ops.dtype(typed)], "rows": rows[0], "features": rows[1], "classes": classes}
 
     def _problem(
         self, layout: Layout, x: Array, t: Array | None, u: Array | None, ids: Array | None
-    ) -> tuple[tuple[Any, ...], tuple[Array | None, ...], Shape, str]:
-        """What every kernel on rows starts with: numbers, and arrays; the rows' shape; the compute dtype."""
+    ) -> tuple[dict[str, Any], dict[str, Array | None], Shape, str]:
+        """What every kernel on rows takes: numbers and arrays, by name; the rows' shape; the compute dtype."""
         name = self.ops.dtype(x)
         whole: Any = self.ops.shape(x)
         before, after = whole[: layout.axis], whole[layout.axis + 1 :]
         rows, dense = before + after, self.dense
-        given = (
-            dense(x, whole),
-            None if t is None else dense(t, whole),
-            None if u is None else dense(u, whole[layout.axis : layout.axis + 1]),
-            None if ids is None else dense(ids, rows),
-        )
-        wide = ids is not None and self.ops.dtype(ids) == "int64"
-        sizes = CODES[name], math.prod(before), whole[layout.axis], math.prod(after), wide
+        given = {
+            "x": dense(x, whole),
+            "t": None if t is None else dense(t, whole),
+            "u": None if u is None else dense(u, whole[layout.axis : layout.axis + 1]),
+            "ids": None if ids is None else dense(ids, rows),
+        }
+        sizes = {
+            "dtype": CODES[name],
+            "outer": math.prod(before),
+            "classes": whole[layout.axis],
+            "inner": math.prod(after),
+            "wide": ids is not None and self.ops.dtype(ids) == "int64",
+        }
         return sizes, given, rows, computed_in(name)
 
     def _elements(
         self, e: float, x: Array, z: Array, p: Array | None, w: Array | None
-    ) -> tuple[tuple[Any, ...], tuple[Array | None, ...], str]:
-        """What every sigmoid kernel starts with: numbers, and arrays; the compute dtype."""
+    ) -> tuple[dict[str, Any], dict[str, Array | None], str]:
+        """What every sigmoid kernel takes: numbers and arrays, by name; the compute dtype."""
         name = self.ops.dtype(x)
         shape: Any = self.ops.shape(x)
-        (p, *p_sizes), (w, *w_sizes) = self._pattern(p, shape), self._pattern(w, shape)
-        sizes = CODES[name], math.prod(shape), e, *p_sizes, *w_sizes
-        return sizes, (self.dense(x, shape), self.dense(z, shape), p, w), computed_in(name)
+        (p, p_len, p_inner), (w, w_len, w_inner) = self._pattern(p, shape), self._pattern(w, shape)
+        patterns = {"p_len": p_len, "p_inner": p_inner, "w_len": w_len, "w_inner": w_inner}
+        sizes = {"dtype": CODES[name], "n": math.prod(shape), "e": e, **patterns}
+        return sizes, {"x": self.dense(x, shape), "z": self.dense(z, shape), "p": p, "w": w}, computed_in(name)
 
-    def _run(self, kernel: Callable[..., Any], sizes: tuple[Any, ...], *arrays: Array | None) -> Any:
-        """kernel(*sizes, threads, the arrays' addresses). `arrays` holds them while native code uses the addresses."""
+    def _run(self, kernel: Callable[..., Any], sizes: dict[str, Any], **arrays: Array | None) -> Any:
+        """The kernel, with the addresses of `arrays`, which holds them while native code uses the addresses."""
         address = self.address
-        return kernel(*sizes, self.threads(), *[0 if k is None else address(k) for k in arrays])
+        addresses = {name: 0 if k is None else address(k) for name, k in arrays.items()}
+        return kernel(**sizes, threads=self.threads(), **addresses)

@@ -275,8 +275,14 @@ inline int64_t turned_width(const Rows& k) {
 
 template <class X>
 void turn(const X* from, int64_t rows, int64_t columns, X* to) {
-  for (int64_t i = 0; i < rows; ++i) {
-    for (int64_t j = 0; j < columns; ++j) to[j * rows + i] = from[i * columns + j];
+  if (rows > columns) {  // the inner loop along the longer side
+    for (int64_t j = 0; j < columns; ++j) {
+      for (int64_t i = 0; i < rows; ++i) to[j * rows + i] = from[i * columns + j];
+    }
+  } else {
+    for (int64_t i = 0; i < rows; ++i) {
+      for (int64_t j = 0; j < columns; ++j) to[j * rows + i] = from[i * columns + j];
+    }
   }
 }
 

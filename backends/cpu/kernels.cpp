@@ -18,7 +18,10 @@
 namespace xent::XENT_ISA {
 namespace {
 
-#include "simd.h"
+#include "vectors.h"
+#include "arithmetic.h"
+#include "statistics.h"
+#include "gradient.h"
 #include "rows.h"
 #include "columns.h"
 #include "sigmoid.h"

@@ -13,7 +13,7 @@
 #endif
 
 #include "call.h"
-#include "ffi.h"
+#include "../jax/ffi.h"
 #include "pool.h"
 #include "runners.h"
 
@@ -21,6 +21,7 @@ namespace nb = nanobind;
 using namespace xent;
 using Int = int64_t;
 using Address = uintptr_t;
+using namespace nb::literals;
 
 namespace {
 
@@ -177,13 +178,18 @@ Address runners() {
 
 }  // namespace
 
+// What the arguments are called in Python: those that kernels of one kind begin with
+#define XENT_ROWS "dtype"_a, "outer"_a, "classes"_a, "inner"_a, "wide"_a, "threads"_a, "x"_a, "t"_a, "u"_a, "ids"_a
+#define XENT_ELEMENTS "dtype"_a, "n"_a, "e"_a, "p_len"_a, "p_inner"_a, "w_len"_a, "w_inner"_a
+#define XENT_PRODUCT "dtype"_a, "rows"_a, "features"_a, "classes"_a, "threads"_a
+
 NB_MODULE(_native, module) {
   module.attr("F32") = int(kF32);
   module.attr("F64") = int(kF64);
   module.attr("F16") = int(kF16);
   module.attr("BF16") = int(kBF16);
   module.attr("version") = XENT_VERSION;
-  module.attr("INTERFACE") = 2;  // counts what the arguments below have been
+  module.attr("INTERFACE") = 3;  // counts what the arguments below have been
   module.def("isa", [] { return kernels()->isa; });
   module.def("isas", [] {
     int n;
@@ -193,16 +199,20 @@ NB_MODULE(_native, module) {
     return names;
   });
   module.def("max_threads", max_threads);
-  module.def("rows_forward", rows_forward);
-  module.def("rows_backward", rows_backward);
-  module.def("rows_both", rows_both);
-  module.def("mean_both", mean_both);
-  module.def("sigmoid_forward", sigmoid_forward);
-  module.def("sigmoid_backward", sigmoid_backward);
-  module.def("sigmoid_both", sigmoid_both);
-  module.def("project", project);
-  module.def("pull", pull);
-  module.def("accumulate", accumulate);
+  module.def("rows_forward", rows_forward, XENT_ROWS, "m"_a, "s"_a, "loss"_a, "lse"_a, "smooth"_a);
+  module.def("rows_backward", rows_backward, XENT_ROWS, "m"_a, "s"_a, "a"_a, "b"_a, "c"_a, "dx"_a, "dt"_a);
+  module.def("rows_both", rows_both, XENT_ROWS, "a"_a, "z"_a, "c"_a, "loss"_a, "lse"_a, "smooth"_a, "m"_a, "s"_a,
+      "dx"_a);
+  module.def("mean_both", mean_both, "dtype"_a, "outer"_a, "classes"_a, "inner"_a, "wide"_a, "n"_a, "threads"_a,
+      "x"_a, "t"_a, "u"_a, "ids"_a, "dx"_a);
+  module.def("sigmoid_forward", sigmoid_forward, XENT_ELEMENTS, "threads"_a, "x"_a, "z"_a, "p"_a, "w"_a, "loss"_a);
+  module.def("sigmoid_backward", sigmoid_backward, XENT_ELEMENTS, "scale"_a, "threads"_a, "x"_a, "z"_a, "p"_a, "w"_a,
+      "dx"_a, "dz"_a);
+  module.def("sigmoid_both", sigmoid_both, XENT_ELEMENTS, "scale"_a, "threads"_a, "x"_a, "z"_a, "p"_a, "w"_a,
+      "loss"_a, "dx"_a);
+  module.def("project", project, XENT_PRODUCT, "h"_a, "w"_a, "x"_a);
+  module.def("pull", pull, XENT_PRODUCT, "dx"_a, "w"_a, "dh"_a);
+  module.def("accumulate", accumulate, XENT_PRODUCT, "dx"_a, "h"_a, "dw"_a);
   module.def("ffi_handlers", ffi_handlers);
   module.def("runners", runners);
 }

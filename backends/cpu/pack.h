@@ -1,4 +1,4 @@
-// Vectors for compilers without GNU vector extensions: arrays with loops. Included by simd.h.
+// Vectors for compilers without GNU vector extensions: arrays with loops. Included by vectors.h.
 
 template <class T, int N>
 struct Lanes {

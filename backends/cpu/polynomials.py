@@ -1,4 +1,4 @@
-"""Prints the coefficients in simd.h: Chebyshev interpolation at 60 digits, within a few percent of the best polynomial.
+"""Prints the coefficients in arithmetic.h: Chebyshev interpolation at 60 digits, nearly the best polynomials.
 
 python backends/cpu/polynomials.py
 """

@@ -2,7 +2,7 @@
 //   project     x   = h w^T
 //   pull        dh  = dx w
 //   accumulate  dw += dx^T h
-// Included by kernels.cpp, after simd.h.
+// Included by kernels.cpp, after arithmetic.h.
 //
 // Few rows and many classes: w and dw pass through the processor once a product and are not turned; what is turned or
 // laid out in panels is h, which stays in L2. A tile of kTall x kWide vectors of sums stays in registers while kDeep

@@ -4,7 +4,7 @@
 
 #include <array>
 
-#include "call.h"
+#include "../cpu/call.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace xent {

@@ -1,8 +1,6 @@
 // The kernels as operators of TensorFlow's graphs, through its C interface. A library of its own, which
 // tf.load_op_library loads: nothing of TensorFlow's is needed to build it, what it calls is looked up in the TensorFlow
-// that loads it. An operand without elements is one that is not there. tensorflow_operators.py calls the operators.
-
-#include <dlfcn.h>
+// that loads it. An operand without elements is one that is not there. operators.py calls the operators.
 
 #include <algorithm>
 #include <cstring>
@@ -14,189 +12,13 @@
 #include <utility>
 #include <vector>
 
-#include "runners.h"
-
-// ---- TensorFlow's C interface (tensorflow/c/{ops,kernels,tf_tensor,tf_status,tf_datatype}.h), as far as it is used
-
-struct TF_Status;
-struct TF_Tensor;
-struct TF_OpDefinitionBuilder;
-struct TF_ShapeInferenceContext;
-struct TF_KernelBuilder;
-struct TF_OpKernelConstruction;
-struct TF_OpKernelContext;
+#include "../cpu/runners.h"
+#include "execution.h"
 
 namespace xent {
 namespace {
 
-enum { kTfOk = 0, kTfInvalidArgument = 3, kTfInternal = 13 };
-enum { kTfFloat = 1, kTfDouble = 2, kTfInt64 = 9, kTfBFloat16 = 14, kTfHalf = 19 };
-
-using Create = void* (*)(TF_OpKernelConstruction*);
-using Compute = void (*)(void*, TF_OpKernelContext*);
-using Delete = void (*)(void*);
-using InferShapes = void (*)(TF_ShapeInferenceContext*, TF_Status*);
-
-#define XENT_TENSORFLOW(F)                                                                                       \
-  F(TF_Status*, TF_NewStatus, ())                                                                                \
-  F(void, TF_DeleteStatus, (TF_Status*))                                                                         \
-  F(int, TF_GetCode, (const TF_Status*))                                                                         \
-  F(void, TF_SetStatus, (TF_Status*, int, const char*))                                                          \
-  F(void, TF_DeleteTensor, (TF_Tensor*))                                                                         \
-  F(int, TF_TensorType, (const TF_Tensor*))                                                                      \
-  F(int, TF_NumDims, (const TF_Tensor*))                                                                         \
-  F(int64_t, TF_Dim, (const TF_Tensor*, int))                                                                    \
-  F(size_t, TF_TensorByteSize, (const TF_Tensor*))                                                               \
-  F(void*, TF_TensorData, (const TF_Tensor*))                                                                    \
-  F(int64_t, TF_TensorElementCount, (const TF_Tensor*))                                                          \
-  F(TF_OpDefinitionBuilder*, TF_NewOpDefinitionBuilder, (const char*))                                           \
-  F(void, TF_OpDefinitionBuilderAddAttr, (TF_OpDefinitionBuilder*, const char*))                                 \
-  F(void, TF_OpDefinitionBuilderAddInput, (TF_OpDefinitionBuilder*, const char*))                                \
-  F(void, TF_OpDefinitionBuilderAddOutput, (TF_OpDefinitionBuilder*, const char*))                               \
-  F(void, TF_OpDefinitionBuilderSetShapeInferenceFunction, (TF_OpDefinitionBuilder*, InferShapes))               \
-  F(void, TF_RegisterOpDefinition, (TF_OpDefinitionBuilder*, TF_Status*))                                        \
-  F(void, TF_ShapeInferenceContextSetUnknownShape, (TF_ShapeInferenceContext*, TF_Status*))                      \
-  F(TF_KernelBuilder*, TF_NewKernelBuilder, (const char*, const char*, Create, Compute, Delete))                 \
-  F(void, TF_RegisterKernelBuilder, (const char*, TF_KernelBuilder*, TF_Status*))                                \
-  F(void, TF_OpKernelConstruction_GetAttrInt64, (TF_OpKernelConstruction*, const char*, int64_t*, TF_Status*))   \
-  F(void, TF_OpKernelConstruction_Failure, (TF_OpKernelConstruction*, TF_Status*))                               \
-  F(void, TF_OpKernelContext_Failure, (TF_OpKernelContext*, TF_Status*))                                         \
-  F(void, TF_GetInput, (TF_OpKernelContext*, int, TF_Tensor**, TF_Status*))                                      \
-  F(int, TF_ExpectedOutputDataType, (TF_OpKernelContext*, int))                                                  \
-  F(TF_Tensor*, TF_AllocateOutput, (TF_OpKernelContext*, int, int, const int64_t*, int, size_t, TF_Status*))     \
-  F(TF_Tensor*, TF_ForwardInputOrAllocateOutput,                                                                 \
-    (TF_OpKernelContext*, const int*, int, int, const int64_t*, int, int*, TF_Status*))
-
-#define XENT_POINTER(result, name, arguments) result(*name) arguments;
-struct Api {
-  XENT_TENSORFLOW(XENT_POINTER)
-} tf;
-
-bool look_up() {
-  void* library = dlopen("libtensorflow_framework.so.2", RTLD_NOLOAD | RTLD_LAZY);
-  if (!library) return false;
-#define XENT_FIND(result, name, arguments) \
-  if (!(tf.name = reinterpret_cast<decltype(tf.name)>(dlsym(library, #name)))) return false;
-  XENT_TENSORFLOW(XENT_FIND)
-  return true;
-}
-
 Runners runners;  // the kernels, which are in another library
-
-// ---- one execution of an operator
-
-using Shape = std::vector<int64_t>;
-
-struct Failed {};
-
-struct Status {
-  TF_Status* raw = tf.TF_NewStatus();
-  Status() = default;
-  Status(const Status&) = delete;
-  ~Status() { tf.TF_DeleteStatus(raw); }
-  void check() const {
-    if (tf.TF_GetCode(raw) != kTfOk) throw Failed();
-  }
-};
-
-using Tensor = std::unique_ptr<TF_Tensor, void (*)(TF_Tensor*)>;
-
-size_t width(int type) {
-  switch (type) {
-    case kTfHalf:
-    case kTfBFloat16: return 2;
-    case kTfFloat: return 4;
-    default: return 8;
-  }
-}
-
-class Call {
- public:
-  Call(TF_OpKernelContext* context, const Status& status) : context_(context), status_(status) {}
-
-  Shape shape(int i) {
-    Tensor tensor = input(i);
-    Shape shape;
-    for (int d = 0; d < tf.TF_NumDims(tensor.get()); ++d) shape.push_back(tf.TF_Dim(tensor.get(), d));
-    return shape;
-  }
-
-  Shape matrix(int i) {
-    Shape found = shape(i);
-    require(found.size() == 2);
-    return found;
-  }
-
-  int64_t count(int i) { return tf.TF_TensorElementCount(input(i).get()); }
-
-  int type(int i) { return tf.TF_TensorType(input(i).get()); }
-
-  Dtype dtype(int i) {
-    switch (type(i)) {
-      case kTfFloat: return kF32;
-      case kTfDouble: return kF64;
-      case kTfHalf: return kF16;
-      default: return kBF16;
-    }
-  }
-
-  // Where an operand lies, which TensorFlow keeps until the operator is done; nullptr: not there
-  const void* in(int i) { return data(input(i)); }
-
-  double scalar(int i) {
-    const void* at = in(i);
-    return dtype(i) == kF64 ? *static_cast<const double*>(at) : double(*static_cast<const float*>(at));
-  }
-
-  int out_type(int i) { return tf.TF_ExpectedOutputDataType(context_, i); }
-
-  void* out(int i, const Shape& shape) {
-    int type = out_type(i);
-    size_t bytes = width(type);
-    for (int64_t n : shape) bytes *= size_t(n);
-    return kept(tf.TF_AllocateOutput(context_, i, type, shape.data(), int(shape.size()), bytes, status_.raw));
-  }
-
-  void* out_if(bool wanted, int i, const Shape& shape) { return out(i, wanted ? shape : Shape{0}); }
-
-  // In the memory of an operand of this shape and dtype, if nobody else has it
-  void* out_over(int operand, int i, const Shape& shape) {
-    int from = -1;
-    return kept(tf.TF_ForwardInputOrAllocateOutput(context_, &operand, 1, i, shape.data(), int(shape.size()), &from,
-                                                   status_.raw));
-  }
-
-  // That what is computed in is what the other dtype wants
-  void require_computed(int typed, int computed) {
-    require((type(typed) == kTfDouble) == (type(computed) == kTfDouble));
-  }
-
-  void require(bool holds) {
-    if (holds) return;
-    tf.TF_SetStatus(status_.raw, kTfInvalidArgument, "xent: operands are not as this version of the kernels has them");
-    throw Failed();
-  }
-
- private:
-  Tensor input(int i) {
-    TF_Tensor* tensor = nullptr;
-    tf.TF_GetInput(context_, i, &tensor, status_.raw);
-    status_.check();
-    return {tensor, tf.TF_DeleteTensor};
-  }
-
-  void* kept(TF_Tensor* tensor) {
-    status_.check();
-    return data({tensor, tf.TF_DeleteTensor});  // the output itself has another reference
-  }
-
-  static void* data(const Tensor& tensor) {
-    return tf.TF_TensorByteSize(tensor.get()) ? tf.TF_TensorData(tensor.get()) : nullptr;
-  }
-
-  TF_OpKernelContext* context_;
-  const Status& status_;
-};
 
 // ---- the operators. Shapes and dtypes are checked, values (class ids) are not: who calls them has. Attributes come in
 // the order in which an operator's description names them.

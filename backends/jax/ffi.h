@@ -1,4 +1,4 @@
-// The kernels as XLA custom calls. _native.pyi says what their operands are.
+// The kernels as XLA custom calls. cpu/_native.pyi says what their operands are.
 #pragma once
 
 #include <vector>
