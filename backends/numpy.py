@@ -98,7 +98,17 @@ def address(x: Array) -> int:
 
 
 def dense(x: Array, shape: tuple[int, ...]) -> Array:
+    if x.shape == shape and x.flags.c_contiguous and x.dtype.isnative:
+        return np.asarray(x)
     return np.asarray(x if x.shape == shape else np.broadcast_to(x, shape), x.dtype.newbyteorder("="), order="C")
+
+
+def empty(shape: tuple[int, ...], dtype: str, like: Array) -> Array:
+    """Extension types, bfloat16 among them, are not known to NumPy by name."""
+    kind = like.dtype
+    if dtype != _name(kind):
+        return np.empty(shape, dtype)
+    return np.empty(shape, kind if kind.isnative else kind.newbyteorder("="))
 
 
 NATIVE = calls.native is not None
@@ -106,9 +116,7 @@ KERNELS = calls.Kernels(
     ops=OPS,
     address=address,
     dense=dense,
-    empty=lambda shape, dtype, like: np.empty(
-        shape, like.dtype.newbyteorder("=") if dtype == _name(like.dtype) else dtype
-    ),
+    empty=empty,
     threads=lambda: 0,
 )
 

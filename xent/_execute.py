@@ -50,7 +50,8 @@ def run(loss: Loss, operands: Operands, options: Options) -> Any:
 
 def _with_gradient(loss: Loss, inputs: Array, operands: Operands, options: Options) -> tuple[Any, Any]:
     adapter = find(inputs, loss.first)
-    plan, checked = loss.plan(adapter, operands._replace(inputs=inputs), options)
+    _, *others = operands
+    plan, checked = loss.plan(adapter, Operands(inputs, *others), options)
     if loss.gradient is not None:
         return loss.gradient(plan, checked, inputs)
     result: tuple[Any, Any] = adapter.run(loss.value_and_grad, plan, *checked)

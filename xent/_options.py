@@ -23,16 +23,26 @@ class Options(NamedTuple):
     chunk_rows: int | None = None
 
     def checked(self, denom: Any) -> Options:
+        """With numbers of Python's, where they were NumPy's."""
+        axis, reduce, label_smoothing, z_loss, ignore_index, invalid, stats, softcap, chunk_rows = self
+        _check.reduction(reduce, denom)
+        _check.choice("invalid", invalid, _check.INVALID_MODES)
+        if stats is not False:
+            _check.flag("stats", stats)
+        smoothing = _check.number("label_smoothing", label_smoothing, 0, 1)
+        z_loss = _check.number("z_loss", z_loss)
+        if ignore_index is softcap is chunk_rows is None and smoothing is label_smoothing and z_loss is self.z_loss:
+            return self
         return Options(
-            self.axis,  # `_check.class_axis` checks it, which knows the shape
-            _check.reduction(self.reduce, denom),
-            _check.number("label_smoothing", self.label_smoothing, 0, 1),
-            _check.number("z_loss", self.z_loss),
-            _check.index("ignore_index", self.ignore_index),
-            _check.choice("invalid", self.invalid, _check.INVALID_MODES),
-            _check.flag("stats", self.stats),
-            _check.above_zero("softcap", self.softcap),
-            _check.count("chunk_rows", self.chunk_rows),
+            axis,  # `_check.class_axis` checks it, which knows the shape
+            reduce,
+            smoothing,
+            z_loss,
+            _check.index("ignore_index", ignore_index),
+            invalid,
+            stats,
+            _check.above_zero("softcap", softcap),
+            _check.count("chunk_rows", chunk_rows),
         )
 
 
