@@ -29,7 +29,15 @@ def test_with_kernels(framework, pytestconfig):
     in_its_own_process(pytestconfig, framework, *MATRIX, f"test_{framework}.py", *programs)
 
 
-@each_framework
+@pytest.mark.parametrize(
+    "framework",
+    [
+        pytest.param("torch", marks=pytest.mark.backend("torch")),
+        pytest.param("tensorflow", marks=pytest.mark.backend("tensorflow")),
+        # whose programs on two devices run on the formulas, but for a few
+        pytest.param("jax", marks=[pytest.mark.backend("jax"), pytest.mark.full]),
+    ],
+)
 def test_programs_on_formulas(framework, pytestconfig):
     devices = TWO_DEVICES if framework == "jax" else {}
     in_its_own_process(pytestconfig, framework, f"test_programs_{framework}.py", XENT_NATIVE="0", **devices)
