@@ -74,22 +74,24 @@ inline bool collide(const void* x, const void* dx) {
 }
 
 // term(i, width): the vector exp(x_i - m), ... down: of what is streamed, whole vectors from the last to the first
-template <class X, bool kSoft, bool kSmooth, bool kStream, class F>
+template <class X, bool kSoft, bool kSmooth, class F>
 void gradient(const F& term, const Compute<X>* t, const Compute<X>* u, int64_t n, int64_t place,
-              Slopes<Compute<X>> slope, X* dx, bool down) {
+              Slopes<Compute<X>> slope, X* dx, bool streaming, bool down) {
   using T = Compute<X>;
   using V = Vec<T>;
   constexpr int lanes = kLanes<T>;
+  const int64_t first = streaming ? misaligned(dx, n) : 0;  // n: never aligned
+  const bool streams = streaming && first < n;
   auto subtract = [&](V v, int64_t i, auto width) XENT_INLINE {
     if constexpr (kSoft) v = v - load_some(t, i, width, T(0)) * slope.a;
     if constexpr (kSmooth) v = v - load_some(u, i, width, T(0)) * slope.c;
     return v;
   };
   auto span = [&](int64_t begin, int64_t end) XENT_INLINE {  // whole vectors without the place
-    const bool falling = kStream && down;
+    const bool falling = streams && down;
     for (int64_t i = falling ? end - lanes : begin; i >= begin && i < end; i += falling ? -lanes : lanes) {
       V v = subtract(term(i, Full{}) * slope.k, i, Full{});
-      kStream ? stream(dx, i, v) : store(dx, i, v);
+      streams ? stream(dx, i, v) : store(dx, i, v);
     }
   };
   auto some = [&](int64_t i, int64_t end) {  // any, a vector at a time
@@ -98,25 +100,20 @@ void gradient(const F& term, const Compute<X>* t, const Compute<X>* u, int64_t n
       V v = width == lanes ? subtract(term(i, Full{}) * slope.k, i, Full{}) : subtract(term(i, width) * slope.k, i, width);
       if (place >= i && place < i + width) v[int(place - i)] = slope.at_place;
       if (width == lanes) {
-        kStream ? stream(dx, i, v) : store(dx, i, v);
+        streams ? stream(dx, i, v) : store(dx, i, v);
       } else {
         store_part(dx, i, width, v);
       }
     }
   };
-  int64_t first = kStream ? misaligned(dx, n) : 0;
-  if (first == n) {
-    if constexpr (kStream) return gradient<X, kSoft, kSmooth, false>(term, t, u, n, place, slope, dx, down);
-  }
-  int64_t whole = first + (n - first) / lanes * lanes;
-  some(0, first);
-  if (place >= first && place < whole) {
-    int64_t its = first + (place - first) / lanes * lanes;
-    span(first, its);
+  const int64_t begin = streams ? first : 0, whole = begin + (n - begin) / lanes * lanes;
+  const bool inside = place >= begin && place < whole;
+  const int64_t its = inside ? begin + (place - begin) / lanes * lanes : whole;  // where the vector with the place begins
+  some(0, begin);
+  for (int64_t from = begin, end = its;; from = its + lanes, end = whole) {
+    span(from, end);
+    if (end == whole) break;
     some(its, its + lanes);
-    span(its + lanes, whole);
-  } else {
-    span(first, whole);
   }
   some(whole, n);
 }
@@ -158,8 +155,7 @@ void row_gradient(const Rows& k, const X* x, const Compute<X>* t, const Compute<
     const int64_t n = end - begin;
     auto write = [&](const auto& term) XENT_INLINE {
       const T *t_from = kSoft ? t + begin : nullptr, *u_from = kSmooth ? u + begin : nullptr;
-      k.streaming ? gradient<X, kSoft, kSmooth, true>(term, t_from, u_from, n, place - begin, slope, dx + begin, down)
-                  : gradient<X, kSoft, kSmooth, false>(term, t_from, u_from, n, place - begin, slope, dx + begin, down);
+      gradient<X, kSoft, kSmooth>(term, t_from, u_from, n, place - begin, slope, dx + begin, k.streaming, down);
     };
     if (visit && visit->terms) {
       write([from = visit->terms + begin](int64_t i, auto width) XENT_INLINE { return load_some(from, i, width, T(0)); });
