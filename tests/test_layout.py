@@ -1,4 +1,4 @@
-"""How the sources hang together: imports go one way."""
+"""How the sources hang together: imports go one way, and files are short."""
 
 import ast
 import graphlib
@@ -69,3 +69,15 @@ def test_that_test_can_fail(tmp_path, first, second):
     (tmp_path / "a.py").write_text(first)
     (tmp_path / "b.py").write_text(second)
     assert set(circle(sources(tmp_path))) == {"xent.a", "xent.b"}
+
+
+def test_files_are_short():
+    """A file that does not fit in the head is split along its meaning."""
+    ours = [
+        file
+        for folder in (PACKAGE, PACKAGE / "backends", PACKAGE / "benchmarks")
+        for file in folder.rglob("*")
+        if file.suffix in (".py", ".cpp", ".h") and "third_party" not in file.parts
+    ]
+    lengths = {file.name: len(file.read_text(encoding="utf-8").splitlines()) for file in ours}
+    assert {name: length for name, length in lengths.items() if length > 400} == {}
