@@ -29,10 +29,10 @@ WEIGHTS[1, 2:4] = 0
 
 OPTIONS = {
     "plain": {},
-    "weights": {"weights": WEIGHTS},
-    "weights_broadcast": {"weights": np.array([[0.5], [0.0], [2.0], [1.0]])},
-    "weights_scalar": {"weights": 2.5},
-    "class_weights": {"class_weights": np.array([0.5, 2.0, 0.0])},  # a class of weight 0 is masked
+    "sample_weight": {"sample_weight": WEIGHTS},
+    "weights_broadcast": {"sample_weight": np.array([[0.5], [0.0], [2.0], [1.0]])},
+    "weights_scalar": {"sample_weight": 2.5},
+    "class_weight": {"class_weight": np.array([0.5, 2.0, 0.0])},  # a class of weight 0 is masked
     "label_smoothing": {"label_smoothing": 0.1},
     "z_loss": {"z_loss": 0.01},
     "ignore_index": {"ignore_index": -100},
@@ -42,7 +42,15 @@ OPTIONS = {
 TAKES = {
     "sparse_ce": set(OPTIONS) - {"pos_weight"},
     "softmax_ce": set(OPTIONS) - {"pos_weight", "ignore_index"},
-    "sigmoid_ce": {"plain", "weights", "weights_broadcast", "weights_scalar", "label_smoothing", "denom", "pos_weight"},
+    "sigmoid_ce": {
+        "plain",
+        "sample_weight",
+        "weights_broadcast",
+        "weights_scalar",
+        "label_smoothing",
+        "denom",
+        "pos_weight",
+    },
 }
 
 
@@ -123,8 +131,8 @@ def case(loss, chosen, reduce):
         options |= OPTIONS[name]
     if loss != "sigmoid_ce":
         options["axis"] = 1
-    elif np.ndim(options.get("weights", 0)):
-        options["weights"] = np.asarray(options["weights"])[:, None, :]
+    elif np.ndim(options.get("sample_weight", 0)):
+        options["sample_weight"] = np.asarray(options["sample_weight"])[:, None, :]
     return Case(loss, chosen, options)
 
 
@@ -137,7 +145,7 @@ def arguments(loss, dtype, options):
         if "ignore_index" in options:
             y[0, 1] = y[3, 3] = -100
             x[0, :, 1] = np.nan  # an ignored row may hold anything
-        if "weights" in options and np.ndim(options["weights"]):
+        if "sample_weight" in options and np.ndim(options["sample_weight"]):
             x[1, :, 3] = np.inf, np.nan, 1  # so may one of weight 0
     elif loss == "softmax_ce":
         y = np.moveaxis(data.dirichlet(np.ones(SHAPE[1]), ROWS), -1, 1)
@@ -162,7 +170,7 @@ def held(options, dtype):
     }
 
 
-ROUNDED = ("weights", "class_weights", "pos_weight")
+ROUNDED = ("sample_weight", "class_weight", "pos_weight")
 
 
 def assert_close(got, want, dtype, what, result=False):

@@ -19,7 +19,7 @@ SOFT = rng.dirichlet(np.ones(64), 4).astype(np.float32)
 POSITIVE = (rng.random((4, 64)) < 0.3).astype(np.float32)
 WEIGHT = rng.normal(size=(64, 8)).astype(np.float32)
 HIDDEN = rng.normal(size=(4, 8)).astype(np.float32)
-CLASS_WEIGHTS = rng.uniform(0.5, 2, 64).astype(np.float32)
+CLASS_WEIGHT = rng.uniform(0.5, 2, 64).astype(np.float32)
 
 
 class Problem(NamedTuple):
@@ -42,10 +42,10 @@ class Problem(NamedTuple):
 PROBLEMS = (
     Problem("sparse", "sparse_ce", LOGITS, (IDS,), {}),
     Problem("sparse_options", "sparse_ce", LOGITS, (IDS,), {"label_smoothing": 0.1, "z_loss": 0.01}),
-    Problem("sparse_class_weights", "sparse_ce", LOGITS, (IDS,), {"class_weights": CLASS_WEIGHTS}),
+    Problem("sparse_class_weight", "sparse_ce", LOGITS, (IDS,), {"class_weight": CLASS_WEIGHT}),
     Problem("sparse_leading", "sparse_ce", LEADING, (IDS,), {}, bar=6e-6),  # a unit in the last place of 20 is 2e-6
     Problem("softmax", "softmax_ce", LOGITS, (SOFT,), {}),
-    Problem("softmax_options", "softmax_ce", LOGITS, (SOFT,), {"label_smoothing": 0.1, "class_weights": CLASS_WEIGHTS}),
+    Problem("softmax_options", "softmax_ce", LOGITS, (SOFT,), {"label_smoothing": 0.1, "class_weight": CLASS_WEIGHT}),
     Problem("sigmoid", "sigmoid_ce", LOGITS, (POSITIVE,), {}),
     Problem("linear", "linear_ce", HIDDEN, (WEIGHT, IDS), {}),
 )

@@ -68,14 +68,14 @@ class Draw(Passing):
             return call._replace(how=how)
         can = [
             name
-            for name in ("logits", "labels", "hidden", "weight", "bias", "weights")
+            for name in ("logits", "labels", "hidden", "weight", "bias", "sample_weight")
             if name in call.arguments
             and call.arguments[name].kind in ("own", "variable")
             and call.arguments[name].dtype in FLOATS
             and not (name == "labels" and call.options.get("label_smoothing") == 1)  # they are no part of the loss
         ]
         wanted = tuple(name for name in can if self.chance(0.6)) or tuple(can[:1])
-        traced = call.framework == "jax" and "weights" in wanted and call.loss in ("sparse_ce", "linear_ce")
+        traced = call.framework == "jax" and "sample_weight" in wanted and call.loss in ("sparse_ce", "linear_ce")
         if traced and call.options.get("invalid", "auto") in ("auto", "raise"):
             call.options["invalid"] = "nan"  # weights that cannot be read do not excuse an id
         upstream = self.rng.choice([1.0, 0.5, -2.0, 3.0], self.rows if call.options["reduce"] == "none" else ())
@@ -84,12 +84,12 @@ class Draw(Passing):
     def softmax(self) -> tuple[dict[str, Argument], dict[str, Any]]:
         x, axis = self.logits()
         classes = x.shape[axis]
-        table = self.class_weights(classes)
+        table = self.class_weight(classes)
         options = self.row_options(exact=table is None)
         t = np.moveaxis(self.distributions(x, axis), -1, axis)
         labels = self.real(t)
         self.garbage(x, self.is_masked(), axis)
-        arguments = {"logits": self.as_logits(x), "labels": labels} | self.given(class_weights=table)
+        arguments = {"logits": self.as_logits(x), "labels": labels} | self.given(class_weight=table)
         return arguments, options | {"axis": self.spelled(axis, x.ndim)}
 
     def sparse(self) -> tuple[dict[str, Argument], dict[str, Any]]:
@@ -97,7 +97,7 @@ class Draw(Passing):
         labels, table, options = self.ids_and_options(x.shape[axis])
         self.garbage(x, self.left_out(labels.values, table, options), axis)
         self.hard_rows(x)
-        arguments = {"logits": self.as_logits(x), "labels": labels} | self.given(class_weights=table)
+        arguments = {"logits": self.as_logits(x), "labels": labels} | self.given(class_weight=table)
         return arguments, options | {"axis": self.spelled(axis, x.ndim)}
 
     def linear(self) -> tuple[dict[str, Argument], dict[str, Any]]:
@@ -122,7 +122,7 @@ class Draw(Passing):
             options["softcap"] = self.pick((2.0, 30, np.float32(5)))
         if self.chance(0.3):
             options["chunk_rows"] = self.pick((1, 3, np.int64(5), 1000))
-        return arguments | self.given(class_weights=table), options
+        return arguments | self.given(class_weight=table), options
 
     def sigmoid(self) -> tuple[dict[str, Argument], dict[str, Any]]:
         self.rows = shape = self.shape(self.pick(MOST))
@@ -203,7 +203,7 @@ class Draw(Passing):
         return np.where(kind == 2, t * self.rng.choice([0.0, 0.8, 2.0], kind.shape), t)
 
     def ids_and_options(self, classes: int) -> tuple[Argument, Argument | None, dict[str, Any]]:
-        table = self.class_weights(classes)
+        table = self.class_weight(classes)
         options = self.row_options(exact=table is None or is_coarse(table.values))
         y = self.rng.integers(0, classes, self.rows).astype(object)
         dtype = self.pick(INTEGERS)
@@ -233,7 +233,7 @@ class Draw(Passing):
         return gone.astype(bool)
 
     def is_masked(self) -> Any:
-        return np.broadcast_to(False if self.weights is None else self.weights.values == 0, self.rows)
+        return np.broadcast_to(False if self.sample_weight is None else self.sample_weight.values == 0, self.rows)
 
     def garbage(self, x: Any, gone: Any, axis: int | None) -> None:
         """What is left out may hold anything."""
@@ -251,10 +251,10 @@ class Draw(Passing):
     # ---- options
 
     def row_options(self, exact: bool) -> dict[str, Any]:
-        """Those of every loss; `weights`, `denom` and the smoothing's kinds of numbers. exact: weights may have both
-        signs, since their sum rounds nowhere, so that 0 is 0."""
+        """Those of every loss; `sample_weight`, `denom` and the smoothing's kinds of numbers. exact: weights may
+        have both signs, since their sum rounds nowhere, so that 0 is 0."""
         options: dict[str, Any] = {"reduce": self.pick(("none", "sum", "mean", "mean", "mean_nonzero", "mean_all"))}
-        self.weights = self.draw_weights(exact) if self.chance(0.5) else None
+        self.sample_weight = self.draw_weights(exact) if self.chance(0.5) else None
         self.denom = None
         if options["reduce"] == "mean" and self.chance(0.3):
             self.denom = self.real(np.array(self.pick((0.0, 1.0, 7.0, 7.5, -2.0, 1000.0))))
@@ -278,14 +278,14 @@ class Draw(Passing):
             values = self.rng.uniform(0.5, 2, shape) * (self.rng.random(shape) > 0.2)
         return self.real(values)
 
-    def class_weights(self, classes: int) -> Argument | None:
+    def class_weight(self, classes: int) -> Argument | None:
         if not self.chance(0.3):
             return None
         coarse = self.rng.choice([0.0, 0.5, 1.0, 2.0], classes)
         return self.real(coarse if self.chance(0.6) else self.rng.uniform(0.5, 2, classes))
 
     def given(self, **others: Argument | None) -> dict[str, Argument]:
-        others |= {"weights": self.weights, "denom": self.denom}
+        others |= {"sample_weight": self.sample_weight, "denom": self.denom}
         return {name: argument for name, argument in others.items() if argument is not None}
 
     def spelled(self, axis: int, rank: int) -> Any:

@@ -127,12 +127,14 @@ class Reduced(NamedTuple):
     value: Near
     scale: Near  # of an example's derivatives, [R]; 0 where it is left out
     moving: Near  # the mean, where its denominator moves with the weights, else 0
-    weights: Near  # the derivative in `weights`
+    sample_weight: Near  # the derivative in `sample_weight`
 
 
-def reduce_(found: Examples, ignored: Any, shape: Any, reduce: str, weights: Any, denom: Any, upstream: Any) -> Reduced:
+def reduce_(
+    found: Examples, ignored: Any, shape: Any, reduce: str, sample_weight: Any, denom: Any, upstream: Any
+) -> Reduced:
     work = found.loss.work
-    given = np.asarray(1 if weights is None else weights, Long)
+    given = np.asarray(1 if sample_weight is None else sample_weight, Long)
     sample = Near(np.broadcast_to(given, shape).ravel(), 0, work)
     weight = sample * found.weight
     there = ~ignored & (weight.value != 0)
@@ -173,8 +175,8 @@ def softmax_ce(
     work: str,
     axis: int = -1,
     reduce: str = "mean",
-    weights: Any = None,
-    class_weights: Any = None,
+    sample_weight: Any = None,
+    class_weight: Any = None,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     denom: Any = None,
@@ -185,8 +187,8 @@ def softmax_ce(
         whole, flat = x.shape, (-1, x.shape[-1]) if x.size else (0, x.shape[-1])
         x, t = x.reshape(flat), t.reshape(flat)
         each = softmax(Near(x, 0, WORK[work]))
-        found = examples(each, t, class_weights, False, label_smoothing, z_loss)
-        how = reduce_(found, np.zeros(len(x), bool), whole[:-1], reduce, weights, denom, np.ravel(upstream))
+        found = examples(each, t, class_weight, False, label_smoothing, z_loss)
+        how = reduce_(found, np.zeros(len(x), bool), whole[:-1], reduce, sample_weight, denom, np.ravel(upstream))
         scale = how.scale[:, None]
         d_labels = scale * (found.d_labels - how.moving * found.d_weight)
         d_logits, d_labels = (k.where(scale.value != 0) for k in (scale * found.d_logits, d_labels))
@@ -194,7 +196,9 @@ def softmax_ce(
     def back(d: Near) -> Near:
         return d.mapped(lambda k: np.moveaxis(k.reshape(whole), -1, axis))
 
-    return Answer(how.value, {"logits": back(d_logits), "labels": back(d_labels), "weights": how.weights}, {})
+    return Answer(
+        how.value, {"logits": back(d_logits), "labels": back(d_labels), "sample_weight": how.sample_weight}, {}
+    )
 
 
 def sparse_ce(logits: Any, labels: Any, *, work: str, axis: int = -1, **options: Any) -> Answer:
@@ -204,7 +208,7 @@ def sparse_ce(logits: Any, labels: Any, *, work: str, axis: int = -1, **options:
         x = Near(x.reshape(-1, whole[-1]), 0, WORK[work])
         value, d_logits, d_weights, stats, _ = by_ids(x, labels, whole[:-1], **options)
     d_logits = d_logits.mapped(lambda k: np.moveaxis(k.reshape(whole), -1, axis))
-    return Answer(value, {"logits": d_logits, "weights": d_weights}, stats)
+    return Answer(value, {"logits": d_logits, "sample_weight": d_weights}, stats)
 
 
 def by_ids(
@@ -213,8 +217,8 @@ def by_ids(
     shape: Any,
     *,
     reduce: str = "mean",
-    weights: Any = None,
-    class_weights: Any = None,
+    sample_weight: Any = None,
+    class_weight: Any = None,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     ignore_index: int | None = None,
@@ -231,13 +235,13 @@ def by_ids(
     y = np.where(valid, ids, 0).astype(int)
     t = (np.arange(classes) == y[:, None]).astype(Long)
     each = softmax(x)
-    found = examples(each, t, class_weights, True, label_smoothing, z_loss)
+    found = examples(each, t, class_weight, True, label_smoothing, z_loss)
     poison = np.where(bad, np.nan, 0)
     found = found._replace(
         loss=found.loss + poison, weight=found.weight.where(~bad, 1), d_logits=found.d_logits + poison[:, None]
     )
-    how = reduce_(found, ignored, shape, reduce, weights, denom, np.ravel(upstream))
-    given = np.broadcast_to(np.asarray(1 if weights is None else weights, Long), shape).ravel()
+    how = reduce_(found, ignored, shape, reduce, sample_weight, denom, np.ravel(upstream))
+    given = np.broadcast_to(np.asarray(1 if sample_weight is None else sample_weight, Long), shape).ravel()
     weight = found.weight * given
     there = ~ignored & (weight.value != 0)
     rows = np.arange(len(y))
@@ -256,7 +260,7 @@ def by_ids(
     }
     counts = how.scale.value != 0
     d_logits = (how.scale[:, None] * found.d_logits).where(counts[:, None])
-    return how.value, d_logits, how.weights, stats, counts
+    return how.value, d_logits, how.sample_weight, stats, counts
 
 
 def linear_ce(
@@ -276,7 +280,7 @@ def linear_ce(
         grads = {
             "hidden": dx.product(w).mapped(lambda k: k.reshape(whole)),
             "weight": dx.mapped(np.transpose).product(h),
-            "weights": d_weights,
+            "sample_weight": d_weights,
         }
         if bias is not None:
             ones = Near(np.ones((len(h.value), 1)), 0, precision)
@@ -298,7 +302,7 @@ def sigmoid_ce(
     *,
     work: str,
     reduce: str = "mean",
-    weights: Any = None,
+    sample_weight: Any = None,
     pos_weight: Any = None,
     label_smoothing: float = 0.0,
     denom: Any = None,
@@ -328,11 +332,11 @@ def sigmoid_ce(
             (keep * d_labels).where(label_smoothing != 1),  # smoothed away, labels do not count
             ones * 0,
         )
-        how = reduce_(found, np.zeros(x.shape, bool), shape, reduce, weights, denom, np.ravel(upstream))
+        how = reduce_(found, np.zeros(x.shape, bool), shape, reduce, sample_weight, denom, np.ravel(upstream))
         counts = how.scale.value != 0
         grads = {"logits": how.scale * found.d_logits, "labels": how.scale * found.d_labels}
         grads = {name: d.where(counts).mapped(lambda k: k.reshape(shape)) for name, d in grads.items()}
-    return Answer(how.value, grads | {"weights": how.weights}, {})
+    return Answer(how.value, grads | {"sample_weight": how.sample_weight}, {})
 
 
 def softplus(x: Any) -> Any:

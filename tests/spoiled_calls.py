@@ -21,9 +21,9 @@ OPTIONS = {
     "stats": ("sparse_ce linear_ce", {"stats": 1}),
     "softcap of 0": ("linear_ce", {"softcap": 0.0}),
     "no rows a chunk": ("linear_ce", {"chunk_rows": 0}),
-    "complex weights": ("", {"weights": np.array(1j)}),
-    "weights of a shape": ("", {"weights": np.ones((2, 2, 2, 2, 2, 2, 2))}),
-    "class weights of a shape": ("sparse_ce softmax_ce linear_ce", {"class_weights": np.ones(2000)}),
+    "complex weights": ("", {"sample_weight": np.array(1j)}),
+    "weights of a shape": ("", {"sample_weight": np.ones((2, 2, 2, 2, 2, 2, 2))}),
+    "class weights of a shape": ("sparse_ce softmax_ce linear_ce", {"class_weight": np.ones(2000)}),
     "pos_weight of a shape": ("sigmoid_ce", {"pos_weight": np.ones((2, 2, 2, 2, 2, 2, 2))}),
 }
 

@@ -34,9 +34,9 @@ def arguments(loss, shape, axis, dtype="float64"):
 
 def options(live, loss, classes):
     """Each option alone, and all of them together; JAX, which compiles every call, has none or all."""
-    each = {"weights": 2.0}
+    each = {"sample_weight": 2.0}
     if loss != "sigmoid_ce":
-        each |= {"z_loss": 0.1, "class_weights": np.arange(1.0, classes + 1)}
+        each |= {"z_loss": 0.1, "class_weight": np.arange(1.0, classes + 1)}
     each |= {"label_smoothing": 0.1, "denom": 3.0}
     if loss == "sigmoid_ce":
         each |= {"pos_weight": 3.0}
@@ -151,9 +151,9 @@ def test_a_number_in_every_guise(live, loss):
     """A Python number, a NumPy scalar, a 0-d array of NumPy's and of the framework's."""
     needs(live, loss)
     x, *rest = moved(live, loss, arguments(loss, (3, FEATURES), 1), "float32")
-    want = solved(live, loss, (x, *rest), {"weights": 2.0, "denom": 3.0})
-    for chosen in ({"weights": 2.0}, {"denom": 3.0}):
-        (name, value), others = next(iter(chosen.items())), {"weights": 2.0, "denom": 3.0}
+    want = solved(live, loss, (x, *rest), {"sample_weight": 2.0, "denom": 3.0})
+    for chosen in ({"sample_weight": 2.0}, {"denom": 3.0}):
+        (name, value), others = next(iter(chosen.items())), {"sample_weight": 2.0, "denom": 3.0}
         for guise in guises(live, value):
             got = solved(live, loss, (x, *rest), {**others, name: guise})
             np.testing.assert_array_equal(got[0], want[0])
@@ -231,10 +231,10 @@ def broadcast(x):
 
 NUMPY_VIEWS = (swapped, locked, strided, misaligned, backwards, broadcast, np.asfortranarray)
 MEMORY = {
-    "sparse_ce": {"weights": np.full((2, 3), 2.0), "class_weights": np.arange(1.0, 6)},
-    "softmax_ce": {"weights": np.full((2, 1), 2.0), "class_weights": np.arange(1.0, 6)},
-    "sigmoid_ce": {"weights": np.full((2, 5, 1), 2.0), "pos_weight": np.full((5, 3), 2.0)},
-    "linear_ce": {"weights": np.full(2, 2.0), "class_weights": np.arange(1.0, 6), "bias": np.arange(5.0)},
+    "sparse_ce": {"sample_weight": np.full((2, 3), 2.0), "class_weight": np.arange(1.0, 6)},
+    "softmax_ce": {"sample_weight": np.full((2, 1), 2.0), "class_weight": np.arange(1.0, 6)},
+    "sigmoid_ce": {"sample_weight": np.full((2, 5, 1), 2.0), "pos_weight": np.full((5, 3), 2.0)},
+    "linear_ce": {"sample_weight": np.full(2, 2.0), "class_weight": np.arange(1.0, 6), "bias": np.arange(5.0)},
 }
 
 

@@ -85,7 +85,7 @@ def test_values_and_gradients_come_from_the_kernels(framework, loss, calls):
     close(grad, want.logits)
 
 
-@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}, {"z_loss": 0.1}, {"weights": 2.0}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}, {"z_loss": 0.1}, {"sample_weight": 2.0}], ids=str)
 @pytest.mark.parametrize("reduce", ["sum", "mean", "mean_all", "none"])
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_a_plain_mean_is_added_up_in_the_kernel(framework, reduce, options, calls):
@@ -165,13 +165,13 @@ PATTERNS = {
 }
 
 
-@pytest.mark.parametrize("weights", [name for name in PATTERNS if name != "classes"])
+@pytest.mark.parametrize("sample_weight", [name for name in PATTERNS if name != "classes"])
 @pytest.mark.parametrize("pos_weight", PATTERNS)
-def test_sigmoid_weights_of_any_shape(weights, pos_weight):
-    w, p = (rng.uniform(0.5, 2, PATTERNS[name]) for name in (weights, pos_weight))
+def test_sigmoid_weights_of_any_shape(sample_weight, pos_weight):
+    w, p = (rng.uniform(0.5, 2, PATTERNS[name]) for name in (sample_weight, pos_weight))
     if w.ndim:
         w.flat[0] = 0
-    options = {"weights": w.astype(np.float32), "pos_weight": p.astype(np.float32)}
+    options = {"sample_weight": w.astype(np.float32), "pos_weight": p.astype(np.float32)}
     for reduce in ("mean", "mean_nonzero", "sum", "none"):
         value, grad = xent.value_and_grad(xent.sigmoid_ce)(X, Z, reduce=reduce, **options)
         want = oracle.sigmoid_ce(X, Z, reduce=reduce, **options)
@@ -184,7 +184,7 @@ def test_a_reduced_sigmoid_stores_no_losses():
     xent.sigmoid_ce(x, x)
     tracemalloc.start()
     try:
-        xent.sigmoid_ce(x, x, weights=np.ones((512, 1)), pos_weight=np.ones(2048))
+        xent.sigmoid_ce(x, x, sample_weight=np.ones((512, 1)), pos_weight=np.ones(2048))
         assert tracemalloc.get_traced_memory()[1] < x.nbytes / 20
     finally:
         tracemalloc.stop()

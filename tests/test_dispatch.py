@@ -121,12 +121,12 @@ def test_first_dispatch_under_torch_compile():
 def test_numpy_and_lists_under_torch_compile():
     torch = pytest.importorskip("torch", reason="torch is not installed")
     x = torch.randn(3, 4, dtype=torch.float64)
-    weights = [0.1, 0.2, 0.3]
-    for given in (weights, np.array(weights), torch.tensor(weights, dtype=torch.float64), 0.5):
+    sample_weight = [0.1, 0.2, 0.3]
+    for given in (sample_weight, np.array(sample_weight), torch.tensor(sample_weight, dtype=torch.float64), 0.5):
         for labels in ([0, 1, 2], np.array([0, 1, 2]), torch.tensor([0, 1, 2], dtype=torch.uint8)):
 
             def loss(x, labels=labels, given=given):
-                return xent.sparse_ce(x, labels, weights=given, reduce="sum", ignore_index=-100)
+                return xent.sparse_ce(x, labels, sample_weight=given, reduce="sum", ignore_index=-100)
 
             torch._dynamo.reset()
             compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
@@ -161,9 +161,9 @@ def numbers(found):
 plain = keras.ops.convert_to_tensor(x)
 assert type(xent.sparse_ce(variable(x), y)) is type(xent.sparse_ce(plain, y))
 for loss, rest, options in (
-    (xent.sparse_ce, [y], {{"weights": w, "class_weights": head[0], "denom": w[0]}}),
-    (xent.softmax_ce, [np.abs(x)], {{"weights": w}}),
-    (xent.sigmoid_ce, [x], {{"weights": x, "pos_weight": head[0]}}),
+    (xent.sparse_ce, [y], {{"sample_weight": w, "class_weight": head[0], "denom": w[0]}}),
+    (xent.softmax_ce, [np.abs(x)], {{"sample_weight": w}}),
+    (xent.sigmoid_ce, [x], {{"sample_weight": x, "pos_weight": head[0]}}),
     (xent.linear_ce, [head, y], {{"bias": head[:, 0]}}),
 ):
     variables, named = [variable(k) for k in rest], {{name: variable(k) for name, k in options.items()}}
@@ -194,7 +194,7 @@ def test_first_dispatch_inside_a_function(tmp_path):
             import tensorflow as tf, xent
             @tf.function
             def f(x, y):
-                return xent.sparse_ce(x, y, weights=[1.0, 0.5], label_smoothing=0.1)
+                return xent.sparse_ce(x, y, sample_weight=[1.0, 0.5], label_smoothing=0.1)
             print(float(f(tf.zeros([2, 3]), tf.constant([0, 2]))))
             """
         )
@@ -266,7 +266,7 @@ def test_array_api_devices():
     other = strict.Device("device1")
     x = strict.zeros((2, 3), device=other)
     assert xent.sparse_ce(x, strict.asarray([0, 1], device=other)).device == other
-    assert xent.sparse_ce(x, np.array([0, 1]), weights=[1.0, 2.0]).device == other
+    assert xent.sparse_ce(x, np.array([0, 1]), sample_weight=[1.0, 2.0]).device == other
 
 
 def test_unknown_backend():

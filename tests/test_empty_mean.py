@@ -14,16 +14,16 @@ BALANCED = np.array([1.0, -1.0])
 # Each denominator that can be 0 although rows are there: given, or a sum of weights of both signs.
 CALLS = {
     "sparse denom": ("sparse_ce", (LOGITS, IDS), {"denom": 0.0}),
-    "sparse weights": ("sparse_ce", (LOGITS, IDS), {"weights": BALANCED}),
-    "sparse class weights": ("sparse_ce", (LOGITS, IDS), {"class_weights": np.array([2.0, -2.0, 1.0])}),
+    "sparse weights": ("sparse_ce", (LOGITS, IDS), {"sample_weight": BALANCED}),
+    "sparse class weights": ("sparse_ce", (LOGITS, IDS), {"class_weight": np.array([2.0, -2.0, 1.0])}),
     "sparse options": ("sparse_ce", (LOGITS, IDS), {"denom": 0, "z_loss": 0.1, "label_smoothing": 0.1}),
     "softmax denom": ("softmax_ce", (LOGITS, SOFT), {"denom": 0.0}),
-    "softmax weights": ("softmax_ce", (LOGITS, SOFT), {"weights": BALANCED, "label_smoothing": 0.1}),
+    "softmax weights": ("softmax_ce", (LOGITS, SOFT), {"sample_weight": BALANCED, "label_smoothing": 0.1}),
     "sigmoid denom": ("sigmoid_ce", (LOGITS, SOFT), {"denom": 0.0}),
-    "sigmoid weights": ("sigmoid_ce", (LOGITS, SOFT), {"weights": BALANCED[:, None]}),
-    "sigmoid both": ("sigmoid_ce", (LOGITS, SOFT), {"weights": 2.0, "denom": 0.0}),
+    "sigmoid weights": ("sigmoid_ce", (LOGITS, SOFT), {"sample_weight": BALANCED[:, None]}),
+    "sigmoid both": ("sigmoid_ce", (LOGITS, SOFT), {"sample_weight": 2.0, "denom": 0.0}),
     "linear denom": ("linear_ce", (HIDDEN, WEIGHT, IDS), {"denom": 0.0}),
-    "linear weights": ("linear_ce", (HIDDEN, WEIGHT, IDS), {"weights": BALANCED, "softcap": 2.0}),
+    "linear weights": ("linear_ce", (HIDDEN, WEIGHT, IDS), {"sample_weight": BALANCED, "softcap": 2.0}),
 }
 each_call = pytest.mark.parametrize("name", CALLS)
 
@@ -74,13 +74,13 @@ def test_in_weights_and_labels(live, name):
     if adapter.autodiff is None:
         pytest.skip(f"{live.name} does not differentiate")
     loss, given, options = CALLS[name]
-    weights = options.get("weights", np.ones((2, 1)) if loss == "sigmoid_ce" else np.ones(2))
-    moving = [as_float32(live, k) for k in (*given, weights) if k is not IDS]
+    sample_weight = options.get("sample_weight", np.ones((2, 1)) if loss == "sigmoid_ce" else np.ones(2))
+    moving = [as_float32(live, k) for k in (*given, sample_weight) if k is not IDS]
 
     def f(moving):
         *arrays, w = moving
         labels = [as_float32(live, IDS)] if len(arrays) < len(given) else []
-        return getattr(xent, loss)(*arrays, *labels, **(options | {"weights": w}))
+        return getattr(xent, loss)(*arrays, *labels, **(options | {"sample_weight": w}))
 
     value, grads = adapter.autodiff.value_and_grad(f, tuple(moving))
     assert live.numpy(value) == 0

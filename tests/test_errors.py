@@ -106,24 +106,24 @@ BAD = {
         "z_loss: expected a finite number, got inf",
     ),
     "weights [C] for [N]": (
-        sparse(weights=np.ones(3)),
+        sparse(sample_weight=np.ones(3)),
         ValueError,
-        "weights: expected a scalar, shape (2,) (the loss's), or that with 1s; got (3,)",
+        "sample_weight: expected a scalar, shape (2,) (the loss's), or that with 1s; got (3,)",
     ),
     "weights of strings": (
-        sparse(weights=np.array(["a", "b"])),
+        sparse(sample_weight=np.array(["a", "b"])),
         TypeError,
-        "weights: expected real numbers, got str32",
+        "sample_weight: expected real numbers, got str32",
     ),
     "complex weights": (
-        sparse(weights=np.ones(2, complex)),
+        sparse(sample_weight=np.ones(2, complex)),
         TypeError,
-        "weights: expected real numbers, got complex128",
+        "sample_weight: expected real numbers, got complex128",
     ),
     "class weights too few": (
-        sparse(class_weights=[1.0, 2.0]),
+        sparse(class_weight=[1.0, 2.0]),
         ValueError,
-        "class_weights: expected shape (3,) (one for each class), got (2,)",
+        "class_weight: expected shape (3,) (one for each class), got (2,)",
     ),
     "pos_weight too many": (
         sigmoid(pos_weight=[1.0, 2.0]),
@@ -294,7 +294,7 @@ def test_tensorflows_tensors_of_other_layouts(kind, how):
     calls = {
         "logits": lambda: xent.sparse_ce(x, Y),
         "labels": lambda: xent.softmax_ce(tf.constant(X), x),
-        "weights": lambda: xent.sigmoid_ce(tf.constant(X), T, weights=x),
+        "sample_weight": lambda: xent.sigmoid_ce(tf.constant(X), T, sample_weight=x),
         "hidden": lambda: xent.value_and_grad(xent.linear_ce)(x, W, Y),
         "weight": lambda: tf.function(lambda h: xent.linear_ce(h, x, Y))(tf.constant(X)),
     }
@@ -347,7 +347,7 @@ def test_torchs_tensors_of_other_layouts(kind, layout, how):
     calls = {
         "logits": lambda: xent.sparse_ce(x, Y),
         "labels": lambda: xent.softmax_ce(dense, x),
-        "weights": lambda: xent.sigmoid_ce(dense, T, weights=x),
+        "sample_weight": lambda: xent.sigmoid_ce(dense, T, sample_weight=x),
         "hidden": lambda: xent.value_and_grad(xent.linear_ce)(x, W, Y),
         "weight": lambda: xent.linear_ce(dense, x, Y),
     }

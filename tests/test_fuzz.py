@@ -24,7 +24,7 @@ from random_calls import Draw
 from xent import _dispatch, _reduce, formulas
 
 POSITIONAL = {"linear_ce": ("hidden", "weight", "labels")}
-HELD = ("labels", "weights", "class_weights", "pos_weight", "denom")  # as the computation's dtype holds them
+HELD = ("labels", "sample_weight", "class_weight", "pos_weight", "denom")  # as the computation's dtype holds them
 FORGET_COMPILED = 200  # calls of JAX, each of which leaves a compiled function behind
 
 pytestmark = pytest.mark.skipif(not EXACT_ENOUGH, reason="long double is no wider than float64 here")
@@ -92,8 +92,11 @@ def has_to_raise(call):
         return False
     y = call.arguments["labels"].values
     bad = np.array([not 0 <= int(k) < classes(call) and k != call.options.get("ignore_index") for k in y.ravel()], bool)
-    if "weights" in call.arguments:
-        bad &= np.broadcast_to(rounded(call.arguments["weights"].values, computed_in(call.dtype)), y.shape).ravel() != 0
+    if "sample_weight" in call.arguments:
+        bad &= (
+            np.broadcast_to(rounded(call.arguments["sample_weight"].values, computed_in(call.dtype)), y.shape).ravel()
+            != 0
+        )
     return bool(bad.any())
 
 
@@ -118,7 +121,7 @@ def check(call):
         close(framework, "loss", loss, answer.value, computed_in(call.dtype))
         moves = np.isfinite(answer.value.value).all()  # else the mean's own derivative is one of infinity
         for name, grad in grads.items():
-            if name in ("labels", "weights") and not moves:
+            if name in ("labels", "sample_weight") and not moves:
                 continue
             close(framework, f"gradient in {name}", grad, answer.grads[name], call.arguments[name].dtype)
         if more:
@@ -303,8 +306,8 @@ def wrong_sign(monkeypatch):
     monkeypatch.setattr(
         _reduce,
         "row_weights",
-        lambda on_loss, w, weights, smoothing, z_loss: right(
-            on_loss, w, weights, -smoothing if smoothing < 1 else 1, z_loss
+        lambda on_loss, w, sample_weight, smoothing, z_loss: right(
+            on_loss, w, sample_weight, -smoothing if smoothing < 1 else 1, z_loss
         ),
     )
 
@@ -313,11 +316,11 @@ def written_input(monkeypatch):
     """Weights of 0 are tidied up in place."""
     right = _reduce.product
 
-    def product(weights, class_weights):
-        if isinstance(weights, np.ndarray) and weights.flags.writeable:
-            weights *= 2
-            weights /= 4
-        return right(weights, class_weights)
+    def product(sample_weight, class_weight):
+        if isinstance(sample_weight, np.ndarray) and sample_weight.flags.writeable:
+            sample_weight *= 2
+            sample_weight /= 4
+        return right(sample_weight, class_weight)
 
     monkeypatch.setattr(_reduce, "product", product)
 

@@ -52,7 +52,7 @@ def each_reference(x, v):
 
 
 def each_linear(x, v):
-    return EACH @ xent.linear_ce(x, v, jnp.asarray(Y), weights=W, reduce="none", invalid="nan", chunk_rows=2)
+    return EACH @ xent.linear_ce(x, v, jnp.asarray(Y), sample_weight=W, reduce="none", invalid="nan", chunk_rows=2)
 
 
 def sigmoid_reference(x, z):
@@ -61,14 +61,22 @@ def sigmoid_reference(x, z):
 
 PAIRS = {
     "sparse": (
-        lambda x, t: xent.sparse_ce(x, jnp.asarray(Y), weights=W, label_smoothing=0.1, z_loss=0.3, invalid="nan"),
+        lambda x, t: xent.sparse_ce(x, jnp.asarray(Y), sample_weight=W, label_smoothing=0.1, z_loss=0.3, invalid="nan"),
         sparse_reference,
         T,
     ),
-    "softmax": (lambda x, t: xent.softmax_ce(x, t, weights=W), softmax_reference, T),
+    "softmax": (lambda x, t: xent.softmax_ce(x, t, sample_weight=W), softmax_reference, T),
     "linear": (
         lambda x, v: xent.linear_ce(
-            x, v, jnp.asarray(Y), softcap=2.0, weights=W, label_smoothing=0.1, z_loss=0.3, invalid="nan", chunk_rows=2
+            x,
+            v,
+            jnp.asarray(Y),
+            softcap=2.0,
+            sample_weight=W,
+            label_smoothing=0.1,
+            z_loss=0.3,
+            invalid="nan",
+            chunk_rows=2,
         ),
         linear_reference,
         V,
@@ -108,8 +116,8 @@ def test_transform(loss, transform, mode):
 
 
 AT_ONCE = {
-    "sparse": (xent.sparse_ce, Y, {"label_smoothing": 0.1, "z_loss": 0.3, "weights": W}),
-    "softmax": (xent.softmax_ce, T, {"weights": W}),
+    "sparse": (xent.sparse_ce, Y, {"label_smoothing": 0.1, "z_loss": 0.3, "sample_weight": W}),
+    "softmax": (xent.softmax_ce, T, {"sample_weight": W}),
     "sigmoid": (xent.sigmoid_ce, Z, {"pos_weight": 2.0}),
 }
 
@@ -253,7 +261,7 @@ def test_smoothing_weights_that_differ_by_batch():
 
     def f(table):
         return jax.value_and_grad(
-            lambda x: xent.sparse_ce(x, jnp.asarray(Y), class_weights=table, label_smoothing=0.2, z_loss=0.1)
+            lambda x: xent.sparse_ce(x, jnp.asarray(Y), class_weight=table, label_smoothing=0.2, z_loss=0.1)
         )(jnp.asarray(X))
 
     for i, got in enumerate(zip(*jax.vmap(f)(tables), strict=True)):

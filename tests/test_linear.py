@@ -27,10 +27,10 @@ OPTIONS = {
     "plain": {},
     "bias": {"bias": BIAS},
     "softcap": {"softcap": 2.0},  # of the logits' size, so that it bends
-    "weights": {"weights": cases.WEIGHTS},
-    "weights_broadcast": {"weights": np.array([[0.5], [0.0], [2.0], [1.0]])},
-    "weights_scalar": {"weights": 2.5},
-    "class_weights": {"class_weights": rng.uniform(0.5, 2, CLASSES) * (np.arange(CLASSES) != 2)},
+    "sample_weight": {"sample_weight": cases.WEIGHTS},
+    "weights_broadcast": {"sample_weight": np.array([[0.5], [0.0], [2.0], [1.0]])},
+    "weights_scalar": {"sample_weight": 2.5},
+    "class_weight": {"class_weight": rng.uniform(0.5, 2, CLASSES) * (np.arange(CLASSES) != 2)},
     "label_smoothing": {"label_smoothing": 0.1},
     "smoothed_away": {"label_smoothing": 1.0},
     "z_loss": {"z_loss": 0.01},
@@ -40,8 +40,8 @@ OPTIONS = {
 # What goes into the loop beside hidden states, weight and ids.
 FEW = (
     (("bias", "softcap"), "mean"),
-    (("weights", "label_smoothing"), "mean"),
-    (("z_loss", "ignore_index", "class_weights"), "none"),
+    (("sample_weight", "label_smoothing"), "mean"),
+    (("z_loss", "ignore_index", "class_weight"), "none"),
 )
 
 
@@ -67,7 +67,7 @@ def arguments(dtype, options):
     if "ignore_index" in options:
         y[0, 1] = y[3, 3] = -100
         h[0, 1] = np.nan  # an ignored row may hold anything
-    if "weights" in options and np.ndim(options["weights"]):
+    if "sample_weight" in options and np.ndim(options["sample_weight"]):
         h[1, 3] = np.inf, np.nan, *[1] * (FEATURES - 2)  # so may one of weight 0
     return h, weight, y
 
@@ -186,12 +186,12 @@ def differentiating(linear):
 @pytest.mark.parametrize("reduce", cases.REDUCES)
 def test_weights(differentiating, reduce):
     live = differentiating
-    want = oracle.linear_ce(H, V, Y, weights=cases.WEIGHTS, z_loss=0.1, label_smoothing=0.2, reduce=reduce)
+    want = oracle.linear_ce(H, V, Y, sample_weight=cases.WEIGHTS, z_loss=0.1, label_smoothing=0.2, reduce=reduce)
     with live.double():
         h, v, w = (live.array(k, "float64", "cpu") for k in (H, V, cases.WEIGHTS))
         options = {"z_loss": 0.1, "label_smoothing": 0.2, "reduce": reduce, "chunk_rows": 3}
-        _, grad = xent.value_and_grad(lambda w: xent.linear_ce(h, v, Y, weights=w, **options))(w)
-        assert_close(live.numpy(grad), want.weights, 1e-13, reduce)
+        _, grad = xent.value_and_grad(lambda w: xent.linear_ce(h, v, Y, sample_weight=w, **options))(w)
+        assert_close(live.numpy(grad), want.sample_weight, 1e-13, reduce)
 
 
 @pytest.mark.parametrize("reduce", ["none", "mean"])
@@ -199,7 +199,7 @@ def test_upstream_gradients(differentiating, reduce):
     """Each row's own where there are such; and a factor."""
     live = differentiating
     up = rng.normal(size=SHAPE) if reduce == "none" else np.float64(-1.75)
-    each = oracle.linear_ce(H, V, Y, weights=up if reduce == "none" else None, reduce=reduce)
+    each = oracle.linear_ce(H, V, Y, sample_weight=up if reduce == "none" else None, reduce=reduce)
     with live.double():
         h, v, g = (live.array(k, "float64", "cpu") for k in (H, V, up))
         for function, x, want in (
@@ -383,7 +383,7 @@ def test_value_and_grad_of_a_partial(linear):
 
 # ---- the rows' statistics
 
-MASKED = {"ignore_index": 8, "weights": cases.WEIGHTS, "class_weights": OPTIONS["class_weights"]["class_weights"]}
+MASKED = {"ignore_index": 8, "sample_weight": cases.WEIGHTS, "class_weight": OPTIONS["class_weight"]["class_weight"]}
 STATS = {
     "plain": {},
     "masked": MASKED,
@@ -411,8 +411,8 @@ def test_stats(live, loss, options, derive):
         found = [live.numpy(k) for k in (value, plain[0] if derive else plain, *stats)]
     np.testing.assert_allclose(found[0], found[1], rtol=1e-14)
     there = options.get("ignore_index", -1) != Y
-    weight = np.where(there, options.get("weights", 1.0), 0)
-    weight = weight * options["class_weights"][Y] if "class_weights" in options else weight
+    weight = np.where(there, options.get("sample_weight", 1.0), 0)
+    weight = weight * options["class_weight"][Y] if "class_weight" in options else weight
     there &= weight != 0
     lse = np.log(np.exp(x).sum(-1))
     want = (lse - np.take_along_axis(x, Y[..., None], -1)[..., 0], lse, x.argmax(-1) == Y, weight)

@@ -74,12 +74,12 @@ def test_labels_that_are_no_distribution(live, a):
 
 def test_mean_all_is_reduce_mean_of_masked_losses(live, a):
     each = live.numpy(xent.sparse_ce(a(LOGITS), a([2, 1]), reduce="none"))
-    close(live, xent.sparse_ce(a(LOGITS), a([2, 1]), weights=[1, 0], reduce="mean_all"), (each * [1, 0]).mean())
+    close(live, xent.sparse_ce(a(LOGITS), a([2, 1]), sample_weight=[1, 0], reduce="mean_all"), (each * [1, 0]).mean())
 
 
 def test_mean_nonzero_is_tf1s_weighted_loss(live, a):
     each = live.numpy(xent.sparse_ce(a(LOGITS), a([2, 1]), reduce="none"))
-    got = xent.sparse_ce(a(LOGITS), a([2, 1]), weights=[0.5, 0], reduce="mean_nonzero")
+    got = xent.sparse_ce(a(LOGITS), a([2, 1]), sample_weight=[0.5, 0], reduce="mean_nonzero")
     close(live, got, (each * [0.5, 0]).sum() / 1)
 
 
@@ -125,14 +125,16 @@ def test_narrow_labels_against_many_classes(live, a):
 def test_class_weights_with_mean(live, a):
     """0.245 for ids, 0.491 for the same labels one-hot in torch."""
     x = np.log([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.15, 0.05, 0.8]])
-    hard = xent.sparse_ce(a(x), a([0, 1, 2]), class_weights=[1, 2, 3])
-    soft = xent.softmax_ce(a(x), a(np.eye(3)), class_weights=[1, 2, 3])
+    hard = xent.sparse_ce(a(x), a([0, 1, 2]), class_weight=[1, 2, 3])
+    soft = xent.softmax_ce(a(x), a(np.eye(3)), class_weight=[1, 2, 3])
     want = -(np.log(0.7) + 2 * np.log(0.8) + 3 * np.log(0.8)) / 6
     close(live, hard, want, rtol=1e-6)
     close(live, soft, want, rtol=1e-6)
 
 
-@pytest.mark.parametrize("options", [{"ignore_index": 1}, {"weights": 0}, {"invalid": "ignore", "ignore_index": 1}])
+@pytest.mark.parametrize(
+    "options", [{"ignore_index": 1}, {"sample_weight": 0}, {"invalid": "ignore", "ignore_index": 1}]
+)
 @pytest.mark.parametrize("reduce", ["mean", "mean_nonzero", "mean_all", "sum"])
 def test_everything_masked(live, a, options, reduce):
     """NaN in torch, 0 in TF1."""
@@ -175,14 +177,16 @@ def test_infinite_logit_in_a_softmax(live, a):
 def test_ignored_row_of_nan(live, a):
     """Its gradient is NaN in torch."""
     x = np.array([[np.nan, 1, 2], [0.1, 0, 3]])
-    for options in ({"ignore_index": 0}, {"weights": [0, 1], "ignore_index": 0}):
+    for options in ({"ignore_index": 0}, {"sample_weight": [0, 1], "ignore_index": 0}):
         loss, grad = xent.value_and_grad(xent.sparse_ce)(a(x), a([0, 1]), **options)
         close(live, loss, 3.0996735)
         assert live.numpy(grad)[0].tolist() == [0, 0, 0]
-    soft, grad = xent.value_and_grad(xent.softmax_ce)(a(x), a([[1.0, 0, 0], [0, 1.0, 0]]), weights=[0, 1])
+    soft, grad = xent.value_and_grad(xent.softmax_ce)(a(x), a([[1.0, 0, 0], [0, 1.0, 0]]), sample_weight=[0, 1])
     close(live, soft, 3.0996735)
     assert live.numpy(grad)[0].tolist() == [0, 0, 0]
-    each, grad = xent.value_and_grad(xent.sigmoid_ce)(a(x), a(np.zeros((2, 3))), weights=[[0], [1]], reduce="none")
+    each, grad = xent.value_and_grad(xent.sigmoid_ce)(
+        a(x), a(np.zeros((2, 3))), sample_weight=[[0], [1]], reduce="none"
+    )
     assert live.numpy(each)[0].tolist() == live.numpy(grad)[0].tolist() == [0, 0, 0]
 
 
@@ -217,8 +221,8 @@ def test_common_offset(live, a):
 
 def test_masked_row_with_an_invalid_label(live, a):
     """A row of weight 0 is not looked at, its label no more than its logits."""
-    close(live, xent.sparse_ce(a(LOGITS), a([2, -7]), weights=[1, 0]), 0.02215516)
-    close(live, xent.sparse_ce(a(LOGITS), a([2, -7]), weights=[1, 0], invalid="nan"), 0.02215516)
+    close(live, xent.sparse_ce(a(LOGITS), a([2, -7]), sample_weight=[1, 0]), 0.02215516)
+    close(live, xent.sparse_ce(a(LOGITS), a([2, -7]), sample_weight=[1, 0], invalid="nan"), 0.02215516)
 
 
 def in_the_other_byte_order(value):
@@ -229,8 +233,12 @@ def in_the_other_byte_order(value):
 @pytest.mark.parametrize(
     ("loss", "labels", "options"),
     [
-        (xent.sparse_ce, np.array([2, 1]), {"weights": np.array([2.0, 0.5]), "class_weights": np.array([0.5, 2, 1])}),
-        (xent.softmax_ce, np.full((2, 3), 0.25, np.float32), {"weights": np.array(2.0), "denom": np.array(3.0)}),
+        (
+            xent.sparse_ce,
+            np.array([2, 1]),
+            {"sample_weight": np.array([2.0, 0.5]), "class_weight": np.array([0.5, 2, 1])},
+        ),
+        (xent.softmax_ce, np.full((2, 3), 0.25, np.float32), {"sample_weight": np.array(2.0), "denom": np.array(3.0)}),
         (xent.sigmoid_ce, np.full((2, 3), 0.25), {"pos_weight": np.array([0.5, 2, 1], np.float32)}),
     ],
 )
@@ -247,10 +255,10 @@ def test_impossible_label(live, a):
     assert live.numpy(grad).tolist() == [[1, -1]]
 
 
-def test_soft_labels_agree_with_ids_under_class_weights(live, a):
+def test_soft_labels_agree_with_ids_under_class_weight(live, a):
     rng = np.random.default_rng(1)
     x, y = rng.normal(size=(6, 3)), rng.integers(0, 3, 6)
-    options = {"class_weights": [0.5, 2, 0], "label_smoothing": 0.2, "z_loss": 0.1, "weights": rng.random(6)}
+    options = {"class_weight": [0.5, 2, 0], "label_smoothing": 0.2, "z_loss": 0.1, "sample_weight": rng.random(6)}
     for reduce in ("none", "mean", "mean_nonzero", "mean_all", "sum"):
         soft = xent.softmax_ce(a(x), a(np.eye(3)[y]), reduce=reduce, **options)
         close(live, xent.sparse_ce(a(x), a(y), reduce=reduce, **options), live.numpy(soft), rtol=2e-6)
@@ -275,13 +283,13 @@ def test_value_and_grad_of_a_partial(live, a):
 def test_inputs_are_left_alone(live, a):
     x, y, w = np.array(LOGITS, np.float32), np.array([2, 1]), np.array([1.0, 0.0])
     given = live.array(x, None, "cpu"), live.array(y, None, "cpu"), live.array(w, None, "cpu")
-    xent.value_and_grad(xent.sparse_ce)(given[0], given[1], weights=given[2], ignore_index=2)
+    xent.value_and_grad(xent.sparse_ce)(given[0], given[1], sample_weight=given[2], ignore_index=2)
     for array, values in zip(given, (x, y, w), strict=True):
         np.testing.assert_array_equal(live.numpy(array), values)
     for values in (x, y, w):
         values.setflags(write=False)
-    xent.value_and_grad(xent.sparse_ce)(x, y, weights=w)
-    xent.sparse_ce(a(LOGITS), y, weights=w)
+    xent.value_and_grad(xent.sparse_ce)(x, y, sample_weight=w)
+    xent.sparse_ce(a(LOGITS), y, sample_weight=w)
 
 
 @pytest.mark.parametrize("smoothing", [0.1, 1e-3, 1e-6])
@@ -296,7 +304,7 @@ def test_little_smoothing_of_a_confident_element(live, a, smoothing):
 def test_smoothed_away(live, a):
     """Smoothing of 1 leaves the uniform labels alone, whatever the label's own loss is."""
     x = np.array([[1.0, 2.0, -np.inf]])
-    loss = xent.sparse_ce(a(x), a([1]), label_smoothing=1.0, class_weights=[1, 1, 0])
+    loss = xent.sparse_ce(a(x), a([1]), label_smoothing=1.0, class_weight=[1, 1, 0])
     close(live, loss, ((np.log1p(np.exp(1.0)) + np.log1p(np.exp(-1.0))) / 3), rtol=1e-6)
 
 
@@ -307,22 +315,22 @@ def test_weights_that_add_up_to_less_than_one(live, dtype, weight):
     with live.double():
         x = live.array(LOGITS, dtype, "cpu")
         want = [live.numpy(k) for k in xent.value_and_grad(xent.sparse_ce)(x, [2, 1])]
-        got = xent.value_and_grad(xent.sparse_ce)(x, [2, 1], weights=[weight / 4, weight / 4])
+        got = xent.value_and_grad(xent.sparse_ce)(x, [2, 1], sample_weight=[weight / 4, weight / 4])
         for one, other in zip(got, want, strict=True):
             np.testing.assert_allclose(live.numpy(one), other, rtol=1e-6)
-        each = xent.sigmoid_ce(x, np.ones((2, 3)), weights=0.1)
+        each = xent.sigmoid_ce(x, np.ones((2, 3)), sample_weight=0.1)
         np.testing.assert_allclose(live.numpy(each), live.numpy(xent.sigmoid_ce(x, np.ones((2, 3)))), rtol=1e-6)
 
 
-def test_masked_invalid_label_beside_class_weights(live, a):
-    loss = xent.sparse_ce(a(LOGITS), a([2, 100]), weights=[1, 0], class_weights=[1, 2, 3])
+def test_masked_invalid_label_beside_class_weight(live, a):
+    loss = xent.sparse_ce(a(LOGITS), a([2, 100]), sample_weight=[1, 0], class_weight=[1, 2, 3])
     close(live, loss, 0.02215516)
 
 
 def test_reversed_views(live, a):
     """NumPy views that run backwards are labels and weights like any other."""
-    ids, weights = np.array([1, 2]), np.array([1.0, 3.0])
-    loss = xent.sparse_ce(a(LOGITS), ids[::-1], weights=weights[::-1])
+    ids, sample_weight = np.array([1, 2]), np.array([1.0, 3.0])
+    loss = xent.sparse_ce(a(LOGITS), ids[::-1], sample_weight=sample_weight[::-1])
     close(live, loss, (3 * 0.02215516 + 3.0996735) / 4)
 
 
@@ -337,7 +345,7 @@ class Column:
 
 
 def test_columns_of_data_frames(live, a):
-    loss = xent.sparse_ce(a(LOGITS), Column([2, 1]), weights=Column([1.0, 3.0]))
+    loss = xent.sparse_ce(a(LOGITS), Column([2, 1]), sample_weight=Column([1.0, 3.0]))
     close(live, loss, (0.02215516 + 3 * 3.0996735) / 4)
     np.testing.assert_allclose(xent.sparse_ce(Column(LOGITS), Column([2, 1]), reduce="sum"), 3.1218286)
 

@@ -47,25 +47,25 @@ REGIMES = {
     "spread_350": 350 * NOISE,  # and here only just
     "impossible": np.where([True, True, False, True], NOISE, -np.inf),  # a class that no row has for a label
 }
-SHAPING = {"class_weights": K, "label_smoothing": 0.3, "z_loss": 0.2}
+SHAPING = {"class_weight": K, "label_smoothing": 0.3, "z_loss": 0.2}
 SOFTMAX_OPTIONS = {
     "plain": {},
-    "weights": {"weights": W},
-    "class_weights": {"class_weights": K},
+    "sample_weight": {"sample_weight": W},
+    "class_weight": {"class_weight": K},
     "label_smoothing": {"label_smoothing": 0.1},
     "little_smoothing": {"label_smoothing": 1e-6},
     "all_smooth": {"label_smoothing": 1.0},
     "z_loss": {"z_loss": 0.01},
-    "everything": {"weights": W, **SHAPING},
+    "everything": {"sample_weight": W, **SHAPING},
 }
 SIGMOID_OPTIONS = {
     "plain": {},
-    "weights": {"weights": np.abs(NOISE).round()},
+    "sample_weight": {"sample_weight": np.abs(NOISE).round()},
     "label_smoothing": {"label_smoothing": 0.1},
     "little_smoothing": {"label_smoothing": 1e-6},
     "all_smooth": {"label_smoothing": 1.0},
     "pos_weight": {"pos_weight": K},
-    "everything": {"weights": W[:, None], "pos_weight": 2.5, "label_smoothing": 0.3},
+    "everything": {"sample_weight": W[:, None], "pos_weight": 2.5, "label_smoothing": 0.3},
 }
 REDUCTIONS = {
     "sum": {"reduce": "sum"},
@@ -120,8 +120,8 @@ class Row(NamedTuple):
     label_terms: list
 
 
-def softmax(x, t, class_weights=1.0, label_smoothing=0.0, z_loss=0.0):
-    c, e, z = exact(np.broadcast_to(class_weights, CLASSES)), mpf(label_smoothing), mpf(z_loss)
+def softmax(x, t, class_weight=1.0, label_smoothing=0.0, z_loss=0.0):
+    c, e, z = exact(np.broadcast_to(class_weight, CLASSES)), mpf(label_smoothing), mpf(z_loss)
     total = exp(x).sum(-1, keepdims=True)
     lse, p = log(total), exp(x) / total
     nll = lse - x
@@ -166,9 +166,13 @@ def reduced(row, w, present, reduce, denom=None):
     return loss.sum() / divisor if divisor else mpf(0)
 
 
-def definition(name, x, labels, *, weights=None, ignored=False, reduce="mean", denom=None, **options):
+def definition(name, x, labels, *, sample_weight=None, ignored=False, reduce="mean", denom=None, **options):
     """The loss; its derivatives in logits, labels and weights; the size of the terms that these subtract."""
-    arguments = [exact(x), labels if name == "sparse_ce" else exact(labels), exact(1.0 if weights is None else weights)]
+    arguments = [
+        exact(x),
+        labels if name == "sparse_ce" else exact(labels),
+        exact(1.0 if sample_weight is None else sample_weight),
+    ]
     row = ROW[name](*arguments[:2], **options)
     present = (arguments[2] * row.weight != 0) & np.logical_not(ignored)  # settled before anything is varied
 
@@ -212,12 +216,12 @@ def test_rows(name, regime, options):
     got = getattr(oracle, name)(x, labels, reduce="none", **options)
     want, row = definition(name, x, labels, reduce="none", **options)
 
-    w = np.broadcast_to(options.get("weights", 1.0), got.loss.shape).reshape(
+    w = np.broadcast_to(options.get("sample_weight", 1.0), got.loss.shape).reshape(
         *got.loss.shape, *[1] * (2 - got.loss.ndim)
     )
     assert_close(got.loss, want.loss, want.loss)
     assert_close(got.logits, want.logits, largest(row.terms, w))
-    assert_close(got.weights, want.weights, want.weights)
+    assert_close(got.sample_weight, want.sample_weight, want.sample_weight)
     if want.labels is not None:
         assert_close(got.labels, want.labels, largest(row.label_terms, w))
 
@@ -227,15 +231,15 @@ def largest(terms, w):
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
-@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize("sample_weight", WEIGHTS)
 @pytest.mark.parametrize("name", ROW)
-def test_reductions(name, weights, reduction):
+def test_reductions(name, sample_weight, reduction):
     """The rows are harmless here; all that has to be right is what becomes of them."""
-    w = WEIGHTS[weights]
+    w = WEIGHTS[sample_weight]
     if w is not None and np.ndim(w) and name != "sigmoid_ce":
         w = w[:, 0]
     labels = LABELS[name]
-    options = {**({} if name == "sigmoid_ce" else SHAPING), **REDUCTIONS[reduction], "weights": w}
+    options = {**({} if name == "sigmoid_ce" else SHAPING), **REDUCTIONS[reduction], "sample_weight": w}
     got = getattr(oracle, name)(NOISE, labels, **options)
     want, _ = definition(name, NOISE, labels, **options)
     for mine, true in zip(got, want, strict=True):
@@ -248,11 +252,11 @@ def test_ignored(reduction):
     options = {**SHAPING, **REDUCTIONS[reduction]}
     got = oracle.sparse_ce(NOISE, [1, -100, 3], ignore_index=-100, **options)
     want, _ = definition("sparse_ce", NOISE, Y, ignored=[False, True, False], **options)
-    for name in ("loss", "logits", "weights"):
+    for name in ("loss", "logits", "sample_weight"):
         assert_close(getattr(got, name), getattr(want, name), 10.0)
 
 
-@pytest.mark.parametrize("masked", [{"weights": W}, {"ignore_index": 0}], ids=["weights", "ignore_index"])
+@pytest.mark.parametrize("masked", [{"sample_weight": W}, {"ignore_index": 0}], ids=["sample_weight", "ignore_index"])
 @pytest.mark.parametrize("junk", [np.nan, np.inf, -np.inf, 1e300])
 def test_masked_rows_may_hold_anything(masked, junk):
     x = NOISE.copy()

@@ -14,7 +14,7 @@ jax = pytest.importorskip("jax", reason="jax is not installed")
 jnp = jax.numpy
 import xent  # noqa: E402
 from jax.sharding import AxisType, NamedSharding, PartitionSpec  # noqa: E402
-from programs import CLASS_WEIGHTS, HIDDEN, IDS, LOGITS, PROBLEMS, WEIGHT, assert_close, cover, name  # noqa: E402
+from programs import CLASS_WEIGHT, HIDDEN, IDS, LOGITS, PROBLEMS, WEIGHT, assert_close, cover, name  # noqa: E402
 
 pytestmark = [pytest.mark.backend("jax"), pytest.mark.compiled]
 
@@ -332,17 +332,17 @@ def test_product_before_any_loss(problem):
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_product_before_a_vmap_over_class_weights(step):
+def test_product_before_a_vmap_over_class_weight(step):
     """One vector of them is all that a kernel takes, so that vmap runs the formulas, on one device too."""
-    tables = np.stack([CLASS_WEIGHTS, CLASS_WEIGHTS[::-1]])
+    tables = np.stack([CLASS_WEIGHT, CLASS_WEIGHT[::-1]])
     x, ids = jnp.asarray(LOGITS), jnp.asarray(IDS)
 
     def f(x, table):
-        return xent.sparse_ce(STEPS[step](x), ids, class_weights=table, label_smoothing=0.1)
+        return xent.sparse_ce(STEPS[step](x), ids, class_weight=table, label_smoothing=0.1)
 
     values, grads = jax.jit(jax.vmap(jax.value_and_grad(f), (None, 0)))(x, tables)
     for table, value, grad in zip(tables, values, grads, strict=True):
-        problem = BY_NAME["sparse"]._replace(options={"class_weights": table, "label_smoothing": 0.1})
+        problem = BY_NAME["sparse"]._replace(options={"class_weight": table, "label_smoothing": 0.1})
         want, slope = after(STEPS[step], problem)
         assert_close(value, want, problem, f"{step}: value")
         assert_close(grad, slope, problem, f"{step}: gradient")
@@ -396,7 +396,7 @@ HEAD_OPTIONS = {
 )
 def test_head_over_devices(head, options):
     """linear_ce and its three gradients, each argument being every device's or one for each device."""
-    arrays = [jnp.stack([k, 2 * k]) for k in (HIDDEN[:2], WEIGHT, CLASS_WEIGHTS)]
+    arrays = [jnp.stack([k, 2 * k]) for k in (HIDDEN[:2], WEIGHT, CLASS_WEIGHT)]
     specs = HEADS[head]
     given = [k if spec == SPLIT else k[0] for k, spec in zip(arrays, specs, strict=True)]
 
@@ -432,7 +432,7 @@ def test_explicit_sharding_of_what_is_not_a_scalar():
     np.testing.assert_allclose(each, by_axis, rtol=2e-6)
 
 
-@pytest.mark.parametrize("problem", ["sparse_class_weights", "linear"])
+@pytest.mark.parametrize("problem", ["sparse_class_weight", "linear"])
 def test_explicit_sharding_without_jit(problem):
     problem, devices = BY_NAME[problem], mesh(AxisType.Explicit)
     with jax.set_mesh(devices):
@@ -508,8 +508,8 @@ def test_numpy_arrays_of_the_other_byte_order():
         want, slope = problem.truth()
         assert_close(value, want, problem, "foreign byte order: value")
         assert_close(grad, slope, problem, "foreign byte order: gradient")
-    bias = xent.linear_ce(jnp.asarray(HIDDEN), WEIGHT, IDS, bias=foreign(CLASS_WEIGHTS))
-    np.testing.assert_array_equal(bias, xent.linear_ce(jnp.asarray(HIDDEN), WEIGHT, IDS, bias=CLASS_WEIGHTS))
+    bias = xent.linear_ce(jnp.asarray(HIDDEN), WEIGHT, IDS, bias=foreign(CLASS_WEIGHT))
+    np.testing.assert_array_equal(bias, xent.linear_ce(jnp.asarray(HIDDEN), WEIGHT, IDS, bias=CLASS_WEIGHT))
 
 
 # ---- a training loop

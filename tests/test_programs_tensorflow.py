@@ -90,15 +90,15 @@ def test_unknown_shapes(problem, unknown):
 def test_each_example_of_logits_of_unknown_rank(axis, xla):
     x = np.random.default_rng(4).normal(size=(3, 5, 4)).astype(np.float32)
     y = np.zeros([n for i, n in enumerate(x.shape) if i != axis % 3], np.int32)
-    weights = np.arange(float(y.shape[1]))[None].repeat(y.shape[0], 0)
+    sample_weight = np.arange(float(y.shape[1]))[None].repeat(y.shape[0], 0)
 
     @tf.function(input_signature=[tf.TensorSpec(None, k) for k in ("float32", "int32", "float64")], jit_compile=xla)
     def step(x, y, w):
-        return xent.sparse_ce(x, y, axis=axis, weights=w, reduce="none", label_smoothing=0.1, stats=True)
+        return xent.sparse_ce(x, y, axis=axis, sample_weight=w, reduce="none", label_smoothing=0.1, stats=True)
 
     (loss, stats), (want, of_numpy) = (
-        step(x, y, weights),
-        xent.sparse_ce(x, y, axis=axis, weights=weights, reduce="none", label_smoothing=0.1, stats=True),
+        step(x, y, sample_weight),
+        xent.sparse_ce(x, y, axis=axis, sample_weight=sample_weight, reduce="none", label_smoothing=0.1, stats=True),
     )
     np.testing.assert_allclose(loss, want, rtol=1e-5, atol=1e-6)
     for got, expected in zip(stats, of_numpy, strict=True):

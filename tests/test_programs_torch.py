@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed")
 
 import xent  # noqa: E402
 from programs import (  # noqa: E402
-    CLASS_WEIGHTS,
+    CLASS_WEIGHT,
     HIDDEN,
     IDS,
     LOGITS,
@@ -326,8 +326,8 @@ def test_single_examples_by_mean(problem):
 def test_accumulation(problem):
     """Micro-batches with the whole batch's denominator add up to the whole batch's gradient, before a clipped step."""
     whole, rest = of_x(problem), problem.rest
-    if "class_weights" in problem.options:
-        weight = CLASS_WEIGHTS[IDS].sum() if problem.loss == "sparse_ce" else (rest[0] @ CLASS_WEIGHTS).sum()
+    if "class_weight" in problem.options:
+        weight = CLASS_WEIGHT[IDS].sum() if problem.loss == "sparse_ce" else (rest[0] @ CLASS_WEIGHT).sum()
     else:
         weight = problem.x.size if problem.loss == "sigmoid_ce" else len(problem.x)
     x = torch.tensor(problem.x).requires_grad_()
@@ -467,7 +467,7 @@ def test_compiled_sums_of_many_equal_terms(dtype):
     np.testing.assert_allclose(compiled(each), rounded, rtol=1e-6 if dtype == torch.float32 else 1e-14)
 
 
-@pytest.mark.parametrize("option", ["label_smoothing", "z_loss", "denom", "weights"])
+@pytest.mark.parametrize("option", ["label_smoothing", "z_loss", "denom", "sample_weight"])
 def test_one_graph_for_all_numbers(option):
     counter = CompileCounterWithBackend("eager")
     f = torch.compile(lambda x, y, k: xent.sparse_ce(x, y, **{option: k}), fullgraph=True, backend=counter)

@@ -15,7 +15,7 @@ identity = settings(derandomize=True, deadline=None, max_examples=25)
 ROWS, CLASSES = 4, 5
 # A relative error that both sides may have where the loss is tiny: (8 + lead) roundoffs each, the lead up to 100.
 RTOL = 2 * 108 * 2.0**-53
-OPTIONS = {"class_weights": np.array([0.5, 2, 1, 0, 1.25]), "label_smoothing": 0.1, "z_loss": 0.01}
+OPTIONS = {"class_weight": np.array([0.5, 2, 1, 0, 1.25]), "label_smoothing": 0.1, "z_loss": 0.01}
 
 
 @pytest.fixture(scope="module", params=["numpy", "torch", "tensorflow", "jax"])
@@ -68,8 +68,8 @@ def test_axis_is_moveaxis(framework, x, axis, data):
 @identity
 @given(x=eighths(ROWS, CLASSES), y=ids(ROWS), w=between(0, 3, ROWS))
 def test_sparse_is_softmax_of_one_hot(framework, reduce, x, y, w):
-    got = run(framework, xent.sparse_ce, x, y, weights=w, reduce=reduce, **OPTIONS)
-    want = run(framework, xent.softmax_ce, x, np.eye(CLASSES)[y], weights=w, reduce=reduce, **OPTIONS)
+    got = run(framework, xent.sparse_ce, x, y, sample_weight=w, reduce=reduce, **OPTIONS)
+    want = run(framework, xent.softmax_ce, x, np.eye(CLASSES)[y], sample_weight=w, reduce=reduce, **OPTIONS)
     assert_same(got, want, 4 * RTOL)  # the gradient has terms up to 2 z_loss lse = 1, and weights up to 6
 
 
@@ -79,7 +79,7 @@ def test_sparse_is_softmax_of_one_hot(framework, reduce, x, y, w):
 def test_masked_is_dropped(framework, reduce, x, y, kept):
     want = run(framework, xent.sparse_ce, x[kept], y[kept], reduce=reduce, **OPTIONS)
     x[~kept] = np.nan  # whatever the row holds
-    masks = ({"weights": kept.astype(float)}, y), ({"ignore_index": -100}, np.where(kept, y, -100))
+    masks = ({"sample_weight": kept.astype(float)}, y), ({"ignore_index": -100}, np.where(kept, y, -100))
     for options, labels in masks:
         loss, grad = run(framework, xent.sparse_ce, x, labels, reduce=reduce, **options, **OPTIONS)
         assert_same((loss, grad[kept]), want)
@@ -90,7 +90,7 @@ def test_masked_is_dropped(framework, reduce, x, y, kept):
 @given(x=eighths(ROWS, CLASSES), y=ids(ROWS), order=st.permutations(range(CLASSES)))
 def test_order_of_classes_is_nothing(framework, x, y, order):
     want = run(framework, xent.sparse_ce, x, y, **OPTIONS)
-    options = {**OPTIONS, "class_weights": OPTIONS["class_weights"][order]}
+    options = {**OPTIONS, "class_weight": OPTIONS["class_weight"][order]}
     got = run(framework, xent.sparse_ce, x[:, order], np.argsort(order)[y], **options)
     assert_same(got, (want[0], want[1][:, order]))
 
@@ -110,21 +110,21 @@ def test_constant_is_nothing(framework, x, y, t, constant):
 @identity
 @given(x=eighths(ROWS, CLASSES), y=ids(ROWS), w=between(0, 3, ROWS))
 def test_mean_is_sum_over_its_denominator(framework, x, y, w):
-    weight = w * OPTIONS["class_weights"][y]
-    total = run(framework, xent.sparse_ce, x, y, weights=w, reduce="sum", **OPTIONS)
+    weight = w * OPTIONS["class_weight"][y]
+    total = run(framework, xent.sparse_ce, x, y, sample_weight=w, reduce="sum", **OPTIONS)
     counts = {"mean": weight.sum(), "mean_nonzero": np.count_nonzero(weight), "mean_all": ROWS}
     for reduce, count in counts.items():
-        mean = run(framework, xent.sparse_ce, x, y, weights=w, reduce=reduce, **OPTIONS)
+        mean = run(framework, xent.sparse_ce, x, y, sample_weight=w, reduce=reduce, **OPTIONS)
         assert_same([part * count for part in mean], total, 10 * RTOL)  # weights add up to 24 at most
 
 
 @identity
 @given(x=eighths(ROWS, CLASSES), y=ids(ROWS), w=between(1, 3, ROWS), cut=st.sampled_from([1, 2]))
 def test_denom_accumulates(framework, x, y, w, cut):
-    want = run(framework, xent.sparse_ce, x, y, weights=w)
+    want = run(framework, xent.sparse_ce, x, y, sample_weight=w)
     denom = float(w.sum())
     parts = [
-        run(framework, xent.sparse_ce, x[part], y[part], weights=w[part], denom=denom)
+        run(framework, xent.sparse_ce, x[part], y[part], sample_weight=w[part], denom=denom)
         for part in (slice(cut), slice(cut, None))
     ]
     assert_same((sum(loss for loss, _ in parts), np.concatenate([grad for _, grad in parts])), want)
@@ -150,17 +150,17 @@ def test_gradient_rows_add_up_to_0(framework, x, y):
 @given(x=eighths(ROWS, CLASSES), y=ids(ROWS), t=between(0, 1, ROWS, CLASSES), w=between(0, 3, ROWS))
 def test_arguments_are_left_alone(framework, x, y, t, w):
     """Read-only NumPy arrays are enough; as logits where the framework is NumPy, else as everything beside them."""
-    table = OPTIONS["class_weights"]
+    table = OPTIONS["class_weight"]
     arguments = [x, y, t, w]
     copies = [array.copy() for array in arguments]
     for array in arguments:
         array.flags.writeable = False
     with framework.double():
         logits = framework.array(x, None, "cpu")
-        weights = {"weights": w, "class_weights": table, "label_smoothing": 0.1}
-        xent.value_and_grad(xent.sparse_ce)(logits, y, **weights)
-        xent.value_and_grad(xent.softmax_ce)(logits, t, **weights)
-        xent.value_and_grad(xent.sigmoid_ce)(logits, t, weights=w[:, None])
+        sample_weight = {"sample_weight": w, "class_weight": table, "label_smoothing": 0.1}
+        xent.value_and_grad(xent.sparse_ce)(logits, y, **sample_weight)
+        xent.value_and_grad(xent.softmax_ce)(logits, t, **sample_weight)
+        xent.value_and_grad(xent.sigmoid_ce)(logits, t, sample_weight=w[:, None])
         np.testing.assert_array_equal(framework.numpy(logits), copies[0])
     for array, copy in zip(arguments, copies, strict=True):
         np.testing.assert_array_equal(array, copy)

@@ -44,7 +44,7 @@ def each_reference(x, v):
 
 
 def each_linear(x, v):
-    return tf.reduce_sum(EACH * xent.linear_ce(x, v, tf.constant(Y), weights=W, reduce="none", chunk_rows=2))
+    return tf.reduce_sum(EACH * xent.linear_ce(x, v, tf.constant(Y), sample_weight=W, reduce="none", chunk_rows=2))
 
 
 def sigmoid_reference(x, z):
@@ -53,14 +53,14 @@ def sigmoid_reference(x, z):
 
 PAIRS = {
     "sparse": (
-        lambda x, t: xent.sparse_ce(x, tf.constant(Y), weights=W, label_smoothing=0.1, z_loss=0.3),
+        lambda x, t: xent.sparse_ce(x, tf.constant(Y), sample_weight=W, label_smoothing=0.1, z_loss=0.3),
         sparse_reference,
         T,
     ),
-    "softmax": (lambda x, t: xent.softmax_ce(x, t, weights=W), softmax_reference, T),
+    "softmax": (lambda x, t: xent.softmax_ce(x, t, sample_weight=W), softmax_reference, T),
     "linear": (
         lambda x, v: xent.linear_ce(
-            x, v, tf.constant(Y), softcap=2.0, weights=W, label_smoothing=0.1, z_loss=0.3, chunk_rows=2
+            x, v, tf.constant(Y), softcap=2.0, sample_weight=W, label_smoothing=0.1, z_loss=0.3, chunk_rows=2
         ),
         linear_reference,
         V,
@@ -245,7 +245,7 @@ GRAPHS = operators.OPERATORS is not None
 ROWS = np.random.default_rng(5).normal(size=(64, 300))
 HEAD = np.random.default_rng(6).normal(size=(90, 300)).astype("float32")
 BY_KERNELS = {
-    "sparse_ce": lambda dtype: ((np.arange(64),), {"weights": np.linspace(0, 1, 64)}),
+    "sparse_ce": lambda dtype: ((np.arange(64),), {"sample_weight": np.linspace(0, 1, 64)}),
     "softmax_ce": lambda dtype: ((np.full((64, 300), 0.01),), {}),
     "sigmoid_ce": lambda dtype: ((np.full((64, 300), 0.3),), {"pos_weight": np.linspace(0, 2, 300)}),
     "linear_ce": lambda dtype: ((HEAD.astype(dtype), np.arange(64)), {"chunk_rows": 16}),
@@ -300,23 +300,23 @@ ROW, IDS = np.ones(7, np.float32), np.zeros(1, np.int32)
 MISFITS = {  # each is of one argument, beside logits [1, 7] or hidden states [1, 7]
     "ids": ("sparse_ce", {"logits": SEVEN, "labels": np.zeros(5, np.int32)}),
     "ids of another rank": ("sparse_ce", {"logits": SEVEN, "labels": IDS[None]}),
-    "weights": ("sparse_ce", {"logits": SEVEN, "labels": IDS, "weights": ROW[:5]}),
-    "weights of another rank": ("sparse_ce", {"logits": SEVEN, "labels": IDS, "weights": ROW[:1, None]}),
-    "class weights": ("sparse_ce", {"logits": SEVEN, "labels": IDS, "class_weights": ROW[:1]}),
-    "class weights of another rank": ("softmax_ce", {"logits": SEVEN, "labels": SEVEN, "class_weights": ROW[None]}),
+    "sample_weight": ("sparse_ce", {"logits": SEVEN, "labels": IDS, "sample_weight": ROW[:5]}),
+    "weights of another rank": ("sparse_ce", {"logits": SEVEN, "labels": IDS, "sample_weight": ROW[:1, None]}),
+    "class weights": ("sparse_ce", {"logits": SEVEN, "labels": IDS, "class_weight": ROW[:1]}),
+    "class weights of another rank": ("softmax_ce", {"logits": SEVEN, "labels": SEVEN, "class_weight": ROW[None]}),
     "a denominator for each": ("sparse_ce", {"logits": SEVEN, "labels": IDS, "denom": ROW[:1]}),
     "no class": ("sparse_ce", {"logits": SEVEN[:, :0], "labels": IDS}),
     "soft labels": ("softmax_ce", {"logits": SEVEN, "labels": SEVEN[:, :1]}),
     "turned soft labels": ("softmax_ce", {"logits": SEVEN, "labels": SEVEN.T}),
-    "soft labels' weights": ("softmax_ce", {"logits": SEVEN, "labels": SEVEN, "weights": ROW[:2]}),
+    "soft labels' weights": ("softmax_ce", {"logits": SEVEN, "labels": SEVEN, "sample_weight": ROW[:2]}),
     "binary labels": ("sigmoid_ce", {"logits": SEVEN, "labels": SEVEN[:, :1]}),
-    "binary labels' weights": ("sigmoid_ce", {"logits": SEVEN, "labels": SEVEN, "weights": np.ones((5, 7), "f")}),
+    "binary labels' weights": ("sigmoid_ce", {"logits": SEVEN, "labels": SEVEN, "sample_weight": np.ones((5, 7), "f")}),
     "pos_weight": ("sigmoid_ce", {"logits": SEVEN, "labels": SEVEN, "pos_weight": ROW[:2]}),
     "pos_weight of more rows": ("sigmoid_ce", {"logits": SEVEN, "labels": SEVEN, "pos_weight": np.ones((5, 1), "f")}),
     "weight": ("linear_ce", {"hidden": SEVEN, "weight": np.ones((3, 6), "f"), "labels": IDS}),
     "bias": ("linear_ce", {"hidden": SEVEN, "weight": np.ones((3, 7), "f"), "labels": IDS, "bias": ROW[:1]}),
     "linear_ce's weights": (
-        "linear_ce", {"hidden": SEVEN, "weight": np.ones((3, 7), "f"), "labels": IDS, "weights": ROW[:5]}
+        "linear_ce", {"hidden": SEVEN, "weight": np.ones((3, 7), "f"), "labels": IDS, "sample_weight": ROW[:5]}
     ),
 }  # fmt: skip
 

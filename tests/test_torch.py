@@ -33,7 +33,9 @@ def each_reference(x, v):
 
 
 def each_linear(x, v):
-    return torch.linspace(-1, 2, 3, dtype=x.dtype) @ xent.linear_ce(x, v, Y1, weights=W1, reduce="none", chunk_rows=2)
+    return torch.linspace(-1, 2, 3, dtype=x.dtype) @ xent.linear_ce(
+        x, v, Y1, sample_weight=W1, reduce="none", chunk_rows=2
+    )
 
 
 def sigmoid_reference(x, z):
@@ -42,13 +44,15 @@ def sigmoid_reference(x, z):
 
 PAIRS = {
     "sparse": (
-        lambda x, t: xent.sparse_ce(x, Y1, weights=W1, label_smoothing=0.1, z_loss=0.3),
+        lambda x, t: xent.sparse_ce(x, Y1, sample_weight=W1, label_smoothing=0.1, z_loss=0.3),
         sparse_reference,
         T,
     ),
-    "softmax": (lambda x, t: xent.softmax_ce(x, t, weights=W1), softmax_reference, T),
+    "softmax": (lambda x, t: xent.softmax_ce(x, t, sample_weight=W1), softmax_reference, T),
     "linear": (
-        lambda x, v: xent.linear_ce(x, v, Y1, softcap=2.0, weights=W1, label_smoothing=0.1, z_loss=0.3, chunk_rows=2),
+        lambda x, v: xent.linear_ce(
+            x, v, Y1, softcap=2.0, sample_weight=W1, label_smoothing=0.1, z_loss=0.3, chunk_rows=2
+        ),
         linear_reference,
         V,
     ),

@@ -140,9 +140,9 @@ class ShapeRule(NamedTuple):
 IDS = ShapeRule("labels", "expected shape", " (the logits' without axis), got")
 SOFT_LABELS = ShapeRule("labels", "expected shape", " (the logits'), got")
 WEIGHTS = ShapeRule(
-    "weights", "expected a scalar, shape", " (the loss's), or that with 1s; got", ones=True, scalar=True
+    "sample_weight", "expected a scalar, shape", " (the loss's), or that with 1s; got", ones=True, scalar=True
 )
-CLASS_WEIGHTS = ShapeRule("class_weights", "expected shape", " (one for each class), got")
+CLASS_WEIGHT = ShapeRule("class_weight", "expected shape", " (one for each class), got")
 POS_WEIGHT = ShapeRule(
     "pos_weight", "expected a shape that broadcasts to the logits'", ", got", ones=True, broadcasts=True
 )
@@ -287,14 +287,14 @@ def one_of(choices: Sequence[str]) -> str:
 # ---- class ids
 
 
-def ids_in_range(ids: Any, classes: int, ignore_index: int | None, weights: Array | None, ops: Ops) -> None:
+def ids_in_range(ids: Any, classes: int, ignore_index: int | None, sample_weight: Array | None, ops: Ops) -> None:
     """ids, a NumPy array: all of them classes, ignored, or of weight 0."""
     if not ids.size or _unsigned(ids).max() < classes:
         return
     bad = (ids < 0) | (ids >= classes)
     if ignore_index is not None:
         bad &= ids != ignore_index
-    known = None if weights is None else ops.fetch(weights)
+    known = None if sample_weight is None else ops.fetch(sample_weight)
     if known is not None:
         bad &= known != 0
     count = int(bad.sum())

@@ -124,38 +124,38 @@ def prepare(plan: Plan, operands: Operands) -> Rows:
     x = operands.inputs if adapter.takes_16bit else ops.astype(operands.inputs, dtype)
     rank = len(ops.shape(x)) - 1
     classes = length(ops, x, axis) if plan.classes is None else plan.classes
-    weights, table = _ranked(ops, operands.weights, rank), operands.class_weights
+    sample_weight, table = _ranked(ops, operands.sample_weight, rank), operands.class_weight
     table = None if table is None else ops.stop_gradient(table)
     k = t = ids = None
     if layout.hard:
         ids = _class_ids(plan, operands.labels, classes)
         if table is not None:
-            k = _reduce.hard_class_weights(ops, table, ids)
+            k = _reduce.hard_class_weight(ops, table, ids)
     else:
         t = operands.labels
         if table is not None:
-            t = t if weights is None else ops.where(ops.expand_dims(weights, axis) == 0, 0.0, t)
+            t = t if sample_weight is None else ops.where(ops.expand_dims(sample_weight, axis) == 0, 0.0, t)
             column = _reduce.along(ops, table, x, axis)
-            k = _reduce.soft_class_weights(ops, table, column, t, axis)
+            k = _reduce.soft_class_weight(ops, table, column, t, axis)
             t = ops.where(column == 0, 0.0, t * column)  # even where the derivative in t is infinite
         if smoothing == 1:
             t = ops.stop_gradient(t)  # smoothed away
-    w = _reduce.product(weights, k)
+    w = _reduce.product(sample_weight, k)
     ids = _reduce.mark_absent(ops, ids, w)
-    w, weights = _reduce.zero_absent(ops, ids, w), _reduce.zero_absent(ops, ids, weights)
+    w, sample_weight = _reduce.zero_absent(ops, ids, w), _reduce.zero_absent(ops, ids, sample_weight)
     count = ops.size(ids) if layout.hard else ops.size(x) // classes
     present = ids if layout.masked else None
     divisor = _reduce.denominator(ops, options.reduce, count, dtype, w, present, operands.denom)
     empty = _reduce.empty(ops, options.reduce, w, operands.denom, divisor)
     if empty is not None and options.stats:
-        w, weights = (None if k is None else _reduce.constant_where(ops, empty, k) for k in (w, weights))
+        w, sample_weight = (None if k is None else _reduce.constant_where(ops, empty, k) for k in (w, sample_weight))
     elif empty is not None:
         ids, layout, empty = _reduce.mark_empty(ops, ids, empty, rank), layout._replace(masked=True), None
-        w, weights = _reduce.zero_absent(ops, ids, w), _reduce.zero_absent(ops, ids, weights)
+        w, sample_weight = _reduce.zero_absent(ops, ids, w), _reduce.zero_absent(ops, ids, sample_weight)
     u = None
     if smoothing:
         u = ops.full((classes,), 1 / classes, dtype, x) if table is None else _reduce.over(ops, table, classes)
-    scale = _reduce.row_weights(w if layout.hard else weights, w, weights, smoothing, options.z_loss)
+    scale = _reduce.row_weights(w if layout.hard else sample_weight, w, sample_weight, smoothing, options.z_loss)
     return Rows(layout, x, t, u, ids, scale, w, divisor, empty)
 
 
@@ -167,11 +167,11 @@ def _class_ids(plan: Plan, labels: Array, classes: Scalar) -> Array:
     return _reduce.code(ops, labels, classes, plan.ignored, plan.out_of_range)
 
 
-def _ranked(ops: Ops, weights: Array | None, rank: int) -> Array | None:
+def _ranked(ops: Ops, sample_weight: Array | None, rank: int) -> Array | None:
     """A scalar with the rank of the loss."""
-    while weights is not None and len(ops.shape(weights)) < rank:
-        weights = ops.expand_dims(weights, 0)
-    return weights
+    while sample_weight is not None and len(ops.shape(sample_weight)) < rank:
+        sample_weight = ops.expand_dims(sample_weight, 0)
+    return sample_weight
 
 
 # ---- sigmoid
@@ -211,7 +211,7 @@ def _elements(plan: Plan, operands: Operands) -> Elements:
     x = operands.inputs if plan.adapter.takes_16bit else ops.astype(operands.inputs, plan.dtype)
     positive = None if operands.pos_weight is None else ops.stop_gradient(operands.pos_weight)
     rank = len(ops.shape(x))
-    w = _ranked(ops, operands.weights, rank)
+    w = _ranked(ops, operands.sample_weight, rank)
     w = None if w is None else ops.where(w == 0, 0.0, w)
     divisor = _reduce.denominator(ops, reduce, ops.size(x), plan.dtype, w, None, operands.denom)
     empty = _reduce.empty(ops, reduce, w, operands.denom, divisor)

@@ -16,8 +16,8 @@ def softmax_ce(
     *,
     axis: int = -1,
     reduce: str = "mean",
-    weights: Any = None,
-    class_weights: Any = None,
+    sample_weight: Any = None,
+    class_weight: Any = None,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     denom: Scalar | None = None,
@@ -26,7 +26,7 @@ def softmax_ce(
 
     For each example, l = sum_j t_j (lse - x_j), where lse = log(sum_j exp(x_j)), in nats. Labels that do not add up
     to 1 follow the formula as written; a class without label adds nothing, even at a logit of -inf. Differentiable in
-    `logits`, `labels` and `weights`.
+    `logits`, `labels` and `sample_weight`.
 
     Args:
         logits: unnormalised log-probabilities [..., C, ...], float16, bfloat16, float32 or float64, of NumPy, PyTorch,
@@ -35,9 +35,9 @@ def softmax_ce(
         axis: where the classes are.
         reduce: "none" w l of each example; "sum"; "mean" sum(w l) / sum(w); "mean_nonzero" sum(w l) / count(w != 0);
             "mean_all" sum(w l) / number of examples. An empty denominator gives 0.
-        weights: a scalar, or of the loss's shape or that with 1s. A weight of 0 leaves the example out: loss and
+        sample_weight: a scalar, or of the loss's shape or that with 1s. A weight of 0 leaves the example out: loss and
             gradients are exactly 0, whatever it holds.
-        class_weights: [C]. They weight the terms of the sum; an example's weight w is multiplied by their average over
+        class_weight: [C]. They weight the terms of the sum; an example's weight w is multiplied by their average over
             its label.
         label_smoothing: e from 0 to 1: labels become (1 - e) t + e / C.
         z_loss: adds z_loss * lse^2 to each example, weighted like the loss.
@@ -60,7 +60,7 @@ def softmax_ce(
         >>> print(xent.softmax_ce(logits, [[0.4, 0.1, 0.5], [0.3, 0.6, 0.1]], reduce="none").round(4))
         [2.1722 2.7697]
     """
-    operands = Operands(logits, labels, weights, class_weights, denom)
+    operands = Operands(logits, labels, sample_weight, class_weight, denom)
     return run(SOFTMAX, operands, Options(axis, reduce, label_smoothing, z_loss))
 
 
@@ -70,8 +70,8 @@ def sparse_ce(
     *,
     axis: int = -1,
     reduce: str = "mean",
-    weights: Any = None,
-    class_weights: Any = None,
+    sample_weight: Any = None,
+    class_weight: Any = None,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     ignore_index: int | None = None,
@@ -82,7 +82,8 @@ def sparse_ce(
     """Cross-entropy of softmax(logits) against labels that are class ids.
 
     For each example, l = lse - x_y, where lse = log(sum_j exp(x_j)), in nats: `softmax_ce` of the one-hot labels, with
-    the same options. Accurate relative to its value however small it is. Differentiable in `logits` and `weights`.
+    the same options. Accurate relative to its value however small it is. Differentiable in `logits` and
+    `sample_weight`.
 
     Args:
         logits: unnormalised log-probabilities [..., C, ...], float16, bfloat16, float32 or float64, of NumPy, PyTorch,
@@ -92,9 +93,9 @@ def sparse_ce(
         axis: where the classes are.
         reduce: "none" w l of each example; "sum"; "mean" sum(w l) / sum(w); "mean_nonzero" sum(w l) / count(w != 0);
             "mean_all" sum(w l) / number of examples. An empty denominator gives 0.
-        weights: a scalar, or of the loss's shape or that with 1s. A weight of 0 leaves the example out: loss and
+        sample_weight: a scalar, or of the loss's shape or that with 1s. A weight of 0 leaves the example out: loss and
             gradients are exactly 0, whatever it holds.
-        class_weights: [C]. An example's weight w is multiplied by that of its label.
+        class_weight: [C]. An example's weight w is multiplied by that of its label.
         label_smoothing: e from 0 to 1: labels become (1 - e) one-hot + e / C, class weights acting class by class.
         z_loss: adds z_loss * lse^2 to each example, weighted like the loss.
         ignore_index: a class id that leaves the example out, as a weight of 0 does.
@@ -102,7 +103,7 @@ def sparse_ce(
             loss and gradient NaN; "ignore" leaves it out; "auto" raises where ids are concrete and in host memory and
             is "nan" elsewhere: inside a compiler, on a GPU.
         denom: a number or 0-d array in place of the denominator of "mean".
-        stats: also return every row's `xent.Stats`: nll, lse, correct, weight.
+        stats: also return every row's `xent.Stats`: nll, lse, correct, sample_weight.
 
     Returns:
         An array of the logits' framework, on their device: 0-d, or of the labels' shape for "none". float32 for
@@ -122,7 +123,7 @@ def sparse_ce(
         >>> print(xent.sparse_ce(logits, [2, 1], reduce="none").round(4))
         [0.0222 3.0997]
     """
-    operands = Operands(logits, labels, weights, class_weights, denom)
+    operands = Operands(logits, labels, sample_weight, class_weight, denom)
     return run(SPARSE, operands, Options(axis, reduce, label_smoothing, z_loss, ignore_index, invalid, stats))
 
 
@@ -134,8 +135,8 @@ def linear_ce(
     bias: Array | None = None,
     softcap: float | None = None,
     reduce: str = "mean",
-    weights: Any = None,
-    class_weights: Any = None,
+    sample_weight: Any = None,
+    class_weight: Any = None,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     ignore_index: int | None = None,
@@ -148,7 +149,7 @@ def linear_ce(
 
     The loss of a language model's head: for each row x = W h + b, capped x = s tanh(x / s), and l = lse(x) - x_y. A
     chunk of rows at a time is multiplied, reduced to its statistics and, where a scalar loss is to be differentiated,
-    turned into its share of the gradients at once. Differentiable in `hidden`, `weight`, `bias` and `weights`.
+    turned into its share of the gradients at once. Differentiable in `hidden`, `weight`, `bias` and `sample_weight`.
 
     Args:
         hidden: h [..., D], float16, bfloat16, float32 or float64, of NumPy, PyTorch, TensorFlow or JAX. Their type
@@ -159,16 +160,16 @@ def linear_ce(
         softcap: s above 0; no cap where None.
         reduce: "none" w l of each example; "sum"; "mean" sum(w l) / sum(w); "mean_nonzero" sum(w l) / count(w != 0);
             "mean_all" sum(w l) / number of examples. An empty denominator gives 0.
-        weights: a scalar, or of the labels' shape or that with 1s. A weight of 0 leaves the example out: loss and
+        sample_weight: a scalar, or of the labels' shape or that with 1s. A weight of 0 leaves the example out: loss and
             gradients are exactly 0, whatever it holds, and where ids are in host memory it is not multiplied at all.
-        class_weights: [C]. An example's weight w is multiplied by that of its label.
+        class_weight: [C]. An example's weight w is multiplied by that of its label.
         label_smoothing: e from 0 to 1: labels become (1 - e) one-hot + e / C, class weights acting class by class.
         z_loss: adds z_loss * lse^2 to each example, weighted like the loss.
         ignore_index: a class id that leaves the example out, as a weight of 0 does.
         invalid: what an id does that is no class and not ignored, as in `sparse_ce`.
         denom: a number or 0-d array in place of the denominator of "mean".
         chunk_rows: how many rows at a time; None: by the memory they take, see docs/performance.md.
-        stats: also return every row's `xent.Stats`: nll, lse, correct, weight.
+        stats: also return every row's `xent.Stats`: nll, lse, correct, sample_weight.
 
     Returns:
         An array of the hidden states' framework, on their device: 0-d, or of the labels' shape for "none". float32 for
@@ -192,7 +193,7 @@ def linear_ce(
         >>> print(grads.hidden.shape, grads.weight.shape, grads.bias)
         (2, 2) (3, 2) None
     """
-    operands = Operands(hidden, labels, weights, class_weights, denom, weight=weight, bias=bias)
+    operands = Operands(hidden, labels, sample_weight, class_weight, denom, weight=weight, bias=bias)
     options = Options(-1, reduce, label_smoothing, z_loss, ignore_index, invalid, stats, softcap, chunk_rows)
     return run(LINEAR, operands, options)
 
@@ -202,7 +203,7 @@ def sigmoid_ce(
     labels: Array,
     *,
     reduce: str = "mean",
-    weights: Any = None,
+    sample_weight: Any = None,
     pos_weight: Any = None,
     label_smoothing: float = 0.0,
     denom: Scalar | None = None,
@@ -210,7 +211,7 @@ def sigmoid_ce(
     """Binary cross-entropy of sigmoid(logits), element by element.
 
     For each element, l = p z log(1 + exp(-x)) + (1 - z) log(1 + exp(x)), in nats, p being `pos_weight` or 1. At
-    logits of +-inf the exact limits. Differentiable in `logits`, `labels` and `weights`.
+    logits of +-inf the exact limits. Differentiable in `logits`, `labels` and `sample_weight`.
 
     Args:
         logits: log-odds x of any shape, float16, bfloat16, float32 or float64, of NumPy, PyTorch, TensorFlow or JAX.
@@ -218,8 +219,8 @@ def sigmoid_ce(
         labels: z, of the logits' shape, from 0 to 1, any real dtype; of the same framework, or NumPy's, or lists.
         reduce: "none" w l of each element; "sum"; "mean" sum(w l) / sum(w); "mean_nonzero" sum(w l) / count(w != 0);
             "mean_all" sum(w l) / number of elements. An empty denominator gives 0.
-        weights: w, a scalar, or of the logits' shape or that with 1s. A weight of 0 leaves the element out: loss and
-            gradients are exactly 0, whatever it holds.
+        sample_weight: w, a scalar, or of the logits' shape or that with 1s. A weight of 0 leaves the element out: loss
+            and gradients are exactly 0, whatever it holds.
         pos_weight: p, broadcasting to the logits' shape: [C] weights the positives of each class. Not part of w.
         label_smoothing: e from 0 to 1: labels become (1 - e) z + e / 2.
         denom: a number or 0-d array in place of the denominator of "mean".
@@ -240,5 +241,5 @@ def sigmoid_ce(
         >>> print(xent.sigmoid_ce(np.array([2.0, -1.0, 40.0]), [1, 0, 1], reduce="none").round(4))
         [0.1269 0.3133 0.    ]
     """
-    operands = Operands(logits, labels, weights, denom=denom, pos_weight=pos_weight)
+    operands = Operands(logits, labels, sample_weight, denom=denom, pos_weight=pos_weight)
     return run(SIGMOID, operands, Options(reduce=reduce, label_smoothing=label_smoothing))

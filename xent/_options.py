@@ -51,8 +51,8 @@ class Operands(NamedTuple):
 
     inputs: Array  # the logits; for linear_ce, the hidden states
     labels: Array
-    weights: Any = None
-    class_weights: Any = None
+    sample_weight: Any = None
+    class_weight: Any = None
     denom: Any = None
     pos_weight: Any = None
     weight: Array | None = None

@@ -37,22 +37,22 @@ class Plan(NamedTuple):
 def softmax(adapter: Adapter, given: Operands, options: Options) -> tuple[Plan, Operands]:
     options = options.checked(given.denom)
     x, dtype = floating(adapter, "logits", given.inputs)
-    labels, weights = (
+    labels, sample_weight = (
         _real(adapter, "labels", given.labels, x, dtype),
-        _real(adapter, "weights", given.weights, x, dtype),
+        _real(adapter, "sample_weight", given.sample_weight, x, dtype),
     )
     axis, lengths = options.axis, None
     if not ranked(adapter, x):
-        rules = (_check.SOFT_LABELS, labels), (_check.WEIGHTS, weights)
-        x, axis, lengths, (labels, weights) = flattened(adapter, x, axis, rules)
+        rules = (_check.SOFT_LABELS, labels), (_check.WEIGHTS, sample_weight)
+        x, axis, lengths, (labels, sample_weight) = flattened(adapter, x, axis, rules)
     shape = shape_of(adapter, x)
     x, axis, classes = class_axis(adapter, x, shape, axis)
     labels = fitted(adapter, _check.SOFT_LABELS, labels, shape)
-    weights = fitted(adapter, _check.WEIGHTS, weights, shape[:axis] + shape[axis + 1 :])
-    table = _class_weights(adapter, given.class_weights, x, dtype, shape[axis : axis + 1])
-    layout = Layout(axis, False, weights is not None or table is not None, bool(options.z_loss))
+    sample_weight = fitted(adapter, _check.WEIGHTS, sample_weight, shape[:axis] + shape[axis + 1 :])
+    table = _class_weight(adapter, given.class_weight, x, dtype, shape[axis : axis + 1])
+    layout = Layout(axis, False, sample_weight is not None or table is not None, bool(options.z_loss))
     plan = Plan(adapter, options, dtype, layout, classes, lengths=lengths)
-    return plan, Operands(x, labels, weights, table, _denom(adapter, given.denom, x, dtype))
+    return plan, Operands(x, labels, sample_weight, table, _denom(adapter, given.denom, x, dtype))
 
 
 def sparse(adapter: Adapter, given: Operands, options: Options) -> tuple[Plan, Operands]:
@@ -92,21 +92,21 @@ def linear(adapter: Adapter, given: Operands, options: Options) -> tuple[Plan, O
 def sigmoid(adapter: Adapter, given: Operands, options: Options) -> tuple[Plan, Operands]:
     options = options.checked(given.denom)
     x, dtype = floating(adapter, "logits", given.inputs)
-    labels, weights, positive = (
+    labels, sample_weight, positive = (
         _real(adapter, "labels", given.labels, x, dtype),
-        _real(adapter, "weights", given.weights, x, dtype),
+        _real(adapter, "sample_weight", given.sample_weight, x, dtype),
         _real(adapter, "pos_weight", given.pos_weight, x, dtype),
     )
     lengths = None
     if not ranked(adapter, x):
-        rules = (_check.SOFT_LABELS, labels), (_check.WEIGHTS, weights), (_check.POS_WEIGHT, positive)
-        x, _, lengths, (labels, weights, positive) = flattened(adapter, x, None, rules)
+        rules = (_check.SOFT_LABELS, labels), (_check.WEIGHTS, sample_weight), (_check.POS_WEIGHT, positive)
+        x, _, lengths, (labels, sample_weight, positive) = flattened(adapter, x, None, rules)
     shape = shape_of(adapter, x)
     labels = fitted(adapter, _check.SOFT_LABELS, labels, shape)
-    weights = fitted(adapter, _check.WEIGHTS, weights, shape)
+    sample_weight = fitted(adapter, _check.WEIGHTS, sample_weight, shape)
     positive = fitted(adapter, _check.POS_WEIGHT, positive, shape)
     plan = Plan(adapter, options, dtype, lengths=lengths)
-    return plan, Operands(x, labels, weights, None, _denom(adapter, given.denom, x, dtype), positive)
+    return plan, Operands(x, labels, sample_weight, None, _denom(adapter, given.denom, x, dtype), positive)
 
 
 def _sparse_rows(
@@ -122,18 +122,20 @@ def _sparse_rows(
         own, labels = adapter, ops.asarray(labels, x)
     if own is not adapter:
         _check.IDS.check(own.ops.shape(labels), known(adapter, rows))
-    weights = fitted(adapter, _check.WEIGHTS, _real(adapter, "weights", given.weights, x, dtype), rows)
-    table = _class_weights(adapter, given.class_weights, x, dtype, shape[axis : axis + 1])
+    sample_weight = fitted(
+        adapter, _check.WEIGHTS, _real(adapter, "sample_weight", given.sample_weight, x, dtype), rows
+    )
+    table = _class_weight(adapter, given.class_weight, x, dtype, shape[axis : axis + 1])
     denom = _denom(adapter, given.denom, x, dtype)
-    mode = _looked_at(adapter, own, labels, classes, ignored, weights, options)
-    masked = mode != "raise" or ignored is not None or weights is not None or table is not None
+    mode = _looked_at(adapter, own, labels, classes, ignored, sample_weight, options)
+    masked = mode != "raise" or ignored is not None or sample_weight is not None or table is not None
     to_do: tuple[Any, Any] = ignored, mode
     if own is not adapter:
         labels, to_do = ops.asarray(_reduce.code(own.ops, labels, classes, *to_do), x), (None, None)
     labels = fitted(adapter, _check.IDS, labels, rows)
     layout = Layout(axis, True, masked, bool(options.z_loss or options.stats))
     plan = Plan(adapter, options, dtype, layout, classes, *to_do, lengths)
-    return plan, Operands(x, labels, weights, table, denom, None, given.weight, given.bias)
+    return plan, Operands(x, labels, sample_weight, table, denom, None, given.weight, given.bias)
 
 
 def _looked_at(
@@ -142,14 +144,14 @@ def _looked_at(
     labels: Array,
     classes: int | None,
     ignored: int | None,
-    weights: Array | None,
+    sample_weight: Array | None,
     options: Options,
 ) -> str:
     """What becomes of ids that are no class, after those that can be read were; "raise": there are none."""
     mode = options.invalid
     if mode == "auto":
         # an id of weight 0 may be anything
-        readable = classes is not None and (weights is None or adapter.ops.host(weights) is not None)
+        readable = classes is not None and (sample_weight is None or adapter.ops.host(sample_weight) is not None)
         values = own.ops.host(labels) if readable else None
         if values is None:
             return "nan"
@@ -162,8 +164,8 @@ def _looked_at(
         if values is None:
             raise _check.unreadable_ids()
     assert classes is not None
-    _check.ids_in_range(values, classes, ignored, weights, adapter.ops)
-    return "raise" if weights is None else "ignore"  # what is left of them has weight 0
+    _check.ids_in_range(values, classes, ignored, sample_weight, adapter.ops)
+    return "raise" if sample_weight is None else "ignore"  # what is left of them has weight 0
 
 
 # ---- arguments, one by one
@@ -206,10 +208,10 @@ def _real(adapter: Adapter, argument: str, value: Any, x: Array, dtype: str) -> 
     return adapter.ops.asarray(value, x)
 
 
-def _class_weights(adapter: Adapter, value: Any, x: Array, dtype: str, classes: Shape) -> Array | None:
+def _class_weight(adapter: Adapter, value: Any, x: Array, dtype: str, classes: Shape) -> Array | None:
     if value is None:
         return None
-    return fitted(adapter, _check.CLASS_WEIGHTS, _real(adapter, "class_weights", value, x, dtype), classes)
+    return fitted(adapter, _check.CLASS_WEIGHT, _real(adapter, "class_weight", value, x, dtype), classes)
 
 
 def _denom(adapter: Adapter, value: Any, x: Array, dtype: str) -> Array | None:
@@ -236,7 +238,7 @@ def flattened_rows(
 ) -> tuple[Array, int, Any, Operands]:
     """`flattened` for class ids."""
     labels = adapter.ops.asarray(_ids(adapter, given.labels, x)[1], x)
-    weights = _real(adapter, "weights", given.weights, x, dtype)
-    rules = (_check.IDS, labels), (_check.WEIGHTS, weights)
-    x, axis, lengths, (labels, weights) = flattened(adapter, x, axis, rules)
-    return x, axis, lengths, given._replace(labels=labels, weights=weights)
+    sample_weight = _real(adapter, "sample_weight", given.sample_weight, x, dtype)
+    rules = (_check.IDS, labels), (_check.WEIGHTS, sample_weight)
+    x, axis, lengths, (labels, sample_weight) = flattened(adapter, x, axis, rules)
+    return x, axis, lengths, given._replace(labels=labels, sample_weight=sample_weight)

@@ -32,12 +32,12 @@ def _as_held(ignore_index: int, dtype: str) -> int:
     return ignore_index - 2**bits if dtype.startswith("int") and ignore_index >= 2 ** (bits - 1) else ignore_index
 
 
-def hard_class_weights(ops: Ops, table: Array, ids: Array) -> Array:
+def hard_class_weight(ops: Ops, table: Array, ids: Array) -> Array:
     """The class weight of each label; 1 where there is no class to have one."""
     return ops.where(ids < 0, 1.0, ops.take(table, ops.where(ids < 0, 0, ids)))
 
 
-def soft_class_weights(ops: Ops, table: Array, column: Array, t: Array, axis: int) -> Array:
+def soft_class_weight(ops: Ops, table: Array, column: Array, t: Array, axis: int) -> Array:
     """The label-weighted average of the class weights; their plain average where labels add up to 0."""
     share = ops.sum(t, axis)
     classes = ops.shape(table)[0]
@@ -59,10 +59,10 @@ def along(ops: Ops, table: Array, x: Array, axis: int) -> Array:
     return table
 
 
-def product(weights: Array | None, class_weights: Array | None) -> Array | None:
-    if weights is None or class_weights is None:
-        return class_weights if weights is None else weights
-    return weights * class_weights
+def product(sample_weight: Array | None, class_weight: Array | None) -> Array | None:
+    if sample_weight is None or class_weight is None:
+        return class_weight if sample_weight is None else sample_weight
+    return sample_weight * class_weight
 
 
 def mark_absent(ops: Ops, ids: Array | None, w: Array | None) -> Array | None:
@@ -79,7 +79,7 @@ def zero_absent(ops: Ops, ids: Array | None, w: Array | None) -> Array | None:
 class Stats(NamedTuple):
     """What a training loop logs of each row: constants, of the labels' shape, 0 and False in rows that are left out.
 
-    Perplexity is exp(sum(weight nll) / sum(weight)), accuracy sum(weight correct) / sum(weight).
+    Perplexity is exp(sum(w nll) / sum(w)), accuracy sum(w correct) / sum(w), for w = sample_weight.
 
     Example:
         >>> import numpy as np, xent
@@ -91,7 +91,7 @@ class Stats(NamedTuple):
     nll: Array  # -log p of the label: unsmoothed, unweighted
     lse: Array  # log(sum_j exp(x_j))
     correct: Array  # bool: no class has a larger logit than the label
-    weight: Array  # weights x class weight of the label
+    sample_weight: Array  # `sample_weight` x class weight of the label
 
 
 def stats(ops: Ops, results: RowResults, x: Array, ids: Array, w: Array | None, axis: int) -> Stats:
@@ -139,12 +139,12 @@ class RowWeights(NamedTuple):
 
 
 def row_weights(
-    on_loss: Array | None, w: Array | None, weights: Array | None, smoothing: float, z_loss: float
+    on_loss: Array | None, w: Array | None, sample_weight: Array | None, smoothing: float, z_loss: float
 ) -> RowWeights:
     """(1 - smoothing) loss + smoothing * smooth + z_loss lse^2, weighted.
 
-    `on_loss` weights the labels' term, w is the row's whole weight, `weights` the caller's; None: 1. Class weights act
-    per class, so they are inside `smooth` already, and inside soft labels.
+    `on_loss` weights the labels' term, w is the row's whole weight, `sample_weight` the caller's; None: 1. Class
+    weights act per class, so they are inside `smooth` already, and inside soft labels.
     """
     if smoothing == 1:
         on_loss = 0.0
@@ -153,7 +153,7 @@ def row_weights(
     return RowWeights(
         on_loss,
         z_loss * (1.0 if w is None else w) if z_loss else None,
-        smoothing * (1.0 if weights is None else weights) if smoothing else None,
+        smoothing * (1.0 if sample_weight is None else sample_weight) if smoothing else None,
     )
 
 

@@ -25,7 +25,7 @@ class Truth(NamedTuple):
     loss: Floats
     logits: Floats
     labels: Floats | None
-    weights: Floats
+    sample_weight: Floats
 
 
 class LinearTruth(NamedTuple):
@@ -35,7 +35,7 @@ class LinearTruth(NamedTuple):
     hidden: Floats
     weight: Floats
     bias: Floats
-    weights: Floats
+    sample_weight: Floats
 
 
 class _Row(NamedTuple):
@@ -129,18 +129,18 @@ def softmax_ce(
     *,
     axis: int = -1,
     reduce: str = "mean",
-    weights: ArrayLike | None = None,
-    class_weights: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
+    class_weight: ArrayLike | None = None,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     denom: float | None = None,
 ) -> Truth:
     x = np.moveaxis(np.asarray(logits, np.float64), axis, -1)
     t = np.moveaxis(np.asarray(labels, np.float64), axis, -1)
-    table = np.ones(x.shape[-1]) if class_weights is None else np.asarray(class_weights, np.float64)
+    table = np.ones(x.shape[-1]) if class_weight is None else np.asarray(class_weight, np.float64)
 
     parts = [_example(x[place], t[place], table, label_smoothing, z_loss) for place in np.ndindex(x.shape[:-1])]
-    return _reduced(_stack(parts, x.shape[:-1], x.shape[-1]), axis, reduce, weights, denom)
+    return _reduced(_stack(parts, x.shape[:-1], x.shape[-1]), axis, reduce, sample_weight, denom)
 
 
 def sparse_ce(
@@ -149,8 +149,8 @@ def sparse_ce(
     *,
     axis: int = -1,
     reduce: str = "mean",
-    weights: ArrayLike | None = None,
-    class_weights: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
+    class_weight: ArrayLike | None = None,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     ignore_index: int | None = None,
@@ -160,7 +160,7 @@ def sparse_ce(
     x = np.moveaxis(np.asarray(logits, np.float64), axis, -1)
     classes = x.shape[-1]
     ids = np.asarray(labels)
-    table = np.ones(classes) if class_weights is None else np.asarray(class_weights, np.float64)
+    table = np.ones(classes) if class_weight is None else np.asarray(class_weight, np.float64)
     nan, zero = np.full(classes, np.nan), np.zeros(classes)
 
     def part(place: tuple[int, ...]) -> _Part:
@@ -172,7 +172,7 @@ def sparse_ce(
         return _Part(math.nan, 1.0, nan, zero, zero)
 
     parts = [part(place) for place in np.ndindex(ids.shape)]
-    truth = _reduced(_stack(parts, ids.shape, classes), axis, reduce, weights, denom)
+    truth = _reduced(_stack(parts, ids.shape, classes), axis, reduce, sample_weight, denom)
     return truth._replace(labels=None)
 
 
@@ -184,8 +184,8 @@ def linear_ce(
     bias: ArrayLike | None = None,
     softcap: float | None = None,
     reduce: str = "mean",
-    weights: ArrayLike | None = None,
-    class_weights: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
+    class_weight: ArrayLike | None = None,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     ignore_index: int | None = None,
@@ -197,7 +197,7 @@ def linear_ce(
     with np.errstate(invalid="ignore"):
         x = h @ w.T + np.asarray(0.0 if bias is None else bias, np.longdouble)
         y = x if softcap is None else softcap * np.tanh(x / softcap)
-        options = {"weights": weights, "class_weights": class_weights, "label_smoothing": label_smoothing}
+        options = {"sample_weight": sample_weight, "class_weight": class_weight, "label_smoothing": label_smoothing}
         options |= {"z_loss": z_loss, "ignore_index": ignore_index, "invalid": invalid, "denom": denom}
         truth = sparse_ce(np.asarray(y, np.float64), labels, reduce=reduce, **options)  # type: ignore[arg-type]
         dx = truth.logits if softcap is None else _product(truth.logits, 1 / np.cosh(x / softcap) ** 2)
@@ -205,7 +205,7 @@ def linear_ce(
         dx, h = dx.reshape(-1, len(w)), np.where(there, h, 0).reshape(-1, w.shape[1])
     d_hidden = (dx @ w).reshape(np.shape(hidden))
     d_hidden, d_weight, d_bias = (np.asarray(d, np.float64) for d in (d_hidden, dx.T @ h, dx.sum(axis=0)))
-    return LinearTruth(truth.loss, d_hidden, d_weight, d_bias, truth.weights)
+    return LinearTruth(truth.loss, d_hidden, d_weight, d_bias, truth.sample_weight)
 
 
 def sigmoid_ce(
@@ -213,7 +213,7 @@ def sigmoid_ce(
     labels: ArrayLike,
     *,
     reduce: str = "mean",
-    weights: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
     pos_weight: ArrayLike | None = None,
     label_smoothing: float = 0.0,
     denom: float | None = None,
@@ -231,9 +231,9 @@ def sigmoid_ce(
         d_labels[..., None],
         np.zeros_like(x)[..., None],
     )
-    truth = _reduced(parts, -1, reduce, weights, denom)
+    truth = _reduced(parts, -1, reduce, sample_weight, denom)
     assert truth.labels is not None
-    return Truth(truth.loss, truth.logits[..., 0], truth.labels[..., 0], truth.weights)
+    return Truth(truth.loss, truth.logits[..., 0], truth.labels[..., 0], truth.sample_weight)
 
 
 def logistic(x: Floats) -> Floats:
@@ -251,9 +251,9 @@ def _stack(parts: list[_Part], shape: tuple[int, ...], classes: int) -> _Part:
     return _Part(*(np.stack(field).reshape((*shape, *np.shape(field[0]))) for field in zip(*parts, strict=True)))
 
 
-def _reduced(parts: _Part, axis: int, reduce: str, weights: ArrayLike | None, denom: float | None) -> Truth:
+def _reduced(parts: _Part, axis: int, reduce: str, sample_weight: ArrayLike | None, denom: float | None) -> Truth:
     """sum of w_i loss_i / D, with D by the rules of `reduce`; examples whose weight is 0 do not exist."""
-    given = np.asarray(1.0 if weights is None else weights, np.float64)
+    given = np.asarray(1.0 if sample_weight is None else sample_weight, np.float64)
     w = np.broadcast_to(given, parts.loss.shape)
     there = w * parts.weight != 0
     divisors = {
