@@ -76,14 +76,14 @@ def _pull(static: Any, wrt: tuple[bool, ...], *operands: Any) -> list[Array]:
     return [d for d in rows_pull((*static, *wrt), *residuals, a, b, c) if d is not None]
 
 
-forward = kernel("rows_forward", ROWS, _forward, lambda static, there: (True, True, True, static[0].lse, there[2]))
+forward = kernel("rows_forward", ROWS, _forward, lambda static, present: (True, True, True, static[0].lse, present[2]))
 backward = kernel("rows_backward", ROWS, _backward, lambda static, _there: static[1:])
-both = kernel("rows_both", ROWS, _both, lambda static, there: (True, True, True, static[0].lse, there[2], True))
+both = kernel("rows_both", ROWS, _both, lambda static, present: (True, True, True, static[0].lse, present[2], True))
 spare("rows_both", "rows_forward", 4)
 both_over = kernel(
-    "rows_both", ROWS, _both, lambda static, there: (True, True, True, static[0].lse, there[2], True), over=True
+    "rows_both", ROWS, _both, lambda static, present: (True, True, True, static[0].lse, present[2], True), over=True
 )
-push = linear("rows_push", ROWS, _push, _pull, lambda static, there: (True, static[0].lse, there[4]))
+push = linear("rows_push", ROWS, _push, _pull, lambda static, present: (True, static[0].lse, present[4]))
 
 
 # ---- rows: the derivatives

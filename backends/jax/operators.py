@@ -46,24 +46,24 @@ def kernel(
 ) -> Formula:
     """The primitive that stands for a formula, as a function that is called like it.
 
-    slots(static, there): which results there are, where `there` says it of the operands. For what is not there, the
+    slots(static, there): which results there are, where `present` says it of the operands. For what is not there, the
     custom call has arrays without elements. `over`: the last result goes into the first operand's memory, which XLA
     copies first where somebody else wants it.
     """
     primitive, call = _primitive(f"{name}_over" if over else name, family, formula, slots)
 
-    def lower(ctx: Any, *operands: Any, static: Any, there: tuple[bool, ...]) -> Any:
+    def lower(ctx: Any, *operands: Any, static: Any, present: tuple[bool, ...]) -> Any:
         if not _whole(ctx.module_context) or any(0 in aval.shape for aval in ctx.avals_in):
-            return mlir.lower_fun(partial(_flat, formula))(ctx, *operands, static=static, there=there)
+            return mlir.lower_fun(partial(_flat, formula))(ctx, *operands, static=static, present=present)
         compute = np.dtype(computed_in(ctx.avals_in[0].dtype.name))
-        wanted = slots(static, there)
+        wanted = slots(static, present)
         avals = [
             _nothing(np.dtype("int32") if i == family.ids else compute) if aval is None else aval
-            for i, aval in enumerate(_full(ctx.avals_in, there))
+            for i, aval in enumerate(_full(ctx.avals_in, present))
         ]
         values = [
             mlir.ir_constant(np.zeros(0, aval.dtype)) if value is None else value
-            for value, aval in zip(_full(operands, there), avals, strict=True)
+            for value, aval in zip(_full(operands, present), avals, strict=True)
         ]
         results = [_nothing(compute) if aval is None else aval for aval in _full(ctx.avals_out, wanted)]
         rule = jax.ffi.ffi_lowering(f"xent_{name}", operand_output_aliases={0: len(wanted) - 1} if over else None)
@@ -85,11 +85,11 @@ def linear(
     def jvp(primals: Any, tangents: Any, **params: Any) -> Any:
         return jax.jvp(partial(_flat, push, **params), primals, tuple(ad.instantiate_zeros(d) for d in tangents))
 
-    def transpose(cotangents: Any, *operands: Any, static: Any, there: tuple[bool, ...]) -> Any:
+    def transpose(cotangents: Any, *operands: Any, static: Any, present: tuple[bool, ...]) -> Any:
         unknown = [ad.is_undefined_primal(k) for k in operands]
-        up = [None if isinstance(g, ad.Zero) else g for g in _full(cotangents, slots(static, there))]
-        wrt = tuple(bool(k) for k in _full(unknown, there)[:2])
-        grads = iter(pull(static, wrt, *_full(operands, there)[2:], *up))
+        up = [None if isinstance(g, ad.Zero) else g for g in _full(cotangents, slots(static, present))]
+        wrt = tuple(bool(k) for k in _full(unknown, present)[:2])
+        grads = iter(pull(static, wrt, *_full(operands, present)[2:], *up))
         return [next(grads) if k else None for k in unknown]
 
     ad.primitive_jvps[primitive] = jvp
@@ -106,13 +106,13 @@ def spare(both: str, forward: str, operands: int) -> None:
             return [True] * len(eqn.invars), eqn
         if not any(used):
             return [False] * len(eqn.invars), None
-        there = eqn.params["there"][:operands]
-        count, all_of_them = sum(there), len(eqn.invars)
+        present = eqn.params["present"][:operands]
+        count, all_of_them = sum(present), len(eqn.invars)
         eqn = eqn.replace(
             primitive=_PRIMITIVES[forward],
             invars=eqn.invars[:count],
             outvars=eqn.outvars[:-1],
-            params={**eqn.params, "there": there},
+            params={**eqn.params, "present": present},
         )
         return [i < count for i in range(all_of_them)], eqn
 
@@ -131,22 +131,22 @@ def _primitive(
     mlir.register_lowering(primitive, mlir.lower_fun(run))
 
     def call(static: Any, *operands: Array | None) -> tuple[Array | None, ...]:
-        there = tuple(k is not None for k in operands)
+        present = tuple(k is not None for k in operands)
         given = (k for k in varying_alike(*operands) if k is not None)
-        results = primitive.bind(*given, static=static, there=there)
-        return tuple(_full(results, slots(static, there)))
+        results = primitive.bind(*given, static=static, present=present)
+        return tuple(_full(results, slots(static, present)))
 
-    def batch(operands: Any, dims: Any, *, static: Any, there: tuple[bool, ...]) -> Any:
+    def batch(operands: Any, dims: Any, *, static: Any, present: tuple[bool, ...]) -> Any:
         size = next(k.shape[d] for k, d in zip(operands, dims, strict=True) if d is not None)
-        tangents, rest = _full(operands, there)[:linear], _full(operands, there)[linear:]
-        tangent_dims, rest_dims = _full(dims, there)[:linear], _full(dims, there)[linear:]
+        tangents, rest = _full(operands, present)[:linear], _full(operands, present)[linear:]
+        tangent_dims, rest_dims = _full(dims, present)[:linear], _full(dims, present)[linear:]
         moved = family.batched(static, rest, rest_dims, size)
         if moved is None:
-            results = jax.vmap(partial(run, static=static, there=there), tuple(dims))(*operands)
+            results = jax.vmap(partial(run, static=static, present=present), tuple(dims))(*operands)
         else:
             static, rest = moved
             tangents = [batch_first(k, d, size) for k, d in zip(tangents, tangent_dims, strict=True)]
-            results = primitive.bind(*(k for k in (*tangents, *rest) if k is not None), static=static, there=there)
+            results = primitive.bind(*(k for k in (*tangents, *rest) if k is not None), static=static, present=present)
         return results, [0] * len(results)
 
     batching.primitive_batchers[primitive] = batch
@@ -159,13 +159,13 @@ def batch_first(k: Array | None, dim: int | None, size: int) -> Array | None:
     return jnp.broadcast_to(k, (size, *k.shape)) if dim is None else jnp.moveaxis(k, dim, 0)
 
 
-def _flat(formula: Formula, *operands: Array, static: Any, there: tuple[bool, ...]) -> list[Array]:
-    return [result for result in formula(static, *_full(operands, there)) if result is not None]
+def _flat(formula: Formula, *operands: Array, static: Any, present: tuple[bool, ...]) -> list[Array]:
+    return [result for result in formula(static, *_full(operands, present)) if result is not None]
 
 
-def _full(given: Any, there: tuple[bool, ...]) -> list[Any]:
+def _full(given: Any, present: tuple[bool, ...]) -> list[Any]:
     left = iter(given)
-    return [next(left) if is_there else None for is_there in there]
+    return [next(left) if is_there else None for is_there in present]
 
 
 def _nothing(dtype: Any) -> Any:

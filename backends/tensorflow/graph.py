@@ -17,7 +17,7 @@ from . import kernels as plain
 from . import operators as kernels
 from .kernels import row_results, times
 from .native import order
-from .operators import derivatives, either, here, replaced, substituted, usable
+from .operators import derivatives, in_current_graph, kernel_or_formula, replaced, usable, with_values_at
 from .ops import OPS
 
 wide = partial(formulas.widened, OPS)
@@ -32,7 +32,7 @@ def rows(layout: Layout, x: Array, t: Array | None, u: Array | None, ids: Array 
 
     @tf.custom_gradient
     def kernel(x: Array, t: Array | None = None) -> Any:
-        results = either(partial(_rows, layout), partial(kernels.rows, layout), x, t, u, ids)
+        results = kernel_or_formula(partial(_rows, layout), partial(kernels.rows, layout), x, t, u, ids)
 
         def backward(*upstream: Array) -> Any:
             given = iter(upstream)
@@ -90,7 +90,7 @@ def sigmoid(e: float, x: Array, z: Array, p: Array | None, absent: Array | None)
 
     @tf.custom_gradient
     def kernel(x: Array, z: Array) -> Any:
-        value = either(partial(_sigmoid, e), partial(_sigmoid_kernel, e), x, z, p, absent)
+        value = kernel_or_formula(partial(_sigmoid, e), partial(_sigmoid_kernel, e), x, z, p, absent)
         return value, lambda g: _sigmoid_pull(e, x, z, p, absent, g)
 
     return kernel(x, z)
@@ -103,10 +103,10 @@ def sigmoid_total(e: float, x: Array, z: Array, p: Array | None, w: Array | None
 
     @tf.custom_gradient
     def kernel(x: Array, z: Array, w: Array | None = None) -> Any:
-        value = either(partial(_sigmoid_sum, e), partial(kernels.sigmoid, e, each=False), x, z, p, w)
+        value = kernel_or_formula(partial(_sigmoid_sum, e), partial(kernels.sigmoid, e, each=False), x, z, p, w)
 
         def backward(g: Array) -> Any:
-            x_, z_, p_, w_, absent_ = here((x, z, p, w, absent))
+            x_, z_, p_, w_, absent_ = in_current_graph((x, z, p, w, absent))
             pulled = _sigmoid_pull(e, x_, z_, p_, absent_, g if w is None else g * w_)
             if w is None:
                 return pulled
@@ -185,10 +185,10 @@ def fuse_value_and_grad(loss: Any, both: Any, static: Any, x: Array, *arrays: Ar
         value, dx = both(static, x, *arrays)
 
         def backward(g: Array) -> Any:
-            logits, given = here((x, arrays))
+            logits, given = in_current_graph((x, arrays))
 
             def again(floats: Any) -> Array:
-                return loss(static, logits, *substituted(given, places, floats))
+                return loss(static, logits, *with_values_at(given, places, floats))
 
             others = derivatives(again, [given[i] for i in places], [g]) if places else ()
             return times(dx, g), *others

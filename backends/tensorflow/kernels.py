@@ -13,7 +13,7 @@ from xent import formulas
 from xent.adapter import Layout, RowResults
 
 from .native import KERNELS, NATIVE, constant, on_host, order, reachable, tensor, view
-from .operators import here
+from .operators import in_current_graph
 from .ops import OPS, total
 
 Array = Any
@@ -105,7 +105,7 @@ def times(dx: Array, g: Array) -> Array:
     def product(dx: Array, g: Array) -> Any:
         return tf.cond(g == 1, lambda: dx, lambda: dx * g), lambda up: (up * g, total(up * dx, None))
 
-    return product(*here((dx, g)))
+    return product(*in_current_graph((dx, g)))
 
 
 @tf.autograph.experimental.do_not_convert

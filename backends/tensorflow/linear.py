@@ -22,7 +22,7 @@ from . import operators as kernels
 from .graph import rows_both_formula
 from .kernels import rows, times
 from .native import empty, order, reachable, tensor, view
-from .operators import derivatives, either, here, mapped, substituted, usable
+from .operators import derivatives, in_current_graph, inside_vectorized_map, kernel_or_formula, usable, with_values_at
 from .ops import OPS
 
 # ---- eager: NumPy's loop, in memory that TensorFlow can adopt
@@ -94,19 +94,19 @@ def scan(step: Any, carry: Any, rows: Any, chunk: int, keep: None) -> Any:
         return step(carry, *(None if k is None else k[i] for k in cuts))
 
     carry, first = at(0, carry)  # which says what there is
-    arrays = [tf.TensorArray(k.dtype, steps, element_shape=k.shape).write(0, k) for k in kernels.there(first)]
+    arrays = [tf.TensorArray(k.dtype, steps, element_shape=k.shape).write(0, k) for k in kernels.tensors_in(first)]
 
     def body(i: Array, carried: Any, arrays: Any) -> Any:
-        moved, outputs = at(i, kernels.refilled(carry, carried))
-        written = [array.write(i, k) for array, k in zip(arrays, kernels.there(outputs), strict=True)]
-        return i + 1, kernels.there(moved), written
+        moved, outputs = at(i, kernels.repack(carry, carried))
+        written = [array.write(i, k) for array, k in zip(arrays, kernels.tensors_in(outputs), strict=True)]
+        return i + 1, kernels.tensors_in(moved), written
 
-    with tf.control_dependencies(kernels.there((carry, first))):  # or the first two steps would be there at once
+    with tf.control_dependencies(kernels.tensors_in((carry, first))):  # or the first two steps would be there at once
         start = tf.constant(1)
-    loop = (start, kernels.there(carry), arrays)
+    loop = (start, kernels.tensors_in(carry), arrays)
     _, carried, arrays = tf.while_loop(lambda i, *_: i < steps, body, loop, parallel_iterations=1)
     joined = [_joined(array.stack(), count) for array in arrays]
-    return kernels.refilled(carry, carried), kernels.refilled(first, joined)
+    return kernels.repack(carry, carried), kernels.repack(first, joined)
 
 
 def _joined(k: Array, count: Any) -> Array:
@@ -121,7 +121,7 @@ def loop(spec: LoopSpec, wanted: tuple[bool, ...], operands: LoopOperands) -> tu
     if not usable():
         return chunks.run(spec, wanted, operands)
     formula, kernel = (partial(chunks.run, spec._replace(linear=linear), wanted) for linear in (LINEAR, KERNELS))
-    results, grads = either(formula, kernel, operands)
+    results, grads = kernel_or_formula(formula, kernel, operands)
     return LoopResults(*results), grads
 
 
@@ -131,7 +131,7 @@ def loop(spec: LoopSpec, wanted: tuple[bool, ...], operands: LoopOperands) -> tu
 @tf.autograph.experimental.do_not_convert
 def head(spec: LoopSpec, operands: LoopOperands) -> tuple[Array, LoopResults]:
     floating = [operands[i] for i in FLOATING]
-    if order(*floating) > 1 or mapped():
+    if order(*floating) > 1 or inside_vectorized_map():
         value, results = chunks.composite(spec, operands)
     else:
         value, results = _head(spec, operands)
@@ -144,13 +144,13 @@ FLOATING = [i for i, name in enumerate(LoopOperands._fields) if name not in ("u"
 def _head(spec: LoopSpec, operands: LoopOperands) -> tuple[Array, LoopResults]:
     places = [i for i in FLOATING if operands[i] is not None]
     wanted: Any = tuple(not spec.each and k is not None and order(k) > 0 for k in operands.parameters)
-    there: list[bool] = []
+    asked_for: list[bool] = []
 
     @tf.custom_gradient
     def kernel(*_: Array) -> Any:
         results, grads = loop(spec, wanted, operands)
         value = chunks.value(spec, results, operands)
-        there[:] = [k is not None for k in results]
+        asked_for[:] = [k is not None for k in results]
 
         def backward(g: Array, *_: Any) -> list[Array | None]:
             early = grads if any(wanted) else None
@@ -163,12 +163,12 @@ def _head(spec: LoopSpec, operands: LoopOperands) -> tuple[Array, LoopResults]:
 
     value, *found = kernel(*(operands[i] for i in places))
     given = iter(found)
-    return value, LoopResults(*(next(given) if is_there else None for is_there in there))
+    return value, LoopResults(*(next(given) if is_there else None for is_there in asked_for))
 
 
 def _pull(spec: LoopSpec, places: list[int], operands: LoopOperands, results: LoopResults, early: Any, g: Array) -> Any:
     """(place, derivative) of all `places` that are known `early`, or computed now; they can be differentiated."""
-    g, operands = here((g, operands))
+    g, operands = in_current_graph((g, operands))
     in_slopes = chunks.in_slopes(results)
     chosen = [i for i in places if i > 2 or early is None or early[i] is not None]
 
@@ -185,13 +185,13 @@ def _pull(spec: LoopSpec, places: list[int], operands: LoopOperands, results: Lo
         slots = (*typed, None, None, *(None if k is None else k * g for k in in_slopes))
 
         def backward(*up: Array) -> Any:
-            given = here(operands)
+            given = in_current_graph(operands)
 
             def first(moved: list[Array]) -> list[Array]:
-                around = substituted(given, places, moved[1:])
+                around = with_values_at(given, places, moved[1:])
 
                 def value(floats: Any) -> Array:
-                    return chunks.composite(spec, LoopOperands(*substituted(around, chosen, floats)))[0]
+                    return chunks.composite(spec, LoopOperands(*with_values_at(around, chosen, floats)))[0]
 
                 return derivatives(value, [around[i] for i in chosen], moved[:1])
 

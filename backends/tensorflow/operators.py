@@ -49,11 +49,11 @@ def usable() -> bool:
         OPERATORS is not None
         and not tf.executing_eagerly()
         and tf.__internal__.get_enclosing_xla_context() is None
-        and not mapped()
+        and not inside_vectorized_map()
     )
 
 
-def mapped() -> bool:
+def inside_vectorized_map() -> bool:
     """Inside tf.vectorized_map, by the scope that it traces in."""
     return any(scope.startswith("loop_body") for scope in tf.get_current_name_scope().split("/"))
 
@@ -63,7 +63,7 @@ def mapped() -> bool:
 NAMES = itertools.count()
 
 
-def either(formula: Callable[..., Any], kernel: Callable[..., Any], *operands: Any) -> Any:
+def kernel_or_formula(formula: Callable[..., Any], kernel: Callable[..., Any], *operands: Any) -> Any:
     """formula(*operands), or kernel(*operands) where that can run, whose derivatives on tapes are the caller's to say.
 
     Operands and results are tensors, Python numbers, None, and tuples of such; both functions give results alike.
@@ -75,8 +75,8 @@ def either(formula: Callable[..., Any], kernel: Callable[..., Any], *operands: A
 
     def function(body: Callable[..., Any], device: str) -> Any:
         def run(*given: Array) -> list[Array]:
-            structure[:] = [body(*refilled(operands, given))]
-            return there(structure)
+            structure[:] = [body(*repack(operands, given))]
+            return tensors_in(structure)
 
         attributes = {"api_implements": name, "api_preferred_device": device}
         return tf.function(run, autograph=False, experimental_attributes=attributes).get_concrete_function(*specs)
@@ -85,26 +85,26 @@ def either(formula: Callable[..., Any], kernel: Callable[..., Any], *operands: A
         fast, default = function(kernel, "CPU"), function(formula, "NONE")
     fast.add_to_graph(tf.compat.v1.get_default_graph())
     with record.stop_recording():  # a tape would have TensorFlow call another function, which gives more
-        return refilled(structure[0], default(*given))
+        return repack(structure[0], default(*given))
 
 
-def there(results: Any) -> list[Array]:
+def tensors_in(results: Any) -> list[Array]:
     return [k for k in tf.nest.flatten(results) if k is not None]
 
 
-def refilled(like: Any, tensors: Any) -> Any:
+def repack(like: Any, tensors: Any) -> Any:
     """`like` with these in the place of its tensors."""
     left = iter(tensors)
     return tf.nest.map_structure(lambda k: next(left) if tf.is_tensor(k) else k, like)
 
 
-def substituted(operands: Any, places: list[int], values: Any) -> list[Any]:
+def with_values_at(operands: Any, places: list[int], values: Any) -> list[Any]:
     """The operands with these values in those places."""
     moved = dict(zip(places, values, strict=True))
     return [moved.get(i, k) for i, k in enumerate(operands)]
 
 
-def here(operands: Any) -> Any:
+def in_current_graph(operands: Any) -> Any:
     """In this graph, which may be that of a derivative: that one's derivatives do not reach what is further out."""
     if tf.executing_eagerly():
         return operands
@@ -114,8 +114,8 @@ def here(operands: Any) -> Any:
 def derivatives(f: Callable[[Any], Any], floats: Any, up: Any) -> list[Array]:
     """Of sum(up f(floats)). In graphs not by a tape, which sees nothing while forward mode is at work."""
     if not tf.executing_eagerly():
-        floats = here(list(floats))
-        return list(tf.gradients(there(f(floats)), floats, list(up), unconnected_gradients="zero"))
+        floats = in_current_graph(list(floats))
+        return list(tf.gradients(tensors_in(f(floats)), floats, list(up), unconnected_gradients="zero"))
     with tf.GradientTape() as tape:
         tape.watch(floats)
         results = f(floats)
@@ -126,22 +126,24 @@ def replaced(
     formula: Callable[..., Any], kernel: Callable[..., Any], smooth: Callable[..., Any], *operands: Any
 ) -> Any:
     """The same, with the derivatives of smooth(*operands), which are computed when they are asked for."""
-    flat = tf.nest.flatten(here(operands))
+    flat = tf.nest.flatten(in_current_graph(operands))
     places = [i for i, k in enumerate(flat) if tf.is_tensor(k) and k.dtype.is_floating]
 
     def moved(floats: Any) -> Any:
-        return tf.nest.pack_sequence_as(operands, substituted(flat, places, floats))
+        return tf.nest.pack_sequence_as(operands, with_values_at(flat, places, floats))
 
     results = None
 
     @tf.custom_gradient
     def call(*floats: Array) -> Any:
         nonlocal results
-        results = either(formula, kernel, *moved(floats))
-        return there(results), lambda *up: derivatives(lambda floats: smooth(*here(moved(floats))), floats, up)
+        results = kernel_or_formula(formula, kernel, *moved(floats))
+        return tensors_in(results), lambda *up: derivatives(
+            lambda floats: smooth(*in_current_graph(moved(floats))), floats, up
+        )
 
     found = call(*(flat[i] for i in places))
-    return refilled(results, found)
+    return repack(results, found)
 
 
 # ---- `Kernels`, in a graph. An operand that is not there has no elements, nor has a result.

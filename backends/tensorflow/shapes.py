@@ -62,8 +62,8 @@ def flatten(x: Array, axis: int | None) -> tuple[Array, Any, Any]:
         whole = tf.shape(x, tf.int64)
         return tf.reshape(x, [-1]), whole, whole
     whole = tf.shape(x, tf.int64)
-    there = tf.less_equal(-tf.size(whole), axis) & tf.less(axis, tf.size(whole))
-    x = require(x, there, ["axis: expected one of an array of shape", whole, f"got {axis}"], x.shape)
+    exists = tf.less_equal(-tf.size(whole), axis) & tf.less(axis, tf.size(whole))
+    x = require(x, exists, ["axis: expected one of an array of shape", whole, f"got {axis}"], x.shape)
     whole = tf.shape(x, tf.int64)
     before, after = whole[:axis], whole[axis:][1:]
     flat = [tf.reduce_prod(before), whole[axis], *([] if axis == -1 else [tf.reduce_prod(after)])]

@@ -82,10 +82,12 @@ def forward(spec: LoopSpec, operands: LoopOperands) -> LoopResults:
     over = _buffer(spec, operands)
 
     def step(carry: None, h: Array, ids: Array) -> tuple[None, LoopResults]:
-        x = _logits(spec, _blank(spec, h, ids), weight, bias, over)
+        x = _logits(spec, _zero_masked(spec, h, ids), weight, bias, over)
         return carry, _results(spec, spec.linear.rows(spec.layout, x, None, u, ids), _at_label(spec, x, ids))
 
-    return LoopResults(*spec.linear.scan(step, None, (operands.hidden, ids), spec.chunk, _present(spec, ids))[1])
+    return LoopResults(
+        *spec.linear.scan(step, None, (operands.hidden, ids), spec.chunk, _rows_that_count(spec, ids))[1]
+    )
 
 
 def value_and_grads(spec: LoopSpec, wanted: tuple[bool, ...], operands: LoopOperands) -> tuple[LoopResults, Grads]:
@@ -101,7 +103,7 @@ def value_and_grads(spec: LoopSpec, wanted: tuple[bool, ...], operands: LoopOper
 
     def step(carry: Any, h: Array, ids: Array, a: Any, lse2: Any, c: Any) -> tuple[Any, tuple[Array | None, ...]]:
         dw, db = carry
-        h = _blank(spec, h, ids)
+        h = _zero_masked(spec, h, ids)
         x = _logits(spec, h, weight, bias, over)
         slope, x_y = _slope(spec, x), _at_label(spec, x, ids)
         results, dx = linear.rows_value_and_grad(spec.layout, x, None, u, ids, 0.0 if a is None else a, lse2, c)
@@ -115,7 +117,7 @@ def value_and_grads(spec: LoopSpec, wanted: tuple[bool, ...], operands: LoopOper
         ops.full(shape, 0.0, dtype, hidden) if is_wanted else None
         for shape, is_wanted in zip(((classes, features), (classes, 1)), wanted[1:], strict=True)
     )
-    (dw, db), (*results, dh) = linear.scan(step, carry, (hidden, ids, *slopes), spec.chunk, _present(spec, ids))
+    (dw, db), (*results, dh) = linear.scan(step, carry, (hidden, ids, *slopes), spec.chunk, _rows_that_count(spec, ids))
     grads: Grads = (dh, dw, None if db is None else ops.squeeze(db, 1))
     empty = _empty(spec, operands)
     if empty is not None:
@@ -150,7 +152,7 @@ def composite(spec: LoopSpec, operands: LoopOperands) -> tuple[Array, LoopResult
     h, weight, bias = operands.parameters
     if empty is not None:
         h, weight, bias = (None if k is None else _reduce.constant_where(ops, empty, k) for k in (h, weight, bias))
-    h, weight = (widened(ops, k) for k in (_blank(spec, h, ids), weight))
+    h, weight = (widened(ops, k) for k in (_zero_masked(spec, h, ids), weight))
     x = linear.matmul(h, weight)
     x = x if bias is None else x + widened(ops, bias)
     x = x if spec.softcap is None else spec.softcap * linear.smooth_tanh(x / spec.softcap)
@@ -221,13 +223,13 @@ def _results(spec: LoopSpec, results: RowResults, x_y: Array | None) -> LoopResu
     return LoopResults(results.nll, results.lse, results.smooth, correct)
 
 
-def _blank(spec: LoopSpec, h: Array, ids: Array) -> Array:
+def _zero_masked(spec: LoopSpec, h: Array, ids: Array) -> Array:
     """0 in masked rows: what they hold must not reach a product."""
     ops = spec.linear.ops
     return ops.astype(ops.where(ops.expand_dims(ids, 1) == ABSENT, 0.0, h), ops.dtype(h)) if spec.layout.masked else h
 
 
-def _present(spec: LoopSpec, ids: Array) -> Any:
+def _rows_that_count(spec: LoopSpec, ids: Array) -> Any:
     """Where the rows are that are there; None where all are, or where that is not known without waiting."""
     values = spec.linear.ops.host(ids) if spec.layout.masked else None
     if values is None:

@@ -47,12 +47,12 @@ def _class(ops: Ops, layout: Layout, ids: Array) -> Array:
     return ops.where(ids < 0, 0, ids) if layout.masked else ids
 
 
-def _blank(ops: Ops, x: Array, ids: Array) -> Array:
+def _zero_masked(ops: Ops, x: Array, ids: Array) -> Array:
     """x with 0 in masked rows: 0 * NaN is NaN, so what a masked row holds must not reach a product."""
     return ops.where(ids < 0, 0.0, x)
 
 
-def _present(ops: Ops, k: Scalar, ids: Array, like: Array) -> Array:
+def _where_present(ops: Ops, k: Scalar, ids: Array, like: Array) -> Array:
     """Per-row k, linearly: k itself, 0 in an absent row, NaN in an invalid one."""
     one = ops.zeros_like(like) + 1
     return ops.where(ids == ABSENT, 0.0, one * k) * ops.where(ids == INVALID, NAN, one)
@@ -79,31 +79,31 @@ def rows(
     axis = layout.axis
     ids = None if ids is None else ops.expand_dims(ids, axis)
     if differentiable and layout.masked:
-        x, t = _blank(ops, x, ids), None if t is None else _blank(ops, t, ids)
+        x, t = _zero_masked(ops, x, ids), None if t is None else _zero_masked(ops, t, ids)
     if differentiable:
         m = finite_or_nan(ops, ops.stop_gradient(ops.max(x, axis)))
         top = _smooth_top(ops, x, m, axis)
     else:
         top = Top(*ops.top(x, axis))
     m, s = top.m, top.s
-    spread = ops.log1p(s)
+    log1p_s = ops.log1p(s)
     lse = smooth = None
     if t is None:
-        loss = top.gap(ops, ops.pick(x, _class(ops, layout, ids), axis)) + spread
+        loss = top.gap(ops, ops.pick(x, _class(ops, layout, ids), axis)) + log1p_s
     else:
-        loss = ops.sum(times(ops, t, top.gap(ops, x)), axis) + ops.sum(t, axis) * spread
+        loss = ops.sum(times(ops, t, top.gap(ops, x)), axis) + ops.sum(t, axis) * log1p_s
     if layout.lse:
-        lse = m + spread if top.shift is None else m + spread + top.shift
+        lse = m + log1p_s if top.shift is None else m + log1p_s + top.shift
     if u is not None:
-        smooth = ops.sum(times(ops, along(ops, u, x, axis), top.gap(ops, x)), axis) + ops.sum(u, 0) * spread
+        smooth = ops.sum(times(ops, along(ops, u, x, axis), top.gap(ops, x)), axis) + ops.sum(u, 0) * log1p_s
 
     def finish(result: Array | None) -> Array | None:
         if result is None:
             return None
-        return ops.squeeze(_present(ops, result, ids, result) if layout.masked else result, axis)
+        return ops.squeeze(_where_present(ops, result, ids, result) if layout.masked else result, axis)
 
     if layout.masked:
-        m, s = _blank(ops, m, ids), _blank(ops, s, ids)
+        m, s = _zero_masked(ops, m, ids), _zero_masked(ops, s, ids)
     return RowResults(finish(loss), finish(lse), finish(smooth), m, s)
 
 
@@ -152,7 +152,7 @@ class Pieces(NamedTuple):
     gap: Array | None  # m - x, where labels are soft
     e: Array
     e_y: Array | None  # the label's e, where labels are class ids
-    miss: Array | None  # the label's (p - 1) (1 + s), where labels are class ids
+    p_label_minus_1: Array | None  # the label's (p - 1) (1 + s), where labels are class ids
 
 
 def pieces(ops: Ops, layout: Layout, x: Array, ids: Array | None, m: Array, s: Array) -> Pieces:
@@ -173,10 +173,10 @@ def _pieces(ops: Ops, layout: Layout, top: Top, x: Array, label: Array | None) -
         return Pieces(top.m, top.s, gap, e, None, None)
     x_y = ops.pick(x, label, layout.axis)
     e_y = ops.exp(-top.gap(ops, x_y))  # picking it from e would make compilers store e
-    return Pieces(top.m, top.s, None, e, e_y, _miss(ops, x_y == top.m, e_y, top.s))
+    return Pieces(top.m, top.s, None, e, e_y, _p_minus_1(ops, x_y == top.m, e_y, top.s))
 
 
-def _miss(ops: Ops, best: Array, e: Array, s: Array) -> Array:
+def _p_minus_1(ops: Ops, best: Array, e: Array, s: Array) -> Array:
     """(p - 1) (1 + s), without cancellation also at the maximum, where e is 1."""
     return ops.where(best, (e - ops.stop_gradient(e)) - s, e - (1 + s))
 
@@ -189,7 +189,7 @@ def _labelled(ops: Ops, layout: Layout, x: Array, ids: Array | None) -> tuple[Ar
 
 
 def _unmasked(ops: Ops, layout: Layout, x: Array | None, ids: Array | None) -> Array | None:
-    return _blank(ops, x, ops.expand_dims(ids, layout.axis)) if layout.masked and x is not None else x
+    return _zero_masked(ops, x, ops.expand_dims(ids, layout.axis)) if layout.masked and x is not None else x
 
 
 def pull(
@@ -211,11 +211,11 @@ def pull(
         rest = rest + c * ops.sum(u, 0)
     if layout.hard:
         label = _class(ops, layout, ops.expand_dims(ids, layout.axis))
-        at_label = (a * parts.miss + rest * parts.e_y) * r
+        at_label = (a * parts.p_label_minus_1 + rest * parts.e_y) * r
         dx = ops.put(parts.e * ((a + rest) * r), label, at_label, layout.axis)
     else:
         t = _unmasked(ops, layout, t, ids)
-        unlabelled, at_label = ops.sum(t, layout.axis) - t, t * _each_miss(ops, layout, parts, x, ids)
+        unlabelled, at_label = ops.sum(t, layout.axis) - t, t * _each_p_minus_1(ops, layout, parts, x, ids)
         dx = parts.e * ((a * unlabelled + rest) * r) + a * at_label * r
     return dx if c is None else dx - c * along(ops, u, x, layout.axis)
 
@@ -228,9 +228,9 @@ def pull_labels(
     return a * (parts.gap + ops.log1p(parts.s))
 
 
-def _each_miss(ops: Ops, layout: Layout, parts: Pieces, x: Array, ids: Array | None) -> Array:
+def _each_p_minus_1(ops: Ops, layout: Layout, parts: Pieces, x: Array, ids: Array | None) -> Array:
     """(p - 1) (1 + s) of every class: what a one-hot label's gradient is made of, wherever the label is."""
-    return _miss(ops, _unmasked(ops, layout, x, ids) == parts.m, parts.e, parts.s)
+    return _p_minus_1(ops, _unmasked(ops, layout, x, ids) == parts.m, parts.e, parts.s)
 
 
 def _scaled(
@@ -240,7 +240,7 @@ def _scaled(
 
     def scaled(k: Scalar | None) -> Scalar | None:
         kept = k if k is None or isinstance(k, float) else ops.expand_dims(k, layout.axis)
-        return kept if k is None or not layout.masked else _present(ops, kept, ids, like)
+        return kept if k is None or not layout.masked else _where_present(ops, kept, ids, like)
 
     ids = ops.expand_dims(ids, layout.axis) if layout.masked else None
     return tuple(map(scaled, coefficients))
@@ -263,10 +263,10 @@ def push(
     mean = ops.sum(parts.e * dx, axis) * r
     if layout.hard:
         label = _class(ops, layout, ops.expand_dims(ids, axis))
-        loss = ops.sum(ops.put(parts.e, label, parts.miss, axis) * dx, axis) * r
+        loss = ops.sum(ops.put(parts.e, label, parts.p_label_minus_1, axis) * dx, axis) * r
     else:
         t = _unmasked(ops, layout, t, ids)
-        slope = parts.e * (ops.sum(t, axis) - t) + t * _each_miss(ops, layout, parts, x, ids)
+        slope = parts.e * (ops.sum(t, axis) - t) + t * _each_p_minus_1(ops, layout, parts, x, ids)
         loss = ops.sum(slope * dx, axis) * r
         if dt is not None:
             loss = loss + ops.sum(dt * (parts.gap + ops.log1p(parts.s)), axis)
@@ -274,7 +274,7 @@ def push(
 
     def finish(tangent: Array) -> Array:
         if layout.masked:
-            tangent = _present(ops, tangent, ops.expand_dims(ids, axis), tangent)
+            tangent = _where_present(ops, tangent, ops.expand_dims(ids, axis), tangent)
         return ops.squeeze(tangent, axis)
 
     return finish(loss), finish(mean) if layout.lse else None, None if smooth is None else finish(smooth)

@@ -73,7 +73,7 @@ def compare(
         given, other = ("labels", "logits") if logits is None else ("logits", "labels")
         raise ValueError(f"{other}: expected beside {given}, got None")
     batches = _batches(losses, dtypes) if logits is None else _own(logits, labels, losses, dtypes, ignore_index)
-    names, skipped = _present(backends)
+    names, skipped = _installed(backends)
     tasks, versions = [], {}
     for name, known in facts(names).items():
         versions[name] = known["version"]
@@ -146,7 +146,7 @@ def _check_range(x: Any, as_dtype: Any, dtype: str) -> None:
         raise ValueError(f"logits: {lost} of {x.size} values are beyond {dtype}'s largest number")
 
 
-def _present(backends: Sequence[str] | None) -> tuple[list[str], list[str]]:
+def _installed(backends: Sequence[str] | None) -> tuple[list[str], list[str]]:
     installed = list(frameworks.available())
     known = [*dict.fromkeys([*frameworks.KNOWN, *installed])]
     wanted = _check.names(backends) or known
