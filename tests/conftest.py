@@ -91,6 +91,14 @@ def _backend(item):
     return item.callspec.params.get("live") if hasattr(item, "callspec") else None
 
 
+@pytest.fixture(autouse=True, scope="module")
+def compiled_functions_are_forgotten():
+    """JAX keeps everything that it ever compiled."""
+    yield
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
+
+
 @pytest.fixture(scope="session")
 def live(request):
     """One framework after the other."""

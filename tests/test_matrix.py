@@ -9,6 +9,7 @@ import cases
 import numpy as np
 import pytest
 import xent
+from programs import cover
 from xent import _dispatch, formulas
 from xent.verify import frameworks, regimes, tolerance
 from xent.verify.precision import DTYPES, PRECISION
@@ -174,8 +175,7 @@ def test_compiled_options(live, loss, subtests):
 
 
 @pytest.mark.compiled
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize(("dtype", "loss"), cover(DTYPES, LOSSES, each=1))
 def test_compiled_regimes(live, loss, dtype):
     for compile in compilers(live):
         check_regimes(live, loss, dtype, 1000, compile)

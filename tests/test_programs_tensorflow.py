@@ -68,7 +68,7 @@ def test_softcap_before(problem, mode):
 UNKNOWN = [f"{what}-{how}" for what in ("batch", "lengths", "rank") for how in ("graph", "xla")]
 
 
-@pytest.mark.parametrize(("unknown", "problem"), cover(UNKNOWN, ONE_OF_EACH_LOSS))
+@pytest.mark.parametrize(("unknown", "problem"), cover(UNKNOWN, ONE_OF_EACH_LOSS, each=1))
 def test_unknown_shapes(problem, unknown):
     """The batch, every length, the rank."""
     known, how = unknown.split("-")

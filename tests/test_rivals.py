@@ -58,7 +58,7 @@ def test_tensorflow():
             sparse(labels=ids, logits=X)
         compiled = tf.function(sparse, jit_compile=True)(labels=tf.constant(ids), logits=X)
         assert np.isnan(compiled).tolist() == [False, True]
-    assert tf.compat.v1.losses.sparse_softmax_cross_entropy([2, 1], X, sample_weight=[0.0, 0.0]) == 0
+    assert tf.compat.v1.losses.sparse_softmax_cross_entropy([2, 1], X, weights=[0.0, 0.0]) == 0
     assert np.isnan(soft(labels=ONEHOT, logits=IMPOSSIBLE)).all()
     assert np.isnan(sigmoid(labels=NO, logits=LOW)).all()
     x = tf.constant(ROW)

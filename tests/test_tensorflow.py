@@ -256,11 +256,16 @@ BY_KERNELS = {
 @pytest.mark.skipif(
     not (with_tensorflow.NATIVE and sys.platform == "linux"), reason="there are no operators for graphs here"
 )
-@pytest.mark.parametrize(("reduce", "tape"), [("none", "inside"), ("none", "outside"), ("mean", "inside")])
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
-@pytest.mark.parametrize("name", BY_KERNELS)
-def test_graphs_run_the_kernels(name, dtype, reduce, tape):
+@pytest.mark.parametrize(
+    ("call", "name"),
+    cover(
+        [f"{k}-{how}" for how in ("none-inside", "none-outside", "mean-inside") for k in ("float32", "float16")],
+        BY_KERNELS,
+    ),
+)
+def test_graphs_run_the_kernels(call, name):
     """What comes out is what NumPy gets of them, to the last bit, which is not what the formulas give."""
+    dtype, reduce, tape = call.split("-")
     loss, (args, options), x = getattr(xent, name), BY_KERNELS[name](dtype), ROWS.astype(dtype)
     f = lambda x: loss(x, *args, **options, reduce=reduce)  # noqa: E731
     run = tf.function(with_gradient(f)) if tape == "inside" else with_gradient(tf.function(f))
@@ -331,11 +336,10 @@ def unknown(value, argument, axes):
     return tf.TensorSpec(shape, value.dtype)
 
 
-@pytest.mark.parametrize("axes", ["lengths", "rank"])
-@pytest.mark.parametrize("xla", [False, True])
-@pytest.mark.parametrize("name", MISFITS)
-def test_what_does_not_fit_is_found_when_a_graph_runs(name, xla, axes):
+@pytest.mark.parametrize(("graph", "name"), cover(["lengths-xla", "rank", "rank-xla", "lengths"], MISFITS, each=8))
+def test_what_does_not_fit_is_found_when_a_graph_runs(graph, name):
     """With the sentence of eager calls; XLA tells its words as an operation's name."""
+    axes, xla = graph.removesuffix("-xla"), graph.endswith("xla")
     loss, given = MISFITS[name]
     with pytest.raises(ValueError, match="expected") as eager:
         getattr(xent, loss)(**given)

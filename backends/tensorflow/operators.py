@@ -26,7 +26,7 @@ def load() -> Any:
     """None where there are none, or the TensorFlow at hand does not take them."""
     if native is None:
         return None
-    library = Path(__file__).with_name("_tensorflow.so")
+    library = Path(native.__file__).with_name("_tensorflow.so")  # where an editable install puts both
     if not library.exists():
         return None
     try:
