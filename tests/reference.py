@@ -249,7 +249,7 @@ def by_ids(
     stats = {
         "nll": (each.nll[rows, y] + poison).where(there),
         "lse": (each.lse + poison).where(there),
-        "weight": weight.where(there),
+        "sample_weight": weight.where(there),
         "correct": there & ~bad & np.isfinite(top) & (x.value[rows, y] == top),
         # where logits are off themselves, which one is the largest may not be known
         "known": (x.error.max(-1) == 0) | (np.sum(x.value >= (top - 2 * x.error.max(-1))[:, None], -1) < 2),

@@ -138,7 +138,7 @@ def check(call):
 
 def check_stats(call, framework, stats, answer):
     work = computed_in(call.dtype)
-    for name in ("nll", "lse", "weight"):
+    for name in ("nll", "lse", "sample_weight"):
         close(framework, f"stats.{name}", getattr(stats, name), answer[name], work)
     correct = framework.numbers(stats.correct)
     if correct.dtype != bool or correct.shape != answer["correct"].shape:
