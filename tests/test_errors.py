@@ -362,3 +362,12 @@ def test_torchs_tensors_of_other_layouts(kind, layout, how):
 def test_value_and_grad_of_nothing(loss, name):
     with pytest.raises(TypeError, match=f"^{name}: expected an array, as the first argument or by name; got none$"):
         xent.value_and_grad(getattr(xent, loss))(labels=Y)
+
+
+@pytest.mark.parametrize(("dtype", "classes"), [("int8", 129), ("int8", 300), ("int16", 40_000), ("int32", 300)])
+def test_negative_ids_that_are_classes_as_unsigned_ones(live, dtype, classes):
+    """-7 of 8 bits is 249 without its sign."""
+    x = live.array(np.zeros((2, classes)), "float32", "cpu")
+    for labels in (np.array([0, -7], dtype), live.array(np.array([0, -7]), dtype, "cpu")):
+        with pytest.raises(xent.LabelError, match=r"1 of 2 class ids out of range, the first at \[1\] is -7"):
+            xent.sparse_ce(x, labels)

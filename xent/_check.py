@@ -289,7 +289,7 @@ def one_of(choices: Sequence[str]) -> str:
 
 def ids_in_range(ids: Any, classes: int, ignore_index: int | None, sample_weight: Array | None, ops: Ops) -> None:
     """ids, a NumPy array: all of them classes, ignored, or of weight 0."""
-    if not ids.size or _unsigned(ids).max() < classes:
+    if not ids.size or _largest(ids, classes) < classes:
         return
     bad = (ids < 0) | (ids >= classes)
     if ignore_index is not None:
@@ -309,9 +309,16 @@ def ids_in_range(ids: Any, classes: int, ignore_index: int | None, sample_weight
     )
 
 
-def _unsigned(ids: Any) -> Any:
-    """Read as unsigned integers, where negative ids are larger than any class: one visit is enough."""
-    return ids.view(UNSIGNED[ids.dtype.itemsize]) if ids.dtype.kind == "i" else ids
+def _largest(ids: Any, classes: int) -> Any:
+    """The largest id, where negative ones count as at least `classes`.
+
+    Read as unsigned integers they do, so that one visit is enough, if there are no more classes than the signed
+    integers can hold: -7 of 8 bits is 249.
+    """
+    bits = 8 * ids.dtype.itemsize
+    if ids.dtype.kind == "i" and classes <= 1 << (bits - 1):
+        return ids.view(UNSIGNED[ids.dtype.itemsize]).max()
+    return classes if ids.min() < 0 else ids.max()
 
 
 def unreadable_ids() -> ValueError:
