@@ -4,6 +4,7 @@ import itertools
 from typing import NamedTuple
 
 import numpy as np
+import pytest
 from allpairspy import AllPairs
 from xent import oracle
 from xent.verify.precision import PRECISION, rounded
@@ -183,3 +184,25 @@ def assert_close(got, want, dtype, what, result=False):
         allowed = np.maximum(allowed, spacing)
     worst = np.nanmax(np.abs(got - want) - allowed, initial=-1)
     assert worst <= 0, f"{what}: off by {np.nanmax(np.abs(got - want))}, allowed {np.max(allowed)}"
+
+
+# ---- compilers
+
+
+def compilers(live, code=True):
+    """All that the framework has: XLA and graphs without, in TensorFlow; one elsewhere.
+
+    Without `code`, PyTorch runs its graphs as they were traced: to generate code takes ten seconds each time. --full:
+    it does.
+    """
+    found = [compile for mode, compile in live.compilers.items() if mode != "eager"]
+    if not found:
+        pytest.skip(live.unavailable.get("compiled", f"{live.name} has no compiler"))
+    return found if code or FULL or live.name != "torch" else [traced_by_torch]
+
+
+def traced_by_torch(f):
+    import torch
+
+    torch._dynamo.reset()
+    return torch.compile(f, fullgraph=True, dynamic=False, backend="aot_eager")

@@ -163,10 +163,9 @@ def test_options_in_other_dtypes(linear, dtype, subtests):
 @pytest.mark.compiled
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_compiled_linear(linear, dtype):
-    compilers = [compile for mode, compile in linear.compilers.items() if mode != "eager"]
-    if not compilers:
-        pytest.skip(linear.unavailable.get("compiled", f"{linear.name} has no compiler"))
-    for compile, case in itertools.product(compilers, matrix(FEW[1:] if dtype == "float32" else FEW[:1])):
+    for compile, case in itertools.product(
+        cases.compilers(linear, code=False), matrix(FEW[1:] if dtype == "float32" else FEW[:1])
+    ):
         check(linear, case, dtype, 3, compile)
 
 

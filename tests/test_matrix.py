@@ -159,31 +159,23 @@ def test_many_rows(live):
 # ---- compiled, in a process of their own (test_compiled.py)
 
 
-def compilers(live):
-    """XLA and graphs without, in TensorFlow; one elsewhere."""
-    found = [compile for mode, compile in live.compilers.items() if mode != "eager"]
-    if not found:
-        pytest.skip(live.unavailable.get("compiled", f"{live.name} has no compiler"))
-    return found
-
-
 @pytest.mark.compiled
 @pytest.mark.parametrize("loss", LOSSES)
 def test_compiled_options(live, loss, subtests):
-    for compile in compilers(live):
+    for compile in cases.compilers(live, code=False):
         check_options(live, cases.few(loss), "float32", compile, subtests)
 
 
 @pytest.mark.compiled
 @pytest.mark.parametrize(("dtype", "loss"), cover(DTYPES, LOSSES, each=1))
 def test_compiled_regimes(live, loss, dtype):
-    for compile in compilers(live):
+    for compile in cases.compilers(live):
         check_regimes(live, loss, dtype, 1000, compile)
 
 
 @pytest.mark.compiled
 def test_compiled_many_classes(live):
-    for compile in compilers(live):
+    for compile in cases.compilers(live):
         check_regimes(live, "sparse_ce", "float32", 262144, compile)
 
 
