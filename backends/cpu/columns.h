@@ -275,13 +275,15 @@ inline int64_t turned_width(const Rows& k) {
 
 template <class X>
 void turn(const X* from, int64_t rows, int64_t columns, X* to) {
+  // by memcpy, since the caller's memory may not be aligned
+  auto move = [&](int64_t i, int64_t j) { std::memcpy(to + j * rows + i, from + i * columns + j, sizeof(X)); };
   if (rows > columns) {  // the inner loop along the longer side
     for (int64_t j = 0; j < columns; ++j) {
-      for (int64_t i = 0; i < rows; ++i) to[j * rows + i] = from[i * columns + j];
+      for (int64_t i = 0; i < rows; ++i) move(i, j);
     }
   } else {
     for (int64_t i = 0; i < rows; ++i) {
-      for (int64_t j = 0; j < columns; ++j) to[j * rows + i] = from[i * columns + j];
+      for (int64_t j = 0; j < columns; ++j) move(i, j);
     }
   }
 }
