@@ -35,6 +35,20 @@ class DenseArrays:
     empty: Callable[[Any, str, Array], Array]  # (shape, dtype, like)
     in_place: bool = field(default=False, kw_only=True)  # `rows_value_and_grad` writes the derivative over dense logits
 
+    def _dense_rows(
+        self, layout: Layout, x: Array, t: Array | None, u: Array | None, ids: Array | None
+    ) -> tuple[dict[str, Array | None], Shape, int, Shape]:
+        """A softmax kernel's arrays, by name; the lengths before the class axis, the classes, the lengths after."""
+        whole: Any = self.ops.shape(x)
+        before, classes, after = whole[: layout.axis], whole[layout.axis], whole[layout.axis + 1 :]
+        given = {
+            "x": self.dense(x, whole),
+            "t": None if t is None else self.dense(t, whole),
+            "u": None if u is None else self.dense(u, (classes,)),
+            "ids": None if ids is None else self.dense(ids, before + after),
+        }
+        return given, before, classes, after
+
     def _pattern(self, k: Array | None, shape: Any) -> tuple[Array | None, int, int]:
         """k as (array, length, inner): element i of the logits has array[(i // inner) % length]."""
         if k is None:

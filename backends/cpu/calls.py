@@ -144,23 +144,15 @@ class Kernels(DenseArrays):
     ) -> tuple[dict[str, Any], dict[str, Array | None], Shape, str]:
         """What every kernel on rows takes: numbers and arrays, by name; the rows' shape; the compute dtype."""
         name = self.ops.dtype(x)
-        whole: Any = self.ops.shape(x)
-        before, after = whole[: layout.axis], whole[layout.axis + 1 :]
-        rows, dense = before + after, self.dense
-        given = {
-            "x": dense(x, whole),
-            "t": None if t is None else dense(t, whole),
-            "u": None if u is None else dense(u, whole[layout.axis : layout.axis + 1]),
-            "ids": None if ids is None else dense(ids, rows),
-        }
+        given, before, classes, after = self._dense_rows(layout, x, t, u, ids)
         sizes = {
             "dtype": CODES[name],
             "outer": math.prod(before),
-            "classes": whole[layout.axis],
+            "classes": classes,
             "inner": math.prod(after),
             "wide": ids is not None and self.ops.dtype(ids) == "int64",
         }
-        return sizes, given, rows, computed_in(name)
+        return sizes, given, before + after, computed_in(name)
 
     def _elements(
         self, e: float, x: Array, z: Array, p: Array | None, w: Array | None

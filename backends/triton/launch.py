@@ -189,18 +189,13 @@ class Kernels(DenseArrays):
         return RowResults(*results, *stats), dx
 
     def _rows(self, layout: Layout, x: Array, t: Array | None, u: Array | None, ids: Array | None) -> Rows:
-        whole: Any = self.ops.shape(x)
-        before, classes, after = whole[: layout.axis], whole[layout.axis], whole[layout.axis + 1 :]
-        wide = x.dtype == torch.float64
+        given, before, classes, after = self._dense_rows(layout, x, t, u, ids)
         return Rows(
-            self.dense(x, whole),
-            None if t is None else self.dense(t, whole),
-            None if u is None else self.dense(u, (classes,)),
-            None if ids is None else self.dense(ids, before + after),
-            None if u is None else u.sum(),
-            cut(math.prod(before), classes, math.prod(after), wide),
-            before + after,
-            formulas.compute_dtype(self.ops, x),
+            **given,
+            total=None if u is None else u.sum(),
+            cut=cut(math.prod(before), classes, math.prod(after), x.dtype == torch.float64),
+            shape=before + after,
+            dtype=formulas.compute_dtype(self.ops, x),
         )
 
     def _outputs(self, layout: Layout, rows: Rows) -> Any:
