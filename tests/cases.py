@@ -68,9 +68,6 @@ class Case(NamedTuple):
 FULL = False  # --full
 
 
-FULL = False  # --full
-
-
 def combinations(options):
     """Names of options with a reduction: any two options meet in one, and every option meets every reduction.
 

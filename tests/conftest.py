@@ -24,10 +24,10 @@ def pytest_addoption(parser):
     parser.addoption("--backend", action="append", choices=BACKENDS, help="only these backends; repeat for more")
     parser.addoption("--device", default="cpu", help="where `live` puts its arrays: cuda, gpu, cuda:1")
     parser.addoption(
-        "--full", action="store_true", help="all combinations; without it, a part that shows each one's parts"
+        "--full", action="store_true", help="every combination of options and programs, and an hour of random calls"
     )
     parser.addoption("--fuzz-seed", metavar="SEED[:NUMBER]", help="the fuzz's random calls again, or one of them")
-    parser.addoption("--fuzz-seconds", type=float, help="how long it makes random calls: 60, or 3600 with --full")
+    parser.addoption("--fuzz-seconds", type=float, help="how long the fuzz runs: 60, or 3600 with --full")
     parser.addoption("--compiled", action="store_true", help="the compiled tests, which want a process a framework")
 
 

@@ -59,6 +59,8 @@ each_loss = pytest.mark.parametrize(  # for programs that compile for seconds
 
 
 def name(value):
+    if type(value) is tuple:
+        return "-".join(map(name, value))
     return getattr(value, "__name__", None) or getattr(value, "name", None) or str(value)
 
 

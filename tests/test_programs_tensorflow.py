@@ -1,5 +1,7 @@
 """The losses inside TensorFlow programs as users write them: value and gradient against the oracle."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -65,13 +67,13 @@ def test_softcap_before(problem, mode):
 # ---- shapes that are not known while the graph is traced
 
 
-UNKNOWN = [f"{what}-{how}" for what in ("batch", "lengths", "rank") for how in ("graph", "xla")]
+UNKNOWN = list(itertools.product(("batch", "lengths", "rank"), ("graph", "xla")))
 
 
 @pytest.mark.parametrize(("unknown", "problem"), cover(UNKNOWN, ONE_OF_EACH_LOSS, each=1))
 def test_unknown_shapes(problem, unknown):
     """The batch, every length, the rank."""
-    known, how = unknown.split("-")
+    known, how = unknown
     shape = {"batch": [None, problem.x.shape[1]], "lengths": [None, None], "rank": None}[known]
     labels = problem.rest[-1]
     of_labels = [None, *labels.shape[1:]] if known == "batch" else None if known == "rank" else [None] * labels.ndim

@@ -134,7 +134,7 @@ def rows_value_and_grad(layout: Layout, x: Array, t: Any, u: Any, ids: Any, *coe
 
 
 def rows_both_over(layout: Layout, x: Array, t: None, u: Any, ids: Any, *coefficients: Any) -> Any:
-    """`rows_value_and_grad` of logits that nobody needs any more, nor differentiates."""
+    """`rows_value_and_grad` of logits that are not needed afterwards and not differentiated."""
     full = (None if k is None else jnp.broadcast_to(jnp.asarray(k, x.dtype), ids.shape) for k in coefficients)
     *results, dx = both_over((layout,), x, t, u, ids, *full)
     return row_results(layout, *results), dx

@@ -26,7 +26,7 @@ def reachable(*arrays: Array | None) -> bool:
 
 
 def order(*arrays: Array | None) -> int:
-    """The highest derivative in these that somebody may ask for: 2 stands for forward mode, and for all above 1."""
+    """The highest derivative in these that may be asked for: 2 stands for forward mode, and for all above 1."""
     given = [k for k in arrays if k is not None]
     if pywrap_tfe.TFE_Py_PackJVPs(given)[0]:
         return 2

@@ -144,7 +144,7 @@ def sigmoid_value_and_grad(e: float, x: Array, z: Array, p: Array | None, w: Arr
 
 
 class Fused(torch.autograd.Function):
-    """A whole loss, whose derivative in the logits is there before anybody asks for it.
+    """A whole loss, whose derivative in the logits is computed along with it.
 
     It is handed out once, times the upstream gradient. Asked again, or in a way that wants to be differentiated
     further, the loss is computed anew by the functions above.

@@ -98,7 +98,7 @@ def direct(function: Any) -> Any:
 
 
 def apply(function: Any, static: Any, *arrays: Array | None) -> Any:
-    """function.apply; where DIRECT will do, without a node that nobody asks for."""
+    """function.apply; where DIRECT will do, without a node that is never used."""
     if kernels(*arrays) is not DIRECT:
         return function.apply(static, *arrays)
     recorded = torch.is_grad_enabled() and any(k is not None and k.requires_grad for k in arrays)

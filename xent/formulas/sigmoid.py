@@ -1,4 +1,4 @@
-"""Sigmoid losses: whichever of the two terms is linear in |x| loses nothing to the other."""
+"""Sigmoid losses, as |x| times the weight of one side plus log1p(exp(-|x|)): neither term loses digits to the other."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .sums import times
 
 
 def sigmoid(ops: Ops, e: float, x: Array, z: Array, p: Array | None, absent: Array | None) -> Array:
-    """`SigmoidKernels.losses`: whichever of the two terms is linear in |x| loses nothing to the other."""
+    """`SigmoidKernels.losses`."""
     if absent is not None:
         x, z = ops.where(absent, 0.0, x), ops.where(absent, 0.0, z)
     positive, negative = _both(e, z, p)

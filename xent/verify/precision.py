@@ -32,7 +32,7 @@ PRECISION = {
 
 
 def rounded(x: Array, dtype: str) -> Array:
-    """x as the dtype holds it, in float64; without needing a bfloat16 of anybody's."""
+    """x as the dtype holds it, in float64; no library's bfloat16 is needed."""
     precision = PRECISION[dtype]
     if dtype in ("float32", "float64", "float16"):
         with np.errstate(over="ignore"):
