@@ -1,7 +1,7 @@
 """Random calls of every loss on every framework, against the reference in long double.
 
-A minute of them by default, an hour with --full. What fails is named by a seed and a number, which make the same call
-again: pytest tests/test_fuzz.py --fuzz-seed=SEED:NUMBER
+A minute of them by default, always the same ones; an hour of new ones with --full. What fails is named by a seed and a
+number, which make the same call again: pytest tests/test_fuzz.py --fuzz-seed=SEED:NUMBER
 """
 
 import collections
@@ -25,6 +25,7 @@ from xent import _dispatch, _reduce, formulas
 
 POSITIONAL = {"linear_ce": ("hidden", "weight", "labels")}
 HELD = ("labels", "sample_weight", "class_weight", "pos_weight", "denom")  # as the computation's dtype holds them
+FLUSHED = {"float32": 2.0**-126, "bfloat16": 2.0**-126}  # below it TensorFlow's cast from float64 gives 0
 FORGET_COMPILED = 200  # calls of JAX, each of which leaves a compiled function behind
 
 pytestmark = pytest.mark.skipif(not EXACT_ENOUGH, reason="long double is no wider than float64 here")
@@ -156,7 +157,7 @@ def close(framework, what, got, want, dtype):
     got = framework.numbers(got)
     if got.shape != want.value.shape:
         raise Wrong(f"{what}: shape {got.shape}, expected {want.value.shape}")
-    allowed = want.error + spacing(want.value, dtype) + want.work.tiny
+    allowed = want.error + spacing(want.value, dtype) + max(want.work.tiny, FLUSHED.get(dtype, 0))
     with np.errstate(invalid="ignore", over="ignore"):
         held = rounded(want.value, dtype)  # infinite, if that is what the dtype makes of it
         same = (got == held) | (np.isnan(got) & np.isnan(want.value)) | (np.abs(got - want.value) <= allowed)
@@ -201,11 +202,12 @@ SECONDS, MANY_SECONDS = 60, 3600
 @pytest.mark.chosen_backends
 def test_random_calls(request, capsys, record_property):
     """As many as there is time for: a busy machine makes fewer, and nothing else of it."""
-    seed, number = asked_for(request.config.getoption("--fuzz-seed"))
+    option = request.config.getoption
+    seed, number = asked_for(option("--fuzz-seed"), new=option("--full"))
     again = f"pytest tests/test_fuzz.py --fuzz-seed={seed}"
     with capsys.disabled():  # at once: the process may not live to tell
         print(f"\nfuzz: {again}", flush=True)
-    frameworks = [name for name in request.config.getoption("--backend") or FRAMEWORKS if installed(name)]
+    frameworks = [name for name in option("--backend") or FRAMEWORKS if installed(name)]
     if number is not None:
         call = Draw(seed, number).call()
         with capsys.disabled():
@@ -213,7 +215,6 @@ def test_random_calls(request, capsys, record_property):
         check(call)
         return
     made = collections.Counter()
-    option = request.config.getoption
     stop = time.monotonic() + (option("--fuzz-seconds") or (MANY_SECONDS if option("--full") else SECONDS))
     for number in itertools.count():
         draw = Draw(seed, number)
@@ -234,10 +235,10 @@ def checked(call, again):
         raise Wrong(f"{again}\n{call}\n{type(error).__name__}: {error}") from error
 
 
-def asked_for(option):
+def asked_for(option, new):
     """A seed, and a call's number or None."""
     if option is None:
-        return secrets.randbelow(10**6), None
+        return secrets.randbelow(10**6) if new else 0, None
     seed, _, number = option.partition(":")
     return int(seed), int(number) if number else None
 
