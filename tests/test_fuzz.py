@@ -287,10 +287,10 @@ def wrong_denominator(monkeypatch):
     monkeypatch.setattr(
         _reduce,
         "denominator",
-        lambda ops, reduce, count, *rest: (
-            right(ops, "mean_all", count, *rest)
-            if reduce == "mean" and rest[-1] is None
-            else right(ops, reduce, count, *rest)
+        lambda ops, options, *rest: right(
+            ops,
+            options._replace(reduce="mean_all") if options.reduce == "mean" and rest[-1] is None else options,
+            *rest,
         ),
     )
 
@@ -307,8 +307,9 @@ def wrong_sign(monkeypatch):
     monkeypatch.setattr(
         _reduce,
         "row_weights",
-        lambda on_loss, w, sample_weight, smoothing, z_loss: right(
-            on_loss, w, sample_weight, -smoothing if smoothing < 1 else 1, z_loss
+        lambda options, *rest: right(
+            options if options.label_smoothing == 1 else options._replace(label_smoothing=-options.label_smoothing),
+            *rest,
         ),
     )
 

@@ -11,6 +11,7 @@ import pytest
 import xent
 from programs import cover
 from xent import _dispatch, formulas
+from xent.adapter import Layout
 from xent.verify import frameworks, regimes, tolerance
 from xent.verify.precision import DTYPES, PRECISION
 from xent.verify.regimes import CLASSES, LOSSES
@@ -154,6 +155,23 @@ def test_many_rows(live):
     x[:, 0] = 0.3
     loss = live.numpy(xent.sparse_ce(live.array(x, "float32", "cpu"), np.zeros(len(x), int), reduce="mean"))
     np.testing.assert_allclose(loss, np.log1p(np.exp(-np.float64(np.float32(0.3)))), rtol=1e-6)
+
+
+@pytest.mark.parametrize("hard", [True, False])
+def test_statistics_of_rows(live, hard):
+    """Both kernels keep what shards of the class axis are put together from: m, and s of all other classes."""
+    values = np.random.default_rng(2).normal(size=(4, 7, 3)).astype(np.float32)
+    x = live.array(values, "float32", "cpu")
+    adapter = _dispatch.find(x)
+    ids = adapter.ops.asarray(np.full((4, 3), 2 if hard else 0, adapter.ops.index_dtype), x)
+    targets = None if hard else live.array(np.full(values.shape, 1 / 7, np.float32), "float32", "cpu")
+    given = Layout(1, hard, masked=True, lse=True), x, targets, None, ids
+    with_gradient, _ = adapter.softmax.rows_value_and_grad(*given, 1.0, 0.5, None)
+    top = values.max(1, keepdims=True)
+    others = np.exp(np.float64(values) - top).sum(1, keepdims=True) - 1
+    for results in (adapter.softmax.rows(*given), with_gradient):
+        np.testing.assert_array_equal(live.numpy(results.m), top)
+        np.testing.assert_allclose(live.numpy(results.s), others, rtol=1e-6)
 
 
 # ---- compiled, in a process of their own (test_compiled.py)

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from xent._reduce import REDUCTIONS
 from xent.adapter import Adapter, Array, Ops
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
+REDUCTIONS = ("none", "sum", "mean", "mean_nonzero", "mean_all")
 INVALID_MODES = ("auto", "raise", "nan", "ignore")
 HOW_TO_CONVERT = {
     "torch": "tensor.detach().cpu().numpy()",
@@ -287,13 +287,13 @@ def one_of(choices: Sequence[str]) -> str:
 # ---- class ids
 
 
-def ids_in_range(ids: Any, classes: int, ignore_index: int | None, sample_weight: Array | None, ops: Ops) -> None:
+def ids_in_range(ids: Any, classes: int, ignored: int | None, sample_weight: Array | None, ops: Ops) -> None:
     """ids, a NumPy array: all of them classes, ignored, or of weight 0."""
     if not ids.size or _largest(ids, classes) < classes:
         return
     bad = (ids < 0) | (ids >= classes)
-    if ignore_index is not None:
-        bad &= ids != ignore_index
+    if ignored is not None:
+        bad &= ids != ignored
     known = None if sample_weight is None else ops.fetch(sample_weight)
     if known is not None:
         bad &= known != 0
@@ -302,7 +302,7 @@ def ids_in_range(ids: Any, classes: int, ignore_index: int | None, sample_weight
         return
     first = np.unravel_index(int(bad.argmax()), bad.shape)
     place = ", ".join(map(str, map(int, first)))
-    expected = f"0 to {classes - 1}" + ("" if ignore_index is None else f", or ignore_index={ignore_index}")
+    expected = f"0 to {classes - 1}" + ("" if ignored is None else f", or ignore_index={ignored}")
     raise LabelError(
         f"labels: {count} of {ids.size} class ids out of range, the first {'at [' + place + '] ' if place else ''}"
         f"is {ids[first]}; expected {expected}"
@@ -335,13 +335,13 @@ def unknown_classes() -> ValueError:
     )
 
 
-def representable(ignore_index: int | None, dtype: str) -> int | None:
-    """ignore_index, or None where no label of this dtype can be equal to it."""
-    if ignore_index is None:
+def representable(ignored: int | None, dtype: str) -> int | None:
+    """The ignored id, or None where no label of this dtype can be equal to it."""
+    if ignored is None:
         return None
     bits = 1 if dtype == "bool" else int(dtype.removeprefix("u").removeprefix("int"))
     low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1)) if dtype.startswith("int") else (0, 2**bits)
-    return ignore_index if low <= ignore_index < high else None
+    return ignored if low <= ignored < high else None
 
 
 def no_linear(framework: str) -> TypeError:

@@ -60,7 +60,7 @@ def _with_gradient(loss: Loss, inputs: Array, operands: Operands, options: Optio
 
 def in_shape(plan: Plan, result: Any) -> Any:
     """The result in the loss's shape, where inputs of unknown rank were flattened."""
-    return reshaped(plan.adapter.ops, plan.lengths, result, plan.options.reduce == "none", plan.options.stats)
+    return reshaped(plan.adapter.ops, plan.options, plan.lengths, result)
 
 
 # ---- softmax
@@ -120,7 +120,7 @@ def prepare(plan: Plan, operands: Operands) -> Rows:
     """The inputs are the logits, or an array that has their shape but for the class axis."""
     adapter, options, layout, dtype = plan.adapter, plan.options, plan.layout, plan.dtype
     assert layout is not None
-    ops, axis, smoothing = adapter.ops, layout.axis, options.label_smoothing
+    ops, axis = adapter.ops, layout.axis
     x = operands.inputs if adapter.takes_16bit else ops.astype(operands.inputs, dtype)
     rank = len(ops.shape(x)) - 1
     classes = length(ops, x, axis) if plan.classes is None else plan.classes
@@ -138,24 +138,24 @@ def prepare(plan: Plan, operands: Operands) -> Rows:
             column = _reduce.along(ops, table, x, axis)
             k = _reduce.soft_class_weight(ops, table, column, t, axis)
             t = ops.where(column == 0, 0.0, t * column)  # even where the derivative in t is infinite
-        if smoothing == 1:
+        if options.label_smoothing == 1:
             t = ops.stop_gradient(t)  # smoothed away
     w = _reduce.product(sample_weight, k)
     ids = _reduce.mark_absent(ops, ids, w)
     w, sample_weight = _reduce.zero_absent(ops, ids, w), _reduce.zero_absent(ops, ids, sample_weight)
     count = ops.size(ids) if layout.hard else ops.size(x) // classes
     present = ids if layout.masked else None
-    divisor = _reduce.denominator(ops, options.reduce, count, dtype, w, present, operands.denom)
-    empty = _reduce.empty(ops, options.reduce, w, operands.denom, divisor)
+    divisor = _reduce.denominator(ops, options, count, dtype, w, present, operands.denom)
+    empty = _reduce.empty(ops, options, w, operands.denom, divisor)
     if empty is not None and options.stats:
         w, sample_weight = (None if k is None else _reduce.constant_where(ops, empty, k) for k in (w, sample_weight))
     elif empty is not None:
         ids, layout, empty = _reduce.mark_empty(ops, ids, empty, rank), layout._replace(masked=True), None
         w, sample_weight = _reduce.zero_absent(ops, ids, w), _reduce.zero_absent(ops, ids, sample_weight)
     u = None
-    if smoothing:
+    if options.label_smoothing:
         u = ops.full((classes,), 1 / classes, dtype, x) if table is None else _reduce.over(ops, table, classes)
-    scale = _reduce.row_weights(w if layout.hard else sample_weight, w, sample_weight, smoothing, options.z_loss)
+    scale = _reduce.row_weights(options, w if layout.hard else sample_weight, w, sample_weight)
     return Rows(layout, x, t, u, ids, scale, w, divisor, empty)
 
 
@@ -207,17 +207,17 @@ def sigmoid_value_and_grad(plan: Plan, *operands: Any) -> tuple[Array, Array]:
 
 
 def _elements(plan: Plan, operands: Operands) -> Elements:
-    ops, reduce = plan.adapter.ops, plan.options.reduce
+    ops, options = plan.adapter.ops, plan.options
     x = operands.inputs if plan.adapter.takes_16bit else ops.astype(operands.inputs, plan.dtype)
     positive = None if operands.pos_weight is None else ops.stop_gradient(operands.pos_weight)
     rank = len(ops.shape(x))
     w = _ranked(ops, operands.sample_weight, rank)
     w = None if w is None else ops.where(w == 0, 0.0, w)
-    divisor = _reduce.denominator(ops, reduce, ops.size(x), plan.dtype, w, None, operands.denom)
-    empty = _reduce.empty(ops, reduce, w, operands.denom, divisor)
+    divisor = _reduce.denominator(ops, options, ops.size(x), plan.dtype, w, None, operands.denom)
+    empty = _reduce.empty(ops, options, w, operands.denom, divisor)
     if empty is not None:
         w = ops.where(_ranked(ops, empty, rank), 0.0, ops.full((1,) * rank, 1.0, plan.dtype, x) if w is None else w)
-    return Elements(plan.options.label_smoothing, x, operands.labels, positive, w, divisor)
+    return Elements(options.label_smoothing, x, operands.labels, positive, w, divisor)
 
 
 SOFTMAX = Loss("logits", _plan.softmax, softmax_value, softmax_value_and_grad)

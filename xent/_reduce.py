@@ -8,28 +8,26 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from xent._options import Options
 from xent.adapter import ABSENT, INVALID, Array, Ops, RowResults, Scalar
 
-REDUCTIONS = ("none", "sum", "mean", "mean_nonzero", "mean_all")
 
-
-def code(ops: Ops, labels: Array, classes: Scalar, ignore_index: int | None, invalid: str) -> Array:
+def code(ops: Ops, labels: Array, classes: Scalar, ignored: int | None, out_of_range: str) -> Array:
     """Class ids with ABSENT and INVALID marked, compared in their own width before they are narrowed."""
     wide = ops.integer(labels)
     ids = ops.astype(wide, ops.index_dtype)
-    if invalid != "raise":
+    if out_of_range != "raise":
         valid = (wide >= 0) & (wide < classes)
-        ids = ops.where(valid, ids, INVALID if invalid == "nan" else ABSENT)
-    if ignore_index is not None:
-        held = _as_held(ignore_index, ops.dtype(wide))
-        ids = ops.where(wide == held, ABSENT, ids)
+        ids = ops.where(valid, ids, INVALID if out_of_range == "nan" else ABSENT)
+    if ignored is not None:
+        ids = ops.where(wide == _as_held(ignored, ops.dtype(wide)), ABSENT, ids)
     return ids
 
 
-def _as_held(ignore_index: int, dtype: str) -> int:
-    """ignore_index as `Ops.integer` holds it: unsigned ids may be in signed integers of their width."""
+def _as_held(ignored: int, dtype: str) -> int:
+    """The ignored id as `Ops.integer` holds it: unsigned ids may be in signed integers of their width."""
     bits = int(dtype.removeprefix("u").removeprefix("int"))
-    return ignore_index - 2**bits if dtype.startswith("int") and ignore_index >= 2 ** (bits - 1) else ignore_index
+    return ignored - 2**bits if dtype.startswith("int") and ignored >= 2 ** (bits - 1) else ignored
 
 
 def hard_class_weight(ops: Ops, table: Array, ids: Array) -> Array:
@@ -138,14 +136,13 @@ class RowWeights(NamedTuple):
         )
 
 
-def row_weights(
-    on_loss: Array | None, w: Array | None, sample_weight: Array | None, smoothing: float, z_loss: float
-) -> RowWeights:
+def row_weights(options: Options, on_loss: Array | None, w: Array | None, sample_weight: Array | None) -> RowWeights:
     """(1 - smoothing) loss + smoothing * smooth + z_loss lse^2, weighted.
 
     `on_loss` weights the labels' term, w is the row's whole weight, `sample_weight` the caller's; None: 1. Class
     weights act per class, so they are inside `smooth` already, and inside soft labels.
     """
+    smoothing, z_loss = options.label_smoothing, options.z_loss
     if smoothing == 1:
         on_loss = 0.0
     elif smoothing:
@@ -158,10 +155,11 @@ def row_weights(
 
 
 def denominator(
-    ops: Ops, reduce: str, count: Scalar, dtype: str, w: Array | None, ids: Array | None, denom: Scalar | None
+    ops: Ops, options: Options, count: Scalar, dtype: str, w: Array | None, ids: Array | None, denom: Scalar | None
 ) -> Scalar | None:
     """What the sum over `count` examples is divided by; None where it is not. w: every example's weight, broadcasting,
     None where all present ones have 1; ids: None where every one is present."""
+    reduce = options.reduce
     if reduce in ("none", "sum"):
         return None
     if denom is not None:
@@ -175,12 +173,12 @@ def denominator(
     return ops.sum(w, None) * _repeats(ops, count, ops.size(w), dtype)
 
 
-def empty(ops: Ops, reduce: str, w: Array | None, denom: Scalar | None, divisor: Scalar | None) -> Array | None:
+def empty(ops: Ops, options: Options, w: Array | None, denom: Scalar | None, divisor: Scalar | None) -> Array | None:
     """Whether the mean is over nothing although rows are there, a 0-d bool: 0 times their NaN would be NaN.
 
     None where that cannot be: a count of rows is 0 only when all are masked, and a divisor that can be read is not 0.
     """
-    if denom is None and (w is None or reduce != "mean"):
+    if denom is None and (w is None or options.reduce != "mean"):
         return None
     value = ops.host(divisor)
     return divisor == 0 if value is None or value == 0 else None

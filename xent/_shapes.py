@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from xent import _check
+from xent._options import Options
 from xent._reduce import Stats
 from xent.adapter import Adapter, Array, Ops, Scalar
 
@@ -76,10 +77,10 @@ def flattened(
     return x, 0 if axis is None else 1, rows, values
 
 
-def reshaped(ops: Ops, lengths: Any, result: Any, each: bool, stats: bool) -> Any:
-    """The result of a loss whose arguments were flattened, in `lengths`, the loss's own; `each`: of every row."""
+def reshaped(ops: Ops, options: Options, lengths: Any, result: Any) -> Any:
+    """The result of a loss whose arguments were flattened, in `lengths`, the loss's own."""
     assert ops.unknown is not None
     reshape = ops.unknown.reshape
-    loss, rows = result if stats else (result, None)
-    loss = reshape(loss, lengths) if each else loss
+    loss, rows = result if options.stats else (result, None)
+    loss = reshape(loss, lengths) if options.reduce == "none" else loss
     return loss if rows is None else (loss, Stats(*(reshape(k, lengths) for k in rows)))

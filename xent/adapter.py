@@ -138,7 +138,7 @@ class RowResults(NamedTuple):
     lse: Array | None  # None where the layout does not ask for it
     smooth: Array | None  # None where there are no smoothing weights
     m: Array  # a constant that keeps the class axis, as s does; anything in rows that are masked
-    s: Array | None = None  # None: a kernel that computes the derivative as well may not keep it
+    s: Array
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,7 +150,7 @@ class SoftmaxKernels:
     labels are soft and no row is masked. Where labels are soft, ids may have 1s in place of the loss's lengths.
     """
 
-    # rows(layout, logits, targets, u, ids) -> RowResults, s included. Differentiable in logits and targets under every
+    # rows(layout, logits, targets, u, ids) -> RowResults. Differentiable in logits and targets under every
     #   transform of the framework; u is a constant.
     rows: Callable[[Layout, Array, Array | None, Array | None, Array | None], RowResults]
     # rows_value_and_grad(layout, logits, targets, u, ids, a, lse2, c) -> (RowResults,

@@ -66,15 +66,15 @@ class Kernels(DenseArrays):
         lse2: Scalar | None,
         c: Scalar | None,
     ) -> tuple[RowResults, Array]:
-        """`SoftmaxKernels.rows_value_and_grad`, without s."""
+        """`SoftmaxKernels.rows_value_and_grad`."""
         sizes, given, shape, dtype = self._problem(layout, x, t, u, ids)
         a, z, c = (self._per_row(k, shape, dtype, x) for k in (a, lse2, c))
         nll, lse, smooth = self._results(layout, x, u, shape, dtype)
-        m = self._kept(layout, shape, dtype, x)
+        m, s = (self._kept(layout, shape, dtype, x) for _ in range(2))
         dx = given["x"] if self.in_place else self.empty(self.ops.shape(x), self.ops.dtype(x), x)
-        outputs = {"loss": nll, "lse": lse, "smooth": smooth, "m": m, "s": None, "dx": dx}
+        outputs = {"loss": nll, "lse": lse, "smooth": smooth, "m": m, "s": s, "dx": dx}
         self._run(native.rows_both, sizes, **given, a=a, z=z, c=c, **outputs)
-        return RowResults(nll, lse, smooth, m), dx
+        return RowResults(nll, lse, smooth, m, s), dx
 
     def mean_value_and_grad(
         self, layout: Layout, x: Array, t: Array | None, ids: Array | None, n: int

@@ -50,7 +50,7 @@ class Operators:
         return both
 
 
-def _row_results(layout: Layout, u: Any, nll: Array, lse: Any, smooth: Any, m: Array, s: Any = None) -> RowResults:
+def _row_results(layout: Layout, u: Any, nll: Array, lse: Any, smooth: Any, m: Array, s: Array) -> RowResults:
     return RowResults(nll, lse if layout.lse else None, None if u is None else smooth, m, s)
 
 
@@ -78,7 +78,7 @@ def _rows(x: Array, t: Any, u: Any, ids: Any, axis: int, hard: bool, masked: boo
 
 
 def _rows_both(x: Array, t: Any, u: Any, ids: Any, *rest: Any) -> Any:
-    return (*_rows(x, t, u, ids, *rest[:4])[:4], x.new_empty(list(x.shape)))
+    return (*_rows(x, t, u, ids, *rest[:4]), x.new_empty(list(x.shape)))
 
 
 def _gradients(x: Array, dx: bool, dt: bool) -> Any:
@@ -96,7 +96,8 @@ OPERATORS: dict[str, Any] = {
     f"rows({_ROWS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)": _rows,
     f"rows_backward({_ROWS}, Tensor m, Tensor s, Tensor a, Tensor? b, Tensor? c, bool dx, bool dt)"
     " -> (Tensor, Tensor)": lambda x, *rest: _gradients(x, *rest[-2:]),
-    f"rows_both({_ROWS}, Tensor a, Tensor? z, Tensor? c) -> (Tensor, Tensor, Tensor, Tensor, Tensor)": _rows_both,
+    f"rows_both({_ROWS}, Tensor a, Tensor? z, Tensor? c)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)": _rows_both,
     f"sigmoid({_ELEMENTS}, bool each) -> Tensor": lambda e, x, z, p, w, each: _elements(x, each),
     f"sigmoid_backward({_ELEMENTS}, Tensor scale, bool dx, bool dz) -> (Tensor, Tensor)": (
         lambda e, x, z, p, w, scale, dx, dz: _gradients(x, dx, dz)
@@ -132,7 +133,7 @@ def register(kernels: Any, key: str) -> None:
 
     def rows_both(x: Array, t: Any, u: Any, ids: Any, *rest: Any) -> Any:
         results, dx = kernels.rows_value_and_grad(Layout(*rest[:4]), x, t, u, ids, *rest[4:])
-        return _there(x, *results[:4], dx)
+        return _there(x, *results, dx)
 
     def sigmoid(*arguments: Any) -> Any:
         return kernels.sigmoid(*arguments)
