@@ -17,7 +17,8 @@ sys.path[:0] = [str(HERE), str(HERE / "toy")]
 
 import cases  # noqa: E402
 
-BACKENDS = ("numpy", "torch", "tensorflow", "jax", "array_api_strict", "toy_framework")
+HAVE_LINEAR_CE = ("numpy", "torch", "tensorflow", "jax")
+BACKENDS = (*HAVE_LINEAR_CE, "array_api_strict", "toy_framework")
 
 
 def pytest_addoption(parser):
@@ -64,7 +65,8 @@ def pytest_configure(config):
 
 def pytest_generate_tests(metafunc):
     if "live" in metafunc.fixturenames:
-        metafunc.parametrize("live", BACKENDS, indirect=True, scope="session")
+        chosen = HAVE_LINEAR_CE if "linear" in metafunc.fixturenames else BACKENDS
+        metafunc.parametrize("live", chosen, indirect=True, scope="session")
 
 
 def pytest_collection_modifyitems(config, items):
@@ -112,3 +114,9 @@ def live(request):
     if not device:
         pytest.skip(f"{found.name} has no {wanted}, only {', '.join(found.devices())}")
     return dataclasses.replace(found, array=lambda value, dtype, _: found.array(value, dtype, device))
+
+
+@pytest.fixture
+def linear(live):
+    """Those of them that have linear_ce."""
+    return live

@@ -23,10 +23,18 @@ MATRIX = ("test_matrix.py", "test_linear.py", "test_empty_mean.py")
 TWO_DEVICES = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
 
 
+PROGRAMS = {
+    "torch": ("test_programs_torch.py", "test_programs_torch_compiled.py"),
+    "tensorflow": ("test_programs_tensorflow.py",),
+    "jax": ("test_programs_jax.py",),
+}
+
+
 @each_framework
 def test_with_kernels(framework, pytestconfig):
-    programs = () if framework == "jax" else (f"test_programs_{framework}.py",)
-    in_its_own_process(pytestconfig, framework, *MATRIX, f"test_{framework}.py", *programs)
+    programs = () if framework == "jax" else PROGRAMS[framework]
+    graphs = ("test_tensorflow_graphs.py",) if framework == "tensorflow" else ()
+    in_its_own_process(pytestconfig, framework, *MATRIX, f"test_{framework}.py", *graphs, *programs)
 
 
 @pytest.mark.parametrize(
@@ -41,14 +49,12 @@ def test_with_kernels(framework, pytestconfig):
 def test_programs_on_formulas(framework, pytestconfig):
     devices = TWO_DEVICES if framework == "jax" else {}
     # XLA has the formulas anyway
-    in_its_own_process(
-        pytestconfig, framework, f"test_programs_{framework}.py", "-knot xla", XENT_NATIVE="0", **devices
-    )
+    in_its_own_process(pytestconfig, framework, *PROGRAMS[framework], "-knot xla", XENT_NATIVE="0", **devices)
 
 
 @pytest.mark.backend("jax")
 def test_jax_programs_on_two_devices(pytestconfig):
-    in_its_own_process(pytestconfig, "jax", "test_programs_jax.py", **TWO_DEVICES)
+    in_its_own_process(pytestconfig, "jax", *PROGRAMS["jax"], **TWO_DEVICES)
 
 
 def in_its_own_process(config, framework, *names, **variables):

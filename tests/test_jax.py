@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -297,7 +298,7 @@ def test_no_rows(shape):
 
 
 def run(code, **environment):
-    code = "import jax, jax.numpy as jnp, numpy as np, re, xent\n" + textwrap.dedent(code)
+    code = "import jax, jax.numpy as jnp, xent\n" + textwrap.dedent(code)
     path = os.pathsep.join(p for p in sys.path if p)
     environment = {**os.environ, "PYTHONPATH": path, **environment}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
@@ -313,77 +314,8 @@ def test_switched_off():
     assert run(code, XENT_NATIVE="0").strip() == "False"
 
 
-SHARDED = """
-from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
-
-rng = np.random.default_rng(0)
-x = rng.normal(size=(8, 12)).astype("f")
-y = rng.integers(0, 12, 8)
-y[3] = -7
-
-def loss(x, y):
-    return xent.sparse_ce(x, y, ignore_index=-7, label_smoothing=0.1, z_loss=0.1)
-
-f = jax.value_and_grad(loss)
-at_once = xent.value_and_grad(xent.sparse_ce)
-want = f(jnp.asarray(x), jnp.asarray(y))
-
-def check(got, want=want):
-    jax.tree.map(lambda g, w: np.testing.assert_allclose(g, w, rtol=3e-6, atol=1e-7), got, want)
-
-def calls(f, *args):
-    return len(re.findall('custom_call_target="xent', jax.jit(f).lower(*args).compile().as_text()))
-
-native = calls(f, jnp.asarray(x), jnp.asarray(y)) > 0
-
-# arrays that are spread over devices, by rows, classes, both: no custom call, which would gather them
-mesh = jax.make_mesh((2, 2), ("a", "b"), axis_types=(AxisType.Auto, AxisType.Auto))
-for spec, rows in ((P(("a", "b")), P(("a", "b"))), (P(None, "a"), P()), (P("a", "b"), P("a"))):
-    here, labels = (jax.device_put(k, NamedSharding(mesh, s)) for k, s in ((x, spec), (y, rows)))
-    for how in (f, jax.jit(f), lambda x, y: at_once(x, y, ignore_index=-7, label_smoothing=0.1, z_loss=0.1)):
-        value, grad = how(here, labels)
-        check((value, grad))
-        assert grad.sharding.is_equivalent_to(here.sharding, 2), grad.sharding
-    text = jax.jit(f).lower(here, labels).compile().as_text()
-    assert "xent_rows" not in re.sub("metadata={.*}", "", text)
-    assert "all-gather(" not in text
-
-# whole arrays on one device, wherever it is
-here = jax.device_put(x, jax.devices()[2])
-check(jax.jit(f)(here, jax.device_put(y, jax.devices()[2])))
-
-# shards by hand: kernels, on each
-def local(x, y):
-    return xent.sparse_ce(x, y, ignore_index=-7, reduce="none", label_smoothing=0.1)
-
-def whole(x, y):
-    return jax.lax.psum(xent.sparse_ce(x, y, ignore_index=-7, reduce="sum", label_smoothing=0.1), ("a", "b"))
-
-every = P(("a", "b"))
-mapped = jax.shard_map(local, mesh=mesh, in_specs=(every, every), out_specs=every)
-summed = jax.shard_map(whole, mesh=mesh, in_specs=(every, every), out_specs=P())
-partly = jax.shard_map(local, mesh=mesh, in_specs=(P("a"), P("a")), out_specs=P("a"), axis_names={"a"})
-sum_of = jax.value_and_grad(lambda x, y: local(x, y).sum())
-want = sum_of(jnp.asarray(x), jnp.asarray(y))
-for g in (mapped, partly):
-    check(jax.jit(jax.value_and_grad(lambda x, y: g(x, y).sum()))(x, y), want)
-check(jax.jit(jax.value_and_grad(summed))(x, y), want)
-check(jax.value_and_grad(summed)(jnp.asarray(x), jnp.asarray(y)), want)
-assert (calls(summed, x, y) > 0) == native
-assert calls(partly, x, y) == 0
-
-# logits that every shard has, labels that each has its own of: their gradients add up
-shared = jax.shard_map(whole, mesh=mesh, in_specs=(P(), every), out_specs=P())
-four = np.concatenate([y, y, y, y])
-check(jax.jit(jax.grad(shared))(x, four), 4 * want[1])
-
-values, grads = jax.pmap(jax.value_and_grad(lambda x, y: local(x, y).sum()))(x.reshape(4, 2, 12), y.reshape(4, 2))
-check((np.sum(values), np.reshape(grads, x.shape)), want)
-"""
-
-
 def test_sharded():
-    run(SHARDED, XLA_FLAGS="--xla_force_host_platform_device_count=4")
+    run((Path(__file__).parent / "sharded_jax.py").read_text(), XLA_FLAGS="--xla_force_host_platform_device_count=4")
 
 
 # ---- the head's loop

@@ -4,102 +4,35 @@ import contextlib
 import functools
 import itertools
 from dataclasses import replace
-from typing import NamedTuple
 
 import cases
 import numpy as np
 import pytest
 import xent
+from linear_cases import (
+    BARS,
+    BIAS,
+    FEW,
+    LOSS_BARS,
+    OPTIONS,
+    SHAPE,
+    Case,
+    H,
+    V,
+    Y,
+    arguments,
+    assert_close,
+    given,
+    held,
+    matrix,
+    rng,
+)
 from xent import _dispatch, _linear, _plan, oracle
 from xent._options import Operands, Options
 from xent.backends.cpu import calls, native
 from xent.formulas import linear as loop
 from xent.verify import frameworks
 from xent.verify.precision import PRECISION, rounded
-
-# ---- the matrix, as data
-
-SHAPE = (4, 5)  # rows, in two dimensions
-FEATURES, CLASSES = 6, 9
-rng = np.random.default_rng(23)
-BIAS = rng.normal(size=CLASSES)
-OPTIONS = {
-    "plain": {},
-    "bias": {"bias": BIAS},
-    "softcap": {"softcap": 2.0},  # of the logits' size, so that it bends
-    "sample_weight": {"sample_weight": cases.WEIGHTS},
-    "weights_broadcast": {"sample_weight": np.array([[0.5], [0.0], [2.0], [1.0]])},
-    "weights_scalar": {"sample_weight": 2.5},
-    "class_weight": {"class_weight": rng.uniform(0.5, 2, CLASSES) * (np.arange(CLASSES) != 2)},
-    "label_smoothing": {"label_smoothing": 0.1},
-    "smoothed_away": {"label_smoothing": 1.0},
-    "z_loss": {"z_loss": 0.01},
-    "ignore_index": {"ignore_index": -100},
-    "denom": {"denom": 7.5},
-}
-# What goes into the loop beside hidden states, weight and ids.
-FEW = (
-    (("bias", "softcap"), "mean"),
-    (("sample_weight", "label_smoothing"), "mean"),
-    (("z_loss", "ignore_index", "class_weight"), "none"),
-)
-
-
-class Case(NamedTuple):
-    options: dict
-    name: str
-
-
-def matrix(combinations):
-    for names, reduce in combinations:
-        options = {option: value for name in names for option, value in OPTIONS[name].items()}
-        yield Case({"reduce": reduce, **options}, f"{'+'.join(names) or 'plain'}-{reduce}")
-
-
-def arguments(dtype, options):
-    """Hidden states, weight and labels as the dtype holds them, in float64."""
-    data = np.random.default_rng(5)
-    h, weight = (
-        rounded(data.normal(size=(*SHAPE, FEATURES)), dtype),
-        rounded(data.normal(size=(CLASSES, FEATURES)), dtype),
-    )
-    y = data.integers(0, CLASSES, SHAPE)
-    if "ignore_index" in options:
-        y[0, 1] = y[3, 3] = -100
-        h[0, 1] = np.nan  # an ignored row may hold anything
-    if "sample_weight" in options and np.ndim(options["sample_weight"]):
-        h[1, 3] = np.inf, np.nan, *[1] * (FEATURES - 2)  # so may one of weight 0
-    return h, weight, y
-
-
-def held(options, dtype):
-    """Options rounded to what the computation holds."""
-    options = cases.held(options, dtype)
-    return {**options, "bias": rounded(options["bias"], dtype)} if "bias" in options else options
-
-
-def given(live, options, dtype):
-    return {**options, "bias": live.array(options["bias"], dtype, "cpu")} if "bias" in options else options
-
-
-# Relative to the norm; 16-bit gradients are rounded in the end.
-BARS = {"float64": 1e-13, "float32": 1e-6, "float16": 1e-3, "bfloat16": 8e-3}
-LOSS_BARS = {**BARS, "float16": 1e-5, "bfloat16": 1e-5}
-
-
-def assert_close(got, want, bar, what):
-    got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
-    assert got.shape == want.shape, what
-    size = np.linalg.norm(want.ravel()) + 1e-300
-    error = np.linalg.norm((got - want).ravel()) / size
-    assert error <= bar, f"{what}: off by {error}, allowed {bar}"
-
-
-@pytest.fixture
-def linear(live):
-    if _dispatch.load(live.name).linear is None:
-        pytest.skip(f"the adapter of {live.name} brings no linear_ce")
-    return live
 
 
 def test_numpy_parameters_in_the_other_byte_order(linear):
@@ -170,9 +103,6 @@ def test_compiled_linear(linear, dtype):
 
 
 # ---- the derivative in the weights, and under upstream gradients that are not 1
-
-Y = np.array([[3, 0, 8, 1, 1], [2, 2, 7, 4, 0], [5, 6, 1, 0, 2], [8, 8, 3, 2, 1]])
-H, V = np.asarray(rng.normal(size=(*SHAPE, FEATURES))), np.asarray(rng.normal(size=(CLASSES, FEATURES)))
 
 
 @pytest.fixture
@@ -316,117 +246,6 @@ def test_chunks_do_not_matter(linear, chunk_rows):
         assert_close(linear.numpy(got[0]), linear.numpy(want[0]), 1e-14, "loss")
         for one, other in zip(got[1][:2], want[1][:2], strict=True):
             assert_close(linear.numpy(one), linear.numpy(other), 1e-14, "gradient")
-
-
-# ---- edges
-
-
-@pytest.mark.parametrize("reduce", cases.REDUCES)
-def test_no_rows(linear, reduce):
-    h, v = linear.array(np.zeros((0, 3)), "float32", "cpu"), linear.array(np.ones((4, 3)), "float32", "cpu")
-    loss, grads = xent.value_and_grad(xent.linear_ce)(h, v, np.zeros(0, int), reduce=reduce)
-    assert linear.numpy(loss).sum() == 0
-    assert linear.numpy(grads.hidden).shape == (0, 3)
-    assert not linear.numpy(grads.weight).any()
-
-
-@pytest.mark.parametrize("reduce", cases.REDUCES)
-def test_everything_ignored(linear, reduce):
-    h, v = (linear.array(k, "float32", "cpu") for k in (H * np.nan, V))
-    loss, grads = xent.value_and_grad(xent.linear_ce)(h, v, 0 * Y, ignore_index=0, reduce=reduce)
-    assert not linear.numpy(loss).any()
-    assert not linear.numpy(grads.hidden).any()
-    assert not linear.numpy(grads.weight).any()
-
-
-def test_one_row(linear):
-    h, v = linear.array(H[0, 0], "float32", "cpu"), linear.array(V, "float32", "cpu")
-    loss, grads = xent.value_and_grad(xent.linear_ce)(h, v, 3)
-    want = oracle.linear_ce(H[0, 0], V, 3)
-    assert_close(linear.numpy(loss), want.loss, 1e-6, "loss")
-    assert_close(linear.numpy(grads.hidden), want.hidden, 1e-6, "hidden")
-
-
-def test_invalid_ids(linear):
-    """One row's loss and gradient are NaN, and with it what all rows have in common."""
-    h, v = (linear.array(k, "float32", "cpu") for k in (H, V))
-    y = Y.copy()
-    y[1, 2] = 9
-    loss, grads = xent.value_and_grad(xent.linear_ce)(h, v, y, invalid="nan", reduce="none", chunk_rows=3)
-    bad = np.isnan(linear.numpy(loss))
-    assert bad.sum() == 1
-    assert bad[1, 2]
-    np.testing.assert_array_equal(np.isnan(linear.numpy(grads.hidden)).all(-1), bad)
-    assert np.isnan(linear.numpy(grads.weight)).all()
-
-
-def test_inputs_are_left_alone(linear):
-    values = H.astype(np.float32), V.astype(np.float32), BIAS.astype(np.float32), Y
-    arrays = [linear.array(k, None, "cpu") for k in values]
-    xent.value_and_grad(xent.linear_ce)(*arrays[:2], arrays[3], bias=arrays[2], softcap=1.0, ignore_index=2)
-    for array, value in zip(arrays, values, strict=True):
-        np.testing.assert_array_equal(linear.numpy(array), value)
-    for value in values:
-        value.setflags(write=False)
-    xent.value_and_grad(xent.linear_ce)(arrays[0], *values[1:2], values[3], bias=values[2], softcap=1.0)
-
-
-def test_value_and_grad_of_a_partial(linear):
-    h, v = (linear.array(k, "float32", "cpu") for k in (H, V))
-    capped = functools.partial(xent.linear_ce, softcap=1.0, reduce="sum")
-    loss, grads = xent.value_and_grad(capped)(h, v, Y)
-    want = oracle.linear_ce(H, V, Y, softcap=1.0, reduce="sum")
-    assert_close(linear.numpy(loss), want.loss, 1e-6, "loss")
-    assert_close(linear.numpy(grads.weight), want.weight, 1e-6, "weight")
-
-
-# ---- the rows' statistics
-
-MASKED = {"ignore_index": 8, "sample_weight": cases.WEIGHTS, "class_weight": OPTIONS["class_weight"]["class_weight"]}
-STATS = {
-    "plain": {},
-    "masked": MASKED,
-    "smoothed": {"label_smoothing": 0.3, "z_loss": 0.1, "reduce": "none"},
-}
-
-
-@pytest.mark.parametrize("derive", [False, True], ids=["loss", "value_and_grad"])
-@pytest.mark.parametrize("options", STATS)
-@pytest.mark.parametrize("loss", ["sparse_ce", "linear_ce"])
-def test_stats(live, loss, options, derive):
-    """Against their definitions; the loss stays what it is without them."""
-    if loss == "linear_ce" and _dispatch.load(live.name).linear is None:
-        pytest.skip(f"the adapter of {live.name} brings no linear_ce")
-    options = STATS[options]
-    x = H @ V.T
-    with live.double():
-        arrays = (H, V) if loss == "linear_ce" else (x,)
-        given = [live.array(k, "float64", "cpu") for k in arrays]
-        function = functools.partial(getattr(xent, loss), **options)
-        run = xent.value_and_grad(function) if derive else function
-        result = run(*given, Y, stats=True)
-        value, stats = result[0] if derive else result
-        plain = run(*given, Y)
-        found = [live.numpy(k) for k in (value, plain[0] if derive else plain, *stats)]
-    np.testing.assert_allclose(found[0], found[1], rtol=1e-14)
-    there = options.get("ignore_index", -1) != Y
-    weight = np.where(there, options.get("sample_weight", 1.0), 0)
-    weight = weight * options["class_weight"][Y] if "class_weight" in options else weight
-    there &= weight != 0
-    lse = np.log(np.exp(x).sum(-1))
-    want = (lse - np.take_along_axis(x, Y[..., None], -1)[..., 0], lse, x.argmax(-1) == Y, weight)
-    assert want[2].any()
-    for name, got, expected in zip(stats._fields, found[2:], want, strict=True):
-        np.testing.assert_allclose(got, np.where(there, expected, 0), rtol=1e-13, err_msg=name)
-    assert found[4].dtype == bool
-
-
-def test_stats_of_one_class(linear):
-    """Maxima have the chunk's own shape, but not its place, which the derivative takes."""
-    h, v = (linear.array(k, "float32", "cpu") for k in (H[0], V[:1]))
-    (loss, stats), _ = xent.value_and_grad(xent.linear_ce)(h, v, np.zeros(len(H[0]), int), stats=True)
-    assert linear.numpy(loss) == 0
-    assert linear.numpy(stats.correct).all()
 
 
 # ---- whose products

@@ -1,0 +1,131 @@
+"""PyTorch programs that are compiled or exported as a whole: a graph for all batches, lengths that data decide."""
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="torch is not installed")
+
+import xent  # noqa: E402
+from programs import IDS, LOGITS, PROBLEMS, WEIGHT, each_loss  # noqa: E402
+from programs_torch import backend_for, backward, check, fresh, loss_of, of_x, tensors, with_rows  # noqa: E402, F401
+from torch._dynamo.testing import CompileCounterWithBackend  # noqa: E402
+from xent.backends.torch import OPS  # noqa: E402
+
+pytestmark = [pytest.mark.backend("torch"), pytest.mark.compiled]
+
+
+def capped(f):
+    """A temperature and a softcap before the loss: products, which compilers contract with a later subtraction."""
+    return lambda x, *rest: f(30 * torch.tanh(x / 0.7 / 30), *rest)
+
+
+@each_loss
+def test_product_before(problem):
+    """By Inductor, which generates code."""
+    f, rest = capped(loss_of(problem)), tensors(problem.rest)
+    compiled = torch.compile(f, fullgraph=True)
+    x = problem.x.astype(float)
+    y = 30 * np.tanh(x / 0.7 / 30)
+    loss, slope = problem.truth(y)
+    problem = problem._replace(bar=3 * problem.bar)  # three steps before the loss
+    truth = loss, slope * (1 - (y / 30) ** 2) / 0.7
+    check(problem, backward(compiled, torch.tensor(problem.x), *rest), "compiled", truth)
+    check(problem, backward(f, torch.tensor(problem.x), *rest), "eager", truth)
+
+
+def assert_graphs_after(first, problem, counter, compiled, batches):
+    """The last batches have no graphs of their own. One graph may take two attempts, so only new ones count."""
+    counts = []
+    for n in batches:
+        grown = with_rows(problem, n)
+        found = backward(compiled, torch.tensor(grown.x), *tensors(grown.rest))
+        check(grown, found, f"{n} rows")
+        counts.append(counter.frame_count)
+    assert counts[first - 1 :] == [counts[first - 1]] * (len(batches) - first + 1)
+
+
+@each_loss
+def test_one_graph_for_all_batches(problem):
+    """After the first one, which is for its batch alone, as with every function."""
+    counter = CompileCounterWithBackend(backend_for(problem))
+    compiled = torch.compile(loss_of(problem), fullgraph=True, backend=counter)
+    assert_graphs_after(2, problem, counter, compiled, (4, 5, 16, 17, 130, 1100))
+
+
+@each_loss
+def test_dynamic(problem):
+    counter = CompileCounterWithBackend(backend_for(problem))
+    compiled = torch.compile(loss_of(problem), fullgraph=True, dynamic=True, backend=counter)
+    assert_graphs_after(1, problem, counter, compiled, (4, 9, 200))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_compiled_sums_of_many_equal_terms(dtype):
+    """Inductor's running totals would lose four digits: a mean over a batch whose losses are all ln 2."""
+    each = torch.full((1 << 18,), np.log(2), dtype=dtype)
+    compiled = torch.compile(lambda each: OPS.sum(each, None), fullgraph=True, dynamic=True)
+    rounded = each[0].double() * len(each)
+    np.testing.assert_allclose(compiled(each), rounded, rtol=1e-6 if dtype == torch.float32 else 1e-14)
+
+
+@pytest.mark.parametrize("option", ["label_smoothing", "z_loss", "denom", "sample_weight"])
+def test_one_graph_for_all_numbers(option):
+    counter = CompileCounterWithBackend("eager")
+    f = torch.compile(lambda x, y, k: xent.sparse_ce(x, y, **{option: k}), fullgraph=True, backend=counter)
+    x, y, counts = torch.tensor(LOGITS), torch.tensor(IDS), []
+    for k in (0.1, 0.3, 0.4, 0.7):
+        problem = PROBLEMS[0]._replace(options={option: k})
+        check(problem, backward(f, x, y, k), f"{option}={k}")
+        counts.append(counter.frame_count)
+    assert counts[1:] == [counts[1]] * 3
+
+
+def chosen(f):
+    """The loss of rows that data choose, so that their number is known only when the graph runs."""
+    return lambda x, keep, *rest: f(x[keep], *(k if len(k) != len(keep) else k[keep] for k in rest))
+
+
+@each_loss
+@torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True)
+def test_lengths_that_data_decide(problem):
+    compiled = torch.compile(chosen(loss_of(problem)), fullgraph=True, backend=backend_for(problem))
+    rest = tensors(problem.rest)
+    for keep in ([True, True, False, True], [False, True, False, True]):
+        part = problem._replace(x=problem.x[keep], rest=tuple(k if k is WEIGHT else k[keep] for k in problem.rest))
+        keep = torch.tensor(keep)
+        loss, gradient = backward(compiled, torch.tensor(problem.x), keep, *rest)
+        check(part, (loss, gradient[keep]), f"{keep}")
+        assert not gradient[~keep].any()
+
+
+@torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True)
+def test_lengths_that_data_decide_are_compared_when_the_graph_runs():
+    compiled = torch.compile(lambda x, y, one, two: xent.sparse_ce(x[one], y[two]), fullgraph=True, backend="aot_eager")
+    x, y = torch.tensor(LOGITS), torch.tensor(IDS)
+    one, two = torch.tensor([True, True, False, True]), torch.tensor([True, False, False, True])
+    compiled(x, y, one, one)
+    with pytest.raises(RuntimeError, match="u1"):
+        compiled(x, y, one, two)
+
+
+class Exported(torch.nn.Module):
+    def __init__(self, f):
+        super().__init__()
+        self.f = f
+
+    def forward(self, x, rest):
+        return self.f(x, *rest)
+
+
+@each_loss
+def test_export_with_an_open_batch(problem):
+    """To be trained on, and of PyTorch's own operations, so that it runs where xent is not."""
+    batch = torch.export.Dim("batch")
+    rest = tensors(problem.rest)
+    shapes = {"x": {0: batch}, "rest": tuple({} if k is WEIGHT else {0: batch} for k in problem.rest)}
+    program = torch.export.export(Exported(loss_of(problem)), (torch.tensor(problem.x), rest), dynamic_shapes=shapes)
+    assert not [node for node in program.graph.nodes if "xent" in str(node.target)]
+    for n in (2, 5, 40):
+        grown = with_rows(problem, n)
+        found = backward(program.module(), torch.tensor(grown.x), tensors(grown.rest))
+        check(grown, found, f"{n} rows")

@@ -1,0 +1,161 @@
+"""TensorFlow's graphs: what is found out when they run, what they are made of."""
+
+import re
+
+import numpy as np
+import pytest
+
+tf = pytest.importorskip("tensorflow", reason="tensorflow is not installed")
+
+import xent  # noqa: E402
+from cases import V, X, Y  # noqa: E402
+from programs import cover  # noqa: E402
+from xent.backends.tensorflow import operators  # noqa: E402
+
+pytestmark = pytest.mark.backend("tensorflow")
+GRAPHS = operators.OPERATORS is not None
+
+
+SEVEN = np.zeros((1, 7), np.float32)
+ROW, IDS = np.ones(7, np.float32), np.zeros(1, np.int32)
+MISFITS = {  # each is of one argument, beside logits [1, 7] or hidden states [1, 7]
+    "ids": ("sparse_ce", {"logits": SEVEN, "labels": np.zeros(5, np.int32)}),
+    "ids of another rank": ("sparse_ce", {"logits": SEVEN, "labels": IDS[None]}),
+    "sample_weight": ("sparse_ce", {"logits": SEVEN, "labels": IDS, "sample_weight": ROW[:5]}),
+    "weights of another rank": ("sparse_ce", {"logits": SEVEN, "labels": IDS, "sample_weight": ROW[:1, None]}),
+    "class weights": ("sparse_ce", {"logits": SEVEN, "labels": IDS, "class_weight": ROW[:1]}),
+    "class weights of another rank": ("softmax_ce", {"logits": SEVEN, "labels": SEVEN, "class_weight": ROW[None]}),
+    "a denominator for each": ("sparse_ce", {"logits": SEVEN, "labels": IDS, "denom": ROW[:1]}),
+    "no class": ("sparse_ce", {"logits": SEVEN[:, :0], "labels": IDS}),
+    "soft labels": ("softmax_ce", {"logits": SEVEN, "labels": SEVEN[:, :1]}),
+    "turned soft labels": ("softmax_ce", {"logits": SEVEN, "labels": SEVEN.T}),
+    "soft labels' weights": ("softmax_ce", {"logits": SEVEN, "labels": SEVEN, "sample_weight": ROW[:2]}),
+    "binary labels": ("sigmoid_ce", {"logits": SEVEN, "labels": SEVEN[:, :1]}),
+    "binary labels' weights": ("sigmoid_ce", {"logits": SEVEN, "labels": SEVEN, "sample_weight": np.ones((5, 7), "f")}),
+    "pos_weight": ("sigmoid_ce", {"logits": SEVEN, "labels": SEVEN, "pos_weight": ROW[:2]}),
+    "pos_weight of more rows": ("sigmoid_ce", {"logits": SEVEN, "labels": SEVEN, "pos_weight": np.ones((5, 1), "f")}),
+    "weight": ("linear_ce", {"hidden": SEVEN, "weight": np.ones((3, 6), "f"), "labels": IDS}),
+    "bias": ("linear_ce", {"hidden": SEVEN, "weight": np.ones((3, 7), "f"), "labels": IDS, "bias": ROW[:1]}),
+    "linear_ce's weights": (
+        "linear_ce", {"hidden": SEVEN, "weight": np.ones((3, 7), "f"), "labels": IDS, "sample_weight": ROW[:5]}
+    ),
+}  # fmt: skip
+
+
+# TensorFlow's optimizer may let the operation that cannot take them run before the assertion: another error then.
+EITHER_ERROR = ("weight", "class weights of another rank")
+
+
+def unknown(value, argument, axes):
+    """A signature of unknown lengths or rank, but for linear_ce's weight."""
+    shape = value.shape if argument == "weight" else [None] * value.ndim if axes == "lengths" else None
+    return tf.TensorSpec(shape, value.dtype)
+
+
+@pytest.mark.parametrize(
+    ("graph", "name"), cover([("lengths", True), ("rank", False), ("rank", True), ("lengths", False)], MISFITS, each=8)
+)
+def test_what_does_not_fit_is_found_when_a_graph_runs(graph, name):
+    """With the sentence of eager calls; XLA tells its words as an operation's name."""
+    axes, xla = graph
+    loss, given = MISFITS[name]
+    with pytest.raises(ValueError, match="expected") as eager:
+        getattr(xent, loss)(**given)
+    words = re.split(r"\([\d, ]*\)|\(classes, 7\)", str(eager.value))  # without the shapes
+    f = tf.function(
+        lambda *args: getattr(xent, loss)(**dict(zip(given, args, strict=True))),
+        input_signature=[unknown(value, argument, axes) for argument, value in given.items()],
+        jit_compile=xla,
+    )
+    with pytest.raises((tf.errors.InvalidArgumentError, ValueError)) as caught:
+        f(*given.values())
+    said = str(caught.value).replace("\\", "")
+    for word in () if name in EITHER_ERROR and not xla else words:
+        assert (re.sub(r"\W+", "_", word.strip()) if xla and "node" in said else word.strip()) in said
+
+
+@pytest.mark.compiled
+@pytest.mark.parametrize("xla", [False, True])
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("classes", [12, 1000, 1025, 33333, 262144])  # a tree; blocks; with a tail; many; blocks
+def test_long_sums_of_equal_terms(classes, axis, xla):
+    x = np.zeros((2, classes), np.float32)
+    x[:, 0] = 5.3, 9.1
+    loss = tf.function(lambda x: xent.sparse_ce(x, [0, 0], axis=axis, reduce="none"), jit_compile=xla)
+    want = np.log1p((classes - 1) * np.exp(-np.float64(x[:, 0])))
+    np.testing.assert_allclose(loss(tf.constant(x if axis else x.T)), want, rtol=2e-7)
+
+
+@pytest.mark.parametrize("xla", [False, True])
+def test_numpy_parameters_in_the_other_byte_order(xla):
+    """TensorFlow would take a constant's bytes for the machine's own."""
+    weight, bias = np.array([[1, 0], [0, 1]], ">f4"), np.array([0, 0.5], ">f4")
+    loss = tf.function(lambda h: xent.linear_ce(h, weight, np.array([1], ">i8"), bias=bias), jit_compile=xla)
+    np.testing.assert_allclose(loss(tf.constant([[1.0, 2.0]])), np.log1p(np.exp(-1.5)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("transform", ["persistent", "nested"])
+def test_a_bias_of_16_bits(transform):
+    h, weight, bias = (tf.cast(k, tf.bfloat16) for k in ([[1.0, 2.0]], np.eye(2), [0.5, 0.25]))
+    with tf.GradientTape(persistent=transform == "persistent") as outer, tf.GradientTape() as inner:
+        for tape in (outer, inner):
+            tape.watch((h, weight, bias))
+        loss = xent.linear_ce(h, weight, [1], bias=bias)
+    want = xent.value_and_grad(xent.linear_ce)(h, weight, [1], bias=bias)
+    for tape in (outer, inner):
+        for got, grad in zip((loss, *tape.gradient(loss, (h, weight, bias))), (want[0], *want[1]), strict=True):
+            assert got.dtype == grad.dtype
+            np.testing.assert_allclose(tf.cast(got, tf.float32), tf.cast(grad, tf.float32), rtol=1e-2)
+
+
+def test_label_error_inside_a_function():
+    """AutoGraph hands it on as what it is."""
+    with pytest.raises(xent.LabelError, match="class ids out of range"):
+        tf.function(lambda x: xent.sparse_ce(x, [0, 9, 1]))(tf.constant(X))
+
+
+def grad(f):
+    def run(h, v):
+        with tf.GradientTape() as tape:
+            tape.watch((h, v))
+            loss = f(h, v)
+        return tape.gradient(loss, (h, v))
+
+    return run
+
+
+def all_graphs(graph):
+    """Itself and those of all functions that it may call, and that those may."""
+    return [graph, *(g for name in graph._functions for g in all_graphs(graph._get_function(name).graph))]
+
+
+@pytest.mark.parametrize("asked", ["loss", "grad"])
+def test_head_in_a_graph_is_a_loop(asked):
+    """Not unrolled, with all rows' logits nowhere in it."""
+    signature = [tf.TensorSpec([64, 4], tf.float32), tf.TensorSpec([11, 4], tf.float32)]
+    f = lambda h, v: xent.linear_ce(h, v, np.arange(64) % 11, chunk_rows=4)  # noqa: E731
+    graph = tf.function(grad(f) if asked == "grad" else f, input_signature=signature).get_concrete_function().graph
+    inside = {id(g): g for g in all_graphs(graph)}.values()
+    kinds = [op.type for g in inside for op in g.get_operations()]
+    assert sum("While" in kind for kind in kinds) == (2 if GRAPHS else 1)  # the kernels' loop, and the formulas'
+    shapes = [tuple(out.shape) for g in inside for op in g.get_operations() for out in op.outputs if out.shape.rank]
+    assert (4, 11) in shapes
+    assert (64, 11) not in shapes
+
+
+@pytest.mark.parametrize("xla", [False, True])
+def test_head_of_an_unknown_batch(xla):
+    unknown = [tf.TensorSpec([None, 4], tf.float64), tf.TensorSpec([4, 4], tf.float64), tf.TensorSpec([None], tf.int32)]
+    run = tf.function(
+        lambda h, v, y: xent.value_and_grad(xent.linear_ce)(h, v, y, chunk_rows=2),
+        input_signature=unknown,
+        jit_compile=xla,
+    )
+    loss, grads = run(X, V, Y.astype("int32"))
+    want, wanted = xent.value_and_grad(xent.linear_ce)(X, V, Y)
+    np.testing.assert_allclose(loss, want, rtol=1e-12)
+    np.testing.assert_allclose(grads.hidden, wanted.hidden, rtol=1e-11, atol=1e-14)
+    np.testing.assert_allclose(grads.weight, wanted.weight, rtol=1e-11, atol=1e-14)
+    loss, grads = run(X[:0], V, Y[:0].astype("int32"))
+    assert loss == 0
+    assert not grads.weight.numpy().any()
