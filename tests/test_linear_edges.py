@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import xent
 from linear_cases import (
+    BARS,
     BIAS,
+    LOSS_BARS,
     OPTIONS,
     H,
     V,
@@ -15,6 +17,7 @@ from linear_cases import (
     assert_close,
 )
 from xent import _dispatch, oracle
+from xent.verify.precision import rounded
 
 # ---- edges
 
@@ -56,6 +59,24 @@ def test_invalid_ids(linear):
     assert bad[1, 2]
     np.testing.assert_array_equal(np.isnan(linear.numpy(grads.hidden)).all(-1), bad)
     assert np.isnan(linear.numpy(grads.weight)).all()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_float32_parameters_beside_16_bits(linear, dtype):
+    """A mixed-precision layer's: they are rounded to the hidden states' dtype, and their gradients are float32."""
+    if dtype not in linear.dtypes:
+        pytest.skip(f"{linear.name} has no {dtype}")
+    exact = [rounded(k, dtype) for k in (H, V, BIAS)]
+    want = oracle.linear_ce(*exact[:2], Y, bias=exact[2])
+    h, v, bias = (linear.array(k, of, "cpu") for k, of in ((H, dtype), (V, "float32"), (BIAS, "float32")))
+    loss, grads = xent.value_and_grad(xent.linear_ce)(h, v, Y, bias=bias)
+    assert_close(linear.numpy(loss), want.loss, LOSS_BARS[dtype], "loss")
+    ops = _dispatch.load(linear.name).ops
+    assert [ops.dtype(k) for k in grads] == [dtype, "float32", "float32"]
+    for name, grad in zip(xent.Grads._fields, grads, strict=True):
+        assert_close(linear.numpy(grad), getattr(want, name), BARS[dtype], name)
+    with pytest.raises(TypeError, match=f"^weight: expected {dtype}, as hidden is, or float32, got float64$"):
+        xent.linear_ce(h, np.asarray(V, np.float64), Y)
 
 
 def test_inputs_are_left_alone(linear):

@@ -196,9 +196,11 @@ def unknown_head(got: str) -> ValueError:
     )
 
 
-def same_dtype(argument: str, dtype: str, expected: str) -> None:
-    if dtype != expected:
-        raise TypeError(f"{argument}: expected {expected}, as hidden is, got {dtype}")
+def parameter_dtype(argument: str, dtype: str, hidden: str) -> None:
+    """The hidden states', or float32 beside 16 bits: what a mixed-precision layer has."""
+    mixed = hidden in ("float16", "bfloat16")
+    if dtype != hidden and not (mixed and dtype == "float32"):
+        raise TypeError(f"{argument}: expected {hidden}, as hidden is{', or float32' if mixed else ''}, got {dtype}")
 
 
 def fits(got: Shape, expected: Shape) -> bool:

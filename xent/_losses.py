@@ -154,9 +154,10 @@ def linear_ce(
     Args:
         hidden: h [..., D], float16, bfloat16, float32 or float64, of NumPy, PyTorch, TensorFlow or JAX. Their type
             decides where the loss is computed.
-        weight: W [C, D], of the same dtype; of the same framework, or NumPy's.
+        weight: W [C, D], of the same dtype, or float32 beside 16-bit hidden states, to whose dtype it is rounded; of
+            the same framework, or NumPy's.
         labels: y [...], any integer or bool dtype; of the same framework, or NumPy's, or lists.
-        bias: b [C], of the same dtype.
+        bias: b [C], of the same dtypes.
         softcap: s above 0; no cap where None.
         reduce: "none" w l of each example; "sum"; "mean" sum(w l) / sum(w); "mean_nonzero" sum(w l) / count(w != 0);
             "mean_all" sum(w l) / number of examples. An empty denominator gives 0.

@@ -222,7 +222,7 @@ def _denom(adapter: Adapter, value: Any, x: Array, dtype: str) -> Array | None:
 
 def _parameter(adapter: Adapter, argument: str, value: Any, h: Array) -> Array:
     own, value = _with_adapter(adapter, argument, value, h)
-    _check.same_dtype(argument, own.ops.dtype(value), adapter.ops.dtype(h))
+    _check.parameter_dtype(argument, own.ops.dtype(value), adapter.ops.dtype(h))
     return adapter.ops.asarray(value, h)
 
 
