@@ -50,6 +50,12 @@ def name(x: Array) -> str:
     return str(getattr(x.dtype, "name", x.dtype)).rpartition(".")[2]
 
 
+def following(xp: Any, x: Array, last: int) -> Array:
+    if not x.shape[-1]:
+        return x  # a slice may not begin past the end
+    return xp.concat([x[..., 1:], xp.full_like(x[..., :1], last)], axis=-1)
+
+
 # ---- mathematics along an axis
 
 
@@ -85,6 +91,7 @@ def operations(xp: Any) -> Ops:
         integer=lambda x: astype(xp, x, "int64"),
         where=xp.where,
         expand_dims=lambda x, axis: xp.expand_dims(x, axis=axis),
+        following=partial(following, xp),
         squeeze=lambda x, axis: xp.squeeze(x, axis=axis),
         zeros_like=xp.zeros_like,
         full=lambda shape, value, dtype, like: xp.full(shape, value, dtype=getattr(xp, dtype), device=like.device),

@@ -71,6 +71,7 @@ OPS = Ops(
     integer=integer,
     where=np.where,
     expand_dims=np.expand_dims,
+    following=lambda x, last: np.concatenate([x[..., 1:], np.full_like(x[..., :1], last)], -1),
     squeeze=np.squeeze,
     zeros_like=np.zeros_like,
     full=lambda shape, value, dtype, like: np.full(shape, value, dtype)[()],  # a scalar, as NumPy's functions return

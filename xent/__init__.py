@@ -5,6 +5,7 @@ from typing import Any
 
 from xent._check import LabelError
 from xent._gradient import value_and_grad
+from xent._labels import next_token, total_weight
 from xent._linear import Grads
 from xent._losses import linear_ce, sigmoid_ce, softmax_ce, sparse_ce
 from xent._reduce import Stats
@@ -21,9 +22,11 @@ __all__ = [
     "bench",
     "compare",
     "linear_ce",
+    "next_token",
     "sigmoid_ce",
     "softmax_ce",
     "sparse_ce",
+    "total_weight",
     "value_and_grad",
 ]
 __version__ = "0.1.0"

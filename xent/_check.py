@@ -148,6 +148,7 @@ POS_WEIGHT = ShapeRule(
 )
 DENOM = ShapeRule("denom", "expected shape", " (a number or a 0-d array), got")
 HEAD = ShapeRule("weight", "expected shape", " (hidden's features), got")  # of known shapes head_shapes says it
+SEGMENTS = ShapeRule("segment_ids", "expected shape", " (the labels'), got")
 BIAS = ShapeRule("bias", "expected shape", " (one for each class), got")
 
 
@@ -344,6 +345,14 @@ def representable(ignored: int | None, dtype: str) -> int | None:
     bits = 1 if dtype == "bool" else int(dtype.removeprefix("u").removeprefix("int"))
     low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1)) if dtype.startswith("int") else (0, 2**bits)
     return ignored if low <= ignored < high else None
+
+
+def token_ids(shape: Shape, dtype: str, ignore_index: int) -> None:
+    """What `next_token` takes: a sequence at least, and a number for its end that the labels can hold."""
+    if not shape:
+        raise ValueError("labels: expected at least one dimension, the tokens; got a scalar")
+    if representable(index("ignore_index", ignore_index), dtype) is None:
+        raise ValueError(f"ignore_index: expected a number that labels of {dtype} can hold, got {ignore_index!r}")
 
 
 def no_linear(framework: str) -> TypeError:

@@ -38,8 +38,8 @@ def softmax(adapter: Adapter, given: Operands, options: Options) -> tuple[Plan, 
     options = options.checked(given.denom)
     x, dtype = floating(adapter, "logits", given.inputs)
     labels, sample_weight = (
-        _real(adapter, "labels", given.labels, x, dtype),
-        _real(adapter, "sample_weight", given.sample_weight, x, dtype),
+        real(adapter, "labels", given.labels, x, dtype),
+        real(adapter, "sample_weight", given.sample_weight, x, dtype),
     )
     axis, lengths = options.axis, None
     if not ranked(adapter, x):
@@ -63,7 +63,7 @@ def sparse(adapter: Adapter, given: Operands, options: Options) -> tuple[Plan, O
         x, axis, lengths, given = flattened_rows(adapter, x, dtype, axis, given)
     shape = shape_of(adapter, x)
     x, axis, _ = class_axis(adapter, x, shape, axis)
-    return _sparse_rows(adapter, x, dtype, shape, axis, given, options, lengths)
+    return of_rows(adapter, x, dtype, shape, axis, given, options, lengths)
 
 
 def linear(adapter: Adapter, given: Operands, options: Options) -> tuple[Plan, Operands]:
@@ -86,16 +86,16 @@ def linear(adapter: Adapter, given: Operands, options: Options) -> tuple[Plan, O
     if bias is not None:
         bias = fitted(adapter, _check.BIAS, _parameter(adapter, "bias", bias, h), classes)
     given = given._replace(weight=weight, bias=bias)
-    return _sparse_rows(adapter, h, dtype, shape[:-1] + classes, len(shape) - 1, given, options, lengths)
+    return of_rows(adapter, h, dtype, shape[:-1] + classes, len(shape) - 1, given, options, lengths)
 
 
 def sigmoid(adapter: Adapter, given: Operands, options: Options) -> tuple[Plan, Operands]:
     options = options.checked(given.denom)
     x, dtype = floating(adapter, "logits", given.inputs)
     labels, sample_weight, positive = (
-        _real(adapter, "labels", given.labels, x, dtype),
-        _real(adapter, "sample_weight", given.sample_weight, x, dtype),
-        _real(adapter, "pos_weight", given.pos_weight, x, dtype),
+        real(adapter, "labels", given.labels, x, dtype),
+        real(adapter, "sample_weight", given.sample_weight, x, dtype),
+        real(adapter, "pos_weight", given.pos_weight, x, dtype),
     )
     lengths = None
     if not ranked(adapter, x):
@@ -109,22 +109,20 @@ def sigmoid(adapter: Adapter, given: Operands, options: Options) -> tuple[Plan, 
     return plan, Operands(x, labels, sample_weight, None, _denom(adapter, given.denom, x, dtype), positive)
 
 
-def _sparse_rows(
+def of_rows(
     adapter: Adapter, x: Array, dtype: str, shape: Shape, axis: int, given: Operands, options: Options, lengths: Any
 ) -> tuple[Plan, Operands]:
     """Logits that need not be there, for `linear_ce`: theirs are `dtype`, `shape` and the class axis. x is an array on
     their device, of their shape but for that axis."""
     ops = adapter.ops
     rows, classes = shape[:axis] + shape[axis + 1 :], known(adapter, shape)[axis]
-    own, labels = _ids(adapter, given.labels, x)
+    own, labels = class_ids(adapter, given.labels, x)
     ignored = _check.representable(options.ignore_index, own.ops.dtype(labels))
     if classes is None:  # NumPy's ids cannot be compared with it
         own, labels = adapter, ops.asarray(labels, x)
     if own is not adapter:
         _check.IDS.check(own.ops.shape(labels), known(adapter, rows))
-    sample_weight = fitted(
-        adapter, _check.WEIGHTS, _real(adapter, "sample_weight", given.sample_weight, x, dtype), rows
-    )
+    sample_weight = fitted(adapter, _check.WEIGHTS, real(adapter, "sample_weight", given.sample_weight, x, dtype), rows)
     table = _class_weight(adapter, given.class_weight, x, dtype, shape[axis : axis + 1])
     denom = _denom(adapter, given.denom, x, dtype)
     mode = _looked_at(adapter, own, labels, classes, ignored, sample_weight, options)
@@ -192,32 +190,32 @@ def _with_adapter(adapter: Adapter, argument: str, value: Any, x: Array) -> tupl
     return own, own.ops.asarray(value, value)
 
 
-def _ids(adapter: Adapter, labels: Any, x: Array) -> tuple[Adapter, Array]:
+def class_ids(adapter: Adapter, labels: Any, x: Array) -> tuple[Adapter, Array]:
     own, labels = _with_adapter(adapter, "labels", _check.class_ids(labels), x)
     _check.integral("labels", own.ops.dtype(labels))
     return own, labels
 
 
-def _real(adapter: Adapter, argument: str, value: Any, x: Array, dtype: str) -> Array | None:
-    """value in the logits' framework, on their device, in the dtype they are computed in."""
+def real(adapter: Adapter, argument: str, value: Any, x: Array, dtype: str | None) -> Array | None:
+    """value in the framework of x, on its device, in the dtype that is computed in, or its own for None."""
     if value is None:
         return None
     own, value = _with_adapter(adapter, argument, value, x)
     _check.real(argument, own.ops.dtype(value))
-    value = own.ops.astype(value, dtype)
+    value = value if dtype is None else own.ops.astype(value, dtype)
     return adapter.ops.asarray(value, x)
 
 
 def _class_weight(adapter: Adapter, value: Any, x: Array, dtype: str, classes: Shape) -> Array | None:
     if value is None:
         return None
-    return fitted(adapter, _check.CLASS_WEIGHT, _real(adapter, "class_weight", value, x, dtype), classes)
+    return fitted(adapter, _check.CLASS_WEIGHT, real(adapter, "class_weight", value, x, dtype), classes)
 
 
 def _denom(adapter: Adapter, value: Any, x: Array, dtype: str) -> Array | None:
     if value is None:
         return None
-    return fitted(adapter, _check.DENOM, _real(adapter, "denom", value, x, dtype), ())
+    return fitted(adapter, _check.DENOM, real(adapter, "denom", value, x, dtype), ())
 
 
 def _parameter(adapter: Adapter, argument: str, value: Any, h: Array) -> Array:
@@ -237,8 +235,8 @@ def flattened_rows(
     adapter: Adapter, x: Array, dtype: str, axis: Any, given: Operands
 ) -> tuple[Array, int, Any, Operands]:
     """`flattened` for class ids."""
-    labels = adapter.ops.asarray(_ids(adapter, given.labels, x)[1], x)
-    sample_weight = _real(adapter, "sample_weight", given.sample_weight, x, dtype)
+    labels = adapter.ops.asarray(class_ids(adapter, given.labels, x)[1], x)
+    sample_weight = real(adapter, "sample_weight", given.sample_weight, x, dtype)
     rules = (_check.IDS, labels), (_check.WEIGHTS, sample_weight)
     x, axis, lengths, (labels, sample_weight) = flattened(adapter, x, axis, rules)
     return x, axis, lengths, given._replace(labels=labels, sample_weight=sample_weight)

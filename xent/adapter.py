@@ -92,6 +92,7 @@ class Ops:
     where: Callable[[Array, Any, Any], Array]
     expand_dims: Callable[[Array, int], Array]
     squeeze: Callable[[Array, int], Array]
+    following: Callable[[Array, int], Array]  # (x, last): each entry becomes the next along the last axis, or `last`
     zeros_like: Callable[[Array], Array]
     full: Callable[[tuple[int, ...], float, str, Array], Array]  # (shape, value, dtype, like): on like's device
     take: Callable[[Array, Array], Array]  # table[ids]: 1-d table, ids of any shape, all in range

@@ -104,6 +104,7 @@ OPS = Ops(
     integer=integer,
     where=jnp.where,
     expand_dims=jnp.expand_dims,
+    following=lambda x, last: jnp.concatenate([x[..., 1:], jnp.full_like(x[..., :1], last)], -1),
     squeeze=jnp.squeeze,
     zeros_like=jnp.zeros_like,
     full=lambda shape, value, dtype, like: vary(jnp.full(shape, value, dtype), varying(like)),

@@ -112,6 +112,7 @@ OPS = Ops(
     integer=lambda x: tf.cast(x, tf.int64),
     where=where,
     expand_dims=tf.expand_dims,
+    following=lambda x, last: tf.concat([x[..., 1:], tf.zeros_like(x[..., :1]) + tf.cast(last, x.dtype)], -1),
     squeeze=tf.squeeze,
     zeros_like=tf.zeros_like,
     full=full,

@@ -173,6 +173,7 @@ OPS = Ops(
     integer=lambda x: astype(x, "int64"),
     where=torch.where,
     expand_dims=torch.unsqueeze,
+    following=lambda x, last: torch.cat([x[..., 1:], torch.full_like(x[..., :1], last)], -1),
     squeeze=torch.squeeze,
     zeros_like=torch.zeros_like,
     full=lambda shape, value, dtype, like: torch.full(shape, value, dtype=getattr(torch, dtype), device=like.device),

@@ -33,6 +33,7 @@ OPS = xent.Ops(
     where=lift(np.where),
     expand_dims=lift(np.expand_dims),
     squeeze=lift(np.squeeze),
+    following=lift(lambda x, last: np.concatenate([x[..., 1:], np.full_like(x[..., :1], last)], -1)),
     zeros_like=lift(np.zeros_like),
     full=lambda shape, value, dtype, like: toy.array(np.full(shape, value, dtype)),
     take=lift(lambda table, ids: table[ids]),
