@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,6 +33,23 @@ HOW_TO_MAKE_DENSE = {
 REAL, INTEGRAL = (float, numbers.Real), (int, numbers.Integral)  # NumPy's too; abstract classes are slow to ask
 UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 Shape = tuple[int | None, ...]
+
+
+# What other libraries call an argument: what to do here.
+HABITS = {
+    "reduction": "use reduce",
+    "size_average": "use reduce",
+    "dim": "use axis",
+    "weight": "use class_weight, or sample_weight",
+    "weights": "use sample_weight, or class_weight",
+    "class_weights": "use class_weight",
+    "sample_weights": "use sample_weight",
+    "where": "use sample_weight, 0 and 1",
+    "mask": "use sample_weight, 0 and 1",
+    "ignore_class": "use ignore_index",
+    "num_items_in_batch": "use denom",
+    "from_logits": "logits are what it takes",
+}
 
 
 class LabelError(ValueError):
@@ -104,7 +121,8 @@ def real(argument: str, dtype: str) -> None:
 
 def integral(argument: str, dtype: str) -> None:
     if not dtype.startswith(("int", "uint", "bool")):
-        hint = " (for distributions over the classes use softmax_ce)" if "float" in dtype else ""
+        hint = " (cast ids that are whole numbers; for distributions over the classes use softmax_ce)"
+        hint = hint if "float" in dtype else ""
         raise TypeError(f"{argument}: expected class ids of an integer or bool dtype, got {dtype}{hint}")
 
 
@@ -120,12 +138,14 @@ class ShapeRule(NamedTuple):
     ones: bool = False  # a length may be 1 instead
     scalar: bool = False  # a scalar will do
     broadcasts: bool = False  # leading axes may be missing
+    advice: Callable[[Shape, Shape], str] | None = None  # (this shape, the logits') -> more to say
 
-    def check(self, got: Shape, expected: Shape) -> None:
+    def check(self, got: Shape, expected: Shape, logits: Shape = ()) -> None:
         """As far as a graph under construction knows."""
         tail = expected[len(expected) - len(got) :] if self.broadcasts and len(got) < len(expected) else expected
         if not ((self.scalar and not got) or (len(got) == len(tail) and self._lengths_fit(got, tail))):
-            raise ValueError(f"{self.argument}: {self.before} {text(expected)}{self.after} {text(got)}")
+            more = self.advice(got, logits) if self.advice and logits else ""
+            raise ValueError(f"{self.argument}: {self.before} {text(expected)}{self.after} {text(got)}{more}")
 
     def words(self, expected: Any, got: Any) -> list[Any]:
         """The sentence, for a graph that finds the two shapes when it runs."""
@@ -137,8 +157,18 @@ class ShapeRule(NamedTuple):
         )
 
 
-IDS = ShapeRule("labels", "expected shape", " (the logits' without axis), got")
+def other_axis(got: Shape, logits: Shape) -> str:
+    fitting = [axis for axis in range(len(logits)) if logits[:axis] + logits[axis + 1 :] == got]
+    return f"; they fit axis={fitting[0]}" if len(fitting) == 1 else ""
+
+
+def for_class_ids(got: Shape, logits: Shape) -> str:
+    return "; for class ids use sparse_ce" if len(got) + 1 == len(logits) else ""
+
+
+IDS = ShapeRule("labels", "expected shape", " (the logits' without axis), got", advice=other_axis)
 SOFT_LABELS = ShapeRule("labels", "expected shape", " (the logits'), got")
+DISTRIBUTIONS = SOFT_LABELS._replace(advice=for_class_ids)
 WEIGHTS = ShapeRule(
     "sample_weight", "expected a scalar, shape", " (the loss's), or that with 1s; got", ones=True, scalar=True
 )
@@ -287,6 +317,13 @@ def one_of(choices: Sequence[str]) -> str:
     return ", ".join(map(repr, choices[:-1])) + f" or {choices[-1]!r}"
 
 
+def unexpected(loss: str, given: Iterable[str]) -> TypeError:
+    """Arguments that the loss does not have."""
+    name = next(iter(given))
+    advice = f"; {HABITS[name]}" if name in HABITS else ""
+    return TypeError(f"{name}: {loss} has no such argument{advice}")
+
+
 # ---- class ids
 
 
@@ -306,9 +343,10 @@ def ids_in_range(ids: Any, classes: int, ignored: int | None, sample_weight: Arr
     first = np.unravel_index(int(bad.argmax()), bad.shape)
     place = ", ".join(map(str, map(int, first)))
     expected = f"0 to {classes - 1}" + ("" if ignored is None else f", or ignore_index={ignored}")
+    hint = "; ignore_index=-100 leaves it out" if ignored is None and ids[first] == -100 else ""
     raise LabelError(
         f"labels: {count} of {ids.size} class ids out of range, the first {'at [' + place + '] ' if place else ''}"
-        f"is {ids[first]}; expected {expected}"
+        f"is {ids[first]}; expected {expected}{hint}"
     )
 
 

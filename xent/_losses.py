@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
+from xent._check import unexpected
 from xent._execute import SIGMOID, SOFTMAX, SPARSE, run
 from xent._linear import LINEAR
 from xent._options import Operands, Options
@@ -21,6 +22,7 @@ def softmax_ce(
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     denom: Scalar | None = None,
+    **unknown: NoReturn,
 ) -> Array:
     """Cross-entropy of softmax(logits) against labels that are distributions over the classes.
 
@@ -60,6 +62,8 @@ def softmax_ce(
         >>> print(xent.softmax_ce(logits, [[0.4, 0.1, 0.5], [0.3, 0.6, 0.1]], reduce="none").round(4))
         [2.1722 2.7697]
     """
+    if unknown:
+        raise unexpected("softmax_ce", unknown)
     operands = Operands(logits, labels, sample_weight, class_weight, denom)
     return run(SOFTMAX, operands, Options(axis, reduce, label_smoothing, z_loss))
 
@@ -78,6 +82,7 @@ def sparse_ce(
     invalid: str = "auto",
     denom: Scalar | None = None,
     stats: bool = False,
+    **unknown: NoReturn,
 ) -> Any:
     """Cross-entropy of softmax(logits) against labels that are class ids.
 
@@ -123,6 +128,8 @@ def sparse_ce(
         >>> print(xent.sparse_ce(logits, [2, 1], reduce="none").round(4))
         [0.0222 3.0997]
     """
+    if unknown:
+        raise unexpected("sparse_ce", unknown)
     operands = Operands(logits, labels, sample_weight, class_weight, denom)
     return run(SPARSE, operands, Options(axis, reduce, label_smoothing, z_loss, ignore_index, invalid, stats))
 
@@ -144,6 +151,7 @@ def linear_ce(
     denom: Scalar | None = None,
     chunk_rows: int | None = None,
     stats: bool = False,
+    **unknown: NoReturn,
 ) -> Any:
     """`sparse_ce` of the logits hidden @ weight.T + bias, which are never held all at once.
 
@@ -194,6 +202,8 @@ def linear_ce(
         >>> print(grads.hidden.shape, grads.weight.shape, grads.bias)
         (2, 2) (3, 2) None
     """
+    if unknown:
+        raise unexpected("linear_ce", unknown)
     operands = Operands(hidden, labels, sample_weight, class_weight, denom, weight=weight, bias=bias)
     options = Options(-1, reduce, label_smoothing, z_loss, ignore_index, invalid, stats, softcap, chunk_rows)
     return run(LINEAR, operands, options)
@@ -208,6 +218,7 @@ def sigmoid_ce(
     pos_weight: Any = None,
     label_smoothing: float = 0.0,
     denom: Scalar | None = None,
+    **unknown: NoReturn,
 ) -> Array:
     """Binary cross-entropy of sigmoid(logits), element by element.
 
@@ -242,5 +253,7 @@ def sigmoid_ce(
         >>> print(xent.sigmoid_ce(np.array([2.0, -1.0, 40.0]), [1, 0, 1], reduce="none").round(4))
         [0.1269 0.3133 0.    ]
     """
+    if unknown:
+        raise unexpected("sigmoid_ce", unknown)
     operands = Operands(logits, labels, sample_weight, denom=denom, pos_weight=pos_weight)
     return run(SIGMOID, operands, Options(reduce=reduce, label_smoothing=label_smoothing))

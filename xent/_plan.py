@@ -47,7 +47,7 @@ def softmax(adapter: Adapter, given: Operands, options: Options) -> tuple[Plan, 
         x, axis, lengths, (labels, sample_weight) = flattened(adapter, x, axis, rules)
     shape = shape_of(adapter, x)
     x, axis, classes = class_axis(adapter, x, shape, axis)
-    labels = fitted(adapter, _check.SOFT_LABELS, labels, shape)
+    labels = fitted(adapter, _check.DISTRIBUTIONS, labels, shape, shape)
     sample_weight = fitted(adapter, _check.WEIGHTS, sample_weight, shape[:axis] + shape[axis + 1 :])
     table = _class_weight(adapter, given.class_weight, x, dtype, shape[axis : axis + 1])
     layout = Layout(axis, False, sample_weight is not None or table is not None, bool(options.z_loss))
@@ -116,12 +116,13 @@ def of_rows(
     their device, of their shape but for that axis."""
     ops = adapter.ops
     rows, classes = shape[:axis] + shape[axis + 1 :], known(adapter, shape)[axis]
+    logits = shape if given.weight is None else ()
     own, labels = class_ids(adapter, given.labels, x)
     ignored = _check.representable(options.ignore_index, own.ops.dtype(labels))
     if classes is None:  # NumPy's ids cannot be compared with it
         own, labels = adapter, ops.asarray(labels, x)
     if own is not adapter:
-        _check.IDS.check(own.ops.shape(labels), known(adapter, rows))
+        _check.IDS.check(own.ops.shape(labels), known(adapter, rows), logits)
     sample_weight = fitted(adapter, _check.WEIGHTS, real(adapter, "sample_weight", given.sample_weight, x, dtype), rows)
     table = _class_weight(adapter, given.class_weight, x, dtype, shape[axis : axis + 1])
     denom = _denom(adapter, given.denom, x, dtype)
@@ -130,7 +131,7 @@ def of_rows(
     to_do: tuple[Any, Any] = ignored, mode
     if own is not adapter:
         labels, to_do = ops.asarray(_reduce.code(own.ops, labels, classes, *to_do), x), (None, None)
-    labels = fitted(adapter, _check.IDS, labels, rows)
+    labels = fitted(adapter, _check.IDS, labels, rows, logits)
     layout = Layout(axis, True, masked, bool(options.z_loss or options.stats))
     plan = Plan(adapter, options, dtype, layout, classes, *to_do, lengths)
     return plan, Operands(x, labels, sample_weight, table, denom, None, given.weight, given.bias)

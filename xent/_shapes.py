@@ -46,14 +46,16 @@ def class_axis(adapter: Adapter, x: Array, shape: Shape, axis: Any) -> tuple[Arr
     return x, axis, lengths[axis]
 
 
-def fitted(adapter: Adapter, rule: _check.ShapeRule, value: Array | None, shape: Shape) -> Array | None:
-    """value, of a shape that the rule wants beside this one."""
+def fitted(
+    adapter: Adapter, rule: _check.ShapeRule, value: Array | None, shape: Shape, logits: Shape = ()
+) -> Array | None:
+    """value, of a shape that the rule wants beside this one; `logits`: their shape, where there is advice about it."""
     if value is None:
         return None
     unknown, lengths = adapter.ops.unknown, known(adapter, shape)
     if ranked(adapter, value):
         own = adapter.ops.shape(value)
-        rule.check(own, lengths)
+        rule.check(own, lengths, logits)
         if not own or not (None in own or None in lengths):
             return value
     assert unknown is not None
