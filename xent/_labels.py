@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from xent import _check, _plan
+from xent import _plan, _rules
 from xent._dispatch import contents, find
 from xent._execute import prepare
 from xent._options import Operands, Options
@@ -45,13 +45,13 @@ def next_token(labels: Array, ignore_index: int = -100, *, segment_ids: Array | 
     """
     adapter, ids = _own_ids(labels)
     ops = adapter.ops
-    _check.token_ids(ops.shape(ids), ops.dtype(ids), ignore_index)
+    _rules.token_ids(ops.shape(ids), ops.dtype(ids), ignore_index)
     shifted = ops.following(ids, ignore_index)
     if segment_ids is None:
         return shifted
     segments = _plan.real(adapter, "segment_ids", segment_ids, ids, None)
     assert segments is not None
-    _check.SEGMENTS.check(ops.shape(segments), ops.shape(ids))
+    _rules.SEGMENTS.check(ops.shape(segments), ops.shape(ids))
     return ops.where(ops.following(segments, 0) == segments, shifted, ops.zeros_like(ids) + ignore_index)
 
 

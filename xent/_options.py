@@ -34,7 +34,7 @@ class Options(NamedTuple):
         if ignore_index is softcap is chunk_rows is None and smoothing is label_smoothing and z_loss is self.z_loss:
             return self
         return Options(
-            axis,  # `_check.class_axis` checks it, which knows the shape
+            axis,  # `_rules.class_axis` checks it, which knows the shape
             reduce,
             smoothing,
             z_loss,

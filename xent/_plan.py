@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from xent import _check, _reduce
+from xent import _check, _reduce, _rules
 from xent._dispatch import contents, find
 from xent._options import Operands, Options
 from xent._shapes import Shape, class_axis, fitted, flattened, known, ranked, shape_of
@@ -43,12 +43,12 @@ def softmax(adapter: Adapter, given: Operands, options: Options) -> tuple[Plan, 
     )
     axis, lengths = options.axis, None
     if not ranked(adapter, x):
-        rules = (_check.SOFT_LABELS, labels), (_check.WEIGHTS, sample_weight)
+        rules = (_rules.SOFT_LABELS, labels), (_rules.WEIGHTS, sample_weight)
         x, axis, lengths, (labels, sample_weight) = flattened(adapter, x, axis, rules)
     shape = shape_of(adapter, x)
     x, axis, classes = class_axis(adapter, x, shape, axis)
-    labels = fitted(adapter, _check.DISTRIBUTIONS, labels, shape, shape)
-    sample_weight = fitted(adapter, _check.WEIGHTS, sample_weight, shape[:axis] + shape[axis + 1 :])
+    labels = fitted(adapter, _rules.DISTRIBUTIONS, labels, shape, shape)
+    sample_weight = fitted(adapter, _rules.WEIGHTS, sample_weight, shape[:axis] + shape[axis + 1 :])
     table = _class_weight(adapter, given.class_weight, x, dtype, shape[axis : axis + 1])
     layout = Layout(axis, False, sample_weight is not None or table is not None, bool(options.z_loss))
     plan = Plan(adapter, options, dtype, layout, classes, lengths=lengths)
@@ -73,18 +73,18 @@ def linear(adapter: Adapter, given: Operands, options: Options) -> tuple[Plan, O
     h, dtype = floating(adapter, "hidden", given.inputs)
     weight, bias = _parameter(adapter, "weight", given.weight, h), given.bias
     if not ranked(adapter, weight):
-        raise _check.unknown_head("an unknown rank")
+        raise _rules.unknown_head("an unknown rank")
     lengths = None
     if not ranked(adapter, h):
         h, _, lengths, given = flattened_rows(adapter, h, dtype, -1, given)
     shape, of_weight = shape_of(adapter, h), shape_of(adapter, weight)
-    _check.head_shapes(known(adapter, shape), adapter.ops.shape(weight))
+    _rules.head_shapes(known(adapter, shape), adapter.ops.shape(weight))
     classes = of_weight[:1]
     if known(adapter, shape)[-1] is None:
         h = _with_features(adapter, h, shape, of_weight)
-    weight = fitted(adapter, _check.HEAD, weight, classes + shape[-1:])
+    weight = fitted(adapter, _rules.HEAD, weight, classes + shape[-1:])
     if bias is not None:
-        bias = fitted(adapter, _check.BIAS, _parameter(adapter, "bias", bias, h), classes)
+        bias = fitted(adapter, _rules.BIAS, _parameter(adapter, "bias", bias, h), classes)
     given = given._replace(weight=weight, bias=bias)
     return of_rows(adapter, h, dtype, shape[:-1] + classes, len(shape) - 1, given, options, lengths)
 
@@ -99,12 +99,12 @@ def sigmoid(adapter: Adapter, given: Operands, options: Options) -> tuple[Plan, 
     )
     lengths = None
     if not ranked(adapter, x):
-        rules = (_check.SOFT_LABELS, labels), (_check.WEIGHTS, sample_weight), (_check.POS_WEIGHT, positive)
+        rules = (_rules.SOFT_LABELS, labels), (_rules.WEIGHTS, sample_weight), (_rules.POS_WEIGHT, positive)
         x, _, lengths, (labels, sample_weight, positive) = flattened(adapter, x, None, rules)
     shape = shape_of(adapter, x)
-    labels = fitted(adapter, _check.SOFT_LABELS, labels, shape)
-    sample_weight = fitted(adapter, _check.WEIGHTS, sample_weight, shape)
-    positive = fitted(adapter, _check.POS_WEIGHT, positive, shape)
+    labels = fitted(adapter, _rules.SOFT_LABELS, labels, shape)
+    sample_weight = fitted(adapter, _rules.WEIGHTS, sample_weight, shape)
+    positive = fitted(adapter, _rules.POS_WEIGHT, positive, shape)
     plan = Plan(adapter, options, dtype, lengths=lengths)
     return plan, Operands(x, labels, sample_weight, None, _denom(adapter, given.denom, x, dtype), positive)
 
@@ -122,8 +122,8 @@ def of_rows(
     if classes is None:  # NumPy's ids cannot be compared with it
         own, labels = adapter, ops.asarray(labels, x)
     if own is not adapter:
-        _check.IDS.check(own.ops.shape(labels), known(adapter, rows), logits)
-    sample_weight = fitted(adapter, _check.WEIGHTS, real(adapter, "sample_weight", given.sample_weight, x, dtype), rows)
+        _rules.IDS.check(own.ops.shape(labels), known(adapter, rows), logits)
+    sample_weight = fitted(adapter, _rules.WEIGHTS, real(adapter, "sample_weight", given.sample_weight, x, dtype), rows)
     table = _class_weight(adapter, given.class_weight, x, dtype, shape[axis : axis + 1])
     denom = _denom(adapter, given.denom, x, dtype)
     mode = _looked_at(adapter, own, labels, classes, ignored, sample_weight, options)
@@ -131,7 +131,7 @@ def of_rows(
     to_do: tuple[Any, Any] = ignored, mode
     if own is not adapter:
         labels, to_do = ops.asarray(_reduce.code(own.ops, labels, classes, *to_do), x), (None, None)
-    labels = fitted(adapter, _check.IDS, labels, rows, logits)
+    labels = fitted(adapter, _rules.IDS, labels, rows, logits)
     layout = Layout(axis, True, masked, bool(options.z_loss or options.stats))
     plan = Plan(adapter, options, dtype, layout, classes, *to_do, lengths)
     return plan, Operands(x, labels, sample_weight, table, denom, None, given.weight, given.bias)
@@ -210,13 +210,13 @@ def real(adapter: Adapter, argument: str, value: Any, x: Array, dtype: str | Non
 def _class_weight(adapter: Adapter, value: Any, x: Array, dtype: str, classes: Shape) -> Array | None:
     if value is None:
         return None
-    return fitted(adapter, _check.CLASS_WEIGHT, real(adapter, "class_weight", value, x, dtype), classes)
+    return fitted(adapter, _rules.CLASS_WEIGHT, real(adapter, "class_weight", value, x, dtype), classes)
 
 
 def _denom(adapter: Adapter, value: Any, x: Array, dtype: str) -> Array | None:
     if value is None:
         return None
-    return fitted(adapter, _check.DENOM, real(adapter, "denom", value, x, dtype), ())
+    return fitted(adapter, _rules.DENOM, real(adapter, "denom", value, x, dtype), ())
 
 
 def _parameter(adapter: Adapter, argument: str, value: Any, h: Array) -> Array:
@@ -228,7 +228,7 @@ def _parameter(adapter: Adapter, argument: str, value: Any, h: Array) -> Array:
 def _with_features(adapter: Adapter, h: Array, shape: Shape, of_weight: Shape) -> Array:
     """Hidden states with as many features as the weight has, which a graph finds out when it runs."""
     assert adapter.ops.unknown is not None
-    words = _check.HEAD.words(of_weight[:1] + shape[-1:], of_weight)
+    words = _rules.HEAD.words(of_weight[:1] + shape[-1:], of_weight)
     return adapter.ops.unknown.require(h, shape[-1] == of_weight[1], words, known(adapter, shape)[:-1] + of_weight[1:])
 
 
@@ -238,6 +238,6 @@ def flattened_rows(
     """`flattened` for class ids."""
     labels = adapter.ops.asarray(class_ids(adapter, given.labels, x)[1], x)
     sample_weight = real(adapter, "sample_weight", given.sample_weight, x, dtype)
-    rules = (_check.IDS, labels), (_check.WEIGHTS, sample_weight)
+    rules = (_rules.IDS, labels), (_rules.WEIGHTS, sample_weight)
     x, axis, lengths, (labels, sample_weight) = flattened(adapter, x, axis, rules)
     return x, axis, lengths, given._replace(labels=labels, sample_weight=sample_weight)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from xent import _check
+from xent import _rules
 from xent._options import Options
 from xent._reduce import Stats
 from xent.adapter import Adapter, Array, Ops, Scalar
@@ -39,15 +39,15 @@ def known(adapter: Adapter, shape: Shape) -> Shape:
 def class_axis(adapter: Adapter, x: Array, shape: Shape, axis: Any) -> tuple[Array, int, Any]:
     """The logits, which have a class; where their classes are, never negative; how many there are, or None."""
     lengths = known(adapter, shape)
-    axis = _check.class_axis(lengths, axis)
+    axis = _rules.class_axis(lengths, axis)
     if lengths[axis] is None:
         assert adapter.ops.unknown is not None
-        x = adapter.ops.unknown.require(x, shape[axis] > 0, _check.no_class(shape, axis), lengths)
+        x = adapter.ops.unknown.require(x, shape[axis] > 0, _rules.no_class(shape, axis), lengths)
     return x, axis, lengths[axis]
 
 
 def fitted(
-    adapter: Adapter, rule: _check.ShapeRule, value: Array | None, shape: Shape, logits: Shape = ()
+    adapter: Adapter, rule: _rules.ShapeRule, value: Array | None, shape: Shape, logits: Shape = ()
 ) -> Array | None:
     """value, of a shape that the rule wants beside this one; `logits`: their shape, where there is advice about it."""
     if value is None:
@@ -63,17 +63,17 @@ def fitted(
 
 
 def flattened(
-    adapter: Adapter, x: Array, axis: Any, given: tuple[tuple[_check.ShapeRule, Array | None], ...]
+    adapter: Adapter, x: Array, axis: Any, given: tuple[tuple[_rules.ShapeRule, Array | None], ...]
 ) -> tuple[Array, int, Any, list[Array | None]]:
     """Logits of unknown rank as [before, classes, after], [before, classes] or [elements]; where their classes are;
     the loss's lengths; and the other arguments with their elements in the same order."""
     unknown = adapter.ops.unknown
     assert unknown is not None
-    x, whole, rows = unknown.flatten(x, None if axis is None else _check.axis_number(axis))
+    x, whole, rows = unknown.flatten(x, None if axis is None else _rules.axis_number(axis))
     shape = shape_of(adapter, x)
     values: list[Array | None] = []
     for rule, value in given:
-        of_rows = axis is not None and rule in (_check.IDS, _check.WEIGHTS)
+        of_rows = axis is not None and rule in (_rules.IDS, _rules.WEIGHTS)
         lengths, flat = (rows, shape[:1] + shape[2:]) if of_rows else (whole, shape)
         values.append(None if value is None else unknown.spread(unknown.fit(value, lengths, None, rule), lengths, flat))
     return x, 0 if axis is None else 1, rows, values

@@ -62,7 +62,7 @@ class UnknownShapes:
     #   message of `words`: strings and lengths; shape: as far as it is known if the condition holds
     require: Callable[[Array, Array, list[Any], Any], Array]
     # (value, lengths, shape, rule) -> value, made to fail when it runs if its shape beside `lengths` is against the
-    #   `_check.ShapeRule`. `shape` is `lengths` as far as they are known, and value comes back with so many axes, or
+    #   `_rules.ShapeRule`. `shape` is `lengths` as far as they are known, and value comes back with so many axes, or
     #   fewer if it had; None where not even their number is known, and value comes back as it was.
     fit: Callable[[Array, Any, tuple[int | None, ...] | None, Any], Array]
     # (x, axis) -> (x as [before, classes, after], or as [before, classes] for an axis of -1, or as [elements] for None;
