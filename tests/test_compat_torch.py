@@ -1,6 +1,5 @@
-"""xent.compat.torch beside PyTorch itself: the same value and gradients, or a difference that the module's table names."""
+"""xent.compat.torch beside PyTorch: the same value and gradients, or a difference that the module's table names."""
 
-import copy
 import inspect
 import itertools
 import math
@@ -12,7 +11,6 @@ from allpairspy import AllPairs
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
 import cases  # noqa: E402
-import xent  # noqa: E402
 from xent.compat import torch as compat  # noqa: E402
 
 pytestmark = pytest.mark.backend("torch")
@@ -107,7 +105,7 @@ def test_cross_entropy_of_class_ids(ignored, dtype):
         ours, theirs = both("cross_entropy", [x, y], **options)
         if reduction == "mean" and not counts.any():  # "a mean over nothing"
             assert not theirs[0].isfinite(), what
-            assert not ours[0] and not ours[1].any(), what
+            assert not any(k.any() for k in ours), what
         elif (
             smoothing and any(weights or ()) and not torch.equal(present, counts)
         ):  # "label smoothing where the label's class weight is 0"
@@ -150,7 +148,7 @@ def test_binary_cross_entropy_with_logits(dtype):
         options["pos_weight"] = None if positive is None else randoms(*positive, dtype=dtype, seed=3).exp()
         if any(k is not None and not broadcasts(k, shape) for k in (weight, positive)):
             raised += 1
-            with pytest.raises(ValueError, match="sample_weight: |pos_weight: "):
+            with pytest.raises(ValueError, match=r"^(sample|pos)_weight: "):
                 compat.binary_cross_entropy_with_logits(*inputs, **options)
             with pytest.raises(RuntimeError):
                 F.binary_cross_entropy_with_logits(*inputs, **options)
