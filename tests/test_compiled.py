@@ -21,8 +21,11 @@ each_framework = pytest.mark.parametrize(
 
 MATRIX = ("test_matrix.py", "test_linear.py", "test_empty_mean.py")
 TWO_DEVICES = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
-
-
+OWN = {
+    "torch": ("test_torch.py", "test_compat_torch_modules.py"),
+    "tensorflow": ("test_tensorflow.py", "test_tensorflow_graphs.py"),
+    "jax": ("test_jax.py",),
+}
 PROGRAMS = {
     "torch": ("test_programs_torch.py", "test_programs_torch_compiled.py"),
     "tensorflow": ("test_programs_tensorflow.py",),
@@ -33,8 +36,7 @@ PROGRAMS = {
 @each_framework
 def test_with_kernels(framework, pytestconfig):
     programs = () if framework == "jax" else PROGRAMS[framework]
-    graphs = ("test_tensorflow_graphs.py",) if framework == "tensorflow" else ()
-    in_its_own_process(pytestconfig, framework, *MATRIX, f"test_{framework}.py", *graphs, *programs)
+    in_its_own_process(pytestconfig, framework, *MATRIX, *OWN[framework], *programs)
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ loaded = set(sys.modules) - before
 frameworks = {"torch", "tensorflow", "jax", "keras", "ml_dtypes"} & loaded
 tools = {"typer", "rich", "psutil", "matplotlib", "subprocess", "pickle", "tempfile", "concurrent", "json"} & loaded
 tools |= {"importlib.metadata", "email", "zipfile", "numpy.random", "numpy.typing"} & loaded
-ours = {"verify", "_console", "cli", "oracle", "benchmarks"}
+ours = {"verify", "_console", "cli", "oracle", "benchmarks", "compat"}
 heavy = frameworks | tools | {f"xent.{name}" for name in ours} & loaded
 assert not heavy, heavy
 """
@@ -45,7 +45,7 @@ def test_importing_xent_imports_no_framework_and_no_tool():
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("module", ["ml_dtypes", "rich", "xent.oracle"])
+@pytest.mark.parametrize("module", ["ml_dtypes", "rich", "xent.oracle", "xent.compat"])
 def test_that_test_can_fail(module):
     """An import of these anywhere in xent would be noticed."""
     pytest.importorskip(module.partition(".")[0], reason=f"{module} is not installed")

@@ -38,6 +38,25 @@ def test_readme_code(framework, part, capsys):
     assert abs(float(loss) - 1.5609144) < 1e-6
 
 
+PAGES = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "docs" / "migrating").glob("*.md")}
+BACKENDS = {"pytorch": "torch", "transformers": "torch"}
+
+
+@pytest.mark.parametrize(
+    "page", [pytest.param(name, marks=pytest.mark.backend(BACKENDS[name])) for name in sorted(PAGES)]
+)
+def test_pages_about_migrating(page, capsys):
+    """Their code runs, block after block, and prints what is said."""
+    code = "\n".join(re.findall(r"```python\n(.*?)```", PAGES[page], re.DOTALL))
+    for needed in set(re.findall(r"^(?:import|from) (?:xent\.compat\.)?(\w+)", code, re.MULTILINE)):
+        if importlib.util.find_spec(needed) is None:
+            pytest.skip(f"{needed} is not installed")
+    exec(code, {"__name__": "page"})
+    said = re.findall(r"^ *print\(.*  # (.*)$", code, re.MULTILINE)
+    assert said
+    assert capsys.readouterr().out.splitlines() == said
+
+
 @pytest.mark.parametrize(("call", "answer"), ANSWERS)
 def test_readme_answers(call, answer):
     """The last column of the table: a number or an error. What the frameworks answer is checked in test_rivals.py."""
