@@ -18,13 +18,6 @@ IDS, ONE_HOT = a([2, 1]), a([[0.0, 0.0, 1.0], [0.0, 1.0, 0.0]])
 ONES = torch.ones(2, 3)
 
 
-PAGE = Path(__file__).parents[1] / "docs" / "migrating" / "pytorch.md"
-
-
-def table():
-    return re.findall(r"^\|.*\|$", compat.__doc__, re.MULTILINE)
-
-
 def grad(function, x, *args, **options):
     x = x.clone().requires_grad_()
     return torch.autograd.grad(function(x, *args, **options).sum(), x)[0]
@@ -241,12 +234,13 @@ CHECKS = {
 
 
 def test_every_row_has_its_check():
-    _, _, *rows = table()
-    assert [row.split(" | ")[0].removeprefix("| ") for row in rows] == list(CHECKS)
+    _, _, *rows = re.findall(r"^\| (.*?) \|", compat.__doc__, re.MULTILINE)
+    assert rows == list(CHECKS)
 
 
 def test_the_page_has_the_table():
-    assert "\n".join(table()) in PAGE.read_text(encoding="utf-8")
+    page = Path(__file__).parents[1] / "docs" / "migrating" / "pytorch.md"
+    assert compat.__doc__[compat.__doc__.index("| subject") :] in page.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("row", CHECKS)
