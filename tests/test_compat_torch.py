@@ -227,3 +227,74 @@ def test_deprecated_arguments(name, size_average, reduce):
         module = compat.CrossEntropyLoss(size_average=size_average, reduce=reduce)
     with pytest.warns(UserWarning, match="please use reduction="):
         assert module.reduction == torch.nn.CrossEntropyLoss(size_average=size_average, reduce=reduce).reduction
+
+
+H, V, IDS, SOFT = torch.ones(4, 5), torch.ones(3, 5), torch.zeros(4, dtype=torch.long), torch.ones(4, 3)
+LEARNED = torch.ones(3, requires_grad=True)
+ERRORS = (
+    ("cross_entropy", (SOFT.tolist(), IDS), {}, TypeError, "input: expected a torch.Tensor, got list"),
+    ("cross_entropy", (SOFT, IDS.numpy()), {}, TypeError, "target: expected a torch.Tensor, got ndarray"),
+    ("cross_entropy", (SOFT, SOFT), {"ignore_index": 1}, ValueError, "ignore_index: expected none where target holds"),
+    (
+        "cross_entropy",
+        (SOFT, IDS),
+        {"reduction": "all"},
+        ValueError,
+        "reduction: expected 'none', 'mean' or 'sum', got",
+    ),
+    ("cross_entropy", (SOFT, IDS), {"label_smoothing": 2.0}, ValueError, "label_smoothing: expected a number from 0"),
+    ("cross_entropy", (torch.tensor(1.0), IDS[0]), {}, ValueError, "logits: expected at least one dimension"),
+    (
+        "binary_cross_entropy_with_logits",
+        (SOFT, SOFT[0]),
+        {},
+        ValueError,
+        "labels: expected shape (4, 3) (the logits')",
+    ),
+    ("linear_cross_entropy", (H, V, IDS), {"weight": LEARNED}, ValueError, "weight: xent takes it for a constant and"),
+    ("linear_cross_entropy", (H, V, SOFT), {"ignore_index": -100}, ValueError, "ignore_index: expected None where"),
+    (
+        "linear_cross_entropy",
+        (H[None], V, IDS[None]),
+        {},
+        ValueError,
+        "input: expected 1 or 2 dimensions, got shape (1,",
+    ),
+    (
+        "linear_cross_entropy",
+        (H[0], V[:, None], IDS[:1]),
+        {},
+        ValueError,
+        "input: expected 2 dimensions, got shape (5,",
+    ),
+    (
+        "linear_cross_entropy",
+        (H, V[0], IDS),
+        {},
+        ValueError,
+        "linear_weight: expected shape (classes, ..., 5), got (5,)",
+    ),
+    (
+        "linear_cross_entropy",
+        (H, V, IDS),
+        {"linear_bias": H[0]},
+        ValueError,
+        "linear_bias: expected shape (3,), got (5",
+    ),
+    (
+        "linear_cross_entropy",
+        (H, V, SOFT),
+        {"linear_bias": V},
+        ValueError,
+        "linear_bias: expected shape (3,), got (3, 5)",
+    ),
+)
+
+
+@pytest.mark.parametrize(("name", "args", "options", "error", "sentence"), ERRORS)
+def test_both_raise(name, args, options, error, sentence):
+    with pytest.raises(error) as caught:
+        getattr(compat, name)(*args, **options)
+    assert str(caught.value).startswith(sentence)
+    with pytest.raises((RuntimeError, ValueError, TypeError, IndexError)):
+        getattr(F, name)(*args, **options)

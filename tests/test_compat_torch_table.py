@@ -1,5 +1,6 @@
 """Every row of xent.compat.torch's table: what it says of PyTorch, and what it says of xent, are true."""
 
+import functools
 import math
 import re
 from pathlib import Path
@@ -151,6 +152,9 @@ def learned_class_weight():
     assert raises(RuntimeError, F.cross_entropy, X, IDS, weight)
     for target in (IDS, ONE_HOT):
         raises(ValueError, compat.cross_entropy, X, target, weight, match="^weight: ")
+        for derivative in (torch.func.grad, torch.func.jacfwd):
+            loss = functools.partial(compat.cross_entropy, X, target)
+            raises(ValueError, derivative(loss), weight.detach(), match="^weight: ")
         with torch.no_grad():
             assert compat.cross_entropy(X, target, weight).isfinite()
     for library, error in ((F, RuntimeError), (compat, ValueError)):  # no difference

@@ -97,6 +97,20 @@ def test_loss_of_hidden_states_under_autocast():
     assert got.item() == pytest.approx(exact.item(), rel=1e-6)
 
 
+def test_outputs_of_models():
+    """Most return a dictionary that may hold other things first, and a tuple with return_dict=False."""
+    want = reference(X, Y, 7, 9)
+    for outputs in ({"state": None, "logits": X}, (X, None)):
+        torch.testing.assert_close(compat.causal_lm_loss(outputs, Y, num_items_in_batch=9), want)
+
+
+def test_labels_go_to_the_logits_device():
+    hidden, weight = (k.to("meta") for k in (X[..., :4], X[0, :, :4]))
+    for labels in ({"labels": Y}, {"labels": None, "shift_labels": Y}):
+        assert compat.ForCausalLMLoss(X.to("meta"), vocab_size=7, **labels).is_meta
+        assert compat.linear_causal_lm_loss(hidden, weight, **labels).is_meta
+
+
 @pytest.mark.compiled
 def test_compiled():
     loss = torch.compile(compat.ForCausalLMLoss, fullgraph=True)

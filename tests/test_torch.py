@@ -170,6 +170,16 @@ def test_compiled_code_calls_the_kernels(run):
     np.testing.assert_allclose(grad, reverse(sparse_plain)(torch.tensor(X), torch.tensor(T))[0], rtol=1e-5, atol=1e-7)
 
 
+def test_meta_tensors():
+    """A loss of no numbers has its shape, dtype and gradients, as a model that is built on this device asks for."""
+    x, v = (torch.tensor(k, device="meta", requires_grad=True) for k in (X, V))
+    y, t = Y1.to("meta"), torch.tensor(T, device="meta")
+    for loss in (xent.sparse_ce(x, y), xent.softmax_ce(x, t), xent.sigmoid_ce(x, t), xent.linear_ce(x, v, y)):
+        assert loss.is_meta
+        assert loss.dtype == torch.float64
+        assert torch.autograd.grad(loss, x)[0].shape == x.shape
+
+
 @pytest.mark.compiled
 def test_compiled_head_is_one_operator():
     """The loop over the chunks is not unrolled, and the logits are in no buffer of the graph's."""

@@ -125,7 +125,8 @@ def run(spec: LoopSpec, wanted: tuple[bool, ...], operands: LoopOperands) -> tup
 
 
 def autocast(x: Array) -> bool:
-    return torch.is_autocast_enabled(x.device.type)
+    device = x.device.type
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)  # meta tensors know none
 
 
 def matmul(h: Array, weight: Array) -> Array:

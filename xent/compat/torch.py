@@ -31,6 +31,7 @@ from typing import Any
 import torch
 import xent
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn import LinearCrossEntropyOptions, _reduction
 from xent import _check
 
@@ -103,7 +104,7 @@ def binary_cross_entropy_with_logits(
     `weight` broadcasts to the input's shape.
     """
     _tensors(input=input, target=target)
-    if weight is not None and 0 < weight.ndim < input.ndim:
+    if weight is not None and weight.ndim < input.ndim:
         weight = weight[(None,) * (input.ndim - weight.ndim)]
     loss: Tensor = xent.sigmoid_ce(
         input,
@@ -200,7 +201,7 @@ class LinearCrossEntropyLoss(torch.nn.LinearCrossEntropyLoss):
 def in_autocast_dtype(input: Tensor, *parameters: Tensor | None) -> tuple[Any, ...]:
     """The operands of a linear layer, cast as torch.autocast casts them: all but float64."""
     tensors, device = (input, *parameters), input.device.type
-    if not torch.is_autocast_enabled(device):
+    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
         return tensors
     dtype = torch.get_autocast_dtype(device)
     return tuple(x if x is None or x.dtype is torch.float64 else x.to(dtype) for x in tensors)
@@ -239,9 +240,15 @@ def _over_examples(reduction: str) -> str:
 
 
 def _constant(argument: str, weight: Tensor | None) -> Tensor | None:
-    if weight is not None and weight.requires_grad and torch.is_grad_enabled():
-        raise ValueError(f"{argument}: xent has no gradient for it, which requires_grad=True asks for; detach it")
+    if weight is not None and _is_differentiated(weight):
+        raise ValueError(f"{argument}: xent takes it for a constant and has no gradient for it; pass it detached")
     return weight
+
+
+def _is_differentiated(x: Tensor) -> bool:
+    """In reverse mode or in forward mode."""
+    dual: Any = forward_ad
+    return (x.requires_grad and torch.is_grad_enabled()) or dual.unpack_dual(x).tangent is not None
 
 
 def _tensors(**arguments: Any) -> None:
