@@ -128,7 +128,7 @@ def linear_cross_entropy(
     label_smoothing: float = 0.0,
     options: LinearCrossEntropyOptions | None = None,
 ) -> Tensor:
-    """`torch.nn.functional.linear_cross_entropy`: `xent.linear_ce` of class ids, which never holds all logits.
+    """`torch.nn.functional.linear_cross_entropy`: `xent.linear_ce` of class ids, a chunk of rows at a time.
 
     Where `target` holds probabilities or `linear_weight` has more than two dimensions, it is `cross_entropy` of logits
     that are held.
