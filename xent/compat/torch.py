@@ -33,7 +33,7 @@ import xent
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import LinearCrossEntropyOptions, _reduction
-from xent import _check
+from xent import _check, _rules
 
 __all__ = [
     "BCEWithLogitsLoss",
@@ -212,12 +212,12 @@ def _linear_shapes(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | N
     ranks = (1, 2) if len(shape) <= 2 else (2,)
     if input.ndim not in ranks:
         expected = " or ".join(map(str, ranks))
-        raise ValueError(f"input: expected {expected} dimensions, got shape {_check.text(input.shape)}")
+        raise ValueError(f"input: expected {expected} dimensions, got shape {_rules.text(input.shape)}")
     if len(shape) < 2 or shape[-1:] != features:
-        raise ValueError(f"linear_weight: expected shape (classes, ..., {features[0]}), got {_check.text(shape)}")
+        raise ValueError(f"linear_weight: expected shape (classes, ..., {features[0]}), got {_rules.text(shape)}")
     if linear_bias is not None and linear_bias.shape != shape[:-1]:
-        expected = _check.text(shape[:-1])
-        raise ValueError(f"linear_bias: expected shape {expected}, got {_check.text(linear_bias.shape)}")
+        expected = _rules.text(shape[:-1])
+        raise ValueError(f"linear_bias: expected shape {expected}, got {_rules.text(linear_bias.shape)}")
 
 
 def _logits(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) -> Tensor:
