@@ -64,10 +64,16 @@ def name(value):
     return getattr(value, "__name__", None) or getattr(value, "name", None) or str(value)
 
 
+KERNELS = os.environ.get("XENT_NATIVE") != "0"
+
+
 def cover(programs, problems=PROBLEMS, each=2):
-    """Each program with a few of the problems, other ones where there are no kernels; with --full, with all of them."""
-    every = -(-len(problems) // each)
-    turn = 1 if os.environ.get("XENT_NATIVE") == "0" else 0
+    """Each program with a few of the problems; with --full, with all of them.
+
+    Without the kernels, where each runs once more, with half as many and others.
+    """
+    every = -(-len(problems) // (each if KERNELS else max(each // 2, 1)))
+    turn = 0 if KERNELS else 1
 
     def pair(i, program, j, problem):
         marks = () if (i + j + turn) % every == 0 else pytest.mark.full

@@ -15,7 +15,6 @@ from programs import (  # noqa: E402
     CLASS_WEIGHT,
     HIDDEN,
     IDS,
-    PROBLEMS,
     WEIGHT,
     assert_close,
     cover,
@@ -214,34 +213,6 @@ PROGRAMS = {
 @pytest.mark.parametrize(("program", "problem"), cover(PROGRAMS))
 def test_program(problem, program):
     check(problem, PROGRAMS[program](of_x(problem), torch.tensor(problem.x)), program)
-
-
-@pytest.mark.parametrize("inside_autocast", [False, True], ids=["float32", "autocast"])
-def test_layout_does_not_decide(inside_autocast):
-    """Contiguous products are native kernels, others PyTorch's, which autocast would round to 8 bits."""
-    problem = next(problem for problem in PROBLEMS if problem.name == "linear")
-    y = torch.tensor(IDS)
-    layouts = {
-        "contiguous": lambda k: k,
-        "transposed": lambda k: k.mT.contiguous().mT,
-        "sliced": lambda k: torch.stack([k, -k], -1)[..., 0],
-        "negated": lambda k: torch._neg_view(-k),
-    }
-    for options in ({}, {"reduce": "sum", "denom": None}, {"softcap": 30.0}):
-        found = {}
-        for one, change_h in layouts.items():
-            for two, change_w in layouts.items():
-                h, w = torch.tensor(HIDDEN).requires_grad_(), torch.tensor(WEIGHT).requires_grad_()
-                with torch.autocast("cpu") if inside_autocast else contextlib.nullcontext():
-                    loss = xent.linear_ce(change_h(h), change_w(w), y, **options)
-                    second = func.grad(lambda h, w=w, o=options: xent.linear_ce(h, w.detach(), y, **o))(h.detach())
-                    loss.backward()  # inside it too, which PyTorch advises against
-                found[one, two] = loss, h.grad, w.grad, second
-        first = next(iter(found.values()))
-        for layout, results in found.items():
-            for got, want in zip(results, first, strict=True):
-                assert_close(got.detach(), want.detach(), problem, f"{options}, {layout}")
-            assert_close(results[3], first[1], problem, f"{options}, {layout}, torch.func.grad")
 
 
 # ---- batches and mapped axes

@@ -1,5 +1,7 @@
 """PyTorch's own transforms: every derivative, batched, compiled, against log_softmax in float64."""
 
+import contextlib
+
 import numpy as np
 import pytest
 
@@ -7,7 +9,8 @@ torch = pytest.importorskip("torch", reason="torch is not installed")
 
 import xent  # noqa: E402
 from cases import T, V, W, X, Y, Z  # noqa: E402
-from programs import cover  # noqa: E402
+from programs import HIDDEN, IDS, PROBLEMS, WEIGHT, assert_close, cover  # noqa: E402
+from xent.backends.torch import OPS  # noqa: E402
 
 Y1, W1 = torch.tensor(Y), torch.tensor(W)
 F = torch.nn.functional
@@ -198,3 +201,41 @@ def test_compiled_head_is_one_operator():
 
 def sparse_plain(x, t):
     return F.cross_entropy(x, Y1)
+
+
+@pytest.mark.compiled
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_compiled_sums_of_many_equal_terms(dtype):
+    """Inductor's running totals would lose four digits: a mean over a batch whose losses are all ln 2."""
+    each = torch.full((1 << 18,), np.log(2), dtype=dtype)
+    compiled = torch.compile(lambda each: OPS.sum(each, None), fullgraph=True, dynamic=True)
+    rounded = each[0].double() * len(each)
+    np.testing.assert_allclose(compiled(each), rounded, rtol=1e-6 if dtype == torch.float32 else 1e-14)
+
+
+@pytest.mark.parametrize("inside_autocast", [False, True], ids=["float32", "autocast"])
+def test_layout_does_not_decide(inside_autocast):
+    """Contiguous products are native kernels, others PyTorch's, which autocast would round to 8 bits."""
+    problem = next(problem for problem in PROBLEMS if problem.name == "linear")
+    y = torch.tensor(IDS)
+    layouts = {
+        "contiguous": lambda k: k,
+        "transposed": lambda k: k.mT.contiguous().mT,
+        "sliced": lambda k: torch.stack([k, -k], -1)[..., 0],
+        "negated": lambda k: torch._neg_view(-k),
+    }
+    for options in ({}, {"reduce": "sum", "denom": None}, {"softcap": 30.0}):
+        found = {}
+        for one, change_h in layouts.items():
+            for two, change_w in layouts.items():
+                h, w = torch.tensor(HIDDEN).requires_grad_(), torch.tensor(WEIGHT).requires_grad_()
+                with torch.autocast("cpu") if inside_autocast else contextlib.nullcontext():
+                    loss = xent.linear_ce(change_h(h), change_w(w), y, **options)
+                    second = func.grad(lambda h, w=w, o=options: xent.linear_ce(h, w.detach(), y, **o))(h.detach())
+                    loss.backward()  # inside it too, which PyTorch advises against
+                found[one, two] = loss, h.grad, w.grad, second
+        first = next(iter(found.values()))
+        for layout, results in found.items():
+            for got, want in zip(results, first, strict=True):
+                assert_close(got.detach(), want.detach(), problem, f"{options}, {layout}")
+            assert_close(results[3], first[1], problem, f"{options}, {layout}, torch.func.grad")

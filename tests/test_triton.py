@@ -25,6 +25,7 @@ if kernels_on_cuda.why_not:
     pytest.skip(f"Triton kernels: {kernels_on_cuda.why_not}", allow_module_level=True)
 calls = kernels_on_cuda.load()
 HERE = Path(__file__).parent
+FULL = pytest.mark.full
 
 
 def python(*arguments, **environment):
@@ -34,9 +35,10 @@ def python(*arguments, **environment):
     )
 
 
-def test_numbers():
+def test_numbers(pytestconfig):
     """The interpreter warns of NaN and infinities, which rows may hold."""
     options = ["-q", "-p", "no:cacheprovider", "-W", "ignore::RuntimeWarning"]
+    options += ["--full"] if pytestconfig.getoption("--full") else []
     run = python("-m", "pytest", *options, str(HERE / "triton_interpreted.py"), TRITON_INTERPRET="1")
     assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-2000:]
 
@@ -129,8 +131,10 @@ SHAPES = {
 
 @pytest.mark.parametrize(
     ("dtype", "target", "shapes"),
-    [(torch.bfloat16, 90, list(SHAPES)), (torch.float64, 80, ["a language model", "few classes"])],
-    ids=["bfloat16 on Hopper", "float64 on Ampere"],
+    [
+        pytest.param(torch.bfloat16, 90, list(SHAPES), id="bfloat16 on Hopper"),
+        pytest.param(torch.float64, 80, ["a language model", "few classes"], id="float64 on Ampere", marks=FULL),
+    ],
 )
 def test_compiles(dtype, target, shapes, launches, tmp_path, monkeypatch):
     """Without spills, whose memory traffic would be the kernels' own once more."""

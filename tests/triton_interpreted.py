@@ -13,6 +13,7 @@ import torch
 import triton
 import triton.language as tl
 import xent
+from programs import cover
 from triton.runtime import interpreter
 from xent import formulas, oracle
 from xent.adapter import ABSENT, INVALID, Layout
@@ -88,9 +89,8 @@ def test_options_in_other_dtypes(loss, dtype):
     test_matrix.check_options(LIVE, cases.singles(loss, "mean"), dtype)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("loss", cases.TAKES)
-def test_regimes(loss, dtype):
+@pytest.mark.parametrize(("dtype", "loss"), cover(DTYPES, tuple(cases.TAKES), each=1))
+def test_regimes(dtype, loss):
     for classes in (1, 10, 1000):
         test_matrix.check_regimes(LIVE, loss, dtype, classes)
         test_matrix.check_regimes(LIVE, loss, dtype, classes, function=by_autograd(loss))
@@ -138,7 +138,9 @@ def test_million_classes(axis):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "tiles"), [*((k, "whole") for k in DTYPES), ("float64", "cut"), ("bfloat16", "cut")], indirect=["tiles"]
+    ("dtype", "tiles"),
+    [*((k, "whole") for k in DTYPES), pytest.param("float64", "cut", marks=pytest.mark.full), ("bfloat16", "cut")],
+    indirect=["tiles"],
 )
 def test_like_the_formulas(dtype, tiles):
     """Forward, backward and both; ids or distributions, masked or not, smoothed or not; class axes anywhere."""
