@@ -104,13 +104,22 @@ def cases(loss):
 
 
 def few(loss):
+    return covering(cases(loss))
+
+
+def covering(cases):
     """So many of them that every option is there: for compilers, which take seconds for each. --full: all."""
     shown, found = set(), []
-    for case in cases(loss):
+    for case in cases:
         if FULL or not shown.issuperset(case.names):
             shown.update(case.names)
             found.append(case)
     return found
+
+
+def unless_compiled(live, cases):
+    """All of them, but on JAX, which compiles every call."""
+    return covering(cases) if live.name == "jax" else cases
 
 
 def singles(loss, *reduces):

@@ -35,14 +35,18 @@ FEW = (
 
 
 class Case(NamedTuple):
+    names: tuple  # of OPTIONS
     options: dict
-    name: str
+
+    @property
+    def name(self):
+        return f"{'+'.join(self.names) or 'plain'}-{self.options['reduce']}"
 
 
 def matrix(combinations):
     for names, reduce in combinations:
         options = {option: value for name in names for option, value in OPTIONS[name].items()}
-        yield Case({"reduce": reduce, **options}, f"{'+'.join(names) or 'plain'}-{reduce}")
+        yield Case(names, {"reduce": reduce, **options})
 
 
 def arguments(dtype, options):
