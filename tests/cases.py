@@ -207,8 +207,8 @@ def compilers(live, code=True):
     return found if code or FULL or live.name != "torch" else [traced_by_torch]
 
 
-def traced_by_torch(f):
+def traced_by_torch(f, dynamic=False):
     import torch
 
     torch._dynamo.reset()
-    return torch.compile(f, fullgraph=True, dynamic=False, backend="aot_eager")
+    return torch.compile(f, fullgraph=True, dynamic=dynamic, backend="inductor" if FULL else "aot_eager")

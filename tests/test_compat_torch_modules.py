@@ -11,6 +11,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
+from cases import traced_by_torch  # noqa: E402
 from xent.compat import torch as compat  # noqa: E402
 
 pytestmark = pytest.mark.backend("torch")
@@ -131,7 +132,7 @@ def test_transforms(transform, call):
 @pytest.mark.compiled
 @each_call
 def test_compiled(call):
-    function = torch.compile(lambda x: CALLS[call](x, compat), fullgraph=True)
+    function = traced_by_torch(lambda x: CALLS[call](x, compat))
     x, y = (X.clone().requires_grad_() for _ in range(2))
     got, want = function(x), CALLS[call](y, nn.functional)
     torch.testing.assert_close(got, want)
@@ -143,7 +144,7 @@ def test_compiled(call):
 @pytest.mark.compiled
 def test_compiled_modules():
     torch.manual_seed(0)
-    loss = torch.compile(compat.LinearCrossEntropyLoss(**HEAD, bias=True), fullgraph=True)
+    loss = traced_by_torch(compat.LinearCrossEntropyLoss(**HEAD, bias=True))
     torch.manual_seed(0)
     want = nn.LinearCrossEntropyLoss(**HEAD, bias=True)(X, Y)
     torch.testing.assert_close(loss(X, Y), want)
@@ -152,7 +153,7 @@ def test_compiled_modules():
 @pytest.mark.compiled
 def test_compiled_ids_out_of_range_are_nan():
     """The table's row; eager ones raise."""
-    loss = torch.compile(compat.cross_entropy, fullgraph=True)
+    loss = traced_by_torch(compat.cross_entropy)
     assert loss(X, a([0, 3, 0, 0]), reduction="none").isnan().tolist() == [False, True, False, False]
 
 

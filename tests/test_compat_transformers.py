@@ -11,6 +11,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
 import xent  # noqa: E402
+from cases import traced_by_torch  # noqa: E402
 from xent.backends import cpu  # noqa: E402
 from xent.compat import transformers as compat  # noqa: E402
 
@@ -113,7 +114,7 @@ def test_labels_go_to_the_logits_device():
 
 @pytest.mark.compiled
 def test_compiled():
-    loss = torch.compile(compat.ForCausalLMLoss, fullgraph=True)
+    loss = traced_by_torch(compat.ForCausalLMLoss)
     torch.testing.assert_close(loss(X, Y, 7, a(7)), reference(X, Y, 7, a(7)))
 
 
