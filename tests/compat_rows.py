@@ -1,0 +1,25 @@
+"""The tables of what differs in the docstrings of `xent.compat`: each row is a call, and what both sides make of it."""
+
+import re
+
+import numpy as np
+
+
+def rows(module):
+    """(call, what the library makes of it, what xent makes of it), of the table in a module's docstring."""
+    found = re.findall(r"^\| `(.*)` \| (.*?) \| (.*?) \|$", module.__doc__, re.MULTILINE)
+    assert found, module.__name__
+    return found
+
+
+def outcome(call, names):
+    """What a call comes to, as the tables have it: the numbers in order, a dtype's name or an error's."""
+    try:
+        result = eval(call, {"nan": np.nan, "inf": np.inf, **names})
+    except Exception as error:  # which one is what is asked
+        return type(error).__name__
+    if hasattr(result, "as_numpy_dtype") or isinstance(result, np.dtype):
+        return result.name
+    if isinstance(result, str):
+        return result
+    return ", ".join(f"{number:.4g}" for number in np.asarray(result, np.float64).ravel() + 0.0)  # no -0
