@@ -1,0 +1,342 @@
+"""What test_compat_keras.py runs in a process of its own for each of Keras's backends, which KERAS_BACKEND names."""
+
+import inspect
+import itertools
+import os
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import xent
+from compat_rows import outcome, rows
+
+BACKEND = os.environ["KERAS_BACKEND"]
+if BACKEND == "tensorflow":
+    import tensorflow as tf
+
+    tf.config.set_logical_device_configuration(
+        tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
+    )
+
+import keras  # noqa: E402
+from keras.src.backend import set_keras_mask  # noqa: E402
+from xent.compat import keras as ours  # noqa: E402
+
+pytestmark = [
+    pytest.mark.backend(BACKEND),
+    pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"),  # Keras's
+]
+assert keras.backend.backend() == BACKEND
+CATEGORICAL, SPARSE, BINARY = NAMES = (
+    "CategoricalCrossentropy",
+    "SparseCategoricalCrossentropy",
+    "BinaryCrossentropy",
+)
+
+
+# ---- the table
+
+
+def of(losses, name):
+    def call(y_true, y_pred, sample_weight=None, **options):
+        y_true = np.asarray(y_true)
+        y_true = y_true.astype(np.float32) if y_true.dtype == float else y_true
+        return getattr(losses, name)(from_logits=True, **options)(y_true, np.asarray(y_pred, np.float32), sample_weight)
+
+    return call
+
+
+GIVEN = {
+    "x": np.array([[2, 0.5, 6], [0.1, 0, 3]], np.float32),
+    "eye": np.eye(2, 3, dtype=np.float32),
+    "ids": np.array([2, 1]),
+    "ones": np.ones,
+    "shape": lambda loss: tuple(loss.shape),
+    "dtype": lambda loss: keras.backend.standardize_dtype(loss.dtype),
+}
+
+
+@pytest.mark.parametrize(("call", "theirs", "xents"), rows(ours))
+def test_table(call, theirs, xents):
+    each = theirs.split(" / ")
+    expected = each[("tensorflow", "jax", "torch").index(BACKEND)] if len(each) == 3 else theirs
+    for losses, wanted in ((keras.losses, expected), (ours, xents)):
+        calls = {"categorical": of(losses, CATEGORICAL), "sparse": of(losses, SPARSE), "binary": of(losses, BINARY)}
+        assert outcome(call, {**GIVEN, **calls, "losses": losses}) == wanted
+
+
+# ---- a walk over Keras's arguments
+
+
+class Case(NamedTuple):
+    name: str
+    reduction: Any = "sum_over_batch_size"
+    shape: tuple = (4, 3)
+    labels: str = "right"
+    axis: int = -1
+    weights: str = "none"
+    mask: str = "none"
+    smoothing: float = 0.0
+    ignore_class: Any = None
+    dtype: Any = None
+    logits: str = "normal"
+
+
+REDUCTIONS = ("sum_over_batch_size", "sum", "mean_with_sample_weight", "mean", "none", None)
+MASKED = (("each", "none"), ("a 0", "none"), ("none", "some"), ("each", "some"), ("each", "all gone"))
+CASES = [
+    *(
+        Case(name, reduction, weights=weights, mask=mask)
+        for name, reduction, (weights, mask) in itertools.product(NAMES, REDUCTIONS[:3], MASKED)
+    ),
+    *(Case(name, reduction, weights="each", mask="some") for name in NAMES for reduction in REDUCTIONS[3:]),
+    *(Case(name, reduction) for name in NAMES for reduction in REDUCTIONS),
+    *(Case(name, weights=weights) for name in NAMES for weights in ("scalar", "with a last 1", "a 0 for NaN")),
+    *(Case(name, "none", weights="with a last 1") for name in NAMES),
+    *(Case(name, dtype=dtype) for name in NAMES for dtype in ("float32", "float16", "bfloat16")),
+    *(Case(name, smoothing=smoothing) for name in NAMES[::2] for smoothing in (0.1, 1.0, 1.5)),
+    *(Case(name, shape=(2, 3, 4), weights="each", mask="some") for name in NAMES),
+    *(Case(name, shape=(2, 3, 4), axis=1) for name in NAMES),
+    Case(CATEGORICAL, shape=(2, 3, 4), axis=1, smoothing=0.1),
+    *(Case(name, logits="-inf") for name in NAMES),
+    *(Case(name, labels="with a last 1") for name in NAMES[1:]),
+    *(Case(SPARSE, labels=labels) for labels in ("floating", "fractional", "-1", "C", "uint8")),
+    *(
+        Case(SPARSE, reduction, ignore_class=ignored, labels=labels, weights=weights, mask=mask)
+        for (reduction, weights, mask), (ignored, labels) in itertools.product(
+            (
+                *itertools.product(REDUCTIONS[:2], ("none", "each"), ("none",)),
+                ("mean_with_sample_weight", "each", "some"),
+            ),
+            ((1, "right"), (-1, "-1"), (-1, "floating"), (255, "uint8")),
+        )
+    ),
+]
+# Where the outcomes differ, and the row of the table that says so.
+DIFFERENT = {
+    'dtype(categorical(eye, x, dtype="float16"))': lambda case: case.dtype in ("float16", "bfloat16"),
+    "categorical(eye, [[nan, 1, 2], [0.1, 0, 3]], [0, 1])": lambda case: case.weights == "a 0 for NaN",
+    "shape(categorical(eye, x, [[1], [2]], reduction=None))": lambda case: (
+        case.reduction == "none" and case.weights == "with a last 1"
+    ),
+    "categorical(eye, x, label_smoothing=2)": lambda case: case.smoothing > 1,
+    "categorical(ones((2, 3, 4)) / 3, ones((2, 3, 4)), axis=1, label_smoothing=0.5)": lambda case: (
+        case.axis == 1 and case.smoothing > 0
+    ),
+    "categorical([[0, 1, 0]], [[1, 2, -inf]])": lambda case: case.logits == "-inf" and case.name == CATEGORICAL,
+    "binary([[0.0]], [[-inf]])": lambda case: case.logits == "-inf" and case.name == BINARY,
+    "sparse(ones((2, 4)), ones((2, 3, 4)), axis=1)": lambda case: (
+        case.name == SPARSE and case.axis == 1 and BACKEND != "torch"
+    ),
+    "sparse([1], [[1, 2, -inf]])": lambda case: case.logits == "-inf" and case.name == SPARSE and BACKEND == "jax",
+    "sparse([2, -1], x)": lambda case: case.labels == "-1" and case.ignore_class is None,
+    "sparse([2, 3], x)": lambda case: case.labels == "C",
+    "sparse([2.5, 1], x)": lambda case: case.labels == "fractional",
+}
+
+
+class Given(NamedTuple):
+    y_true: Any
+    y_pred: Any
+    sample_weight: Any
+    mask: Any
+
+
+def arguments(case):
+    """From a seed of the case's own place."""
+    random = np.random.default_rng(CASES.index(case))
+    rest = list(case.shape)
+    classes = rest.pop(case.axis)
+    y_pred = random.normal(size=case.shape).astype(np.float32)
+    y_true = np.moveaxis(random.dirichlet(np.ones(classes), size=rest), -1, case.axis).astype(np.float32)
+    if case.name == BINARY:
+        y_true = random.integers(2, size=case.shape).astype(np.float32)
+    if case.logits == "-inf":
+        y_pred.flat[0], y_true.flat[0] = -np.inf, 0
+    if case.name == SPARSE:
+        y_true = random.integers(1, classes, size=rest)
+        special = {"-1": -1, "C": classes, "floating": case.ignore_class, "uint8": case.ignore_class}.get(case.labels)
+        y_true.flat[1] = 1 if special is None else special
+        y_true = y_true + (0.5 if case.labels == "fractional" else 0)
+        y_true = y_true.astype(
+            {"floating": "float32", "fractional": "float32", "uint8": "uint8"}.get(case.labels, "int32")
+        )
+    if case.labels == "with a last 1":
+        y_true, y_pred = (y_true[..., None], y_pred) if case.name == SPARSE else (y_true[:, 0], y_pred[:, :1])
+    weight = random.uniform(0.5, 2, size=rest).astype(np.float32)
+    if case.weights in ("a 0", "a 0 for NaN"):
+        weight.flat[0] = 0
+    if case.weights == "a 0 for NaN":
+        y_pred[0, 0] = np.nan
+    given = {"none": None, "scalar": np.float32(0.7), "with a last 1": weight[..., None]}
+    mask = {"some": random.integers(2, size=rest).astype(bool), "all gone": np.zeros(rest, bool)}.get(case.mask)
+    return Given(y_true, y_pred, given.get(case.weights, weight), mask)
+
+
+def result(losses, case):
+    """The loss and its derivative in the predictions, by the backend's own differentiation."""
+    y_true, y_pred, sample_weight, mask = arguments(case)
+    options = {"reduction": case.reduction, "dtype": case.dtype, "axis": case.axis}
+    if case.smoothing:
+        options["label_smoothing"] = case.smoothing
+    if case.ignore_class is not None:
+        options["ignore_class"] = case.ignore_class
+
+    def values(y_pred):
+        if mask is not None:
+            set_keras_mask(y_pred, keras.ops.convert_to_tensor(mask))
+        return loss(keras.ops.convert_to_tensor(y_true), y_pred, sample_weight)
+
+    try:
+        loss = getattr(losses, case.name)(from_logits=True, **options)
+        y_pred = keras.ops.convert_to_tensor(y_pred)
+        _, gradient = xent.value_and_grad(lambda y_pred: keras.ops.sum(values(y_pred)))(y_pred)
+        return values(y_pred), gradient
+    except Exception as error:
+        return type(error)
+
+
+def agree(theirs, xents):
+    if isinstance(theirs, type) or isinstance(xents, type):
+        return theirs is xents
+    tolerance = 32 * float(np.finfo(np.float32).eps)
+    return all(
+        a.dtype == b.dtype
+        and a.shape == b.shape
+        and np.allclose(*(keras.ops.convert_to_numpy(k) for k in (a, b)), tolerance, tolerance, equal_nan=True)
+        for a, b in zip(theirs, xents, strict=True)
+    )
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
+def test_walk(case):
+    """Equal, or different for a reason that the table has."""
+    theirs, xents = result(keras.losses, case), result(ours, case)
+    reasons = [row for row, applies in DIFFERENT.items() if applies(case)]
+    assert agree(theirs, xents) == (not reasons), (reasons, theirs, xents)
+
+
+def test_reasons_are_in_the_table():
+    assert DIFFERENT.keys() <= {call for call, _, _ in rows(ours)}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_signature(name):
+    theirs, xents = (inspect.signature(getattr(losses, name)).parameters.values() for losses in (keras.losses, ours))
+    assert [(p.name, p.kind, p.default) for p in theirs] == [(p.name, p.kind, p.default) for p in xents]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_probabilities_are_refused(name):
+    for options in ({}, {"from_logits": False}):
+        with pytest.raises(
+            ValueError, match=r"from_logits: expected True, got False; .*no activation.*from_logits=True"
+        ):
+            getattr(ours, name)(**options)
+
+
+def test_fractional_labels():
+    with pytest.raises(xent.LabelError, match=r"1 of 2 class ids out of range, the first at \[1\] .*no whole number"):
+        ours.SparseCategoricalCrossentropy(from_logits=True)(np.array([0, 1.5]), GIVEN["x"])
+
+
+def test_ids_keep_their_width():
+    """NumPy's are not narrowed before they are checked."""
+    with pytest.raises(xent.LabelError, match="4294967296"):
+        ours.SparseCategoricalCrossentropy(from_logits=True)(np.array([2**32, 1]), GIVEN["x"])
+
+
+# ---- in a model
+
+
+def trained(losses, name, seed=0, fitted=None, policy=None, sequence=False, **options):
+    """A model's losses, step by step."""
+    keras.utils.set_random_seed(seed)
+    keras.config.set_dtype_policy(policy or "float32")
+    try:
+        classes = 1 if name == BINARY and not sequence else 3
+        first = keras.layers.Embedding(7, 8, mask_zero=True) if sequence else keras.layers.Dense(8, activation="relu")
+        model = keras.Sequential([keras.Input((4,)), first, keras.layers.Dense(classes)])
+        model.compile(keras.optimizers.SGD(0.1), getattr(losses, name)(from_logits=True, **options))
+        random = np.random.default_rng(seed)
+        inputs = random.integers(7, size=(32, 4)) if sequence else random.normal(size=(32, 4)).astype(np.float32)
+        shape = (32, 4) if sequence else (32,)
+        labels = random.integers(classes if classes > 1 else 2, size=shape)
+        if name != SPARSE:
+            labels = np.eye(3, dtype=np.float32)[labels] if classes == 3 else labels.astype(np.float32)[:, None]
+        if options.get("ignore_class") is not None:
+            labels[:5] = options["ignore_class"]
+        fitted = {key: value(shape) if callable(value) else value for key, value in (fitted or {}).items()}
+        history = model.fit(inputs, labels, batch_size=8, epochs=3, verbose=0, shuffle=False, **fitted)
+        return model, history.history["loss"], (inputs, labels)
+    finally:
+        keras.config.set_dtype_policy("float32")
+
+
+def some_weights(shape):
+    weights = np.random.default_rng(1).uniform(0.5, 2, size=shape)
+    weights[::5] = 0
+    return weights
+
+
+FITS = {
+    "plain": {},
+    "smoothed": {"label_smoothing": 0.1},
+    "sample_weight": {"fitted": {"sample_weight": some_weights}},
+    "class_weight": {"fitted": {"class_weight": {0: 1.0, 1: 3.0, 2: 0.5}}},
+    "mean_with_sample_weight": {"reduction": "mean_with_sample_weight", "fitted": {"sample_weight": some_weights}},
+    "masked": {"sequence": True},
+    "masked and weighted": {"sequence": True, "fitted": {"sample_weight": some_weights}},
+    "ignored": {"ignore_class": -1},
+    "mixed_bfloat16": {"policy": "mixed_bfloat16"},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [
+        (name, how)
+        for name, how in itertools.product(NAMES, FITS)
+        if not (how == "smoothed" and name == SPARSE) and not (how == "ignored" and name != SPARSE)
+    ],
+)
+def test_fit(name, how):
+    """The losses of every epoch are Keras's own to 1e-5."""
+    (_, theirs, _), (_, xents, _) = (trained(losses, name, **FITS[how]) for losses in (keras.losses, ours))
+    assert xents == pytest.approx(theirs, rel=1e-5)
+    assert xents[-1] < xents[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        (CATEGORICAL, {"label_smoothing": 0.1}),
+        (SPARSE, {"ignore_class": -1, "reduction": "sum"}),
+        (BINARY, {"axis": 1}),
+    ],
+)
+def test_save_and_load(name, options, tmp_path):
+    """Without custom objects: the loss is registered."""
+    model, _, data = trained(ours, name, **options)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert type(loaded.loss) is getattr(ours, name)
+    assert loaded.loss.get_config() == model.loss.get_config()
+    assert {**options, "from_logits": True}.items() <= loaded.loss.get_config().items()
+    assert loaded.evaluate(*data, verbose=0) == pytest.approx(model.evaluate(*data, verbose=0), rel=1e-6)
+    assert np.isfinite(loaded.fit(*data, verbose=0).history["loss"]).all()
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="only TensorFlow's strategies have replicas")
+@pytest.mark.parametrize("reduction", ["sum_over_batch_size", "sum", "mean_with_sample_weight"])
+def test_replicas_share_a_mean(reduction):
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    with strategy.scope():
+        theirs, xents = (
+            strategy.run(losses.SparseCategoricalCrossentropy(True, reduction=reduction), (GIVEN["ids"], GIVEN["x"]))
+            for losses in (keras.losses, ours)
+        )
+    for a, b in zip(
+        strategy.experimental_local_results(theirs), strategy.experimental_local_results(xents), strict=True
+    ):
+        assert float(a) == pytest.approx(float(b))
