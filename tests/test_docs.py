@@ -39,7 +39,13 @@ def test_readme_code(framework, part, capsys):
 
 
 PAGES = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "docs" / "migrating").glob("*.md")}
-BACKENDS = {"pytorch": "torch", "transformers": "torch"}
+BACKENDS = {
+    "keras": "tensorflow",
+    "optax": "jax",
+    "pytorch": "torch",
+    "tensorflow": "tensorflow",
+    "transformers": "torch",
+}
 
 
 @pytest.mark.parametrize(
