@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import xent
-from compat_rows import outcome, rows
+from compat_rows import outcome, rows, undocumented
 
 BACKEND = os.environ["KERAS_BACKEND"]
 if BACKEND == "tensorflow":
@@ -224,6 +224,10 @@ def test_reasons_are_in_the_table():
 def test_signature(name):
     theirs, xents = (inspect.signature(getattr(losses, name)).parameters.values() for losses in (keras.losses, ours))
     assert [(p.name, p.kind, p.default) for p in theirs] == [(p.name, p.kind, p.default) for p in xents]
+
+
+def test_every_argument_is_on_the_page():
+    assert undocumented("keras.md", [getattr(ours, name) for name in NAMES]) == []
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,8 +1,12 @@
 """The tables of what differs in the docstrings of `xent.compat`: each row is a call, and what both sides make of it."""
 
+import inspect
 import re
+from pathlib import Path
 
 import numpy as np
+
+PAGES = Path(__file__).parents[1] / "docs" / "migrating"
 
 
 def rows(module):
@@ -23,3 +27,10 @@ def outcome(call, names):
     if isinstance(result, str):
         return result
     return ", ".join(f"{number:.4g}" for number in np.asarray(result, np.float64).ravel() + 0.0)  # no -0
+
+
+def undocumented(page, functions):
+    """The parameters that no table of a page names."""
+    tables = re.findall(r"^\|.*\|$", (PAGES / page).read_text(encoding="utf-8"), re.MULTILINE)
+    names = {name for function in functions for name in inspect.signature(function).parameters}
+    return sorted(name for name in names if not re.search(rf"\b{name}\b", "\n".join(tables)))

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from compat_rows import outcome, rows
+from compat_rows import outcome, rows, undocumented
 
 jax = pytest.importorskip("jax", reason="jax is not installed")
 optax = pytest.importorskip("optax", reason="optax is not installed")
@@ -217,6 +217,10 @@ def test_what_where_leaves_out_may_be_anything():
         value, gradient = jax.value_and_grad(total)(jnp.asarray(logits), labels)
         assert np.isfinite(value)
         assert not np.asarray(gradient)[1].any()
+
+
+def test_every_argument_is_on_the_page():
+    assert undocumented("optax.md", [getattr(ours, name) for name in NAMES]) == []
 
 
 # ---- optax's own tests
