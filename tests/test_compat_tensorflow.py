@@ -11,6 +11,7 @@ import pytest
 from compat_rows import outcome, rows, undocumented
 
 tf = pytest.importorskip("tensorflow", reason="tensorflow is not installed")
+import xent  # noqa: E402
 from xent.compat import tensorflow as ours  # noqa: E402
 
 pytestmark = pytest.mark.backend("tensorflow")
@@ -111,7 +112,7 @@ CASES = [
     ),
     *(Case(name, dtype, weights="each") for name in LOSSES for dtype in DTYPES[1:]),
     *(Case(name, weights="default", smoothing=smoothing) for name in LOSSES[::2] for smoothing in (0, 1, 1.5, -0.1)),
-    *(Case(LOSSES[1], weights="each", labels=labels) for labels in ("with a last 1", "-1")),
+    *(Case(LOSSES[1], weights="each", labels=labels) for labels in ("with a last 1", "logits with a last 1", "-1")),
 ]
 # The weights' derivative at weights that are all 0 is not 0 there.
 KEEP_ZEROS = (Reduction.NONE, Reduction.SUM, Reduction.SUM_OVER_BATCH_SIZE)
@@ -196,6 +197,7 @@ def arguments(case):
 def result(loss, case):
     """The loss, and its derivatives in logits, soft labels and weights; of what fails the error's type."""
     labels, logits, weights, options = arguments(case)
+    logits = logits[..., None] if case.labels == "logits with a last 1" else logits
     given = [k for k in (logits, labels, weights) if tf.is_tensor(k) and k.dtype.is_floating]
     try:
         with tf.GradientTape() as tape:
@@ -273,6 +275,23 @@ def test_graphs_collect_their_losses():
         assert loss.name.startswith("mine/")
         with tf.compat.v1.Session() as session:
             assert session.run(loss, {x: X, ids: [[2], [1]]}) == pytest.approx(1.5609144)
+
+
+@pytest.mark.parametrize("name", NN + LOSSES)
+def test_graphs_have_the_names_that_are_given(name):
+    with tf.Graph().as_default():
+        labels = tf.constant([2, 1]) if "sparse" in name else tf.constant(X)
+        rest = [1.0] if name == NN[3] else []
+        given = {"scope" if name in LOSSES else "name": "mine"}
+        value = getattr(ours.losses if name in LOSSES else ours.nn, name)(labels, tf.constant(X), *rest, **given)
+        assert value.name.startswith("mine/")
+
+
+@pytest.mark.parametrize("ids", [np.array([2, 7]), np.array([[2], [7]]), [[2], [7]]])
+def test_ids_of_numpy_are_checked_in_graphs(ids):
+    """They have values while a graph is traced, and the default weights of 1.0 mask none."""
+    with pytest.raises(xent.LabelError, match="is 7; expected 0 to 2"):
+        tf.function(lambda x: ours.losses.sparse_softmax_cross_entropy(ids, x))(tf.constant(X))
 
 
 @pytest.mark.parametrize(
