@@ -96,8 +96,11 @@ CASES = [
     *(Case(name, dtype=dtype) for name in NAMES for dtype in ("float32", "float16", "bfloat16")),
     *(Case(name, smoothing=smoothing) for name in NAMES[::2] for smoothing in (0.1, 1.0, 1.5)),
     *(Case(name, shape=(2, 3, 4), weights="each", mask="some") for name in NAMES),
+    *(Case(name, shape=(2, 3, 4), mask="of rows") for name in NAMES),
+    *(Case(name, shape=(4, 1, 3), weights="without a last 1") for name in NAMES),
     *(Case(name, shape=(2, 3, 4), axis=1) for name in NAMES),
     Case(CATEGORICAL, shape=(2, 3, 4), axis=1, smoothing=0.1),
+    Case(SPARSE, labels="uint8", ignore_class=-1),
     *(Case(name, logits="-inf") for name in NAMES),
     *(Case(name, labels="with a last 1") for name in NAMES[1:]),
     *(Case(SPARSE, labels=labels) for labels in ("floating", "fractional", "-1", "C", "uint8")),
@@ -156,7 +159,7 @@ def arguments(case):
     if case.name == SPARSE:
         y_true = random.integers(1, classes, size=rest)
         special = {"-1": -1, "C": classes, "floating": case.ignore_class, "uint8": case.ignore_class}.get(case.labels)
-        y_true.flat[1] = 1 if special is None else special
+        y_true.flat[1] = 1 if special is None or (case.labels == "uint8" and special < 0) else special
         y_true = y_true + (0.5 if case.labels == "fractional" else 0)
         y_true = y_true.astype(
             {"floating": "float32", "fractional": "float32", "uint8": "uint8"}.get(case.labels, "int32")
@@ -168,8 +171,14 @@ def arguments(case):
         weight.flat[0] = 0
     if case.weights == "a 0 for NaN":
         y_pred[0, 0] = np.nan
-    given = {"none": None, "scalar": np.float32(0.7), "with a last 1": weight[..., None]}
-    mask = {"some": random.integers(2, size=rest).astype(bool), "all gone": np.zeros(rest, bool)}.get(case.mask)
+    given = {
+        "none": None,
+        "scalar": np.float32(0.7),
+        "with a last 1": weight[..., None],
+        "without a last 1": weight[..., 0],
+    }
+    some = random.integers(2, size=rest).astype(bool)
+    mask = {"some": some, "all gone": np.zeros(rest, bool), "of rows": np.array([[True], [False]])}.get(case.mask)
     return Given(y_true, y_pred, given.get(case.weights, weight), mask)
 
 
@@ -239,9 +248,12 @@ def test_probabilities_are_refused(name):
             getattr(ours, name)(**options)
 
 
-def test_fractional_labels():
+@pytest.mark.parametrize("ignore_class", [None, -1])
+def test_fractional_labels(ignore_class):
+    """They are no class, and none that is ignored."""
+    loss = ours.SparseCategoricalCrossentropy(from_logits=True, ignore_class=ignore_class)
     with pytest.raises(xent.LabelError, match=r"1 of 2 class ids out of range, the first at \[1\] .*no whole number"):
-        ours.SparseCategoricalCrossentropy(from_logits=True)(np.array([0, 1.5]), GIVEN["x"])
+        loss(np.array([0, 1.5]), GIVEN["x"])
 
 
 def test_ids_keep_their_width():
