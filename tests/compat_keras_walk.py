@@ -255,6 +255,13 @@ def test_fractional_labels(ignore_class):
         loss(np.array([0, 1.5]), GIVEN["x"])
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_axis_that_is_not_there(name):
+    y_true = GIVEN["ids"] if name == SPARSE else GIVEN["eye"]
+    with pytest.raises(ValueError, match=r"axis: expected -2 to 1 for logits of shape \(2, 3\), got 2"):
+        getattr(ours, name)(from_logits=True, axis=2)(y_true, GIVEN["x"])
+
+
 def test_ignored_class_is_compared_in_full_width():
     """-1 in 8 bits without sign would be 255."""
     ids = keras.ops.convert_to_tensor(np.array([0, 255], np.uint8))

@@ -92,7 +92,7 @@ class _Crossentropy(keras.losses.Loss):
     def _weighted(self, y_pred: Any, sample_weight: Any, mask: Any, reduce: str) -> dict[str, Any]:
         """xent's options. A mean is one over all examples, or over those that the mask leaves."""
         lengths = list(keras.ops.shape(y_pred))
-        del lengths[self.axis]
+        del lengths[_check.class_axis(tuple(y_pred.shape), self.axis)]
         weight = None if sample_weight is None else _of_rank(self._array(sample_weight), lengths)
         if mask is None:
             return {"reduce": reduce, "sample_weight": weight}
@@ -172,8 +172,9 @@ class SparseCategoricalCrossentropy(_Crossentropy):
         given = y_true if keras.ops.is_tensor(y_true) else np.asarray(_check.class_ids(y_true))
         if isinstance(given, np.ndarray) and given.dtype.kind == "f":
             given = self._array(given)
-        if len(given.shape) == len(y_pred.shape) and given.shape[self.axis] == 1:
-            given = given[_index_0(self.axis, len(given.shape))]
+        axis = _check.class_axis(tuple(y_pred.shape), self.axis)
+        if len(given.shape) == len(y_pred.shape) and given.shape[axis] == 1:
+            given = given[(*(slice(None),) * axis, 0)]
         ids = _whole(given, self.ignore_class)
         ignored = _check.representable(self.ignore_class, keras.backend.standardize_dtype(ids.dtype))
         if ignored is not None:
@@ -237,10 +238,6 @@ def _of_rank(weight: Any, lengths: list[Any]) -> Any:
     if 0 < len(weight.shape) == len(lengths) - 1 and lengths[-1] == 1:
         return weight[..., None]
     return weight
-
-
-def _index_0(axis: int, rank: int) -> tuple[Any, ...]:
-    return tuple(0 if place == axis % rank else slice(None) for place in range(rank))
 
 
 def _whole(given: Any, ignore_class: int | None) -> Any:
