@@ -14,12 +14,13 @@ FILE = Path(__file__).parent / "compat_keras_walk.py"
 @pytest.mark.parametrize(
     "backend", [pytest.param(name, marks=pytest.mark.backend(name)) for name in ("tensorflow", "jax", "torch")]
 )
-def test_on_backend(backend):
+def test_on_backend(backend, pytestconfig):
     for needed in ("keras", backend):
         if importlib.util.find_spec(needed) is None:
             pytest.skip(f"{needed} is not installed")
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(("COV_", "PYTEST_"))}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--backend", backend, str(FILE)]
+    command += ["--full"] if pytestconfig.getoption("--full") else []
     environment = inherited | {"KERAS_BACKEND": backend}
     run = subprocess.run(command, cwd=FILE.parents[1], env=environment, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-2000:]

@@ -45,7 +45,7 @@ import xent
 # and the share of a replica of TensorFlow's distribution strategies.
 from keras.src.backend import get_keras_mask
 from keras.src.losses.loss import scale_loss_for_distribution, squeeze_or_expand_to_same_rank
-from xent import _check
+from xent import _check, _rules
 
 REDUCE = {
     None: "none",
@@ -92,7 +92,7 @@ class _Crossentropy(keras.losses.Loss):
     def _weighted(self, y_pred: Any, sample_weight: Any, mask: Any, reduce: str) -> dict[str, Any]:
         """xent's options. A mean is one over all examples, or over those that the mask leaves."""
         lengths = list(keras.ops.shape(y_pred))
-        del lengths[_check.class_axis(tuple(y_pred.shape), self.axis)]
+        del lengths[_rules.class_axis(tuple(y_pred.shape), self.axis)]
         weight = None if sample_weight is None else _of_rank(self._array(sample_weight), lengths)
         if mask is None:
             return {"reduce": reduce, "sample_weight": weight}
@@ -172,7 +172,7 @@ class SparseCategoricalCrossentropy(_Crossentropy):
         given = y_true if keras.ops.is_tensor(y_true) else np.asarray(_check.class_ids(y_true))
         if isinstance(given, np.ndarray) and given.dtype.kind == "f":
             given = self._array(given)
-        axis = _check.class_axis(tuple(y_pred.shape), self.axis)
+        axis = _rules.class_axis(tuple(y_pred.shape), self.axis)
         if len(given.shape) == len(y_pred.shape) and given.shape[axis] == 1:
             given = given[(*(slice(None),) * axis, 0)]
         ids = _whole(given, self.ignore_class)
