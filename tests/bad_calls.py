@@ -69,6 +69,21 @@ BAD = {
         TypeError,
         "from_logits: sigmoid_ce has no such argument; logits are what it takes",
     ),
+    "no soft labels": (
+        softmax(y=None),
+        TypeError,
+        "labels: expected an array of NumPy, PyTorch, TensorFlow or JAX, got NoneType",
+    ),
+    "no binary labels": (
+        sigmoid(y=None),
+        TypeError,
+        "labels: expected an array of NumPy, PyTorch, TensorFlow or JAX, got NoneType",
+    ),
+    "no ids": (
+        sparse(y=None),
+        TypeError,
+        "labels: expected an array of NumPy, PyTorch, TensorFlow or JAX, got NoneType",
+    ),
     "an argument of no library": (
         sigmoid(colour="red"),
         TypeError,

@@ -68,6 +68,13 @@ def array(x: Any, argument: str) -> None:
         raise TypeError(f"{argument}: a MaskedArray's mask would be lost; pass the data, and weights of 0 and 1")
 
 
+def given(argument: str, x: Any) -> Any:
+    """An argument that may not be None."""
+    if x is None:
+        raise not_an_array(x, argument)
+    return x
+
+
 def not_an_array(x: Any, argument: str) -> TypeError:
     module, name = type(x).__module__, type(x).__qualname__
     package = module.partition(".")[0]

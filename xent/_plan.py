@@ -38,7 +38,7 @@ def softmax(adapter: Adapter, given: Operands, options: Options) -> tuple[Plan, 
     options = options.checked(given.denom)
     x, dtype = floating(adapter, "logits", given.inputs)
     labels, sample_weight = (
-        real(adapter, "labels", given.labels, x, dtype),
+        real(adapter, "labels", _check.given("labels", given.labels), x, dtype),
         real(adapter, "sample_weight", given.sample_weight, x, dtype),
     )
     axis, lengths = options.axis, None
@@ -93,7 +93,7 @@ def sigmoid(adapter: Adapter, given: Operands, options: Options) -> tuple[Plan, 
     options = options.checked(given.denom)
     x, dtype = floating(adapter, "logits", given.inputs)
     labels, sample_weight, positive = (
-        real(adapter, "labels", given.labels, x, dtype),
+        real(adapter, "labels", _check.given("labels", given.labels), x, dtype),
         real(adapter, "sample_weight", given.sample_weight, x, dtype),
         real(adapter, "pos_weight", given.pos_weight, x, dtype),
     )
