@@ -11,6 +11,7 @@ from typing import Any
 Call = Callable[[], Any]
 Wait = Callable[[Any], None]
 LATE = 0.25  # of a call's time: a result's first fetch may take so much longer than a later one's
+TRIES = 3
 
 
 def seconds(calls: Iterator[Call], wait: Wait, repeat: int) -> float:
@@ -38,12 +39,12 @@ def late(call: Call, wait: Wait, fetch: Callable[[Any], Any]) -> bool:
     return all(_seems_late(call, wait, fetch) for _ in range(3))
 
 
-def _seems_late(call: Call, wait: Wait, fetch: Callable[[Any], Any], tries: int = 5) -> bool:
+def _seems_late(call: Call, wait: Wait, fetch: Callable[[Any], Any]) -> bool:
     """Whether a result that is fetched at once takes longer to fetch than after a pause."""
     whole: list[float] = []
     at_once: list[float] = []
     rested: list[float] = []
-    for _ in range(tries):
+    for _ in range(TRIES):
         for took, pause in ((at_once, 0.0), (rested, min(1.0, 0.01 + 4 * max(whole, default=0.0)))):
             start = time.perf_counter()
             result = call()

@@ -3,44 +3,41 @@
 from __future__ import annotations
 
 import signal
-from enum import Enum
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from xent._console import Steps, err, fail, out, say, writable
 from xent.benchmarks import diff as differences
 from xent.benchmarks import page, plot, show
-from xent.benchmarks.processes import MODES
 from xent.benchmarks.result import Result
-from xent.benchmarks.run import bench
+from xent.benchmarks.run import MODES, bench
 from xent.benchmarks.workloads import PASSES, SWEEPS, WIDTH, WORKLOADS
 from xent.verify.frameworks import KNOWN
 
 INTERRUPTED = Path("xent-bench-interrupted.json")
-Name = Enum("Name", {name: name for name in WORKLOADS})  # type: ignore[misc]
-Backend = Enum("Backend", {name: name for name in KNOWN})  # type: ignore[misc]
-Dtype = Enum("Dtype", {name: name for name in WIDTH})  # type: ignore[misc]
-Mode = Enum("Mode", {name: name for name in MODES})  # type: ignore[misc]
-Pass = Enum("Pass", {name: name for name in PASSES})  # type: ignore[misc]
-Sweep = Enum("Sweep", {name: name for name in SWEEPS})  # type: ignore[misc]
+
+
+def _several(names: Iterable[str], default: str, *option: str) -> Any:
+    """An option that may be repeated; `bench` checks the names."""
+    return typer.Option(*option, help=f"{', '.join(names)}; repeat for more.", show_default=default)
 
 
 def bench_command(
-    workload: Annotated[list[Name] | None, typer.Option(help="Only this one; repeat for more.")] = None,
-    backend: Annotated[list[Backend] | None, typer.Option(help="Only this one; repeat for more.")] = None,
-    dtype: Annotated[list[Dtype] | None, typer.Option(help="Instead of the workload's own; repeat for more.")] = None,
-    mode: Annotated[list[Mode] | None, typer.Option(help="Only this one; repeat for more.")] = None,
-    passes: Annotated[
-        list[Pass] | None,
-        typer.Option("--pass", help="forward: the loss alone; both (if not given): its gradient, too."),
-    ] = None,
+    workload: Annotated[list[str] | None, _several(WORKLOADS, "what takes ten minutes")] = None,
+    backend: Annotated[list[str] | None, _several(KNOWN, "all that are installed")] = None,
+    dtype: Annotated[list[str] | None, _several(WIDTH, "each workload's own")] = None,
+    mode: Annotated[list[str] | None, _several(MODES, "all")] = None,
+    passes: Annotated[list[str] | None, _several(PASSES, "both, loss and gradient", "--pass")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, gpu, or as the framework names it: cuda:1.")] = "cpu",
     rivals: Annotated[bool, typer.Option(help="Whether to time the frameworks' own losses, too.")] = True,
     threads: Annotated[int | None, typer.Option(help="Processors for each framework; all if not given.")] = None,
     rounds: Annotated[int | None, typer.Option(help="How often each contender has its turn.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Two small workloads, within a minute.")] = False,
-    sweep: Annotated[Sweep | None, typer.Option(help="How the cost grows with it, on lm or --workload.")] = None,
+    sweep: Annotated[
+        str | None, typer.Option(help=f"{', '.join(SWEEPS)}: how the cost grows with it, on lm or --workload.")
+    ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the result, after each workload.")] = None,
     html: Annotated[Path | None, typer.Option(help="Also write one self-contained page.")] = None,
     png: Annotated[Path | None, typer.Option(help="Also draw the times beside the memory's limit.")] = None,
@@ -64,17 +61,17 @@ def bench_command(
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # a time limit's: what is finished is kept
         with Steps("starting") as step:
             result = bench(
-                [choice.value for choice in workload or ()],
-                backends=[choice.value for choice in backend or ()],
-                dtypes=[choice.value for choice in dtype or ()],
-                modes=[choice.value for choice in mode or ()],
-                passes=[choice.value for choice in passes or ()],
+                workload,
+                backends=backend,
+                dtypes=dtype,
+                modes=mode,
+                passes=passes,
                 device=device,
                 rivals=rivals,
                 threads=threads,
                 rounds=rounds,
                 quick=quick,
-                sweep=sweep.value if sweep else None,
+                sweep=sweep,
                 save=json_file,
                 progress=step,
                 announce=lambda text: say((f"takes {text} on two cores", "dim"), to=err),

@@ -28,6 +28,7 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "xent": _xent(),
         "kernels": _kernels(),
+        "versions": {},  # each framework's process adds its own
     }
 
 

@@ -8,29 +8,29 @@ import gc
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 from xent.benchmarks.frameworks import Traffic
 
 STATUS, FORGET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-SIZE = 1 << 28  # bytes that are moved to measure the bandwidth: more than caches hold
+Returned = TypeVar("Returned")
 
 
-def peak(call: Callable[[], Any]) -> int | None:
-    """Bytes of host memory at the peak of a call beyond those before it, its result included; None where the system
-    does not tell (it is Linux that keeps the peak, and forgets it on demand)."""
+def peak(call: Callable[[], Returned]) -> tuple[Returned, int | None]:
+    """What a call returns, and the bytes of host memory at its peak beyond those before it, its result included.
+
+    None where the system does not tell: it is Linux that keeps the peak, and forgets it on demand.
+    """
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)  # what the C library keeps for later would hide what the call takes
     try:
         FORGET.write_text("5")
         before = _status("VmRSS")
-        call()
-        return max(0, _status("VmHWM") - before)
     except OSError:
-        call()
-        return None
+        return call(), None
+    return call(), max(0, _status("VmHWM") - before)
 
 
 def _status(name: str) -> int:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from xent.benchmarks.workloads import WIDTH, Workload, from_dict
+from xent.benchmarks.workloads import WIDTH, Workload
 
 FORMAT = 2  # of the file
 ENOUGH = 5  # rounds from which something is called faster or slower
@@ -36,7 +36,7 @@ class Spread(NamedTuple):
         return cls.of([a / b for a, b in zip(slow, fast, strict=True)])
 
 
-@dataclass(frozen=True)
+@dataclass
 class Series:
     """One contender on one case in one pass. None: not known, or there is nothing to compare with."""
 
@@ -54,6 +54,11 @@ class Series:
     value_error: float | None = None  # relative, against float64
     gradient_error: float | None = None
     problem: str = ""  # why it has no times: it failed, is wrong, or its clock stopped early
+
+    @property
+    def key(self) -> tuple[str, str, str, str]:
+        """What is the same in another case or run."""
+        return self.name, self.backend, self.mode, self.which
 
     @property
     def label(self) -> str:
@@ -86,7 +91,7 @@ class Case:
         return f"{self.workload.name}  {'x'.join(map(str, self.workload.shape))}{axis}  {self.dtype}"
 
     @property
-    def identity(self) -> tuple[object, ...]:
+    def key(self) -> tuple[object, ...]:
         """What is the same in another run."""
         return self.workload.name, self.workload.shape, self.dtype, self.value
 
@@ -109,9 +114,8 @@ class Case:
             return series.memory
         return max(0, series.memory - self.workload.written(self.dtype, series.which))
 
-    def find(self, name: str, backend: str, mode: str, which: str) -> Series | None:
-        wanted = (name, backend, mode, which)
-        return next((s for s in self.series if (s.name, s.backend, s.mode, s.which) == wanted), None)
+    def find(self, key: tuple[str, str, str, str]) -> Series | None:
+        return next((series for series in self.series if series.key == key), None)
 
 
 @dataclass
@@ -131,19 +135,14 @@ class Result:
         ours = [(case, s) for case in self.cases for s in case.series if s.ours and s.problem]
         return [*self.broken, *(f"{case.title}: {s.label}: {s.problem}" for case, s in ours)]
 
-    def find(self, workload: str, dtype: str, value: int | None = None) -> Case | None:
-        wanted = (workload, dtype, value)
-        return next((c for c in self.cases if (c.workload.name, c.dtype, c.value) == wanted), None)
-
     def save(self, path: Path | str) -> None:
         """In one step, so that an interruption leaves a whole file. Floats have four digits."""
         path = Path(path)
         part = path.with_name(path.name + ".part")
-        plain = {"format": FORMAT, **asdict(self)}
-        for case, found in zip(plain["cases"], self.cases, strict=True):
-            case["series"] = list(map(to_json, found.series))
+        exact = json.dumps({"format": FORMAT, **asdict(self, dict_factory=_known)})
+        short = json.loads(exact, parse_float=lambda text: float(f"{float(text):.4g}"))
         try:
-            part.write_text(json.dumps(_rounded(plain)) + "\n", encoding="utf-8")
+            part.write_text(json.dumps(short) + "\n", encoding="utf-8")
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)
@@ -155,32 +154,23 @@ class Result:
             found = json.loads(Path(path).read_text(encoding="utf-8"))
             if found.pop("format") != FORMAT:
                 raise ValueError
-            return cls(cases=[_case(case) for case in found.pop("cases")], **found)
+            return cls(**found | {"cases": [_case(**case) for case in found["cases"]]})
         except OSError as error:
             raise ValueError(f"{path}: {error.strerror or error}") from None
         except (KeyError, TypeError, ValueError, AttributeError):
             raise ValueError(f"{path}: expected JSON written by xent bench (format {FORMAT}), got other") from None
 
 
-def to_json(series: Series) -> dict[str, Any]:
+def _known(fields: list[tuple[str, Any]]) -> dict[str, Any]:
     """Without what is not known or, such as the error of NaN, no number."""
-    return {name: value for name, value in asdict(series).items() if value not in (None, "") and value == value}
+    return {name: value for name, value in fields if value not in (None, "") and value == value}
 
 
-def from_json(found: dict[str, Any]) -> Series:
-    known: dict[str, Any] = {k: Spread(*value) if isinstance(value, list) else value for k, value in found.items()}
-    return Series(**known)
+def _case(workload: dict[str, Any], series: list[dict[str, Any]], **rest: Any) -> Case:
+    """JSON has lists where a workload has tuples and a series has spreads."""
+    each = [Series(**_from_lists(one, Spread._make)) for one in series]
+    return Case(Workload(**_from_lists(workload, tuple)), series=each, **rest)
 
 
-def _case(found: dict[str, Any]) -> Case:
-    known = {"workload": from_dict(found["workload"]), "series": [from_json(one) for one in found["series"]]}
-    bandwidth = {name: (read, write) for name, (read, write) in found["bandwidth"].items()}
-    return Case(**(found | known | {"bandwidth": bandwidth}))
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _rounded(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_rounded(v) for v in value]
-    return float(f"{value:.4g}") if isinstance(value, float) else value
+def _from_lists(found: dict[str, Any], convert: Callable[[list[Any]], Any]) -> dict[str, Any]:
+    return {name: convert(value) if isinstance(value, list) else value for name, value in found.items()}

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 
 from xent import _check
 from xent.benchmarks import machine
-from xent.benchmarks.processes import MODES, Progress, Run, Settings
+from xent.benchmarks.process import SAMPLE, Job
+from xent.benchmarks.processes import Progress, Run
 from xent.benchmarks.result import ENOUGH, Case, Result
 from xent.benchmarks.workloads import PASSES, QUICK, SWEEPS, WIDTH, WORKLOADS
 from xent.benchmarks.workloads import sweep as variants
 from xent.verify import frameworks
 
-# Seconds on two cores: to start a framework, to prepare a case with one and without torch.compile; its contenders.
-ABOUT = {"numpy": (1, 2, 2, 2), "torch": (10, 15, 2, 5), "tensorflow": (12, 5, 5, 7), "jax": (6, 4, 4, 4)}
+MODES = ("eager", "graph", "compiled")
+MANY, SECONDS = 25, 4.0  # rounds at most, and after how long no more begin, where their number is not said
+START = {"numpy": 1, "torch": 10, "tensorflow": 12, "jax": 6}  # seconds on two cores, about, to start a framework
+PREPARE = {"numpy": 2, "torch": 15, "tensorflow": 5, "jax": 4}  # to compile and check a case's contenders
+PREPARE_EAGER = 2
 BYTES, OPERATIONS = 5e9, 5e10  # that a core moves and computes in a second, about
 
 
@@ -72,29 +77,40 @@ def bench(
         >>> [series.label for series in found.cases[0].series]
         ['xent, numpy eager']
     """
-    chosen = _check.chosen("backend", backends, [*frameworks.KNOWN]) or list(frameworks.KNOWN)
-    here = tuple(name for name in chosen if name in frameworks.available())
+    chosen = _check.chosen("backend", backends, frameworks.KNOWN) or frameworks.KNOWN
+    here = [name for name in chosen if name in frameworks.available()]
     if sweep is not None:
         _check.choice("sweep", sweep, SWEEPS)
-    settings = Settings(
-        backends=here,
-        modes=tuple(_check.chosen("mode", modes, MODES) or ()) or None,
-        passes=tuple(_check.chosen("pass", passes, [*PASSES]) or ("both",)),
-        device=device,
-        rivals=rivals,
-        threads=_count("threads", threads, machine.cores()) or machine.cores(),
-        rounds=_count("rounds", rounds, 10_000),
-        quick=quick,
-        sweep=sweep,
-    )
-    names, dtypes = _check.chosen("workload", workloads, [*WORKLOADS]), _check.chosen("dtype", dtypes, [*WIDTH])
-    cases = list(_cases(names, dtypes, settings))
-    result = Result(machine.machine(), asdict(settings))
+    threads = _count("threads", threads, machine.cores()) or machine.cores()
+    at_most = _count("rounds", rounds, 10_000) or (ENOUGH if quick else MANY)
+    names = _check.chosen("workload", workloads, [*WORKLOADS])
+    cases = list(_cases(names, _check.chosen("dtype", dtypes, [*WIDTH]), threads, quick, sweep))
+    modes = _check.chosen("mode", modes, MODES)
+    passes = _check.chosen("pass", passes, [*PASSES]) or ["both"]
+    result = Result(machine.machine(), {"device": device, "threads": threads, "sweep": sweep, "quick": quick})
     result.absent += [f"{name}: not installed (pip install {name})" for name in chosen if name not in here]
+    fitting = list(_fitting(cases, result))
+    jobs = [
+        Job(
+            backend=backend,
+            device=device,
+            threads=count,
+            modes=tuple(modes or (("eager",) if quick and backend == "torch" else MODES)),
+            passes=tuple(passes),
+            rivals=rivals,
+            rounds=at_most,
+            seconds=math.inf if rounds else SECONDS,
+            cases=list(group),
+        )
+        for backend in here
+        for count, group in groupby(fitting, key=lambda case: case.threads)
+    ]
     if announce:
-        announce(f"about {max(1, round(seconds(cases, settings) / 60))} min")
+        announce(f"about {max(1, round(sum(map(estimate, jobs)) / 60))} min")
+    run = Run(result, save, progress, len(fitting) * len(here))
     try:
-        Run(settings, result, save, progress, len(cases) * len(here)).all(cases)
+        for job in jobs:
+            run.do(job)
     except KeyboardInterrupt:
         result.interrupted = True
     if save is not None and result.cases:
@@ -110,9 +126,8 @@ def _count(argument: str, given: int | None, most: int) -> int | None:
     return given
 
 
-def _cases(names: Sequence[str] | None, dtypes: Sequence[str] | None, settings: Settings) -> Iterator[Case]:
-    sweep, threads = settings.sweep, settings.threads
-    usual = ["lm"] if sweep else QUICK if settings.quick else [w.name for w in WORKLOADS.values() if w.by_default]
+def _cases(names: Sequence[str], dtypes: Sequence[str], threads: int, quick: bool, sweep: str | None) -> Iterator[Case]:
+    usual = ["lm"] if sweep else QUICK if quick else [w.name for w in WORKLOADS.values() if w.by_default]
     for workload in (WORKLOADS[name] for name in names or usual):
         for dtype in dtypes or (workload.dtypes[:1] if sweep else workload.dtypes):
             if sweep is None:
@@ -124,18 +139,24 @@ def _cases(names: Sequence[str] | None, dtypes: Sequence[str] | None, settings: 
                 yield from (Case(variant, dtype, threads, value) for value, variant in variants(workload, sweep))
 
 
-def seconds(cases: Sequence[Case], settings: Settings) -> float:
-    """About how long it takes, on two cores."""
-    total = 0.0
-    for backend in settings.backends:
-        start, prepare, prepare_eager, contenders = ABOUT[backend]
-        job, passes = settings.job(backend), len(settings.passes)
-        total += start * len({case.threads for case in cases})
-        for case in cases:
-            moved, computed = case.workload.read(case.dtype) * 2, case.workload.operations("both")
-            each = (moved / BYTES + computed / OPERATIONS) / case.threads  # a call
-            turns = each * passes * (contenders if settings.rivals else 2)
-            rounds = turns * (settings.rounds or ENOUGH)
-            total += passes * (prepare if "compiled" in job["modes"] else prepare_eager) + 5 * turns
-            total += rounds if settings.rounds else max(rounds, job["seconds"])
+def _fitting(cases: Iterable[Case], result: Result) -> Iterator[Case]:
+    """Those that there is memory for."""
+    free = machine.memory("available")
+    for case in cases:
+        need = case.workload.memory(case.dtype)
+        if need <= free:
+            yield case
+        else:
+            result.absent.append(f"{case.title}: needs {need / 1e9:.1f} GB of memory, {free / 1e9:.1f} are free")
+
+
+def estimate(job: Job) -> float:
+    """Seconds that it takes on two cores, about."""
+    total: float = START[job.backend]
+    for case in job.cases:
+        moved, computed = case.workload.read(case.dtype) * 2, case.workload.operations("both")
+        call = max(SAMPLE, (moved / BYTES + computed / OPERATIONS) / case.threads)
+        turns = call * len(job.passes) * (4 if job.rivals else 2)
+        total += len(job.passes) * (PREPARE[job.backend] if "compiled" in job.modes else PREPARE_EAGER) + 5 * turns
+        total += max(turns * min(job.rounds, ENOUGH), min(turns * job.rounds, job.seconds))
     return total

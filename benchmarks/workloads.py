@@ -8,12 +8,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[Any]
+Array = Any
 WIDTH = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 PASSES = {"forward": "forward", "both": "forward and backward"}
-ROTATED = 500_000_000  # bytes of logits: more than a processor's caches hold
+UNCACHED = 1 << 28  # bytes: more than most processors' caches hold
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ class Workload:
         """How many inputs the calls take turns on, so that none finds its own in a cache. linear_ce reads its inputs
         so often that it does not matter there."""
         cold = self.cold and not self.linear
-        return min(-(-ROTATED // (self.inputs * WIDTH[dtype])), 256) if cold else 1
+        return min(-(-UNCACHED // (self.inputs * WIDTH[dtype])), 256) if cold else 1
 
     def read(self, dtype: str) -> int:
         """Bytes that every implementation reads: inputs once, labels once (class ids in 32 bits)."""
@@ -79,7 +78,7 @@ class Workload:
         held = self.inputs * (self.copies(dtype) + (not self.ids)) * WIDTH[dtype]
         return held + 4 * (8 * self.logits + 6 * self.inputs * self.linear)
 
-    def arrays(self, seed: int) -> tuple[Any, Array]:
+    def arrays(self, seed: int) -> tuple[Array | tuple[Array, Array], Array]:
         """Inputs in float32 (logits, or a pair of hidden states and weight) and labels, as of an untrained model."""
         rng = np.random.default_rng(seed)
         if self.linear:
@@ -87,20 +86,12 @@ class Workload:
             weight = rng.standard_normal((classes, features), np.float32) / np.float32(math.sqrt(features))
             return (rng.standard_normal((rows, features), np.float32), weight), rng.integers(0, classes, rows)
         x = rng.standard_normal(self.shape, np.float32)
-        if self.loss == "sparse_ce":
-            shape = np.delete(np.array(self.shape), self.axis)
-            return x, rng.integers(0, self.classes, tuple(shape))
+        if self.ids:
+            return x, rng.integers(0, self.classes, np.delete(self.shape, self.axis))
         if self.loss == "sigmoid_ce":
             return x, (rng.random(self.shape, np.float32) < 0.1).astype(np.float32)
         t = rng.random(self.shape, np.float32)
-        t /= t.sum(self.axis, keepdims=True)
-        return x, t
-
-
-def from_dict(found: dict[str, Any]) -> Workload:
-    """As JSON has it, with lists for tuples."""
-    known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in found.items()}
-    return Workload(**known)
+        return x, t / t.sum(self.axis, keepdims=True)
 
 
 WORKLOADS = {

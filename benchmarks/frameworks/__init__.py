@@ -49,6 +49,7 @@ class Framework:
     missing: tuple[str, ...] = ()  # distributions of rivals that are not installed
     wait: Callable[[Any], None] = _nothing  # until a result is there
     begin: Callable[[str], None] = _nothing  # before anything is done in this dtype
+    limit: Callable[[int], None] = _nothing  # the threads, where the processors that a process may use do not
     # start() -> stop() -> extra bytes at the peak by the framework's own count; None where it cannot tell.
     peak: Callable[[], Callable[[], int | None]] = lambda: lambda: None
     # (function, arguments) -> bytes that a compiler has laid out for results and temporaries.

@@ -31,7 +31,8 @@ ROWS = 128  # of a chunk in the loop by hand; they divide the workloads' rows
 def make(device: str) -> Framework:
     live = load("jax")
     return Framework(
-        array=lambda x, dtype: live.array(x, dtype if x.dtype.kind == "f" else "int32", device),
+        # Of a copy, for JAX may take a NumPy array's memory for its own, and the inputs would be one and the same.
+        array=lambda x, dtype: live.array(x.copy(), dtype if x.dtype.kind == "f" else "int32", device),
         numpy=lambda x: np.asarray(x).astype(np.float32) if x.dtype.itemsize == 2 else np.asarray(x),
         contenders=contenders,
         versions=("jax", "jaxlib", *filter(installed, ("optax", "keras"))),

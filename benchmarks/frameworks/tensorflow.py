@@ -23,6 +23,7 @@ def make(device: str) -> Framework:
         versions=("tensorflow", *filter(installed, ("keras",))),
         missing=missing("keras"),
         wait=(lambda _: None) if device == "cpu" else (lambda _: tf.test.experimental.sync_devices()),
+        limit=tf.config.threading.set_intra_op_parallelism_threads,
         peak=lambda: peak("CPU:0" if device == "cpu" else device),
     )
 

@@ -29,6 +29,7 @@ def make(device: str) -> Framework:
         versions=("torch", *filter(installed, rivals)),
         missing=frameworks.missing(*rivals),
         wait=(lambda _: torch.cuda.synchronize()) if cuda else (lambda _: None),
+        limit=torch.set_num_threads,
         peak=peak if cuda else (lambda: lambda: None),
         traffic=lambda size: traffic(size, device),
     )
