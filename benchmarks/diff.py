@@ -23,10 +23,8 @@ COLUMNS = (
 
 
 class Change(NamedTuple):
-    """One of xent's times against one other: how many times as long the other one takes, then and now."""
+    """How many times as long as xent one other takes, then and now."""
 
-    case: Case
-    series: Series
     against: str
     old: Spread
     new: Spread
@@ -47,6 +45,8 @@ class Change(NamedTuple):
 class Verdict(NamedTuple):
     """All that is known about one of xent's times."""
 
+    case: Case
+    series: Series
     changes: list[Change]
 
     @property
@@ -56,9 +56,9 @@ class Verdict(NamedTuple):
     @property
     def word(self) -> str:
         """Faster or slower if it is so against more than half of the others: one rival's own change is not xent's."""
-        for word, direction in (("faster", 1), ("slower", -1)):
-            agreed = [c for c in self.changes if c.clear and (c.factor - 1) * direction > 0]
-            if 2 * len(agreed) > len(self.changes):
+        clear = [change.factor > 1 for change in self.changes if change.clear]
+        for word, agreed in (("faster", clear.count(True)), ("slower", clear.count(False))):
+            if 2 * agreed > len(self.changes):
                 return word
         return "same"
 
@@ -69,39 +69,35 @@ def diff(old: Result, new: Result) -> list[Verdict]:
         then, now = old.settings.get(name), new.settings.get(name)
         if then != now:
             raise ValueError(f"diff: expected runs with the same {name}, got {then} and {now}")
-    found = [Verdict(changes) for changes in map(list, _each(old, new)) if changes]
-    if not found:
+    before = {case.key: case for case in old.cases}
+    both = [(before[case.key], case) for case in new.cases if case.key in before]
+    ours = [(then, now, series) for then, now in both for series in now.series if series.ours and not series.problem]
+    found = [Verdict(now, series, list(_changes(then, now, series))) for then, now, series in ours]
+    if not any(verdict.changes for verdict in found):
         raise ValueError("diff: expected two runs of the same workloads, found nothing that is in both")
-    return found
-
-
-def _each(old: Result, new: Result) -> Iterator[Iterator[Change]]:
-    before = {case.identity: case for case in old.cases}
-    for case in new.cases:
-        if case.identity in before:
-            yield from (_changes(before[case.identity], case, s) for s in case.series if s.ours and not s.problem)
+    return [verdict for verdict in found if verdict.changes]
 
 
 def _changes(then: Case, now: Case, series: Series) -> Iterator[Change]:
-    earlier = then.find(series.name, series.backend, series.mode, series.which)
+    earlier = then.find(series.key)
     if earlier is None:
         return
     for rival in now.series:
-        previous = then.find(rival.name, rival.backend, rival.mode, rival.which)
-        same = (rival.backend, rival.mode, rival.which) == (series.backend, series.mode, series.which)
-        if previous and same and rival.ratio and previous.ratio:
-            yield Change(now, series, rival.name, previous.ratio, rival.ratio)
+        previous = then.find(rival.key)
+        if previous and previous.ratio and rival.ratio and rival.key[1:] == series.key[1:]:
+            yield Change(rival.name, previous.ratio, rival.ratio)
     if series.floor and earlier.floor:
         # The floor is a share of xent's time, so it grows as xent gets faster: like a rival's ratio.
-        yield Change(now, series, "memory", earlier.floor, series.floor)
+        yield Change("memory", earlier.floor, series.floor)
 
 
 def table(verdicts: list[Verdict]) -> Table:
     """A line for each of xent's times, what changed most first."""
     rows = []
     for verdict in sorted(verdicts, key=lambda v: (v.word == "same", v.factor)):
-        case, series, *_ = verdict.changes[0]
+        case, series, changes = verdict
         what = f"{case.workload.name} {case.dtype}" + (f" {case.value}" if case.value else "")
-        on, against = f"{series.backend} {series.mode}", str(len(verdict.changes))
-        rows.append(Row((verdict.word, times(verdict.factor), what, series.which, on, against), verdict.word))
+        on = f"{series.backend} {series.mode}"
+        cells = (verdict.word, times(verdict.factor), what, series.which, on, str(len(changes)))
+        rows.append(Row(cells, verdict.word))
     return Table("what changed", "in xent's speed, measured against others in the same rounds", COLUMNS, {"": rows})

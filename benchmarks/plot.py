@@ -5,23 +5,24 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from xent.benchmarks import tables
 from xent.benchmarks.result import Case, Result, Series
-from xent.benchmarks.sweeps import Sweep, slope, sweeps
+from xent.benchmarks.sweeps import Sweep, sweeps
 from xent.benchmarks.workloads import PASSES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 OURS, RIVAL, FLOOR, BAD = "#0b62c4", "#8a8a8a", "#d98200", "#c0392b"
 BACKENDS = {"numpy": "#4c72b0", "torch": "#dd5f32", "tensorflow": "#7d4fa8", "jax": "#2a8f5b"}
 DASHES = {"eager": "-", "compiled": "--", "graph": ":"}
 ACROSS, WIDTH, LINE, MARGINS = 3, 5.2, 0.17, 0.9  # panels; inches of a panel, of a line, of title and axis
-
-Panel = tuple[int, Callable[["Axes"], None]]  # (lines that it has, what draws it)
+SWEEP = 30  # a sweep's height in lines
 
 
 def figure_type() -> type[Figure]:
@@ -34,45 +35,41 @@ def figure_type() -> type[Figure]:
 
 def png(result: Result) -> bytes:
     """Raises ValueError without matplotlib."""
-    Figure, panels = figure_type(), [*map(_sweep_panel, sweeps(result))]
+    Figure = figure_type()
+    panels: list[tuple[int, Callable[[Axes], None]]] = [(SWEEP, partial(_sweep, sweep)) for sweep in sweeps(result)]
     for case in tables.plain(result):
-        panels += [_case_panel(case, which) for which in PASSES if any(s.which == which for s in case.series)]
+        for which in tables.passes(case):
+            lines = [line for backend, found in tables.by_backend(case, which) for line in (backend, *found)]
+            panels.append((len(lines), partial(_case, case, which, lines)))
     bands = [panels[start : start + ACROSS] for start in range(0, len(panels), ACROSS)]
     across, heights = min(ACROSS, len(panels)), [MARGINS + LINE * max(n for n, _ in band) for band in bands]
     figure = Figure(figsize=(WIDTH * across, sum(heights)), facecolor="white", layout="constrained")
-    grid = figure.subplots(len(bands), across, squeeze=False, height_ratios=heights)
-    for place, axes in enumerate(grid.flat):
-        if place < len(panels):
-            panels[place][1](axes)
-        else:
-            axes.set_axis_off()
+    places = figure.subplots(len(bands), across, squeeze=False, height_ratios=heights).flat
+    for axes, (_, draw) in zip(places, panels, strict=False):
+        draw(axes)
+    for axes in [*places][len(panels) :]:
+        axes.set_axis_off()
     out = io.BytesIO()
     figure.savefig(out, format="png", dpi=66)
     return out.getvalue()
 
 
-def _case_panel(case: Case, which: str) -> Panel:
-    lines: list[Series | str] = []
-    for backend, found in tables.by_backend(case, which):
-        lines += [backend, *found]
-
-    def draw(axes: Axes) -> None:
-        names = [line if isinstance(line, str) else f"{tables.short(line.name)}  {line.mode}" for line in lines]
-        axes.set_yticks(range(len(lines)), names)
-        for y, (label, line) in enumerate(zip(axes.get_yticklabels(), lines, strict=True)):
-            label.set_parse_math(False)
-            if isinstance(line, Series):
-                label.set_color(OURS if line.ours else "#555555")
-                _dot(axes, y, line)
-        axes.set_ylim(len(lines) - 0.4, -0.6)
-        axes.set_xscale("log")
-        floor = case.floor(which)
-        if floor is not None:
-            axes.axvline(floor, color=FLOOR, linestyle="--", linewidth=1, zorder=1)
-        note = "" if floor is None else f", floor {tables.duration(floor)} (dashed)"
-        _frame(axes, axes.xaxis, tables.duration, f"{case.title}\n{PASSES[which]}{note}")
-
-    return len(lines), draw
+def _case(case: Case, which: str, lines: list[str | Series], axes: Axes) -> None:
+    """A line for each backend's name and each of its contenders."""
+    names = [line if isinstance(line, str) else f"{tables.short(line.name)}  {line.mode}" for line in lines]
+    axes.set_yticks(range(len(lines)), names)
+    for y, (label, line) in enumerate(zip(axes.get_yticklabels(), lines, strict=True)):
+        label.set_parse_math(False)
+        if isinstance(line, Series):
+            label.set_color(OURS if line.ours else "#555555")
+            _dot(axes, y, line)
+    axes.set_ylim(len(lines) - 0.4, -0.6)
+    axes.set_xscale("log")
+    floor, title = case.floor(which), f"{case.title}\n{PASSES[which]}"
+    if floor is not None:
+        axes.axvline(floor, color=FLOOR, linestyle="--", linewidth=1, zorder=1)
+        title += f", floor {tables.duration(floor)} (dashed)"
+    _frame(axes, axes.xaxis, tables.duration, title)
 
 
 def _dot(axes: Axes, y: int, series: Series) -> None:
@@ -85,35 +82,30 @@ def _dot(axes: Axes, y: int, series: Series) -> None:
     axes.plot([series.time.median], [y], "o", color=colour, markersize=5)
 
 
-def _sweep_panel(sweep: Sweep) -> Panel:
-    def draw(axes: Axes) -> None:
-        for series, figures in (line for lines in sweep.lines.values() for line in lines):
-            exponent = tables.digits(slope(sweep.values, figures), 2)
-            axes.plot(
-                sweep.values,
-                [figure or math.nan for figure in figures],  # a log scale has no 0
-                color=BACKENDS.get(series.backend, RIVAL),
-                linestyle=DASHES.get(series.mode, "-"),
-                linewidth=2 if series.ours else 0.9,
-                label=f"{tables.short(series.name)}, {series.backend} {series.mode}: {exponent}",
-            )
-        axes.set_xscale("log", base=2)
-        axes.set_yscale("log")
-        axes.set_xticks(sweep.values, [str(value) for value in sweep.values])
-        axes.legend(frameon=False, fontsize=5, ncol=2)
-        _frame(axes, axes.yaxis, sweep.shown, sweep.title)
-
-    return 30, draw
+def _sweep(sweep: Sweep, axes: Axes) -> None:
+    for series, figures, slope in (line for lines in sweep.lines.values() for line in lines):
+        axes.plot(
+            sweep.values,
+            [figure or math.nan for figure in figures],  # a log scale has no 0
+            color=BACKENDS.get(series.backend, RIVAL),
+            linestyle=DASHES.get(series.mode, "-"),
+            linewidth=2 if series.ours else 0.9,
+            label=f"{tables.short(series.name)}, {series.backend} {series.mode}: {tables.digits(slope, 2)}",
+        )
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xticks(sweep.values, [str(value) for value in sweep.values])
+    axes.legend(frameon=False, fontsize=5, ncol=2)
+    _frame(axes, axes.yaxis, sweep.shown, sweep.title)
 
 
-def _frame(axes: Axes, axis: object, shown: Callable[[float, int], str], title: str) -> None:
+def _frame(axes: Axes, axis: Axis, shown: Callable[[float, int], str], title: str) -> None:
     """A log scale whose ticks say ns, µs, ms and s, or MB."""
-    from matplotlib.axis import Axis
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    from matplotlib.ticker import LogLocator, NullFormatter
 
-    assert isinstance(axis, Axis)
-    axis.set_major_locator(LogLocator(base=10, subs=(1.0, 3.0)))
-    axis.set_major_formatter(FuncFormatter(lambda figure, _: shown(figure, 1)))
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1.0, 3.0) if high < 1000 * low else (1.0,)))
+    axis.set_major_formatter(lambda figure, _: shown(figure, 1))
     axis.set_minor_formatter(NullFormatter())
     axis.grid(color="#e6e6e6")
     axes.tick_params(length=0, labelsize=7)

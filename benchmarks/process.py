@@ -85,9 +85,11 @@ class Session:
             raise ValueError(f"no {job.device} here, only {', '.join(live.devices())}")
         self.framework = importlib.import_module(f"xent.benchmarks.frameworks.{job.backend}").make(self.device)
         self.framework.limit(job.threads)
-        tell("versions", {name: version(name) for name in self.framework.versions})
-        for name in self.framework.missing if job.rivals else ():
-            tell("absent", f"{name}: not installed (pip install {name})")
+        for name in self.framework.distributions:
+            if frameworks.installed(name):
+                tell("version", name, version(name))
+            elif job.rivals:
+                tell("absent", f"{name}: not installed (pip install {name})")
 
     @cached_property
     def traffic(self) -> frameworks.Traffic | None:

@@ -65,8 +65,8 @@ class Run:
         return begun if status and begun else len(job.cases)
 
     def _hear(self, job: Job, case: Case, kind: str, *said: Any) -> None:
-        if kind == "versions":
-            self.result.machine["versions"] |= said[0]
+        if kind == "version":
+            self.result.machine["versions"][said[0]] = said[1]
         elif kind == "absent" and said[0] not in self.result.absent:
             self.result.absent.append(said[0])
         elif kind == "doing":

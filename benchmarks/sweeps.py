@@ -6,8 +6,10 @@ A line tells the time; for linear_ce, in a table of its own, also the memory.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from xent.benchmarks import tables
 from xent.benchmarks.result import Case, Result, Series
@@ -15,9 +17,15 @@ from xent.benchmarks.tables import Column, Row, Table
 from xent.benchmarks.workloads import PASSES
 
 
+class Line(NamedTuple):
+    series: Series  # whose contender it is
+    figures: list[float]  # at each value; NaN: not known
+    slope: float
+
+
 @dataclass(frozen=True)
 class Sweep:
-    cases: tuple[Case, ...]  # the values ascending
+    cases: list[Case]  # the values ascending
     which: str
     varied: str
     measure: str  # "time", or "memory" beyond the gradients
@@ -36,15 +44,14 @@ class Sweep:
         return tables.size if self.measure == "memory" else tables.duration
 
     @property
-    def lines(self) -> dict[str, list[tuple[Series, list[float]]]]:
-        """By backend, each contender with its figure at every value (NaN: not known), xent first."""
-        found: dict[str, dict[tuple[str, ...], tuple[Series, list[float]]]] = {}
-        for series in sorted((s for case in self.cases for s in case.series), key=lambda s: (s.backend, not s.ours)):
-            if series.which == self.which:
-                name = (series.name, series.backend, series.mode, series.which)
-                figures = [self._figure(case, case.find(*name)) for case in self.cases]
-                found.setdefault(series.backend, {})[name] = series, figures
-        return {backend: list(lines.values()) for backend, lines in found.items()}
+    def lines(self) -> dict[str, list[Line]]:
+        """By backend, xent first."""
+        series = {s.key: s for case in self.cases for s in case.series if s.which == self.which}
+        found: dict[str, list[Line]] = {}
+        for one in sorted(series.values(), key=lambda s: (s.backend, not s.ours)):
+            figures = [self._figure(case, case.find(one.key)) for case in self.cases]
+            found.setdefault(one.backend, []).append(Line(one, figures, slope(self.values, figures)))
+        return found
 
     def _figure(self, case: Case, series: Series | None) -> float:
         if series is None or series.time is None:
@@ -56,42 +63,38 @@ class Sweep:
 def slope(values: Sequence[float], figures: Sequence[float]) -> float:
     """Exponent k of figure ~ value^k, by least squares in logarithms over the upper half of the values: in the lower
     half a call's own cost hides it. NaN where fewer than two figures are known."""
-    upper = sorted(values)[min(len(values) // 2, max(len(values) - 2, 0)) :]
-    points = [(math.log(v), math.log(s)) for v, s in zip(values, figures, strict=True) if v in upper and s > 0]
-    if len(points) < 2:
-        return math.nan
-    x, y = (sum(part) / len(points) for part in zip(*points, strict=True))
-    steepness: float = sum((a - x) * (b - y) for a, b in points) / sum((a - x) ** 2 for a, _ in points)
-    return steepness
+    lower = min(len(values) // 2, max(len(values) - 2, 0))
+    points = [(math.log(v), math.log(f)) for v, f in list(zip(values, figures, strict=True))[lower:] if f > 0]
+    return statistics.linear_regression(*zip(*points, strict=True)).slope if len(points) > 1 else math.nan
 
 
 def sweeps(result: Result) -> Iterator[Sweep]:
     """One for each workload, dtype, measure and pass."""
-    swept = sorted((case for case in result.cases if case.value), key=lambda case: case.value or 0)
-    for name, dtype in dict.fromkeys((case.workload.name, case.dtype) for case in swept):
-        cases = tuple(case for case in swept if (case.workload.name, case.dtype) == (name, dtype))
+    swept: dict[tuple[str, str], list[Case]] = {}
+    for case in sorted((case for case in result.cases if case.value), key=lambda case: case.value or 0):
+        swept.setdefault((case.workload.name, case.dtype), []).append(case)
+    for cases in swept.values():
         for measure in ("time", "memory") if cases[0].workload.linear else ("time",):
-            for which in PASSES:
-                if any(s.which == which for case in cases for s in case.series):
-                    yield Sweep(cases, which, result.settings["sweep"], measure)
+            for which in tables.passes(*cases):
+                yield Sweep(cases, which, result.settings["sweep"], measure)
 
 
 def table(sweep: Sweep) -> Table:
-    few = sweep.values[-5:]
     columns = (
         Column("contender", left=True),
         Column("mode", left=True),
-        *(Column(str(value), spare=value not in few) for value in sweep.values),
+        *(Column(str(value), spare=value not in sweep.values[-5:]) for value in sweep.values),
         Column("slope", f"k in {sweep.measure} ~ value^k, over the upper half of the values"),
     )
-    groups: dict[str, list[Row]] = {}
-    for backend, lines in sweep.lines.items():
-        groups[backend] = rows = []
-        for series, figures in lines:
-            cells = [sweep.shown(figure, 2) for figure in figures]
-            exponent = f"{slope(sweep.values, figures):.2f}".replace("nan", "-").replace("-0.00", "0.00")
-            rows.append(Row((tables.short(series.name), series.mode, *cells, exponent), "ours" if series.ours else ""))
-    troubles = dict.fromkeys(line for case in sweep.cases for line in tables.troubles(case, sweep.which))
+    groups = {backend: [_row(sweep, line) for line in lines] for backend, lines in sweep.lines.items()}
+    troubles = dict.fromkeys(trouble for case in sweep.cases for trouble in tables.troubles(case, sweep.which))
     shapes = ("x".join(map(str, case.workload.shape)) for case in (sweep.cases[0], sweep.cases[-1]))
     note = f"from {' to '.join(shapes)}" + ("; memory beyond the gradients" if sweep.measure == "memory" else "")
     return Table(sweep.title, note, columns, groups, tuple(troubles))
+
+
+def _row(sweep: Sweep, line: Line) -> Row:
+    series, figures, slope = line
+    exponent = "-" if math.isnan(slope) else f"{slope:.2f}".replace("-0.00", "0.00")
+    cells = (tables.short(series.name), series.mode, *(sweep.shown(figure, 2) for figure in figures), exponent)
+    return Row(cells, "ours" if series.ours else "")

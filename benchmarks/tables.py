@@ -57,9 +57,12 @@ COLUMNS = (
 def tables(result: Result) -> Iterator[Table]:
     """One for each case and pass that belongs to no sweep."""
     for case in plain(result):
-        for which in PASSES:
-            if any(series.which == which for series in case.series):
-                yield _table(case, which)
+        yield from (_table(case, which) for which in passes(case))
+
+
+def passes(*cases: Case) -> list[str]:
+    """Those that were timed."""
+    return [which for which in PASSES if any(series.which == which for case in cases for series in case.series)]
 
 
 def plain(result: Result) -> list[Case]:
@@ -67,13 +70,15 @@ def plain(result: Result) -> list[Case]:
 
 
 def _table(case: Case, which: str) -> Table:
-    work, floor = case.workload, case.floor(which)
-    columns = tuple(RATE if work.linear and column is FLOOR else column for column in COLUMNS)
-    least = size(work.read(case.dtype) + work.written(case.dtype, which))
-    note = "memory: beyond the gradients; error: of a gradient as a whole" if work.linear else ""
-    note = note if floor is None else f"floor {duration(floor)} for {least} at the measured bandwidth"
+    work, floor, columns, note = case.workload, case.floor(which), COLUMNS, PASSES[which]
+    if work.linear:
+        columns = tuple(RATE if column is FLOOR else column for column in COLUMNS)
+        note += "; memory: beyond the gradients; error: of a gradient as a whole"
+    if floor is not None:
+        least = size(work.read(case.dtype) + work.written(case.dtype, which))
+        note += f"; floor {duration(floor)} for {least} at the measured bandwidth"
     groups = {backend: [_row(case, series) for series in same] for backend, same in by_backend(case, which)}
-    return Table(f"{case.title}: {work.use}", f"{PASSES[which]}; {note}", columns, groups, troubles(case, which))
+    return Table(f"{case.title}: {work.use}", note, columns, groups, troubles(case, which))
 
 
 def by_backend(case: Case, which: str) -> Iterator[tuple[str, list[Series]]]:
@@ -145,7 +150,7 @@ def facts(result: Result) -> dict[str, str]:
         "bandwidth": bandwidth(result),
         "GPU": machine["gpus"],
         "system": f"{machine['system']}, Python {machine['python']}",
-        "versions": ", ".join(f"{name} {number}" for name, number in machine.get("versions", {}).items()),
+        "versions": ", ".join(f"{name} {number}" for name, number in machine["versions"].items()),
         "xent": f"{machine['xent']}; native kernels: {machine['kernels']}",
         "timed": f"on {settings['device']}, {settings['threads']} threads, {machine['date']}",
     }

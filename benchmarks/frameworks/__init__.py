@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ Array = Any
 Inputs = Any  # logits; of linear_ce a pair, hidden states and weight, as is the gradient
 Loss = Callable[[Inputs, Array], Array]  # (inputs, labels) -> mean
 Call = Callable[[Inputs, Array], Any]
+Mode = Callable[[Loss], tuple[Call, Call]]  # a loss -> what computes it, and what computes it with its gradient
 
 
 class Contender(NamedTuple):
@@ -26,6 +27,15 @@ class Contender(NamedTuple):
     forward: Call  # (inputs, labels) -> loss
     both: Call  # (inputs, labels) -> (loss, gradient)
     overwrites: bool = False  # its inputs
+
+
+class Rival(NamedTuple):
+    """A framework's own loss, or one from elsewhere."""
+
+    name: str
+    loss: Loss
+    modes: Iterable[str]  # that it is made for
+    overwrites: bool = False
 
 
 class Traffic(NamedTuple):
@@ -45,8 +55,7 @@ class Framework:
     array: Callable[[Any, str], Array]  # (NumPy float32 values or ids, dtype) -> a contender's argument
     numpy: Callable[[Array], Any]  # back, 16-bit floats as float32
     contenders: Callable[[Workload], list[Contender]]
-    versions: tuple[str, ...]  # distributions to name in the report
-    missing: tuple[str, ...] = ()  # distributions of rivals that are not installed
+    distributions: tuple[str, ...]  # to name with their versions; those of rivals may be missing
     wait: Callable[[Any], None] = _nothing  # until a result is there
     begin: Callable[[str], None] = _nothing  # before anything is done in this dtype
     limit: Callable[[int], None] = _nothing  # the threads, where the processors that a process may use do not
@@ -57,12 +66,16 @@ class Framework:
     traffic: Callable[[int], Traffic] | None = None  # on a device; None: not known here
 
 
+def contenders(workload: Workload, modes: Mapping[str, Mode], rivals: Iterable[Rival]) -> list[Contender]:
+    """xent in each mode, and each rival in its own."""
+    found = [Contender("xent", mode, True, *wrap(ours(workload))) for mode, wrap in modes.items()]
+    for name, loss, own, overwrites in rivals:
+        found += [Contender(name, mode, False, *modes[mode](loss), overwrites) for mode in own]
+    return found
+
+
 def installed(distribution: str) -> bool:
     return importlib.util.find_spec(distribution.replace("-", "_")) is not None
-
-
-def missing(*distributions: str) -> tuple[str, ...]:
-    return tuple(name for name in distributions if not installed(name))
 
 
 def ours(workload: Workload) -> Loss:
@@ -90,8 +103,7 @@ def each(function: Callable[[Array], Any], inputs: Inputs) -> Any:
 
 def arrays(result: Any) -> Iterator[Array]:
     """The arrays of a loss, a gradient, or both."""
+    for part in result if isinstance(result, tuple) else ():
+        yield from arrays(part)
     if not isinstance(result, tuple):
         yield result
-    else:
-        for part in result:
-            yield from arrays(part)

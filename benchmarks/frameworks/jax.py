@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
-from xent.benchmarks.frameworks import (
-    Call,
-    Contender,
-    Framework,
-    Inputs,
-    Loss,
-    Traffic,
-    held,
-    installed,
-    keras,
-    missing,
-    ours,
-)
+from xent.benchmarks import frameworks
+from xent.benchmarks.frameworks import Framework, Inputs, Loss, Mode, Rival, Traffic, held, installed, keras
 from xent.benchmarks.workloads import Workload
 from xent.verify.frameworks import load
 
 Array = Any
 ROWS = 128  # of a chunk in the loop by hand; they divide the workloads' rows
+OPTAX = {
+    "sparse_ce": "softmax_cross_entropy_with_integer_labels",
+    "softmax_ce": "softmax_cross_entropy",
+    "sigmoid_ce": "sigmoid_binary_cross_entropy",
+    "linear_ce": "softmax_cross_entropy_with_integer_labels",
+}
+MODES: dict[str, Mode] = {
+    "eager": lambda loss: (loss, jax.value_and_grad(loss)),
+    "compiled": lambda loss: (jax.jit(loss), jax.jit(jax.value_and_grad(loss))),
+}
 
 
 def make(device: str) -> Framework:
@@ -34,9 +33,8 @@ def make(device: str) -> Framework:
         # Of a copy, for JAX may take a NumPy array's memory for its own, and the inputs would be one and the same.
         array=lambda x, dtype: live.array(x.copy(), dtype if x.dtype.kind == "f" else "int32", device),
         numpy=lambda x: np.asarray(x).astype(np.float32) if x.dtype.itemsize == 2 else np.asarray(x),
-        contenders=contenders,
-        versions=("jax", "jaxlib", *filter(installed, ("optax", "keras"))),
-        missing=missing("optax", "keras"),
+        contenders=lambda workload: frameworks.contenders(workload, MODES, rivals(workload)),
+        distributions=("jax", "jaxlib", "optax", "keras"),
         wait=jax.block_until_ready,
         begin=lambda dtype: jax.config.update("jax_enable_x64", dtype == "float64"),
         planned=planned,
@@ -44,26 +42,19 @@ def make(device: str) -> Framework:
     )
 
 
-def contenders(workload: Workload) -> list[Contender]:
-    rivals = keras.rivals(workload)
+def rivals(workload: Workload) -> Iterator[Rival]:
+    yield from keras.rivals(workload, "compiled")
     if installed("optax"):
-        name, theirs = rival(workload)
-        rivals |= {name: held(theirs), "lax.scan by hand": by_hand(theirs)} if workload.linear else {name: theirs}
-    return [
-        Contender("xent", "eager", True, *eager(ours(workload))),
-        Contender("xent", "compiled", True, *compiled(ours(workload))),
-        *(Contender(name, "compiled", False, *compiled(loss)) for name, loss in rivals.items()),
-    ]
+        name = OPTAX[workload.loss]
+        function = getattr(importlib.import_module("optax"), name)
+        options = {} if workload.loss == "sigmoid_ce" else {"axis": workload.axis}
 
+        def mean(x: Array, y: Array) -> Array:
+            return function(x, y, **options).mean()
 
-def rival(workload: Workload) -> tuple[str, Loss]:
-    """Of logits, by optax."""
-    optax, axis = importlib.import_module("optax"), workload.axis
-    if workload.loss == "sigmoid_ce":
-        name = "sigmoid_binary_cross_entropy"
-        return f"optax.{name}", lambda x, z: optax.sigmoid_binary_cross_entropy(x, z).mean()
-    name = "softmax_cross_entropy_with_integer_labels" if workload.ids else "softmax_cross_entropy"
-    return f"optax.{name}", lambda x, y: getattr(optax, name)(x, y, axis=axis).mean()
+        yield Rival(f"optax.{name}", held(mean) if workload.linear else mean, ("compiled",))
+        if workload.linear:
+            yield Rival("lax.scan by hand", by_hand(mean), ("compiled",))
 
 
 def by_hand(loss: Loss) -> Loss:
@@ -83,14 +74,6 @@ def by_hand(loss: Loss) -> Loss:
         return jax.lax.scan(step, jax.numpy.zeros((), wide), rows)[0] / chunks
 
     return by_rows
-
-
-def eager(loss: Loss) -> tuple[Call, Call]:
-    return loss, jax.value_and_grad(loss)
-
-
-def compiled(loss: Loss) -> tuple[Call, Call]:
-    return jax.jit(loss), jax.jit(jax.value_and_grad(loss))
 
 
 def planned(function: Callable[..., Any], *arguments: Any) -> int | None:

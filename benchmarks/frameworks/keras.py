@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
 from typing import Any
 
-from xent.benchmarks.frameworks import Loss, installed
+from xent.benchmarks.frameworks import Rival, installed
 from xent.benchmarks.workloads import Workload
 
 Array = Any
 
 
-def rivals(workload: Workload) -> dict[str, Loss]:
-    """By name; none of linear_ce, where Keras would hold the logits as its backend's own loss does."""
+def rivals(workload: Workload, mode: str) -> Iterator[Rival]:
+    """None of linear_ce, where Keras would hold the logits as its backend's own loss does."""
     if workload.linear or not installed("keras"):
-        return {}
+        return
     keras = importlib.import_module("keras")
-    losses, mean, axis = keras.losses, keras.ops.mean, workload.axis
-    if workload.loss == "sigmoid_ce":
-        return {"keras.losses": lambda x, z: mean(losses.binary_crossentropy(z, x, from_logits=True))}
-    function = losses.sparse_categorical_crossentropy if workload.ids else losses.categorical_crossentropy
+    losses, axis = keras.losses, workload.axis
+    names = {
+        "sparse_ce": losses.sparse_categorical_crossentropy,
+        "softmax_ce": losses.categorical_crossentropy,
+        "sigmoid_ce": losses.binary_crossentropy,
+    }
 
     def loss(x: Array, y: Array) -> Array:
         x = x if axis == -1 else keras.ops.moveaxis(x, axis, -1)  # some of its backends know the last axis only
-        return mean(function(y, x, from_logits=True))
+        return keras.ops.mean(names[workload.loss](y, x, from_logits=True))
 
-    return {"keras.losses": loss}
+    yield Rival("keras.losses", loss, (mode,))

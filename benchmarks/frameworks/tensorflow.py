@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from xent.benchmarks.frameworks import Call, Contender, Framework, Inputs, Loss, installed, keras, missing, ours
+from xent.benchmarks import frameworks
+from xent.benchmarks.frameworks import Call, Framework, Inputs, Loss, Mode, Rival, keras
 from xent.benchmarks.workloads import Workload
 from xent.verify.frameworks import load
 
@@ -16,48 +17,46 @@ Array = Any
 
 def make(device: str) -> Framework:
     live = load("tensorflow")
+    modes = {mode: _mode(compiler) for mode, compiler in live.compilers.items()}
     return Framework(
         array=lambda x, dtype: live.array(x, dtype if x.dtype.kind == "f" else None, device),
         numpy=lambda x: np.asarray(tf.cast(x, tf.float32) if x.dtype.size == 2 else x),
-        contenders=contenders,
-        versions=("tensorflow", *filter(installed, ("keras",))),
-        missing=missing("keras"),
+        contenders=lambda workload: frameworks.contenders(workload, modes, rivals(workload, modes)),
+        distributions=("tensorflow", "keras"),
         wait=(lambda _: None) if device == "cpu" else (lambda _: tf.test.experimental.sync_devices()),
         limit=tf.config.threading.set_intra_op_parallelism_threads,
         peak=lambda: peak("CPU:0" if device == "cpu" else device),
     )
 
 
-def contenders(workload: Workload) -> list[Contender]:
-    name, theirs = rival(workload)
-    found = []
-    for mode, wrap in MODES.items():
-        found.append(Contender("xent", mode, True, *wrap(ours(workload))))
-        found.append(Contender(name, mode, False, *wrap(theirs)))
-    for name, loss in keras.rivals(workload).items():
-        found.append(Contender(name, "compiled", False, *MODES["compiled"](loss)))
-    return found
-
-
-def rival(workload: Workload) -> tuple[str, Loss]:
+def rivals(workload: Workload, modes: dict[str, Mode]) -> Iterator[Rival]:
+    yield from keras.rivals(workload, "compiled")
     nn, axis, mean = tf.nn, workload.axis, tf.reduce_mean
-    if workload.loss == "sigmoid_ce":
-        name = "tf.nn.sigmoid_cross_entropy_with_logits"
-        return name, lambda x, z: mean(nn.sigmoid_cross_entropy_with_logits(labels=z, logits=x))
-    if workload.loss == "softmax_ce":
-        name = "tf.nn.softmax_cross_entropy_with_logits"
-        return name, lambda x, t: mean(nn.softmax_cross_entropy_with_logits(labels=t, logits=x, axis=axis))
     order = None if axis == -1 else [*(i for i in range(len(workload.shape)) if i != axis), axis]
+
+    def sigmoid(x: Array, z: Array) -> Array:
+        return mean(nn.sigmoid_cross_entropy_with_logits(labels=z, logits=x))
+
+    def soft(x: Array, t: Array) -> Array:
+        return mean(nn.softmax_cross_entropy_with_logits(labels=t, logits=x, axis=axis))
 
     def sparse(x: Array, y: Array) -> Array:
         x = x if order is None else tf.transpose(x, order)  # it knows the last axis only
         return mean(nn.sparse_softmax_cross_entropy_with_logits(labels=y, logits=x))
 
-    name = "tf.nn.sparse_softmax_cross_entropy_with_logits"
-    return name, (lambda x, y: sparse(tf.matmul(*x, transpose_b=True), y)) if workload.linear else sparse
+    name, loss = {
+        "sigmoid_ce": ("sigmoid_cross_entropy_with_logits", sigmoid),
+        "softmax_ce": ("softmax_cross_entropy_with_logits", soft),
+        "sparse_ce": ("sparse_softmax_cross_entropy_with_logits", sparse),
+        "linear_ce": (
+            "sparse_softmax_cross_entropy_with_logits",
+            lambda x, y: sparse(tf.matmul(*x, transpose_b=True), y),
+        ),
+    }[workload.loss]
+    yield Rival(f"tf.nn.{name}", loss, modes)
 
 
-def _wrapped(compiler: Callable[[Call], Call]) -> Callable[[Loss], tuple[Call, Call]]:
+def _mode(compiler: Callable[[Call], Call]) -> Mode:
     def wrap(loss: Loss) -> tuple[Call, Call]:
         def both(x: Inputs, y: Array) -> tuple[Array, Inputs]:
             with tf.GradientTape() as tape:
@@ -68,13 +67,6 @@ def _wrapped(compiler: Callable[[Call], Call]) -> Callable[[Loss], tuple[Call, C
         return compiler(lambda x, y: loss(x, y)), compiler(both)
 
     return wrap
-
-
-MODES = {
-    "eager": _wrapped(lambda f: f),
-    "graph": _wrapped(tf.function),
-    "compiled": _wrapped(lambda f: tf.function(f, jit_compile=True)),
-}
 
 
 def peak(device: str) -> Callable[[], int | None]:

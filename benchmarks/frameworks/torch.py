@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from xent.benchmarks import frameworks
-from xent.benchmarks.frameworks import Call, Contender, Framework, Inputs, Loss, Traffic, installed, keras
+from xent.benchmarks.frameworks import Call, Framework, Inputs, Loss, Rival, Traffic, installed, keras
 from xent.benchmarks.workloads import Workload
 from xent.verify.frameworks import load
 
@@ -21,55 +21,48 @@ functional = torch.nn.functional
 def make(device: str) -> Framework:
     live = load("torch")
     cuda = device != "cpu"
-    rivals = ("keras", "liger-kernel", "cut-cross-entropy") if cuda else ("keras",)
+    modes = {mode: wrap for mode, wrap in (("eager", eager), ("compiled", compiled)) if mode in live.compilers}
     return Framework(
         array=lambda x, dtype: live.array(x, dtype if x.dtype.kind == "f" else None, device),
         numpy=to_numpy,
-        contenders=lambda workload: contenders(workload, cuda),
-        versions=("torch", *filter(installed, rivals)),
-        missing=frameworks.missing(*rivals),
+        contenders=lambda workload: frameworks.contenders(workload, modes, rivals(workload, modes, cuda)),
+        distributions=("torch", "keras", *(("liger-kernel", "cut-cross-entropy") if cuda else ())),
         wait=(lambda _: torch.cuda.synchronize()) if cuda else (lambda _: None),
+        begin=lambda _: torch._dynamo.reset(),  # the limit on recompilations is meant for one program
         limit=torch.set_num_threads,
         peak=peak if cuda else (lambda: lambda: None),
         traffic=lambda size: traffic(size, device),
     )
 
 
-def contenders(workload: Workload, cuda: bool) -> list[Contender]:
-    torch._dynamo.reset()  # the limit on recompilations is meant for one program
-    name, theirs = rival(workload)
-    found = []
-    for mode, wrap in {"eager": eager, "compiled": compiled}.items():
-        if mode in load("torch").compilers:
-            found.append(Contender("xent", mode, True, *wrap(frameworks.ours(workload))))
-            found.append(Contender(name, mode, False, *wrap(theirs)))
-    rivals = keras.rivals(workload) | (linear_rivals(cuda) if workload.linear else {})
-    found += [Contender(name, "eager", False, *eager(loss)) for name, loss in rivals.items()]
+def rivals(workload: Workload, modes: Iterable[str], cuda: bool) -> Iterator[Rival]:
+    """With classes on axis 1, where PyTorch wants them, or last of two."""
+    yield from keras.rivals(workload, "eager")
+    if workload.loss == "sigmoid_ce":
+        loss = functional.binary_cross_entropy_with_logits
+        yield Rival("F.binary_cross_entropy_with_logits", loss, modes)
+    else:
+        loss = functional.cross_entropy
+        yield Rival("F.cross_entropy", frameworks.held(loss) if workload.linear else loss, modes)
+    for name, fused in (linear_rivals(cuda) if workload.linear else {}).items():
+        yield Rival(name, frameworks.paired(fused), ("eager",))
     if cuda and workload.loss == "sparse_ce" and workload.axis == -1 and installed("liger-kernel"):
         liger = importlib.import_module("liger_kernel.transformers.functional").liger_cross_entropy
-        found.append(Contender("Liger-Kernel", "eager", False, *eager(liger), overwrites=True))
-    return found
+        yield Rival("Liger-Kernel", liger, ("eager",), overwrites=True)
 
 
-def linear_rivals(cuda: bool) -> dict[str, Loss]:
+def linear_rivals(cuda: bool) -> dict[str, Callable[..., Array]]:
     """They hold a part of the logits at a time, or none, and are not made for torch.compile."""
-    rivals: dict[str, Callable[..., Array]] = {}
+    found: dict[str, Callable[..., Array]] = {}
     if hasattr(torch.nn, "LinearCrossEntropyOptions"):
         options = torch.nn.LinearCrossEntropyOptions()
-        rivals["F.linear_cross_entropy"] = functools.partial(functional.linear_cross_entropy, options=options)
+        found["F.linear_cross_entropy"] = functools.partial(functional.linear_cross_entropy, options=options)
     if cuda and installed("liger-kernel"):
         liger = importlib.import_module("liger_kernel.transformers.functional")
-        rivals["Liger-Kernel"] = liger.liger_fused_linear_cross_entropy
+        found["Liger-Kernel"] = liger.liger_fused_linear_cross_entropy
     if cuda and installed("cut-cross-entropy"):
-        rivals["cut-cross-entropy"] = importlib.import_module("cut_cross_entropy").linear_cross_entropy
-    return {name: frameworks.paired(loss) for name, loss in rivals.items()}
-
-
-def rival(workload: Workload) -> tuple[str, Loss]:
-    """Classes on axis 1, where PyTorch wants them, or last of two."""
-    if workload.loss == "sigmoid_ce":
-        return "F.binary_cross_entropy_with_logits", functional.binary_cross_entropy_with_logits
-    return "F.cross_entropy", frameworks.held(functional.cross_entropy) if workload.linear else functional.cross_entropy
+        found["cut-cross-entropy"] = importlib.import_module("cut_cross_entropy").linear_cross_entropy
+    return found
 
 
 def eager(loss: Loss) -> tuple[Call, Call]:
