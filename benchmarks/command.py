@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from xent._console import Steps, err, fail, out, say, writable
 from xent.benchmarks import diff as differences
-from xent.benchmarks import page, plot, show
+from xent.benchmarks import plot, show
 from xent.benchmarks.result import Result
 from xent.benchmarks.run import MODES, bench
 from xent.benchmarks.workloads import PASSES, SWEEPS, WIDTH, WORKLOADS
@@ -91,7 +91,7 @@ def _write(result: Result, json_file: Path | None, html: Path | None, png: Path 
         json_file = INTERRUPTED
         result.save(json_file)
     if html is not None:
-        html.write_text(page.page(result), encoding="utf-8")
+        html.write_text(show.page(result), encoding="utf-8")
     if png is not None:
         png.write_bytes(plot.png(result))
     for file in (json_file, html, png):
@@ -103,5 +103,5 @@ def _diff(old: Path, new: Path) -> int:
     verdicts = differences.diff(Result.load(old), Result.load(new))
     table = differences.table(verdicts)
     show.table(table, out)
-    show.pairs({column.heading: column.meaning for column in table.columns if column.meaning}, out)
+    show.legend([table], out)
     return int(any(verdict.word == "slower" for verdict in verdicts))

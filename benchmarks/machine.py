@@ -8,15 +8,17 @@ import os
 import platform
 import re
 import subprocess
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+import xent
 
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 MEMORY_SETTINGS = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD", "DYLD_INSERT_LIBRARIES")
 
 
 def machine() -> dict[str, Any]:
+    cpu = importlib.import_module("xent.backends.cpu")
     return {
         "cpu": _cpu(),
         "cores": cores(),
@@ -27,7 +29,7 @@ def machine() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": platform.python_version(),
         "xent": _xent(),
-        "kernels": _kernels(),
+        "kernels": cpu.why_not or cpu.native.isa(),
         "versions": {},  # each framework's process adds its own
     }
 
@@ -55,22 +57,10 @@ def memory_settings() -> str:
 
 def _xent() -> str:
     """Its version, and the commit of the checkout that it runs from, if it does."""
-    try:
-        number = version("xent-loss")
-    except PackageNotFoundError:
-        number = importlib.import_module("xent").__version__
-    root = Path(__file__).resolve().parents[1]
-    if not (root / ".git").exists():
-        return str(number)
-    changed = _output("git", "-C", str(root), "status", "--porcelain", "--untracked-files=no")
-    commit = _output("git", "-C", str(root), "rev-parse", "--short", "HEAD")
-    return f"{number}, commit {commit}{' with changes' if changed else ''}"
-
-
-def _kernels() -> str:
-    """The native kernels' instruction set, or why there are none."""
-    cpu = importlib.import_module("xent.backends.cpu")
-    return str(cpu.why_not or cpu.native.isa())
+    root = str(Path(__file__).resolve().parents[1])
+    commit = _output("git", "-C", root, "rev-parse", "--short", "HEAD") if (Path(root) / ".git").exists() else ""
+    changed = commit and _output("git", "-C", root, "status", "--porcelain", "--untracked-files=no")
+    return xent.__version__ + (f", commit {commit}" if commit else "") + (" with changes" if changed else "")
 
 
 def _cpu() -> str:
@@ -80,11 +70,12 @@ def _cpu() -> str:
         return _output("sysctl", "-n", "machdep.cpu.brand_string") or platform.processor() or platform.machine()
     text = info.read_text()
     name = re.search(r"model name\s*:\s*(.*)", text)
-    widest = next((flag for flag in ("avx512f", "avx2", "asimd") if re.search(rf"\b{flag}\b", text)), "")
-    return ", ".join(part for part in (name[1] if name else platform.machine(), widest) if part)
+    widest = [flag for flag in ("avx512f", "avx2", "asimd") if re.search(rf"\b{flag}\b", text)]
+    return ", ".join([name[1] if name else platform.machine(), *widest[:1]])
 
 
 def _output(*command: str) -> str:
+    """What a command prints, its lines as one; "" where it fails or does not exist."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):

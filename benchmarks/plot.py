@@ -39,7 +39,9 @@ def png(result: Result) -> bytes:
     panels: list[tuple[int, Callable[[Axes], None]]] = [(SWEEP, partial(_sweep, sweep)) for sweep in sweeps(result)]
     for case in tables.plain(result):
         for which in tables.passes(case):
-            lines = [line for backend, found in tables.by_backend(case, which) for line in (backend, *found)]
+            lines: list[str | Series] = []
+            for backend, found in tables.by_backend(case, which):
+                lines += [backend, *found]
             panels.append((len(lines), partial(_case, case, which, lines)))
     bands = [panels[start : start + ACROSS] for start in range(0, len(panels), ACROSS)]
     across, heights = min(ACROSS, len(panels)), [MARGINS + LINE * max(n for n, _ in band) for band in bands]

@@ -21,7 +21,7 @@ from functools import cached_property, partial
 from importlib.metadata import version
 from typing import Any
 
-from xent.benchmarks import clock, frameworks, memory
+from xent.benchmarks import frameworks, measure
 from xent.benchmarks.frameworks import Call, Contender
 from xent.benchmarks.result import ENOUGH, Case, Series, Spread
 from xent.benchmarks.truth import Truth, truth, wrong
@@ -40,7 +40,7 @@ class Job:
     """What a framework's process has to do."""
 
     backend: str
-    device: str
+    device: str  # as the user names it: cuda:1 is the only one that the process sees
     threads: int
     modes: tuple[str, ...]
     passes: tuple[str, ...]
@@ -80,7 +80,7 @@ class Session:
         """Imports the framework. Raises ValueError where it has no such device."""
         self.job, self.tell = job, tell
         live = load(job.backend)
-        self.dtypes, self.device = live.dtypes, device(live.devices(), job.device)
+        self.dtypes, self.device = live.dtypes, device(live.devices(), job.device.partition(":")[0])
         if not self.device:
             raise ValueError(f"no {job.device} here, only {', '.join(live.devices())}")
         self.framework = importlib.import_module(f"xent.benchmarks.frameworks.{job.backend}").make(self.device)
@@ -95,7 +95,7 @@ class Session:
     def traffic(self) -> frameworks.Traffic | None:
         """What measures the bandwidth of the memory that the logits are in; None where there is no way to."""
         if self.device == "cpu":
-            return memory.host_traffic(UNCACHED, self.job.threads)
+            return measure.host_traffic(UNCACHED, self.job.threads)
         return self.framework.traffic(4 * UNCACHED) if self.framework.traffic else None
 
     def case(self, workload: Workload, dtype: str) -> tuple[list[Series], tuple[float, float] | None]:
@@ -134,8 +134,8 @@ class Session:
         for contender in contenders:
             if contender.mode in self.job.modes and (contender.ours or self.job.rivals):
                 for which in self.job.passes:
-                    name, mode, ours, *_ = contender
-                    yield Entry(contender, Series(name, self.job.backend, mode, ours, which))
+                    series = Series(contender.name, self.job.backend, contender.mode, contender.ours, which)
+                    yield Entry(contender, series)
 
     def _calls(self, entry: Entry) -> Iterator[partial[Any]]:
         """Each with the next of the inputs."""
@@ -156,11 +156,11 @@ class Session:
             return
         call = next(calls)
         counted = self.framework.peak()
-        entry.each, of_process = memory.peak(lambda: clock.seconds(iter([call]), wait, 1))
+        entry.each, of_process = measure.peak(lambda: measure.seconds(iter([call]), wait))
         on_host = of_process if self.device == "cpu" else None
         told = (counted(), self.framework.planned(call.func, *call.args), on_host)
         series.memory = max((size for size in told if size is not None), default=None)
-        if entry.each <= SLOW and clock.late(next(calls), wait, self._fetch):
+        if entry.each <= SLOW and measure.late(next(calls), wait, self._fetch):
             series.problem = "not synchronised: the clock stopped before the result was there"
 
     def _judge(self, series: Series, result: Any, true: Truth) -> None:
@@ -193,7 +193,7 @@ class Session:
             self.tell("doing", f"round {number + 1}")
             if self.traffic and not self.workload.linear:
                 for move, taken in ((self.traffic.read, reads), (self.traffic.write, writes)):
-                    taken.append(clock.seconds(iter([move]), lambda _: None, 1) / self.traffic.size)
+                    taken.append(measure.seconds(iter([move]), lambda _: None) / self.traffic.size)
             for entry in random.sample(entries, len(entries)):
                 if not entry.series.problem:
                     with entry.guarded():
@@ -205,8 +205,8 @@ class Session:
         calls, wait = self._calls(entry), self.framework.wait
         repeat = int(min(max(SAMPLE / max(entry.each, 1e-9), 1), 10_000))
         if repeat > 1:
-            clock.seconds(calls, wait, 1)
-        taken = clock.seconds(calls, wait, repeat)
+            measure.seconds(calls, wait)
+        taken = measure.seconds(calls, wait, repeat)
         entry.each = min(entry.each, taken)
         return taken
 

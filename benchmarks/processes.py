@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from xent.benchmarks.process import Job
 from xent.benchmarks.result import Case, Result
@@ -27,32 +27,22 @@ class Run:
 
     result: Result
     save: Path | str | None
-    progress: Progress | None
+    progress: Progress
     of: int  # cases on backends
     done: int = 0
 
     def do(self, job: Job) -> None:
-        left = job.cases
-        while left:  # a process that dies takes only the case it was at with it
-            left = left[self._process(replace(job, cases=left)) :]
-
-    def _process(self, job: Job) -> int:
-        """How many of the cases need no other process."""
+        """In a process of its own; one that dies takes only the case it was at with it, the next one does the rest."""
         self._say(f"starting {job.backend}")
+        begun: list[Case] = []
         with tempfile.TemporaryFile("w+") as errors:
-            process = subprocess.Popen(
-                [sys.executable, "-c", START],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                env=environment(job.backend, job.device, job.threads),
-                start_new_session=True,  # Ctrl-C is for this process, which ends the other one itself
-            )
+            process = _start(job, errors)
             try:
-                begun = 0
-                for kind, *said in _messages(process, replace(job, device=job.device.partition(":")[0])):
-                    begun += kind == "case"
-                    self._hear(job, job.cases[begun - 1], kind, *said)
+                for kind, *said in _messages(process):
+                    if kind == "case":
+                        begun.append(job.cases[len(begun)])
+                    else:
+                        self._hear(job.backend, begun[-1:], kind, *said)
                 status = process.wait()
             finally:
                 process.kill()
@@ -60,25 +50,29 @@ class Run:
             if status:
                 errors.seek(0)
                 last = (errors.read().strip().splitlines() or [f"status {status}"])[-1]
-                where = f"at {job.cases[begun - 1].title}" if begun else "at its start"
+                where = f"at {begun[-1].title}" if begun else "at its start"
                 self.result.broken.append(f"{job.backend}: lost {where}: {last}")
-        return begun if status and begun else len(job.cases)
+        left = job.cases[len(begun) :]
+        if begun and left:
+            self.do(replace(job, cases=left))
 
-    def _hear(self, job: Job, case: Case, kind: str, *said: Any) -> None:
+    def _hear(self, backend: str, at: list[Case], kind: str, *said: Any) -> None:
+        """A message, and the case that it is about, if it is about one."""
         if kind == "version":
-            self.result.machine["versions"][said[0]] = said[1]
-        elif kind == "absent" and said[0] not in self.result.absent:
-            self.result.absent.append(said[0])
+            name, number = said
+            self.result.machine["versions"][name] = number
+        elif kind == "absent":
+            self.result.absent += [reason for reason in said if reason not in self.result.absent]
         elif kind == "doing":
-            self._say(f"{job.backend}, {case.title}: {said[0]}")
+            self._say(f"{backend}, {at[0].title}: {said[0]}")
         elif kind == "broken":
-            self.result.broken.append(f"{job.backend}: {case.title}: {said[0]}")
+            self.result.broken.append(f"{backend}: {at[0].title}: {said[0]}")
         elif kind == "done":
-            self._add(case, job.backend, *said)
+            self._add(backend, at[0], *said)
         self.done += kind in ("broken", "done")
 
-    def _add(self, case: Case, backend: str, series: list[Any], bandwidth: tuple[float, float] | None) -> None:
-        if not any(case is known for known in self.result.cases):
+    def _add(self, backend: str, case: Case, series: list[Any], bandwidth: tuple[float, float] | None) -> None:
+        if series and not case.series:
             self.result.cases.append(case)
         case.series += series
         if bandwidth:
@@ -87,16 +81,27 @@ class Run:
             self.result.save(self.save)
 
     def _say(self, what: str) -> None:
-        if self.progress:
-            self.progress(what, self.done, self.of)
+        self.progress(what, self.done, self.of)
 
 
-def _messages(process: subprocess.Popen[bytes], job: Job) -> Iterator[Any]:
-    """What the process says about its job, until it ends or dies."""
+def _start(job: Job, errors: IO[str]) -> subprocess.Popen[bytes]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", START],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=errors,
+        env=environment(job.backend, job.device, job.threads),
+        start_new_session=True,  # Ctrl-C is for this process, which ends the other one itself
+    )
     assert process.stdin is not None
-    assert process.stdout is not None
     pickle.dump(job, process.stdin)
     process.stdin.flush()
+    return process
+
+
+def _messages(process: subprocess.Popen[bytes]) -> Iterator[Any]:
+    """What the process says, until it ends or dies."""
+    assert process.stdout is not None
     try:
         while True:
             yield pickle.load(process.stdout)

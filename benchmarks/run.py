@@ -107,7 +107,7 @@ def bench(
     ]
     if announce:
         announce(f"about {max(1, round(sum(map(estimate, jobs)) / 60))} min")
-    run = Run(result, save, progress, len(fitting) * len(here))
+    run = Run(result, save, progress or (lambda *_: None), len(fitting) * len(here))
     try:
         for job in jobs:
             run.do(job)

@@ -1,13 +1,18 @@
-"""`xent bench`: a result in the terminal, from 80 columns up."""
+"""`xent bench`: a result in the terminal, from 80 columns up, and as one page that needs nothing else."""
 
 from __future__ import annotations
+
+import io
+from base64 import b64encode
+from html import escape
 
 from rich.console import Console
 from rich.table import Table as Grid
 from rich.text import Text
-from xent.benchmarks import sweeps, tables
+from xent.benchmarks import plot, sweeps, tables
 from xent.benchmarks.result import Result
 from xent.benchmarks.tables import Table
+from xent.verify.page import document
 
 STYLES = {"ours": "bold", "bad": "red"}
 COLOURS = {"win": "green", "loss": "red", "faster": "green", "slower": "red"}  # of the first cell
@@ -24,9 +29,25 @@ def show(result: Result, console: Console) -> None:
         console.print(Text(f"absent: {reason}", "yellow"))
     if result.interrupted:
         console.print(Text("interrupted: what is above is whole, the rest is missing", "yellow"))
-    pairs({column.heading: column.meaning for one in shown for column in one.columns if column.meaning}, console)
+    legend(shown, console)
     for line in tables.summary(result):
         console.print(Text(line, "bold red" if line.startswith("failed") else "bold"))
+
+
+def page(result: Result) -> str:
+    """The picture, and what the terminal shows."""
+    try:
+        picture = f'<img alt="times" src="data:image/png;base64,{b64encode(plot.png(result)).decode()}">'
+    except ValueError as error:
+        picture = f'<p class="note">{escape(str(error))}</p>'
+    console = Console(file=io.StringIO(), record=True, emoji=False, width=140)
+    show(result, console)
+    text = console.export_html(code_format='<pre class="scroll">{code}</pre>', inline_styles=True)
+    return document("xent bench", f"{text}\n{picture}")
+
+
+def legend(shown: list[Table], console: Console) -> None:
+    pairs({column.heading: column.meaning for one in shown for column in one.columns if column.meaning}, console)
 
 
 def pairs(found: dict[str, str], console: Console) -> None:

@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
+from decimal import Decimal
 from itertools import groupby
 from typing import NamedTuple
 
@@ -70,9 +71,9 @@ def plain(result: Result) -> list[Case]:
 
 
 def _table(case: Case, which: str) -> Table:
-    work, floor, columns, note = case.workload, case.floor(which), COLUMNS, PASSES[which]
+    work, floor, note = case.workload, case.floor(which), PASSES[which]
+    columns = tuple(RATE if work.linear and column is FLOOR else column for column in COLUMNS)
     if work.linear:
-        columns = tuple(RATE if column is FLOOR else column for column in COLUMNS)
         note += "; memory: beyond the gradients; error: of a gradient as a whole"
     if floor is not None:
         least = size(work.read(case.dtype) + work.written(case.dtype, which))
@@ -177,10 +178,9 @@ def short(name: str) -> str:
 
 def digits(x: float, n: int = 3) -> str:
     """n significant ones, never an exponent."""
-    if not x > 0:
-        return "0" if x == 0 else "-"
-    x = float(f"{x:.{n - 1}e}")
-    return f"{x:.{max(n - 1 - math.floor(math.log10(x)), 0)}f}"
+    if math.isnan(x):
+        return "-"
+    return f"{Decimal(f'{x:.{n - 1}e}'):f}" if x else "0"
 
 
 def times(x: float) -> str:

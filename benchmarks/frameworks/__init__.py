@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -23,19 +23,13 @@ class Contender(NamedTuple):
 
     name: str
     mode: str  # "eager"; "compiled"; "graph": tf.function without XLA
-    ours: bool
     forward: Call  # (inputs, labels) -> loss
     both: Call  # (inputs, labels) -> (loss, gradient)
     overwrites: bool = False  # its inputs
 
-
-class Rival(NamedTuple):
-    """A framework's own loss, or one from elsewhere."""
-
-    name: str
-    loss: Loss
-    modes: Iterable[str]  # that it is made for
-    overwrites: bool = False
+    @property
+    def ours(self) -> bool:
+        return self.name == "xent"
 
 
 class Traffic(NamedTuple):
@@ -54,7 +48,7 @@ def _nothing(_: Any) -> None:
 class Framework:
     array: Callable[[Any, str], Array]  # (NumPy float32 values or ids, dtype) -> a contender's argument
     numpy: Callable[[Array], Any]  # back, 16-bit floats as float32
-    contenders: Callable[[Workload], list[Contender]]
+    contenders: Callable[[Workload], Iterable[Contender]]
     distributions: tuple[str, ...]  # to name with their versions; those of rivals may be missing
     wait: Callable[[Any], None] = _nothing  # until a result is there
     begin: Callable[[str], None] = _nothing  # before anything is done in this dtype
@@ -66,12 +60,10 @@ class Framework:
     traffic: Callable[[int], Traffic] | None = None  # on a device; None: not known here
 
 
-def contenders(workload: Workload, modes: Mapping[str, Mode], rivals: Iterable[Rival]) -> list[Contender]:
-    """xent in each mode, and each rival in its own."""
-    found = [Contender("xent", mode, True, *wrap(ours(workload))) for mode, wrap in modes.items()]
-    for name, loss, own, overwrites in rivals:
-        found += [Contender(name, mode, False, *modes[mode](loss), overwrites) for mode in own]
-    return found
+def in_modes(modes: dict[str, Mode], name: str, loss: Loss) -> Iterator[Contender]:
+    """A loss in each of the modes."""
+    for mode, wrap in modes.items():
+        yield Contender(name, mode, *wrap(loss))
 
 
 def installed(distribution: str) -> bool:
@@ -91,9 +83,9 @@ def paired(loss: Callable[..., Array]) -> Loss:
     return lambda x, y: loss(*x, y)
 
 
-def held(loss: Loss) -> Loss:
-    """A loss of logits as one of hidden states and a weight, with all the logits in memory at once."""
-    return lambda x, y: loss(x[0] @ x[1].T, y)
+def held(workload: Workload, loss: Loss) -> Loss:
+    """A loss of logits; where the inputs are hidden states and a weight, with all the logits in memory at once."""
+    return (lambda x, y: loss(x[0] @ x[1].T, y)) if workload.linear else loss
 
 
 def each(function: Callable[[Array], Any], inputs: Inputs) -> Any:
@@ -103,7 +95,8 @@ def each(function: Callable[[Array], Any], inputs: Inputs) -> Any:
 
 def arrays(result: Any) -> Iterator[Array]:
     """The arrays of a loss, a gradient, or both."""
-    for part in result if isinstance(result, tuple) else ():
-        yield from arrays(part)
     if not isinstance(result, tuple):
         yield result
+    else:
+        for part in result:
+            yield from arrays(part)

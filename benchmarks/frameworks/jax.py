@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 from xent.benchmarks import frameworks
-from xent.benchmarks.frameworks import Framework, Inputs, Loss, Mode, Rival, Traffic, held, installed, keras
+from xent.benchmarks.frameworks import Contender, Framework, Inputs, Loss, Mode, Traffic, keras
 from xent.benchmarks.workloads import Workload
 from xent.verify.frameworks import load
 
@@ -33,7 +33,7 @@ def make(device: str) -> Framework:
         # Of a copy, for JAX may take a NumPy array's memory for its own, and the inputs would be one and the same.
         array=lambda x, dtype: live.array(x.copy(), dtype if x.dtype.kind == "f" else "int32", device),
         numpy=lambda x: np.asarray(x).astype(np.float32) if x.dtype.itemsize == 2 else np.asarray(x),
-        contenders=lambda workload: frameworks.contenders(workload, MODES, rivals(workload)),
+        contenders=contenders,
         distributions=("jax", "jaxlib", "optax", "keras"),
         wait=jax.block_until_ready,
         begin=lambda dtype: jax.config.update("jax_enable_x64", dtype == "float64"),
@@ -42,9 +42,11 @@ def make(device: str) -> Framework:
     )
 
 
-def rivals(workload: Workload) -> Iterator[Rival]:
-    yield from keras.rivals(workload, "compiled")
-    if installed("optax"):
+def contenders(workload: Workload) -> Iterator[Contender]:
+    jitted = {"compiled": MODES["compiled"]}
+    yield from frameworks.in_modes(MODES, "xent", frameworks.ours(workload))
+    yield from keras.contenders(workload, jitted)
+    if frameworks.installed("optax"):
         name = OPTAX[workload.loss]
         function = getattr(importlib.import_module("optax"), name)
         options = {} if workload.loss == "sigmoid_ce" else {"axis": workload.axis}
@@ -52,9 +54,9 @@ def rivals(workload: Workload) -> Iterator[Rival]:
         def mean(x: Array, y: Array) -> Array:
             return function(x, y, **options).mean()
 
-        yield Rival(f"optax.{name}", held(mean) if workload.linear else mean, ("compiled",))
+        yield from frameworks.in_modes(jitted, f"optax.{name}", frameworks.held(workload, mean))
         if workload.linear:
-            yield Rival("lax.scan by hand", by_hand(mean), ("compiled",))
+            yield from frameworks.in_modes(jitted, "lax.scan by hand", by_hand(mean))
 
 
 def by_hand(loss: Loss) -> Loss:

@@ -6,13 +6,13 @@ import importlib
 from collections.abc import Iterator
 from typing import Any
 
-from xent.benchmarks.frameworks import Rival, installed
+from xent.benchmarks.frameworks import Contender, Mode, in_modes, installed
 from xent.benchmarks.workloads import Workload
 
 Array = Any
 
 
-def rivals(workload: Workload, mode: str) -> Iterator[Rival]:
+def contenders(workload: Workload, modes: dict[str, Mode]) -> Iterator[Contender]:
     """None of linear_ce, where Keras would hold the logits as its backend's own loss does."""
     if workload.linear or not installed("keras"):
         return
@@ -28,4 +28,4 @@ def rivals(workload: Workload, mode: str) -> Iterator[Rival]:
         x = x if axis == -1 else keras.ops.moveaxis(x, axis, -1)  # some of its backends know the last axis only
         return keras.ops.mean(names[workload.loss](y, x, from_logits=True))
 
-    yield Rival("keras.losses", loss, (mode,))
+    yield from in_modes(modes, "keras.losses", loss)

@@ -27,8 +27,8 @@ def contenders(workload: Workload) -> list[Contender]:
     loss = ours(workload)
     both = linear_gradients if workload.linear else xent.value_and_grad(loss)
     return [
-        Contender("xent", "eager", True, loss, both),
-        Contender("NumPy, in place", "eager", False, *in_place(workload)),
+        Contender("xent", "eager", loss, both),
+        Contender("NumPy, in place", "eager", *in_place(workload)),
     ]
 
 

@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from xent.benchmarks import frameworks
-from xent.benchmarks.frameworks import Call, Framework, Inputs, Loss, Mode, Rival, keras
+from xent.benchmarks.frameworks import Call, Contender, Framework, Inputs, Loss, Mode, in_modes, keras, ours
 from xent.benchmarks.workloads import Workload
 from xent.verify.frameworks import load
 
@@ -21,7 +20,7 @@ def make(device: str) -> Framework:
     return Framework(
         array=lambda x, dtype: live.array(x, dtype if x.dtype.kind == "f" else None, device),
         numpy=lambda x: np.asarray(tf.cast(x, tf.float32) if x.dtype.size == 2 else x),
-        contenders=lambda workload: frameworks.contenders(workload, modes, rivals(workload, modes)),
+        contenders=lambda workload: contenders(workload, modes),
         distributions=("tensorflow", "keras"),
         wait=(lambda _: None) if device == "cpu" else (lambda _: tf.test.experimental.sync_devices()),
         limit=tf.config.threading.set_intra_op_parallelism_threads,
@@ -29,8 +28,9 @@ def make(device: str) -> Framework:
     )
 
 
-def rivals(workload: Workload, modes: dict[str, Mode]) -> Iterator[Rival]:
-    yield from keras.rivals(workload, "compiled")
+def contenders(workload: Workload, modes: dict[str, Mode]) -> Iterator[Contender]:
+    yield from in_modes(modes, "xent", ours(workload))
+    yield from keras.contenders(workload, {"compiled": modes["compiled"]})
     nn, axis, mean = tf.nn, workload.axis, tf.reduce_mean
     order = None if axis == -1 else [*(i for i in range(len(workload.shape)) if i != axis), axis]
 
@@ -44,16 +44,16 @@ def rivals(workload: Workload, modes: dict[str, Mode]) -> Iterator[Rival]:
         x = x if order is None else tf.transpose(x, order)  # it knows the last axis only
         return mean(nn.sparse_softmax_cross_entropy_with_logits(labels=y, logits=x))
 
+    def linear(inputs: Inputs, y: Array) -> Array:
+        return sparse(tf.matmul(*inputs, transpose_b=True), y)
+
     name, loss = {
         "sigmoid_ce": ("sigmoid_cross_entropy_with_logits", sigmoid),
         "softmax_ce": ("softmax_cross_entropy_with_logits", soft),
         "sparse_ce": ("sparse_softmax_cross_entropy_with_logits", sparse),
-        "linear_ce": (
-            "sparse_softmax_cross_entropy_with_logits",
-            lambda x, y: sparse(tf.matmul(*x, transpose_b=True), y),
-        ),
+        "linear_ce": ("sparse_softmax_cross_entropy_with_logits", linear),
     }[workload.loss]
-    yield Rival(f"tf.nn.{name}", loss, modes)
+    yield from in_modes(modes, f"tf.nn.{name}", loss)
 
 
 def _mode(compiler: Callable[[Call], Call]) -> Mode:

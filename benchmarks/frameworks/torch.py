@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-import functools
 import importlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from xent.benchmarks import frameworks
-from xent.benchmarks.frameworks import Call, Framework, Inputs, Loss, Rival, Traffic, installed, keras
+from xent.benchmarks.frameworks import Call, Contender, Framework, Inputs, Loss, Mode, Traffic, keras
 from xent.benchmarks.workloads import Workload
 from xent.verify.frameworks import load
 
 Array = Any
 functional = torch.nn.functional
+LIGER = "liger_kernel.transformers.functional"
 
 
 def make(device: str) -> Framework:
     live = load("torch")
     cuda = device != "cpu"
-    modes = {mode: wrap for mode, wrap in (("eager", eager), ("compiled", compiled)) if mode in live.compilers}
+    modes = {mode: wrap for mode, wrap in MODES.items() if mode in live.compilers}
     return Framework(
         array=lambda x, dtype: live.array(x, dtype if x.dtype.kind == "f" else None, device),
         numpy=to_numpy,
-        contenders=lambda workload: frameworks.contenders(workload, modes, rivals(workload, modes, cuda)),
+        contenders=lambda workload: contenders(workload, modes, cuda),
         distributions=("torch", "keras", *(("liger-kernel", "cut-cross-entropy") if cuda else ())),
         wait=(lambda _: torch.cuda.synchronize()) if cuda else (lambda _: None),
         begin=lambda _: torch._dynamo.reset(),  # the limit on recompilations is meant for one program
@@ -35,32 +36,29 @@ def make(device: str) -> Framework:
     )
 
 
-def rivals(workload: Workload, modes: Iterable[str], cuda: bool) -> Iterator[Rival]:
-    """With classes on axis 1, where PyTorch wants them, or last of two."""
-    yield from keras.rivals(workload, "eager")
-    if workload.loss == "sigmoid_ce":
-        loss = functional.binary_cross_entropy_with_logits
-        yield Rival("F.binary_cross_entropy_with_logits", loss, modes)
-    else:
-        loss = functional.cross_entropy
-        yield Rival("F.cross_entropy", frameworks.held(loss) if workload.linear else loss, modes)
+def contenders(workload: Workload, modes: dict[str, Mode], cuda: bool) -> Iterator[Contender]:
+    """Classes are on axis 1, where PyTorch wants them, or last of two."""
+    not_compiled = {"eager": modes["eager"]}
+    yield from frameworks.in_modes(modes, "xent", frameworks.ours(workload))
+    yield from keras.contenders(workload, not_compiled)
+    name = "binary_cross_entropy_with_logits" if workload.loss == "sigmoid_ce" else "cross_entropy"
+    yield from frameworks.in_modes(modes, f"F.{name}", frameworks.held(workload, getattr(functional, name)))
     for name, fused in (linear_rivals(cuda) if workload.linear else {}).items():
-        yield Rival(name, frameworks.paired(fused), ("eager",))
-    if cuda and workload.loss == "sparse_ce" and workload.axis == -1 and installed("liger-kernel"):
-        liger = importlib.import_module("liger_kernel.transformers.functional").liger_cross_entropy
-        yield Rival("Liger-Kernel", liger, ("eager",), overwrites=True)
+        yield from frameworks.in_modes(not_compiled, name, frameworks.paired(fused))
+    if cuda and workload.loss == "sparse_ce" and workload.axis == -1 and frameworks.installed("liger-kernel"):
+        liger = importlib.import_module(LIGER).liger_cross_entropy
+        yield Contender("Liger-Kernel", "eager", *eager(liger), overwrites=True)
 
 
 def linear_rivals(cuda: bool) -> dict[str, Callable[..., Array]]:
-    """They hold a part of the logits at a time, or none, and are not made for torch.compile."""
+    """They hold a part of the logits at a time, or none."""
     found: dict[str, Callable[..., Array]] = {}
     if hasattr(torch.nn, "LinearCrossEntropyOptions"):
         options = torch.nn.LinearCrossEntropyOptions()
-        found["F.linear_cross_entropy"] = functools.partial(functional.linear_cross_entropy, options=options)
-    if cuda and installed("liger-kernel"):
-        liger = importlib.import_module("liger_kernel.transformers.functional")
-        found["Liger-Kernel"] = liger.liger_fused_linear_cross_entropy
-    if cuda and installed("cut-cross-entropy"):
+        found["F.linear_cross_entropy"] = partial(functional.linear_cross_entropy, options=options)
+    if cuda and frameworks.installed("liger-kernel"):
+        found["Liger-Kernel"] = importlib.import_module(LIGER).liger_fused_linear_cross_entropy
+    if cuda and frameworks.installed("cut-cross-entropy"):
         found["cut-cross-entropy"] = importlib.import_module("cut_cross_entropy").linear_cross_entropy
     return found
 
@@ -81,6 +79,9 @@ def eager(loss: Loss) -> tuple[Call, Call]:
 
 def compiled(loss: Loss) -> tuple[Call, Call]:
     return eager(torch.compile(loss, fullgraph=True, dynamic=False))
+
+
+MODES: dict[str, Mode] = {"eager": eager, "compiled": compiled}
 
 
 def to_numpy(x: Array) -> Any:

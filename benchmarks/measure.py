@@ -1,0 +1,101 @@
+"""How long a call takes and how much memory; how fast memory is; and how a clock that stopped early is found out."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from statistics import median
+from typing import Any, TypeVar
+
+import numpy as np
+from xent.benchmarks.frameworks import Traffic
+
+Call = Callable[[], Any]
+Wait = Callable[[Any], None]
+Returned = TypeVar("Returned")
+
+LATE = 0.25  # of a call's time: a result's first fetch may take so much longer than a later one's
+STATUS, FORGET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def seconds(calls: Iterator[Call], wait: Wait, repeat: int = 1) -> float:
+    """Per call, over the next `repeat` of them; freeing the results is part of it."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        start = time.perf_counter()
+        for _ in range(repeat):
+            result = next(calls)()
+            wait(result)
+            del result
+        return (time.perf_counter() - start) / repeat
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def late(call: Call, wait: Wait, fetch: Callable[[Any], Any]) -> bool:
+    """Whether the result is not there yet when `wait` returns: fetched at once, it takes longer than after a pause.
+
+    Knows nothing of any framework, so it also finds out a `wait` that is wrong. Three times over, since on a busy
+    machine a fetch may be interrupted.
+    """
+
+    def fetched(pause: float) -> tuple[float, float]:
+        """Seconds that the fetch takes, and all of it without the pause."""
+        start = time.perf_counter()
+        result = call()
+        wait(result)
+        waited = time.perf_counter()
+        time.sleep(pause)
+        rested = time.perf_counter()
+        fetch(result)
+        end = time.perf_counter()
+        return end - rested, end - rested + waited - start
+
+    def seems_late() -> bool:
+        at_once, whole = zip(*(fetched(0) for _ in range(3)), strict=True)
+        rested, _ = zip(*(fetched(min(1.0, 0.01 + 4 * max(whole))) for _ in range(3)), strict=True)
+        return bool(median(at_once) - median(rested) > max(LATE * median(whole), 20e-6))
+
+    return all(seems_late() for _ in range(3))
+
+
+def peak(call: Callable[[], Returned]) -> tuple[Returned, int | None]:
+    """What a call returns, and the bytes of host memory at its peak beyond those before it, its result included.
+
+    None where the system does not tell: it is Linux that keeps the peak, and forgets it on demand.
+    """
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)  # what the C library keeps for later would hide what the call takes
+    try:
+        FORGET.write_text("5")
+        before = _status("VmRSS")
+    except OSError:
+        return call(), None
+    return call(), max(0, _status("VmHWM") - before)
+
+
+def _status(name: str) -> int:
+    line = next(line for line in STATUS.read_text().splitlines() if line.startswith(name))
+    return 1024 * int(line.split()[1])
+
+
+def host_traffic(size: int, threads: int) -> Traffic:
+    """By NumPy's loops, which let each other run."""
+    source = np.ones(size // 8, np.int64)
+    pool = ThreadPoolExecutor(threads)
+    step = -(-len(source) // threads)
+    parts = [slice(start, start + step) for start in range(0, len(source), step)]
+
+    def write() -> None:
+        new = np.empty_like(source)
+        list(pool.map(lambda part: new[part].fill(1), parts))
+
+    return Traffic(size, lambda: list(pool.map(lambda part: source[part].view(np.float32).max(), parts)), write)
