@@ -15,7 +15,7 @@ import pickle
 import random
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from importlib.metadata import version
@@ -54,14 +54,11 @@ class Job:
 class Entry:
     """A contender in one pass, what is found out about it, and its times."""
 
-    contender: Contender
     series: Series
+    call: Call
+    overwrites: bool  # its inputs
     each: float = 0.0  # seconds of a call, about
     samples: list[float] = field(default_factory=list)  # seconds of a call, by round
-
-    @property
-    def call(self) -> Call:
-        return self.contender.forward if self.series.which == "forward" else self.contender.both
 
     @contextlib.contextmanager
     def guarded(self) -> Iterator[None]:
@@ -110,10 +107,10 @@ class Session:
         true = truth(workload, self.x, y if workload.ids else self._as_seen(y))
         entries = list(self._entries(self.framework.contenders(workload)))
         for entry in entries:
-            self.tell("doing", f"checking {entry.contender.name} {entry.contender.mode}")
+            self.tell("doing", f"checking {entry.series.name} {entry.series.mode}")
             with entry.guarded():
                 self._check(entry, true)
-            if entry.contender.overwrites:
+            if entry.overwrites:
                 self._make_inputs()
         del true
         reads, writes = self._rounds(entries)
@@ -130,12 +127,13 @@ class Session:
         self.inputs = [frameworks.each(lambda k: self.framework.array(k, self.dtype), self.x) for _ in copies]
         self.turns = itertools.cycle(self.inputs)
 
-    def _entries(self, contenders: list[Contender]) -> Iterator[Entry]:
+    def _entries(self, contenders: Iterable[Contender]) -> Iterator[Entry]:
         for contender in contenders:
             if contender.mode in self.job.modes and (contender.ours or self.job.rivals):
                 for which in self.job.passes:
                     series = Series(contender.name, self.job.backend, contender.mode, contender.ours, which)
-                    yield Entry(contender, series)
+                    call = contender.forward if which == "forward" else contender.both
+                    yield Entry(series, call, contender.overwrites)
 
     def _calls(self, entry: Entry) -> Iterator[partial[Any]]:
         """Each with the next of the inputs."""

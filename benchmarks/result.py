@@ -102,10 +102,9 @@ class Case:
 
     def floor(self, which: str) -> float | None:
         """Seconds that the least traffic takes at the measured bandwidth; None of linear_ce."""
-        if not self.bandwidth:
-            return None
-        read, write = map(statistics.median, zip(*self.bandwidth.values(), strict=True))
-        return float(self.workload.read(self.dtype) / read + self.workload.written(self.dtype, which) / write)
+        read, write = speed(self.bandwidth.values())
+        least = self.workload.read(self.dtype), self.workload.written(self.dtype, which)
+        return least[0] / read + least[1] / write if read else None
 
     def extra(self, series: Series) -> int | None:
         """Bytes at the peak beyond those before the call; of linear_ce, also beyond its gradients, which are not of
@@ -116,6 +115,12 @@ class Case:
 
     def find(self, key: tuple[str, str, str, str]) -> Series | None:
         return next((series for series in self.series if series.key == key), None)
+
+
+def speed(bandwidths: Iterable[tuple[float, float]]) -> tuple[float, float]:
+    """The median of what was measured, read and written; 0 where nothing was."""
+    read, write = map(statistics.median, zip(*(list(bandwidths) or [(0.0, 0.0)]), strict=True))
+    return float(read), float(write)
 
 
 @dataclass

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import partial
 from itertools import groupby
 from typing import NamedTuple
 
-from xent.benchmarks.result import Case, Result, Series
+from xent.benchmarks.result import Case, Result, Series, speed
 from xent.benchmarks.workloads import PASSES
 
-UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
-SIZES = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B"))
 LONGEST = 28  # characters of a contender's name
 SMALL = 1e6  # bytes of logits: from here on memory is told as their multiple
 
@@ -94,7 +92,7 @@ def _row(case: Case, series: Series) -> Row:
     name = (short(series.name), series.mode)
     if series.time is None:
         return Row((series.problem.partition(":")[0], "", *name, *"-----"), "bad")
-    seconds, ratio, floor = series.time.median, series.ratio, series.floor
+    seconds, ratio, floor, extra = series.time.median, series.ratio, series.floor, case.extra(series)
     error = series.gradient_error if series.which == "both" else series.value_error
     rate = digits(case.workload.operations(series.which) / seconds / 1e9, 2)
     cells = (
@@ -104,17 +102,10 @@ def _row(case: Case, series: Series) -> Row:
         duration(seconds),
         duration(series.first or 0, 2),
         rate if case.workload.linear else f"{floor.median:.0%}" if floor else "-",
-        memory(case, series),
+        "-" if extra is None else f"{extra / case.logits:.2f}x" if case.logits >= SMALL else size(extra, 2),
         f"{error or 0:.0e}",
     )
     return Row(cells, "ours" if series.ours else series.verdict)
-
-
-def memory(case: Case, series: Series) -> str:
-    extra = case.extra(series)
-    if extra is None:
-        return "-"
-    return f"{extra / case.logits:.2f}x" if case.logits >= SMALL else size(extra, 2)
 
 
 def troubles(case: Case, which: str) -> tuple[str, ...]:
@@ -144,11 +135,12 @@ def summary(result: Result) -> list[str]:
 def facts(result: Result) -> dict[str, str]:
     """The machine and the settings, a line each."""
     machine, settings = result.machine, result.settings
+    read, write = speed(both for case in result.cases for both in case.bandwidth.values())
     found = {
         "processor": machine["cpu"],
         "cores": str(machine["cores"]),
         "memory": f"{machine['memory'] / 1e9:.0f} GB; {machine['memory settings']}",
-        "bandwidth": bandwidth(result),
+        "bandwidth": f"read {digits(read / 1e9, 2)}, write {digits(write / 1e9, 2)} GB/s" if read else "",
         "GPU": machine["gpus"],
         "system": f"{machine['system']}, Python {machine['python']}",
         "versions": ", ".join(f"{name} {number}" for name, number in machine["versions"].items()),
@@ -156,15 +148,6 @@ def facts(result: Result) -> dict[str, str]:
         "timed": f"on {settings['device']}, {settings['threads']} threads, {machine['date']}",
     }
     return {name: text for name, text in found.items() if text}
-
-
-def bandwidth(result: Result) -> str:
-    """What was measured in the rounds, the median over cases and backends."""
-    found = [both for case in result.cases for both in case.bandwidth.values()]
-    if not found:
-        return ""
-    read, write = (statistics.median(column) / 1e9 for column in zip(*found, strict=True))
-    return f"read {digits(read, 2)}, write {digits(write, 2)} GB/s"
 
 
 # ---- figures
@@ -187,14 +170,11 @@ def times(x: float) -> str:
     return f"{digits(x, 2 if x < 0.1 else 3) if x < 0.1 or x >= 10 else f'{x:.2f}'}x"
 
 
-def duration(seconds: float, n: int = 3) -> str:
-    return _in(UNITS, seconds, n)
+def _in_units(units: dict[str, float], x: float, n: int = 3) -> str:
+    """In the largest unit that there is at least one of, when it is rounded to n digits."""
+    unit = next((unit for unit, scale in units.items() if float(f"{x / scale:.{n - 1}e}") >= 1), [*units][-1])
+    return f"{digits(x / units[unit], n)} {unit}" if x > 0 else digits(x)
 
 
-def size(count: float, n: int = 3) -> str:
-    return _in(SIZES, count, n) if count else "0"
-
-
-def _in(units: tuple[tuple[float, str], ...], x: float, n: int) -> str:
-    scale, unit = next((u for u in units if float(f"{x / u[0]:.{n - 1}e}") >= 1), units[-1])
-    return "-" if math.isnan(x) else f"{digits(x / scale, n)} {unit}"
+duration = partial(_in_units, {"s": 1.0, "ms": 1e-3, "µs": 1e-6, "ns": 1e-9})
+size = partial(_in_units, {"GB": 1e9, "MB": 1e6, "kB": 1e3, "B": 1.0})

@@ -8,14 +8,12 @@ together.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from xent.benchmarks import machine
-from xent.benchmarks.frameworks import Inputs, each
+from xent.benchmarks.frameworks import Call, Inputs, each
 from xent.benchmarks.frameworks.numpy import in_place
 from xent.benchmarks.result import Series
 from xent.benchmarks.workloads import WIDTH, Workload
@@ -42,12 +40,13 @@ ALLOWED_LINEAR = {
 
 @dataclass
 class Truth:
-    """The mean loss and its gradient in float64."""
+    """The mean loss in float64, and what its gradient is made of; of linear_ce the gradients themselves."""
 
     workload: Workload
+    x: Array  # logits in rows
     labels: Array  # by row
-    loss: float
-    gradient: Any  # in the logits, in rows; of linear_ce a pair, in hidden states and weight
+    loss: float = 0.0
+    gradients: tuple[Array, ...] = ()
 
     def value_error(self, loss: Array) -> float:
         """Relative; NaN where the loss is."""
@@ -60,41 +59,51 @@ class Truth:
         its norm. NaN if an entry is.
         """
         if self.workload.linear:
-            return max(map(_error_of_norm, gradient, self.gradient), key=lambda error: (math.isnan(error), error))
-        if gradient.shape != self.workload.shape:
-            raise ValueError(f"gradient: expected shape {self.workload.shape}, got {gradient.shape}")
-        rows, count, tiny = _rows(self.workload, gradient), _count(self.workload), _smallest(dtype)
+            return float(np.max([_error_of_norm(*pair) for pair in zip(gradient, self.gradients, strict=True)]))
+        _same_shape(gradient, self.workload.shape)
+        rows, smallest = _rows(self.workload, gradient), _smallest(dtype)
 
-        def worst(block: slice) -> float:
-            exact, labels = self.gradient[block], self._distributions(block) / count
-            size = np.maximum(np.maximum(exact + labels, labels), tiny)
-            return float(np.max(np.abs(rows[block] - exact) / size))
+        worst = []
+        for block in _blocks(rows):
+            _, both, arguments, share = self.block(block)
+            _, exact = both(*arguments)
+            exact *= share
+            error = rows[block] - exact
+            np.abs(error, out=error)
+            terms = self._larger_terms(block, exact)
+            error /= np.maximum(terms, smallest, out=terms)
+            worst.append(error.max())
+        return float(np.max(worst))  # which keeps NaN
 
-        return float(np.max(_over_blocks(worst, rows)))  # np.max keeps NaN
+    def block(self, block: slice) -> tuple[Call, Call, tuple[Array, Array], float]:
+        """Of some rows: the loss, the loss with its gradient, their arguments, the rows' share in the mean."""
+        x, labels = self.x[block].astype(np.float64), self.labels[block]
+        labels = labels if self.workload.ids else labels.astype(np.float64)
+        return *in_place(replace(self.workload, shape=x.shape, axis=-1)), (x, labels), len(x) / len(self.x)
 
-    def _distributions(self, block: slice) -> Array:
-        if not self.workload.ids:
-            return self.labels[block].astype(np.float64)
-        return self.labels[block, None] == np.arange(self.workload.classes)
+    def _larger_terms(self, block: slice, exact: Array) -> Array:
+        """Of a probability and a label, both divided as the mean is; where the exact gradient was."""
+        labels = self.labels[block]
+        if self.workload.ids:
+            terms = np.abs(exact, out=exact)
+            terms[np.arange(len(terms)), labels] = 1 / self.workload.rows
+            return terms
+        labels = labels / (self.workload.logits if self.workload.loss == "sigmoid_ce" else self.workload.rows)
+        exact += labels
+        return np.maximum(exact, labels, out=exact)
 
 
 def truth(workload: Workload, inputs: Inputs, labels: Array) -> Truth:
     if workload.linear:
         _, both = in_place(workload)
         loss, gradients = both(each(lambda array: array.astype(np.float64), inputs), labels)
-        return Truth(workload, labels, float(loss), gradients)
-    x, labels = _rows(workload, inputs), labels.reshape(-1) if workload.ids else _rows(workload, labels)
-    gradient = np.empty(x.shape)
-
-    def part(block: slice) -> float:
-        """What a block of rows adds to the mean."""
-        wide, share = x[block].astype(np.float64), len(x[block]) / len(x)
-        _, both = in_place(replace(workload, shape=wide.shape, axis=-1))
-        loss, gradient[block] = both(wide, labels[block] if workload.ids else labels[block].astype(np.float64))
-        gradient[block] *= share
-        return float(loss) * share
-
-    return Truth(workload, labels, math.fsum(_over_blocks(part, x)), gradient)
+        return Truth(workload, inputs, labels, float(loss), gradients)
+    labels = labels.reshape(-1) if workload.ids else _rows(workload, labels)
+    found = Truth(workload, _rows(workload, inputs), labels)
+    for block in _blocks(found.x):
+        forward, _, arguments, share = found.block(block)
+        found.loss += float(forward(*arguments)) * share
+    return found
 
 
 def wrong(workload: Workload, dtype: str, returned: str, series: Series) -> str:
@@ -113,9 +122,13 @@ def wrong(workload: Workload, dtype: str, returned: str, series: Series) -> str:
 
 
 def _error_of_norm(got: Array, want: Array) -> float:
-    if got.shape != want.shape:
-        raise ValueError(f"gradient: expected shape {want.shape}, got {got.shape}")
+    _same_shape(got, want.shape)
     return float(np.linalg.norm(got - want) / np.linalg.norm(want))
+
+
+def _same_shape(gradient: Array, shape: tuple[int, ...]) -> None:
+    if gradient.shape != shape:
+        raise ValueError(f"gradient: expected shape {shape}, got {gradient.shape}")
 
 
 def _smallest(dtype: str) -> float:
@@ -124,17 +137,10 @@ def _smallest(dtype: str) -> float:
     return 2.0**known.smallest if known.mantissa else known.tiny
 
 
-def _count(workload: Workload) -> int:
-    """What the mean divides by."""
-    return workload.logits if workload.loss == "sigmoid_ce" else workload.rows
-
-
 def _rows(workload: Workload, x: Array) -> Array:
     return np.moveaxis(x, workload.axis, -1).reshape(-1, workload.classes)
 
 
-def _over_blocks(function: Callable[[slice], float], rows: Array) -> list[float]:
-    """Of each block of rows; NumPy's loops let several threads run."""
+def _blocks(rows: Array) -> Iterator[slice]:
     step = max(1, BLOCK // rows.shape[1])
-    with ThreadPoolExecutor(machine.cores()) as pool:
-        return list(pool.map(function, (slice(start, start + step) for start in range(0, len(rows), step))))
+    return (slice(start, start + step) for start in range(0, len(rows), step))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,13 +25,10 @@ def make(device: str) -> Framework:
     )
 
 
-def contenders(workload: Workload) -> list[Contender]:
+def contenders(workload: Workload) -> Iterator[Contender]:
     loss = ours(workload)
-    both = linear_gradients if workload.linear else xent.value_and_grad(loss)
-    return [
-        Contender("xent", "eager", loss, both),
-        Contender("NumPy, in place", "eager", *in_place(workload)),
-    ]
+    yield Contender("xent", "eager", loss, linear_gradients if workload.linear else xent.value_and_grad(loss))
+    yield Contender("NumPy, in place", "eager", *in_place(workload))
 
 
 def linear_gradients(inputs: Inputs, y: Array) -> tuple[Array, Inputs]:
@@ -39,9 +38,8 @@ def linear_gradients(inputs: Inputs, y: Array) -> tuple[Array, Inputs]:
 
 def in_place(workload: Workload) -> tuple[Call, Call]:
     """The mean loss, and the mean loss with its gradient."""
-    if workload.linear:
-        return (lambda inputs, y: linear(inputs, y)[0]), linear_both
-    return (sigmoid, sigmoid_both) if workload.loss == "sigmoid_ce" else softmax(workload)
+    loss = sigmoid if workload.loss == "sigmoid_ce" else partial(linear if workload.linear else softmax, workload)
+    return partial(loss, gradient=False), partial(loss, gradient=True)
 
 
 def wide(x: Array) -> Array:
@@ -50,91 +48,51 @@ def wide(x: Array) -> Array:
     return x.astype(np.float32) if x.dtype.itemsize == 2 else x
 
 
-# ---- softmax_ce, sparse_ce
+def softmax(workload: Workload, x: Array, y: Array, *, gradient: bool, out: Array = None) -> Any:
+    """`out`, where exp(logits - maximum) goes, may be the logits themselves."""
+    dtype, x, axis = x.dtype, wide(x), workload.axis
+    if workload.ids:
+        places = np.indices(y.shape, sparse=True)
+        at_label = (*places, y) if axis == -1 else (places[0], y, *places[1:])
+        weight, target = 1, x[at_label]
+    else:
+        weight, target = y.sum(axis, keepdims=True), np.einsum("nc,nc->n", y, x)
+    top = x.max(axis, keepdims=True)
+    e = np.subtract(x, top, out=out)
+    np.exp(e, out=e)
+    total = e.sum(axis, keepdims=True)
+    loss = np.mean((weight * (np.log(total) + top)).squeeze(axis) - target)
+    if not gradient:
+        return loss
+    e *= weight / (total * workload.rows)
+    if workload.ids:
+        e[at_label] -= 1 / workload.rows
+    else:
+        e -= y / workload.rows
+    return loss, e.astype(dtype, copy=False)
 
 
-def at(workload: Workload, y: Array) -> Any:
-    """The index of the labels' entries."""
-    places = np.indices(y.shape, sparse=True)
-    return (*places, y) if workload.axis == -1 else (places[0], y, *places[1:])
-
-
-def softmax(workload: Workload) -> tuple[Call, Call]:
-    axis = workload.axis
-
-    def parts(x: Array, y: Array) -> tuple[Array, Array, Array]:
-        top = x.max(axis, keepdims=True)
-        e = x - top
-        np.exp(e, out=e)
-        total = e.sum(axis, keepdims=True)
-        lse = (np.log(total) + top).squeeze(axis)
-        if workload.ids:
-            return np.mean(lse - x[at(workload, y)]), e, total
-        return np.mean(y.sum(axis) * lse - np.einsum("nc,nc->n", y, x)), e, total
-
-    def both(x: Array, y: Array) -> tuple[Array, Array]:
-        loss, e, total = parts(wide(x), y)
-        if workload.ids:
-            e *= 1 / (total * workload.rows)
-            e[at(workload, y)] -= 1 / workload.rows
-        else:
-            e *= y.sum(axis, keepdims=True) / total
-            e -= y
-            e *= 1 / workload.rows
-        return loss, e.astype(x.dtype, copy=False)
-
-    return lambda x, y: parts(wide(x), y)[0], both
-
-
-# ---- sigmoid_ce
-
-
-def sigmoid(x: Array, z: Array) -> Array:
-    x = wide(x)
-    return softplus(x, falling(x), z)
-
-
-def sigmoid_both(x: Array, z: Array) -> tuple[Array, Array]:
+def sigmoid(x: Array, z: Array, *, gradient: bool) -> Any:
     dtype, x = x.dtype, wide(x)
-    e = falling(x)
-    grad = np.where(x < 0, e, 1)
-    grad /= 1 + e
-    grad -= z
-    grad /= x.size
-    return softplus(x, e, z), grad.astype(dtype, copy=False)
-
-
-def falling(x: Array) -> Array:
-    """exp(-|x|)"""
     e = np.abs(x)
     np.negative(e, out=e)
-    return np.exp(e, out=e)
-
-
-def softplus(x: Array, e: Array, z: Array) -> Array:
+    np.exp(e, out=e)
+    if gradient:
+        grad = np.where(x < 0, e, 1)
+        grad /= 1 + e
+        grad -= z
+        grad /= x.size
     loss = np.log1p(e, out=e)
     loss += np.maximum(x, 0)
     loss -= x * z
-    return loss.mean()
+    return (loss.mean(), grad.astype(dtype, copy=False)) if gradient else loss.mean()
 
 
-# ---- linear_ce
-
-
-def linear(inputs: Inputs, y: Array) -> tuple[Array, Array, Array]:
-    """The loss; exp(logits - maximum), in the logits' memory; and its sums."""
-    h, w = map(wide, inputs)
-    x = h @ w.T
-    x -= x.max(1, keepdims=True)
-    at_label = x[np.arange(len(y)), y]
-    np.exp(x, out=x)
-    total = x.sum(1, keepdims=True)
-    return np.mean(np.log(total[:, 0]) - at_label), x, total
-
-
-def linear_both(inputs: Inputs, y: Array) -> tuple[Array, Inputs]:
+def linear(workload: Workload, inputs: Inputs, y: Array, *, gradient: bool) -> Any:
     dtype, (h, w) = inputs[0].dtype, map(wide, inputs)
-    loss, dx, total = linear((h, w), y)
-    dx *= 1 / (total * len(y))
-    dx[np.arange(len(y)), y] -= 1 / len(y)
+    x = h @ w.T
+    found = softmax(workload, x, y, gradient=gradient, out=x)
+    if not gradient:
+        return found
+    loss, dx = found
     return loss, ((dx @ w).astype(dtype, copy=False), (dx.T @ h).astype(dtype, copy=False))

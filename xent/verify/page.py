@@ -16,10 +16,7 @@ table{border-collapse:collapse} th,td{padding:.3rem .6rem;font-variant-numeric:t
 th{font-weight:600} table.heat td.cell{text-align:center;min-width:3.4rem;color:#111;border:1px solid #fff}
 td.fail{outline:3px solid #b00;outline-offset:-3px;font-weight:700} .ok{color:#186a3b} .bad{color:#b00020}
 p.note,footer{color:#666;max-width:48rem} .key span{display:inline-block;padding:.1rem .6rem;color:#111}
-table.facts th,table.facts td{padding:.05rem .6rem;vertical-align:top} table.facts th{color:#666;font-weight:400}
-table.rows td,table.rows th{padding:.1rem .7rem;text-align:right;white-space:nowrap} table.rows .name{text-align:left}
-tr.ours td{font-weight:700} tr.bad td{color:#b00020} tr.win td:first-child{background:#d9f0e0}
-tr.loss td:first-child{background:#fbdcdc} svg{max-width:100%;height:auto}
+svg{max-width:100%;height:auto}
 """
 
 
