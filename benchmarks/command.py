@@ -94,14 +94,11 @@ def _write(result: Result, json_file: Path | None, html: Path | None, png: Path 
         html.write_text(show.page(result), encoding="utf-8")
     if png is not None:
         png.write_bytes(plot.png(result))
-    for file in (json_file, html, png):
-        if file is not None and file.exists():
-            say((f"wrote {file}", "dim"))
+    for file in filter(None, (json_file, html, png)):
+        say((f"wrote {file}", "dim"))
 
 
 def _diff(old: Path, new: Path) -> int:
     verdicts = differences.diff(Result.load(old), Result.load(new))
-    table = differences.table(verdicts)
-    show.table(table, out)
-    show.legend([table], out)
+    show.show_tables([differences.table(verdicts)], out)
     return int(any(verdict.word == "slower" for verdict in verdicts))

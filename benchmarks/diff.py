@@ -70,17 +70,19 @@ def diff(old: Result, new: Result) -> list[Verdict]:
         if then != now:
             raise ValueError(f"diff: expected runs with the same {name}, got {then} and {now}")
     before = {case.key: case for case in old.cases}
-    both = [(before[case.key], case) for case in new.cases if case.key in before]
-    ours = [(then, now, series) for then, now in both for series in now.series if series.ours and not series.problem]
-    found = [Verdict(now, series, list(_changes(then, now, series))) for then, now, series in ours]
-    if not any(verdict.changes for verdict in found):
+    found = []
+    for case in new.cases:
+        for series in case.series if case.key in before else ():
+            changes = list(_changes(before[case.key], case, series))
+            found += [Verdict(case, series, changes)] if changes else []
+    if not found:
         raise ValueError("diff: expected two runs of the same workloads, found nothing that is in both")
-    return [verdict for verdict in found if verdict.changes]
+    return found
 
 
 def _changes(then: Case, now: Case, series: Series) -> Iterator[Change]:
     earlier = then.find(series.key)
-    if earlier is None:
+    if not series.ours or earlier is None:
         return
     for rival in now.series:
         previous = then.find(rival.key)

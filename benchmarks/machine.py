@@ -64,14 +64,9 @@ def _xent() -> str:
 
 
 def _cpu() -> str:
-    """Its model, and the widest vectors it has."""
     info = Path("/proc/cpuinfo")
-    if not info.exists():
-        return _output("sysctl", "-n", "machdep.cpu.brand_string") or platform.processor() or platform.machine()
-    text = info.read_text()
-    name = re.search(r"model name\s*:\s*(.*)", text)
-    widest = [flag for flag in ("avx512f", "avx2", "asimd") if re.search(rf"\b{flag}\b", text)]
-    return ", ".join([name[1] if name else platform.machine(), *widest[:1]])
+    name = re.search(r"model name\s*:\s*(.*)", info.read_text()) if info.exists() else None
+    return name[1] if name else _output("sysctl", "-n", "machdep.cpu.brand_string") or platform.machine()
 
 
 def _output(*command: str) -> str:

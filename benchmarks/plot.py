@@ -39,10 +39,8 @@ def png(result: Result) -> bytes:
     panels: list[tuple[int, Callable[[Axes], None]]] = [(SWEEP, partial(_sweep, sweep)) for sweep in sweeps(result)]
     for case in tables.plain(result):
         for which in tables.passes(case):
-            lines: list[str | Series] = []
-            for backend, found in tables.by_backend(case, which):
-                lines += [backend, *found]
-            panels.append((len(lines), partial(_case, case, which, lines)))
+            groups = tables.by_backend(case, which)
+            panels.append((len(groups) + sum(map(len, groups.values())), partial(_case, case, which, groups)))
     bands = [panels[start : start + ACROSS] for start in range(0, len(panels), ACROSS)]
     across, heights = min(ACROSS, len(panels)), [MARGINS + LINE * max(n for n, _ in band) for band in bands]
     figure = Figure(figsize=(WIDTH * across, sum(heights)), facecolor="white", layout="constrained")
@@ -56,17 +54,20 @@ def png(result: Result) -> bytes:
     return out.getvalue()
 
 
-def _case(case: Case, which: str, lines: list[str | Series], axes: Axes) -> None:
+def _case(case: Case, which: str, groups: dict[str, list[Series]], axes: Axes) -> None:
     """A line for each backend's name and each of its contenders."""
-    names = [line if isinstance(line, str) else f"{tables.short(line.name)}  {line.mode}" for line in lines]
-    axes.set_yticks(range(len(lines)), names)
-    for y, (label, line) in enumerate(zip(axes.get_yticklabels(), lines, strict=True)):
-        label.set_parse_math(False)
-        if isinstance(line, Series):
-            label.set_color(OURS if line.ours else "#555555")
-            _dot(axes, y, line)
-    axes.set_ylim(len(lines) - 0.4, -0.6)
+    names: list[str] = []
     axes.set_xscale("log")
+    for backend, found in groups.items():
+        names.append(backend)
+        for series in found:
+            _dot(axes, len(names), series)
+            names.append(f"{tables.short(series.name)}  {series.mode}")
+    axes.set_yticks(range(len(names)), names)
+    for label in axes.get_yticklabels():
+        backend, ours = label.get_text() in groups, label.get_text().startswith("xent ")
+        label.set(parse_math=False, color=OURS if ours else "#555555", weight="bold" if backend else "normal")
+    axes.set_ylim(len(names) - 0.4, -0.6)
     floor, title = case.floor(which), f"{case.title}\n{PASSES[which]}"
     if floor is not None:
         axes.axvline(floor, color=FLOOR, linestyle="--", linewidth=1, zorder=1)
@@ -107,7 +108,7 @@ def _frame(axes: Axes, axis: Axis, shown: Callable[[float, int], str], title: st
 
     low, high = axis.get_view_interval()
     axis.set_major_locator(LogLocator(subs=(1.0, 3.0) if high < 1000 * low else (1.0,)))
-    axis.set_major_formatter(lambda figure, _: shown(figure, 1))
+    axis.set_major_formatter(lambda figure, _: shown(figure, 2))
     axis.set_minor_formatter(NullFormatter())
     axis.grid(color="#e6e6e6")
     axes.tick_params(length=0, labelsize=7)

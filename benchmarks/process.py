@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from importlib.metadata import version
+from statistics import median
 from typing import Any
 
 from xent.benchmarks import frameworks, measure
@@ -40,7 +41,7 @@ class Job:
     """What a framework's process has to do."""
 
     backend: str
-    device: str  # as the user names it: cuda:1 is the only one that the process sees
+    device: str
     threads: int
     modes: tuple[str, ...]
     passes: tuple[str, ...]
@@ -77,11 +78,12 @@ class Session:
         """Imports the framework. Raises ValueError where it has no such device."""
         self.job, self.tell = job, tell
         live = load(job.backend)
-        self.dtypes, self.device = live.dtypes, device(live.devices(), job.device.partition(":")[0])
+        self.dtypes, self.device = live.dtypes, device(live.devices(), job.device)
         if not self.device:
             raise ValueError(f"no {job.device} here, only {', '.join(live.devices())}")
         self.framework = importlib.import_module(f"xent.benchmarks.frameworks.{job.backend}").make(self.device)
         self.framework.limit(job.threads)
+        self.moved = UNCACHED if self.device == "cpu" else 4 * UNCACHED  # bytes, to measure the bandwidth
         for name in self.framework.distributions:
             if frameworks.installed(name):
                 tell("version", name, version(name))
@@ -90,10 +92,10 @@ class Session:
 
     @cached_property
     def traffic(self) -> frameworks.Traffic | None:
-        """What measures the bandwidth of the memory that the logits are in; None where there is no way to."""
+        """In the memory that the logits are in; None where there is no way to measure it."""
         if self.device == "cpu":
-            return measure.host_traffic(UNCACHED, self.job.threads)
-        return self.framework.traffic(4 * UNCACHED) if self.framework.traffic else None
+            return measure.host_traffic(self.moved, self.job.threads)
+        return self.framework.traffic(self.moved) if self.framework.traffic else None
 
     def case(self, workload: Workload, dtype: str) -> tuple[list[Series], tuple[float, float] | None]:
         """Checks, then times every contender: its series, and the bandwidth beside them."""
@@ -104,18 +106,11 @@ class Session:
         self.x = frameworks.each(self._as_seen, x)
         self.labels = self.framework.array(y, dtype)
         self._make_inputs()
-        true = truth(workload, self.x, y if workload.ids else self._as_seen(y))
         entries = list(self._entries(self.framework.contenders(workload)))
-        for entry in entries:
-            self.tell("doing", f"checking {entry.series.name} {entry.series.mode}")
-            with entry.guarded():
-                self._check(entry, true)
-            if entry.overwrites:
-                self._make_inputs()
-        del true
+        self._check_all(entries, truth(workload, self.x, y if workload.ids else self._as_seen(y)))
         reads, writes = self._rounds(entries)
         self._compare(entries, reads, writes)
-        bandwidth = (1 / Spread.of(reads).median, 1 / Spread.of(writes).median) if reads else None
+        bandwidth = (1 / median(reads), 1 / median(writes)) if reads else None
         return [entry.series for entry in entries], bandwidth
 
     def _as_seen(self, array: Any) -> Any:
@@ -141,6 +136,14 @@ class Session:
 
     # ---- correct first
 
+    def _check_all(self, entries: list[Entry], true: Truth) -> None:
+        for entry in entries:
+            self.tell("doing", f"checking {entry.series.name} {entry.series.mode}")
+            with entry.guarded():
+                self._check(entry, true)
+            if entry.overwrites:
+                self._make_inputs()
+
     def _check(self, entry: Entry, true: Truth) -> None:
         """The first call, whether its result is right, a second call's memory and time, whether it waits."""
         series, calls, wait = entry.series, self._calls(entry), self.framework.wait
@@ -165,9 +168,10 @@ class Session:
         loss, *gradients = result if isinstance(result, tuple) else (result,)
         series.value_error = true.value_error(self.framework.numpy(loss))
         for gradient in gradients:
-            dtypes = {_dtype(part) for part in frameworks.arrays(gradient)}
-            if dtypes != {self.dtype}:
-                series.problem = f"wrong: gradient in {' and '.join(sorted(dtypes))}, expected {self.dtype}"
+            found = [(_dtype(part), tuple(part.shape)) for part in frameworks.arrays(gradient)]
+            expected = [(self.dtype, x.shape) for x in frameworks.arrays(self.x)]
+            if found != expected:
+                series.problem = f"wrong: gradient of {found}, expected {expected}"
                 return
             series.gradient_error = true.gradient_error(frameworks.each(self.framework.numpy, gradient), self.dtype)
         series.problem = wrong(self.workload, self.dtype, _dtype(loss) or self.dtype, series)
@@ -190,8 +194,8 @@ class Session:
                 break
             self.tell("doing", f"round {number + 1}")
             if self.traffic and not self.workload.linear:
-                for move, taken in ((self.traffic.read, reads), (self.traffic.write, writes)):
-                    taken.append(measure.seconds(iter([move]), lambda _: None) / self.traffic.size)
+                for move, taken in zip(self.traffic, (reads, writes), strict=True):
+                    taken.append(measure.seconds(iter([move]), lambda _: None) / self.moved)
             for entry in random.sample(entries, len(entries)):
                 if not entry.series.problem:
                     with entry.guarded():
@@ -220,7 +224,7 @@ class Session:
                 series.floor = Spread.ratio(floor, samples)
             ours = [e for e in right if e.series.ours and e.series.which == series.which]
             if ours and not series.ours:
-                fastest = min(ours, key=lambda e: Spread.of(e.samples).median)
+                fastest = min(ours, key=lambda e: median(e.samples))
                 series.best = Spread.ratio(samples, fastest.samples)
                 for same in (e for e in ours if e.series.mode == series.mode):
                     series.ratio = Spread.ratio(samples, same.samples)

@@ -7,17 +7,15 @@ import math
 import platform
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import xent
 from xent.benchmarks import tables
-from xent.benchmarks.result import Case, Result, Series
+from xent.benchmarks.result import Case, Result
 
 ROOT = Path(__file__).resolve().parents[1]
 MEASURED = ROOT / "benchmarks" / "results" / "cpu.json"
-ROWS = ("tiny", "image", "segmentation", "lm", "multilabel", "soft", "linear")
-DTYPES = ("float32", "bfloat16")
 OWN = {"numpy": "NumPy", "torch": "F.", "tensorflow": "tf.nn.", "jax": "optax."}  # how its own losses are named
 MODES = ("numpy eager", "torch eager", "torch compiled", "tensorflow eager", "tensorflow compiled", "jax compiled")
 
@@ -29,17 +27,41 @@ def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def speed(result: Result) -> str:
     """xent's fastest mode against the fastest right rival of each backend, forward and backward."""
-    lines = [[_name(case), *(_best(case, backend) for backend in OWN)] for case in _cases(result)]
     return (
-        f"{markdown(['forward and backward', *OWN], lines)}\nHow many times as long as xent in its fastest mode the "
-        "fastest right rival takes (below 1 it beats xent), median of paired rounds.\n\n" + _origin(result)
+        f"{_table(result, [*OWN], _best)}\nHow many times as long as xent in its fastest mode the fastest right rival "
+        f"takes (below 1 it beats xent), median of paired rounds.\n\n{_origin(result)}"
     )
 
 
 def every_mode(result: Result) -> str:
     """The framework's own loss against xent in the same mode."""
-    lines = [[_name(case), *(_same(case, *mode.split()) for mode in MODES)] for case in _cases(result)]
-    return markdown(["forward and backward", *MODES], lines) + "\n" + _origin(result)
+    return f"{_table(result, MODES, _same)}\n{_origin(result)}"
+
+
+def _table(result: Result, columns: Sequence[str], cell: Callable[[Case, str], str]) -> str:
+    cases = [case for case in tables.plain(result) if case.workload.by_default and case.dtype in case.workload.dtypes]
+    names = [f"{case.workload.use}: {'x'.join(map(str, case.workload.shape))} {case.dtype}" for case in cases]
+    rows = [[name, *(cell(case, column) for column in columns)] for name, case in zip(names, cases, strict=True)]
+    return markdown(["forward and backward", *columns], rows)
+
+
+def _best(case: Case, backend: str) -> str:
+    rivals = [s for s in case.series if s.backend == backend and s.which == "both" and s.time and s.best]
+    rival = min(rivals, key=lambda s: s.time.median if s.time else math.inf, default=None)
+    return tables.times(rival.best.median) if rival and rival.best else "-"
+
+
+def _same(case: Case, mode: str) -> str:
+    own = OWN[mode.split()[0]]
+    for series in case.series:
+        if f"{series.backend} {series.mode}" == mode and series.which == "both" and series.name.startswith(own):
+            return tables.times(series.ratio.median) if series.ratio else series.problem.partition(":")[0] or "-"
+    return "-"
+
+
+def _origin(result: Result) -> str:
+    facts = tables.facts(result)
+    return f"{'; '.join(facts[name] for name in ('processor', 'versions', 'xent', 'timed'))}.\n"
 
 
 def accuracy() -> str:
@@ -51,35 +73,6 @@ def accuracy() -> str:
         lines.append([row.backend, row.dtype, row.mode, ours, own, f"`{row.native}`" if row.native else ""])
     versions = ", ".join(f"{name} {number}" for name, number in found.versions.items())
     return f"{markdown(heads, lines)}\n{versions}; {platform.machine()}, CPU; {datetime.date.today()}.\n"
-
-
-def _cases(result: Result) -> list[Case]:
-    return [case for case in tables.plain(result) if case.workload.name in ROWS and case.dtype in DTYPES]
-
-
-def _name(case: Case) -> str:
-    return f"{case.workload.use}: {'x'.join(map(str, case.workload.shape))} {case.dtype}"
-
-
-def _best(case: Case, backend: str) -> str:
-    rivals = [s for s in case.series if s.backend == backend and s.which == "both" and s.time and s.best]
-    rival = min(rivals, key=lambda s: s.time.median if s.time else math.inf, default=None)
-    return tables.times(rival.best.median) if rival and rival.best else "-"
-
-
-def _same(case: Case, backend: str, mode: str) -> str:
-    def own(s: Series) -> bool:
-        return (s.backend, s.mode, s.which) == (backend, mode, "both") and s.name.startswith(OWN[backend])
-
-    found = next((s for s in case.series if own(s)), None)
-    if found is None or found.problem:
-        return found.problem.partition(":")[0] if found else "-"
-    return tables.times(found.ratio.median) if found.ratio else "-"
-
-
-def _origin(result: Result) -> str:
-    facts = tables.facts(result)
-    return f"{'; '.join(facts[name] for name in ('processor', 'versions', 'xent', 'timed'))}.\n"
 
 
 def _figure(x: float) -> str:

@@ -1,16 +1,17 @@
-"""`xent.bench`: which cases, and about how long they take."""
+"""`xent.bench`: which cases, about how long they take, and what was found."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from xent import _check
 from xent.benchmarks import machine
 from xent.benchmarks.process import SAMPLE, Job
-from xent.benchmarks.processes import Progress, Run
+from xent.benchmarks.processes import messages
 from xent.benchmarks.result import ENOUGH, Case, Result
 from xent.benchmarks.workloads import PASSES, QUICK, SWEEPS, WIDTH, WORKLOADS
 from xent.benchmarks.workloads import sweep as variants
@@ -18,9 +19,8 @@ from xent.verify import frameworks
 
 MODES = ("eager", "graph", "compiled")
 MANY, SECONDS = 25, 4.0  # rounds at most, and after how long no more begin, where their number is not said
-START = {"numpy": 1, "torch": 10, "tensorflow": 12, "jax": 6}  # seconds on two cores, about, to start a framework
-PREPARE = {"numpy": 2, "torch": 15, "tensorflow": 5, "jax": 4}  # to compile and check a case's contenders
-PREPARE_EAGER = 2
+# Seconds on two cores, about: until a framework has started; to compile and check a case's contenders.
+ABOUT = {"numpy": (1, 2), "torch": (10, 15), "tensorflow": (12, 5), "jax": (6, 4)}
 BYTES, OPERATIONS = 5e9, 5e10  # that a core moves and computes in a second, about
 
 
@@ -38,8 +38,8 @@ def bench(
     quick: bool = False,
     sweep: str | None = None,
     save: Path | str | None = None,
-    progress: Progress | None = None,
-    announce: Callable[[str], None] | None = None,
+    progress: Callable[[str, int, int], None] = lambda what, done, of: None,
+    announce: Callable[[str], None] = lambda text: None,
 ) -> Result:
     """Times xent against every framework's own best loss on the hardware here.
 
@@ -83,13 +83,13 @@ def bench(
         _check.choice("sweep", sweep, SWEEPS)
     threads = _count("threads", threads, machine.cores()) or machine.cores()
     at_most = _count("rounds", rounds, 10_000) or (ENOUGH if quick else MANY)
-    names = _check.chosen("workload", workloads, [*WORKLOADS])
-    cases = list(_cases(names, _check.chosen("dtype", dtypes, [*WIDTH]), threads, quick, sweep))
     modes = _check.chosen("mode", modes, MODES)
     passes = _check.chosen("pass", passes, [*PASSES]) or ["both"]
+    names, dtypes = _check.chosen("workload", workloads, [*WORKLOADS]), _check.chosen("dtype", dtypes, [*WIDTH])
+    cases = list(_cases(names, dtypes, threads, quick, sweep))
     result = Result(machine.machine(), {"device": device, "threads": threads, "sweep": sweep, "quick": quick})
     result.absent += [f"{name}: not installed (pip install {name})" for name in chosen if name not in here]
-    fitting = list(_fitting(cases, result))
+    result.absent += filter(None, map(_too_large, cases))
     jobs = [
         Job(
             backend=backend,
@@ -103,14 +103,20 @@ def bench(
             cases=list(group),
         )
         for backend in here
-        for count, group in groupby(fitting, key=lambda case: case.threads)
+        for count, group in groupby((case for case in cases if not _too_large(case)), key=lambda case: case.threads)
     ]
-    if announce:
-        announce(f"about {max(1, round(sum(map(estimate, jobs)) / 60))} min")
-    run = Run(result, save, progress or (lambda *_: None), len(fitting) * len(here))
+    announce(f"about {max(1, round(sum(map(estimate, jobs)) / 60))} min")
+    done, of = 0, sum(len(job.cases) for job in jobs)
     try:
         for job in jobs:
-            run.do(job)
+            progress(f"starting {job.backend}", done, of)
+            for case, kind, *said in messages(job):
+                if kind == "doing":
+                    progress(f"{job.backend}, {case.title}: {said[0]}", done, of)
+                done += kind in ("broken", "done")
+                _note(result, job, case, kind, *said)
+                if save is not None and kind == "done":
+                    result.save(save)
     except KeyboardInterrupt:
         result.interrupted = True
     if save is not None and result.cases:
@@ -118,6 +124,23 @@ def bench(
     if not (result.cases or result.interrupted):
         raise ValueError(f"nothing was timed: {'; '.join([*result.broken, *result.absent])}")
     return result
+
+
+def _note(result: Result, job: Job, case: Case, kind: str, *said: Any) -> None:
+    """Puts what a process says into the result."""
+    if kind == "version":
+        name, number = said
+        result.machine["versions"][name] = number
+    elif kind == "absent":
+        result.absent += [reason for reason in said if reason not in result.absent]
+    elif kind == "broken":
+        result.broken.append(f"{job.backend}{f', {case.title}' if case else ''}: {said[0]}")
+    elif kind == "done":
+        series, bandwidth = said
+        if series and not case.series:
+            result.cases.append(case)
+        case.series += series
+        case.bandwidth |= {job.backend: bandwidth} if bandwidth else {}
 
 
 def _count(argument: str, given: int | None, most: int) -> int | None:
@@ -139,24 +162,20 @@ def _cases(names: Sequence[str], dtypes: Sequence[str], threads: int, quick: boo
                 yield from (Case(variant, dtype, threads, value) for value, variant in variants(workload, sweep))
 
 
-def _fitting(cases: Iterable[Case], result: Result) -> Iterator[Case]:
-    """Those that there is memory for."""
-    free = machine.memory("available")
-    for case in cases:
-        need = case.workload.memory(case.dtype)
-        if need <= free:
-            yield case
-        else:
-            result.absent.append(f"{case.title}: needs {need / 1e9:.1f} GB of memory, {free / 1e9:.1f} are free")
+def _too_large(case: Case) -> str:
+    """For the memory that is free; "" if it is not."""
+    need, free = case.workload.memory(case.dtype), machine.memory("available")
+    return f"{case.title}: needs {need / 1e9:.1f} GB of memory, {free / 1e9:.1f} are free" if need > free else ""
 
 
 def estimate(job: Job) -> float:
     """Seconds that it takes on two cores, about."""
-    total: float = START[job.backend]
+    start, prepare = ABOUT[job.backend] if "compiled" in job.modes else (ABOUT[job.backend][0], 2)
+    total = float(start)
     for case in job.cases:
-        moved, computed = case.workload.read(case.dtype) * 2, case.workload.operations("both")
+        moved, computed = 2 * case.workload.read(case.dtype), case.workload.operations("both")
         call = max(SAMPLE, (moved / BYTES + computed / OPERATIONS) / case.threads)
         turns = call * len(job.passes) * (4 if job.rivals else 2)
-        total += len(job.passes) * (PREPARE[job.backend] if "compiled" in job.modes else PREPARE_EAGER) + 5 * turns
+        total += prepare * len(job.passes) + 5 * turns
         total += max(turns * min(job.rounds, ENOUGH), min(turns * job.rounds, job.seconds))
     return total

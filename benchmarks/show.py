@@ -22,14 +22,11 @@ WIDE = 100
 def show(result: Result, console: Console) -> None:
     """Prints the machine, every case and sweep, what was absent, a legend and the summary."""
     pairs(tables.facts(result), console)
-    shown = [*tables.tables(result), *map(sweeps.table, sweeps.sweeps(result))]
-    for one in shown:
-        table(one, console)
+    show_tables([*tables.tables(result), *map(sweeps.table, sweeps.sweeps(result))], console)
     for reason in result.absent:
         console.print(Text(f"absent: {reason}", "yellow"))
     if result.interrupted:
         console.print(Text("interrupted: what is above is whole, the rest is missing", "yellow"))
-    legend(shown, console)
     for line in tables.summary(result):
         console.print(Text(line, "bold red" if line.startswith("failed") else "bold"))
 
@@ -46,7 +43,10 @@ def page(result: Result) -> str:
     return document("xent bench", f"{text}\n{picture}")
 
 
-def legend(shown: list[Table], console: Console) -> None:
+def show_tables(shown: list[Table], console: Console) -> None:
+    """And what their headings mean."""
+    for one in shown:
+        _table(one, console)
     pairs({column.heading: column.meaning for one in shown for column in one.columns if column.meaning}, console)
 
 
@@ -57,7 +57,7 @@ def pairs(found: dict[str, str], console: Console) -> None:
     console.print(grid, "")
 
 
-def table(one: Table, console: Console) -> None:
+def _table(one: Table, console: Console) -> None:
     console.print(Text(one.title, "bold"), Text(one.note, "dim"), sep="\n")
     kept = [place for place, column in enumerate(one.columns) if console.width >= WIDE or not column.spare]
     grid = Grid(box=None, padding=(0, 1, 0, 0), header_style="dim")

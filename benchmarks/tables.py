@@ -76,16 +76,15 @@ def _table(case: Case, which: str) -> Table:
     if floor is not None:
         least = size(work.read(case.dtype) + work.written(case.dtype, which))
         note += f"; floor {duration(floor)} for {least} at the measured bandwidth"
-    groups = {backend: [_row(case, series) for series in same] for backend, same in by_backend(case, which)}
+    groups = {backend: [_row(case, series) for series in same] for backend, same in by_backend(case, which).items()}
     return Table(f"{case.title}: {work.use}", note, columns, groups, troubles(case, which))
 
 
-def by_backend(case: Case, which: str) -> Iterator[tuple[str, list[Series]]]:
+def by_backend(case: Case, which: str) -> dict[str, list[Series]]:
     """xent first, then the fastest."""
     found = [series for series in case.series if series.which == which]
     found.sort(key=lambda s: (s.backend, not s.ours, s.time.median if s.time else math.inf))
-    for backend, same in groupby(found, key=lambda s: s.backend):
-        yield backend, list(same)
+    return {backend: list(same) for backend, same in groupby(found, key=lambda s: s.backend)}
 
 
 def _row(case: Case, series: Series) -> Row:

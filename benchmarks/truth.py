@@ -59,8 +59,8 @@ class Truth:
         its norm. NaN if an entry is.
         """
         if self.workload.linear:
-            return float(np.max([_error_of_norm(*pair) for pair in zip(gradient, self.gradients, strict=True)]))
-        _same_shape(gradient, self.workload.shape)
+            pairs = zip(gradient, self.gradients, strict=True)
+            return float(np.max([np.linalg.norm(got - want) / np.linalg.norm(want) for got, want in pairs]))
         rows, smallest = _rows(self.workload, gradient), _smallest(dtype)
 
         worst = []
@@ -119,16 +119,6 @@ def wrong(workload: Workload, dtype: str, returned: str, series: Series) -> str:
         if error > (ours if series.ours else rivals):
             return f"wrong: {what} off by {error:.0e}"
     return ""
-
-
-def _error_of_norm(got: Array, want: Array) -> float:
-    _same_shape(got, want.shape)
-    return float(np.linalg.norm(got - want) / np.linalg.norm(want))
-
-
-def _same_shape(gradient: Array, shape: tuple[int, ...]) -> None:
-    if gradient.shape != shape:
-        raise ValueError(f"gradient: expected shape {shape}, got {gradient.shape}")
 
 
 def _smallest(dtype: str) -> float:

@@ -114,15 +114,14 @@ WORKLOADS = {
 QUICK = ("tiny", "image")
 
 SWEEPS = ("classes", "rows", "threads")
-LARGEST, LARGEST_LINEAR = 1 << 26, 1 << 27  # logits
+LARGEST = 1 << 27  # logits
 
 
-def sweep(base: Workload, varied: str, largest: int | None = None) -> Iterator[tuple[int, Workload]]:
+def sweep(base: Workload, varied: str, largest: int = LARGEST) -> Iterator[tuple[int, Workload]]:
     """Variants of a workload in steps of four, up to `largest` logits, each with the number that is varied."""
     if len(base.shape) != 2 and not base.linear:
         raise ValueError(f"sweep: expected a workload of shape (rows, classes), got {base.name} {base.shape}")
-    largest = largest or (LARGEST_LINEAR if base.linear else LARGEST)
-    rows, classes = (256, base.classes) if varied == "rows" else (256, 16)
-    while rows * classes <= largest:
-        yield (rows if varied == "rows" else classes), replace(base, shape=(rows, *base.shape[1:-1], classes))
-        rows, classes = (4 * rows, classes) if varied == "rows" else (rows, 4 * classes)
+    for value in (16 * 4**step for step in range(16)):
+        rows, classes = (16 * value, base.classes) if varied == "rows" else (256, value)
+        if rows * classes <= largest:
+            yield (rows if varied == "rows" else classes), replace(base, shape=(rows, *base.shape[1:-1], classes))

@@ -15,6 +15,7 @@ Array = Any
 Inputs = Any  # logits; of linear_ce a pair, hidden states and weight, as is the gradient
 Loss = Callable[[Inputs, Array], Array]  # (inputs, labels) -> mean
 Call = Callable[[Inputs, Array], Any]
+Traffic = tuple[Callable[[], Any], Callable[[], Any]]  # what reads some bytes of memory, and what writes a new array
 Mode = Callable[[Loss], tuple[Call, Call]]  # a loss -> what computes it, and what computes it with its gradient
 
 
@@ -30,14 +31,6 @@ class Contender(NamedTuple):
     @property
     def ours(self) -> bool:
         return self.name == "xent"
-
-
-class Traffic(NamedTuple):
-    """Functions that move `size` bytes of memory each, and return when they have done so."""
-
-    size: int
-    read: Callable[[], Any]
-    write: Callable[[], Any]  # into a new array
 
 
 def _nothing(_: Any) -> None:
@@ -57,7 +50,7 @@ class Framework:
     peak: Callable[[], Callable[[], int | None]] = lambda: lambda: None
     # (function, arguments) -> bytes that a compiler has laid out for results and temporaries.
     planned: Callable[..., int | None] = lambda *_: None
-    traffic: Callable[[int], Traffic] | None = None  # on a device; None: not known here
+    traffic: Callable[[int], Traffic] | None = None  # on a device, by its size; None: not known here
 
 
 def in_modes(modes: dict[str, Mode], name: str, loss: Loss) -> Iterator[Contender]:

@@ -22,6 +22,8 @@ LIGER = "liger_kernel.transformers.functional"
 def make(device: str) -> Framework:
     live = load("torch")
     cuda = device != "cpu"
+    if cuda:
+        torch.cuda.set_device(device)
     modes = {mode: wrap for mode, wrap in MODES.items() if mode in live.compilers}
     return Framework(
         array=lambda x, dtype: live.array(x, dtype if x.dtype.kind == "f" else None, device),
@@ -102,4 +104,4 @@ def traffic(size: int, device: str) -> Traffic:
     def done(_: Array) -> None:
         torch.cuda.synchronize()
 
-    return Traffic(size, lambda: done(source.sum()), lambda: done(torch.empty_like(source).fill_(1)))
+    return lambda: done(source.sum()), lambda: done(torch.empty_like(source).fill_(1))
