@@ -16,8 +16,6 @@ from xent.benchmarks.run import MODES, bench
 from xent.benchmarks.workloads import PASSES, SWEEPS, WIDTH, WORKLOADS
 from xent.verify.frameworks import KNOWN
 
-INTERRUPTED = Path("xent-bench-interrupted.json")
-
 
 def _several(names: Iterable[str], default: str, *option: str) -> Any:
     """An option that may be repeated; `bench` checks the names."""
@@ -49,7 +47,7 @@ def bench_command(
 
     Each contender is checked against float64 first, and all of a framework take turns, round by round. Exit status: 0
     done, 1 a loss of xent's failed or was wrong, or --diff found something slower, 2 it could not be run, 130
-    interrupted (what was finished is on disk).
+    interrupted (what was finished is shown).
     """
     try:
         if diff is not None:
@@ -87,9 +85,6 @@ def _write(result: Result, json_file: Path | None, html: Path | None, png: Path 
     if not result.cases:
         return  # interrupted before there was anything
     show.show(result, out)
-    if result.interrupted and json_file is None:
-        json_file = INTERRUPTED
-        result.save(json_file)
     if html is not None:
         html.write_text(show.page(result), encoding="utf-8")
     if png is not None:

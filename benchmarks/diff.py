@@ -22,45 +22,37 @@ COLUMNS = (
 )
 
 
-class Change(NamedTuple):
-    """How many times as long as xent one other takes, then and now."""
-
-    against: str
-    old: Spread
-    new: Spread
-
-    @property
-    def factor(self) -> float:
-        """Above 1: xent got faster."""
-        return self.new.median / self.old.median
-
-    @property
-    def clear(self) -> bool:
-        """More than the noise, beyond both runs' quartiles, in enough rounds."""
-        apart = self.new.low > self.old.high or self.new.high < self.old.low
-        enough = min(self.old.rounds, self.new.rounds) >= ENOUGH
-        return enough and apart and not 1 / (1 + NOISE) <= self.factor <= 1 + NOISE
-
-
 class Verdict(NamedTuple):
-    """All that is known about one of xent's times."""
+    """How one of xent's times has changed against each other one."""
 
     case: Case
     series: Series
-    changes: list[Change]
+    changes: list[tuple[Spread, Spread]]  # how many times as long as xent the other one takes, then and now
+
+    @property
+    def factors(self) -> list[float]:
+        """Above 1: xent got faster."""
+        return [new.median / old.median for old, new in self.changes]
 
     @property
     def factor(self) -> float:
-        return statistics.median(change.factor for change in self.changes)
+        return statistics.median(self.factors)
 
     @property
     def word(self) -> str:
         """Faster or slower if it is so against more than half of the others: one rival's own change is not xent's."""
-        clear = [change.factor > 1 for change in self.changes if change.clear]
+        clear = [factor > 1 for factor, (old, new) in zip(self.factors, self.changes, strict=True) if _clear(old, new)]
         for word, agreed in (("faster", clear.count(True)), ("slower", clear.count(False))):
             if 2 * agreed > len(self.changes):
                 return word
         return "same"
+
+
+def _clear(old: Spread, new: Spread) -> bool:
+    """More than the noise, beyond both runs' quartiles, in enough rounds."""
+    apart = new.low > old.high or new.high < old.low
+    enough = min(old.rounds, new.rounds) >= ENOUGH
+    return enough and apart and not 1 / (1 + NOISE) <= new.median / old.median <= 1 + NOISE
 
 
 def diff(old: Result, new: Result) -> list[Verdict]:
@@ -70,27 +62,20 @@ def diff(old: Result, new: Result) -> list[Verdict]:
         if then != now:
             raise ValueError(f"diff: expected runs with the same {name}, got {then} and {now}")
     before = {case.key: case for case in old.cases}
-    found = []
-    for case in new.cases:
-        for series in case.series if case.key in before else ():
-            changes = list(_changes(before[case.key], case, series))
-            found += [Verdict(case, series, changes)] if changes else []
-    if not found:
+    both = [(before[case.key], case) for case in new.cases if case.key in before]
+    found = [Verdict(now, series, [*_changes(then, now, series)]) for then, now in both for series in now.series]
+    if not any(verdict.changes for verdict in found):
         raise ValueError("diff: expected two runs of the same workloads, found nothing that is in both")
-    return found
+    return [verdict for verdict in found if verdict.changes]
 
 
-def _changes(then: Case, now: Case, series: Series) -> Iterator[Change]:
-    earlier = then.find(series.key)
-    if not series.ours or earlier is None:
-        return
-    for rival in now.series:
-        previous = then.find(rival.key)
-        if previous and previous.ratio and rival.ratio and rival.key[1:] == series.key[1:]:
-            yield Change(rival.name, previous.ratio, rival.ratio)
-    if series.floor and earlier.floor:
-        # The floor is a share of xent's time, so it grows as xent gets faster: like a rival's ratio.
-        yield Change("memory", earlier.floor, series.floor)
+def _changes(then: Case, now: Case, series: Series) -> Iterator[tuple[Spread, Spread]]:
+    """Of xent against each rival, and against the memory's floor: a share of xent's time, it grows as a ratio does."""
+    for other in now.series if series.ours else ():
+        earlier = then.find(other.key)
+        old, new = (one and (one.floor if one.key == series.key else one.ratio) for one in (earlier, other))
+        if old and new and other.key[1:] == series.key[1:]:
+            yield old, new
 
 
 def table(verdicts: list[Verdict]) -> Table:

@@ -35,20 +35,16 @@ def figure_type() -> type[Figure]:
 
 def png(result: Result) -> bytes:
     """Raises ValueError without matplotlib."""
-    Figure = figure_type()
     panels: list[tuple[int, Callable[[Axes], None]]] = [(SWEEP, partial(_sweep, sweep)) for sweep in sweeps(result)]
     for case in tables.plain(result):
         for which in tables.passes(case):
             groups = tables.by_backend(case, which)
             panels.append((len(groups) + sum(map(len, groups.values())), partial(_case, case, which, groups)))
-    bands = [panels[start : start + ACROSS] for start in range(0, len(panels), ACROSS)]
-    across, heights = min(ACROSS, len(panels)), [MARGINS + LINE * max(n for n, _ in band) for band in bands]
-    figure = Figure(figsize=(WIDTH * across, sum(heights)), facecolor="white", layout="constrained")
-    places = figure.subplots(len(bands), across, squeeze=False, height_ratios=heights).flat
-    for axes, (_, draw) in zip(places, panels, strict=False):
-        draw(axes)
-    for axes in [*places][len(panels) :]:
-        axes.set_axis_off()
+    rows, across, tallest = -(-len(panels) // ACROSS), min(ACROSS, len(panels)), max(lines for lines, _ in panels)
+    size = (WIDTH * across, (MARGINS + LINE * tallest) * rows)
+    figure = figure_type()(figsize=size, facecolor="white", layout="constrained")
+    for place, (_, draw) in enumerate(panels, 1):
+        draw(figure.add_subplot(rows, across, place))
     out = io.BytesIO()
     figure.savefig(out, format="png", dpi=66)
     return out.getvalue()
@@ -65,8 +61,9 @@ def _case(case: Case, which: str, groups: dict[str, list[Series]], axes: Axes) -
             names.append(f"{tables.short(series.name)}  {series.mode}")
     axes.set_yticks(range(len(names)), names)
     for label in axes.get_yticklabels():
-        backend, ours = label.get_text() in groups, label.get_text().startswith("xent ")
-        label.set(parse_math=False, color=OURS if ours else "#555555", weight="bold" if backend else "normal")
+        text = label.get_text()
+        colour = "black" if text in groups else OURS if text.startswith("xent ") else "#555555"
+        label.set(parse_math=False, color=colour)
     axes.set_ylim(len(names) - 0.4, -0.6)
     floor, title = case.floor(which), f"{case.title}\n{PASSES[which]}"
     if floor is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -96,9 +97,11 @@ class Case:
         return self.workload.name, self.workload.shape, self.dtype, self.value
 
     @property
-    def logits(self) -> int:
-        """Bytes of the logits, whether they are held or not."""
-        return self.workload.logits * WIDTH[self.dtype]
+    def memory(self) -> int:
+        """About how many bytes have to be free: the inputs, and what the greediest contender or the check takes."""
+        work = self.workload
+        held = work.inputs * (work.copies(self.dtype) + (not work.ids)) * WIDTH[self.dtype]
+        return held + 4 * (8 * work.logits + 6 * work.inputs * work.linear)
 
     def floor(self, which: str) -> float | None:
         """Seconds that the least traffic takes at the measured bandwidth; None of linear_ce."""
@@ -106,12 +109,13 @@ class Case:
         least = self.workload.read(self.dtype), self.workload.written(self.dtype, which)
         return least[0] / read + least[1] / write if read else None
 
-    def extra(self, series: Series) -> int | None:
-        """Bytes at the peak beyond those before the call; of linear_ce, also beyond its gradients, which are not of
-        the logits' size."""
-        if series.memory is None or not self.workload.linear:
-            return series.memory
-        return max(0, series.memory - self.workload.written(self.dtype, series.which))
+    def extra(self, series: Series | None) -> float:
+        """Bytes at the peak beyond those before the call, NaN if not known; of linear_ce, also beyond its gradients,
+        which are not of the logits' size."""
+        if series is None or series.memory is None:
+            return math.nan
+        results = self.workload.written(self.dtype, series.which) if self.workload.linear else 0
+        return max(0, series.memory - results)
 
     def find(self, key: tuple[str, str, str, str]) -> Series | None:
         return next((series for series in self.series if series.key == key), None)

@@ -89,7 +89,12 @@ def bench(
     cases = list(_cases(names, dtypes, threads, quick, sweep))
     result = Result(machine.machine(), {"device": device, "threads": threads, "sweep": sweep, "quick": quick})
     result.absent += [f"{name}: not installed (pip install {name})" for name in chosen if name not in here]
-    result.absent += filter(None, map(_too_large, cases))
+    free = machine.memory("available")
+    result.absent += [
+        f"{case.title}: needs {case.memory / 1e9:.1f} GB of memory, {free / 1e9:.1f} are free"
+        for case in cases
+        if case.memory > free
+    ]
     jobs = [
         Job(
             backend=backend,
@@ -103,7 +108,7 @@ def bench(
             cases=list(group),
         )
         for backend in here
-        for count, group in groupby((case for case in cases if not _too_large(case)), key=lambda case: case.threads)
+        for count, group in groupby((case for case in cases if case.memory <= free), key=lambda case: case.threads)
     ]
     announce(f"about {max(1, round(sum(map(estimate, jobs)) / 60))} min")
     done, of = 0, sum(len(job.cases) for job in jobs)
@@ -160,12 +165,6 @@ def _cases(names: Sequence[str], dtypes: Sequence[str], threads: int, quick: boo
                 yield from (Case(workload, dtype, count, count) for count in (*counts, threads))
             else:
                 yield from (Case(variant, dtype, threads, value) for value, variant in variants(workload, sweep))
-
-
-def _too_large(case: Case) -> str:
-    """For the memory that is free; "" if it is not."""
-    need, free = case.workload.memory(case.dtype), machine.memory("available")
-    return f"{case.title}: needs {need / 1e9:.1f} GB of memory, {free / 1e9:.1f} are free" if need > free else ""
 
 
 def estimate(job: Job) -> float:

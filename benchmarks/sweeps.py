@@ -54,10 +54,9 @@ class Sweep:
         return found
 
     def _figure(self, case: Case, series: Series | None) -> float:
-        if series is None or series.time is None:
-            return math.nan
-        extra = case.extra(series)
-        return series.time.median if self.measure == "time" else math.nan if extra is None else extra
+        if self.measure == "memory":
+            return case.extra(series)
+        return series.time.median if series and series.time else math.nan
 
 
 def slope(values: Sequence[float], figures: Sequence[float]) -> float:

@@ -11,7 +11,7 @@ from itertools import groupby
 from typing import NamedTuple
 
 from xent.benchmarks.result import Case, Result, Series, speed
-from xent.benchmarks.workloads import PASSES
+from xent.benchmarks.workloads import PASSES, WIDTH
 
 LONGEST = 28  # characters of a contender's name
 SMALL = 1e6  # bytes of logits: from here on memory is told as their multiple
@@ -93,6 +93,7 @@ def _row(case: Case, series: Series) -> Row:
         return Row((series.problem.partition(":")[0], "", *name, *"-----"), "bad")
     seconds, ratio, floor, extra = series.time.median, series.ratio, series.floor, case.extra(series)
     error = series.gradient_error if series.which == "both" else series.value_error
+    logits = case.workload.logits * WIDTH[case.dtype]
     rate = digits(case.workload.operations(series.which) / seconds / 1e9, 2)
     cells = (
         "1x" if series.ours else times(ratio.median) if ratio else "-",
@@ -101,7 +102,7 @@ def _row(case: Case, series: Series) -> Row:
         duration(seconds),
         duration(series.first or 0, 2),
         rate if case.workload.linear else f"{floor.median:.0%}" if floor else "-",
-        "-" if extra is None else f"{extra / case.logits:.2f}x" if case.logits >= SMALL else size(extra, 2),
+        size(extra, 2) if logits < SMALL or math.isnan(extra) else f"{extra / logits:.2f}x",
         f"{error or 0:.0e}",
     )
     return Row(cells, "ours" if series.ours else series.verdict)

@@ -73,11 +73,6 @@ class Workload:
         """Of linear_ce's matrix products: one forward, two more for the gradients. Other losses have none."""
         return (6 if which == "both" else 2) * math.prod(self.shape) if self.linear else 0
 
-    def memory(self, dtype: str) -> int:
-        """About how many bytes have to be free: the inputs, and what the greediest contender or the check takes."""
-        held = self.inputs * (self.copies(dtype) + (not self.ids)) * WIDTH[dtype]
-        return held + 4 * (8 * self.logits + 6 * self.inputs * self.linear)
-
     def arrays(self, seed: int) -> tuple[Array | tuple[Array, Array], Array]:
         """Inputs in float32 (logits, or a pair of hidden states and weight) and labels, as of an untrained model."""
         rng = np.random.default_rng(seed)

@@ -12,6 +12,12 @@ from xent.benchmarks.workloads import Workload
 from xent.verify.frameworks import load
 
 Array = Any
+OWN = {
+    "sparse_ce": "sparse_softmax_cross_entropy_with_logits",
+    "softmax_ce": "softmax_cross_entropy_with_logits",
+    "sigmoid_ce": "sigmoid_cross_entropy_with_logits",
+    "linear_ce": "sparse_softmax_cross_entropy_with_logits",
+}
 
 
 def make(device: str) -> Framework:
@@ -31,29 +37,16 @@ def make(device: str) -> Framework:
 def contenders(workload: Workload, modes: dict[str, Mode]) -> Iterator[Contender]:
     yield from in_modes(modes, "xent", ours(workload))
     yield from keras.contenders(workload, {"compiled": modes["compiled"]})
-    nn, axis, mean = tf.nn, workload.axis, tf.reduce_mean
-    order = None if axis == -1 else [*(i for i in range(len(workload.shape)) if i != axis), axis]
+    name = OWN[workload.loss]
+    axes = range(len(workload.shape))
+    last = None if workload.axis == -1 else [*(axis for axis in axes if axis != workload.axis), workload.axis]
 
-    def sigmoid(x: Array, z: Array) -> Array:
-        return mean(nn.sigmoid_cross_entropy_with_logits(labels=z, logits=x))
+    def own(x: Inputs, y: Array) -> Array:
+        logits = tf.matmul(*x, transpose_b=True) if workload.linear else x
+        logits = tf.transpose(logits, last) if last else logits  # it knows the last axis only
+        return tf.reduce_mean(getattr(tf.nn, name)(labels=y, logits=logits))
 
-    def soft(x: Array, t: Array) -> Array:
-        return mean(nn.softmax_cross_entropy_with_logits(labels=t, logits=x, axis=axis))
-
-    def sparse(x: Array, y: Array) -> Array:
-        x = x if order is None else tf.transpose(x, order)  # it knows the last axis only
-        return mean(nn.sparse_softmax_cross_entropy_with_logits(labels=y, logits=x))
-
-    def linear(inputs: Inputs, y: Array) -> Array:
-        return sparse(tf.matmul(*inputs, transpose_b=True), y)
-
-    name, loss = {
-        "sigmoid_ce": ("sigmoid_cross_entropy_with_logits", sigmoid),
-        "softmax_ce": ("softmax_cross_entropy_with_logits", soft),
-        "sparse_ce": ("sparse_softmax_cross_entropy_with_logits", sparse),
-        "linear_ce": ("sparse_softmax_cross_entropy_with_logits", linear),
-    }[workload.loss]
-    yield from in_modes(modes, f"tf.nn.{name}", loss)
+    yield from in_modes(modes, f"tf.nn.{name}", own)
 
 
 def _mode(compiler: Callable[[Call], Call]) -> Mode:

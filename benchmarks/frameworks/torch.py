@@ -16,7 +16,10 @@ from xent.verify.frameworks import load
 
 Array = Any
 functional = torch.nn.functional
-LIGER = "liger_kernel.transformers.functional"
+LINEAR_ON_CUDA = {
+    "liger-kernel": ("liger_kernel.transformers.functional", "liger_fused_linear_cross_entropy"),
+    "cut-cross-entropy": ("cut_cross_entropy", "linear_cross_entropy"),
+}
 
 
 def make(device: str) -> Framework:
@@ -29,7 +32,7 @@ def make(device: str) -> Framework:
         array=lambda x, dtype: live.array(x, dtype if x.dtype.kind == "f" else None, device),
         numpy=to_numpy,
         contenders=lambda workload: contenders(workload, modes, cuda),
-        distributions=("torch", "keras", *(("liger-kernel", "cut-cross-entropy") if cuda else ())),
+        distributions=("torch", "keras", *(LINEAR_ON_CUDA if cuda else ())),
         wait=(lambda _: torch.cuda.synchronize()) if cuda else (lambda _: None),
         begin=lambda _: torch._dynamo.reset(),  # the limit on recompilations is meant for one program
         limit=torch.set_num_threads,
@@ -48,8 +51,8 @@ def contenders(workload: Workload, modes: dict[str, Mode], cuda: bool) -> Iterat
     for name, fused in (linear_rivals(cuda) if workload.linear else {}).items():
         yield from frameworks.in_modes(not_compiled, name, frameworks.paired(fused))
     if cuda and workload.loss == "sparse_ce" and workload.axis == -1 and frameworks.installed("liger-kernel"):
-        liger = importlib.import_module(LIGER).liger_cross_entropy
-        yield Contender("Liger-Kernel", "eager", *eager(liger), overwrites=True)
+        liger = importlib.import_module("liger_kernel.transformers.functional").liger_cross_entropy
+        yield Contender("liger-kernel", "eager", *eager(liger), overwrites=True)
 
 
 def linear_rivals(cuda: bool) -> dict[str, Callable[..., Array]]:
@@ -58,10 +61,9 @@ def linear_rivals(cuda: bool) -> dict[str, Callable[..., Array]]:
     if hasattr(torch.nn, "LinearCrossEntropyOptions"):
         options = torch.nn.LinearCrossEntropyOptions()
         found["F.linear_cross_entropy"] = partial(functional.linear_cross_entropy, options=options)
-    if cuda and frameworks.installed("liger-kernel"):
-        found["Liger-Kernel"] = importlib.import_module(LIGER).liger_fused_linear_cross_entropy
-    if cuda and frameworks.installed("cut-cross-entropy"):
-        found["cut-cross-entropy"] = importlib.import_module("cut_cross_entropy").linear_cross_entropy
+    for name, (module, function) in LINEAR_ON_CUDA.items() if cuda else ():
+        if frameworks.installed(name):
+            found[name] = getattr(importlib.import_module(module), function)
     return found
 
 
