@@ -83,7 +83,7 @@ def _dot(axes: Axes, y: int, series: Series) -> None:
 
 
 def _sweep(sweep: Sweep, axes: Axes) -> None:
-    for series, figures, slope in (line for lines in sweep.lines.values() for line in lines):
+    for series, figures, slope in sweep.lines():
         axes.plot(
             sweep.values,
             [figure or math.nan for figure in figures],  # a log scale has no 0

@@ -107,7 +107,14 @@ class Session:
         self.labels = self.framework.array(y, dtype)
         self._make_inputs()
         entries = list(self._entries(self.framework.contenders(workload)))
-        self._check_all(entries, truth(workload, self.x, y if workload.ids else self._as_seen(y)))
+        true = truth(workload, self.x, y if workload.ids else self._as_seen(y))
+        for entry in entries:
+            self.tell("doing", f"checking {entry.series.name} {entry.series.mode}")
+            with entry.guarded():
+                self._check(entry, true)
+            if entry.overwrites:
+                self._make_inputs()
+        del true
         reads, writes = self._rounds(entries)
         self._compare(entries, reads, writes)
         bandwidth = (1 / median(reads), 1 / median(writes)) if reads else None
@@ -136,14 +143,6 @@ class Session:
 
     # ---- correct first
 
-    def _check_all(self, entries: list[Entry], true: Truth) -> None:
-        for entry in entries:
-            self.tell("doing", f"checking {entry.series.name} {entry.series.mode}")
-            with entry.guarded():
-                self._check(entry, true)
-            if entry.overwrites:
-                self._make_inputs()
-
     def _check(self, entry: Entry, true: Truth) -> None:
         """The first call, whether its result is right, a second call's memory and time, whether it waits."""
         series, calls, wait = entry.series, self._calls(entry), self.framework.wait
@@ -158,8 +157,7 @@ class Session:
         call = next(calls)
         counted = self.framework.peak()
         entry.each, of_process = measure.peak(lambda: measure.seconds(iter([call]), wait))
-        on_host = of_process if self.device == "cpu" else None
-        told = (counted(), self.framework.planned(call.func, *call.args), on_host)
+        told = [counted(), self.framework.planned(call.func, *call.args), *[of_process] * (self.device == "cpu")]
         series.memory = max((size for size in told if size is not None), default=None)
         if entry.each <= SLOW and measure.late(next(calls), wait, self._fetch):
             series.problem = "not synchronised: the clock stopped before the result was there"

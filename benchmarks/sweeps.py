@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from itertools import product
 from typing import NamedTuple
 
 from xent.benchmarks import tables
@@ -23,40 +23,27 @@ class Line(NamedTuple):
     slope: float
 
 
-@dataclass(frozen=True)
-class Sweep:
-    cases: list[Case]  # the values ascending
-    which: str
-    varied: str
+class Sweep(NamedTuple):
+    title: str
     measure: str  # "time", or "memory" beyond the gradients
+    shown: Callable[[float, int], str]  # a figure, with so many digits
+    which: str
+    cases: list[Case]  # the values ascending
 
     @property
     def values(self) -> list[int]:
         return [case.value or 0 for case in self.cases]
 
-    @property
-    def title(self) -> str:
-        first = self.cases[0]
-        return f"{first.workload.name}  {first.dtype}  {PASSES[self.which]}: {self.measure} by {self.varied}"
-
-    @property
-    def shown(self) -> Callable[[float, int], str]:
-        return tables.size if self.measure == "memory" else tables.duration
-
-    @property
-    def lines(self) -> dict[str, list[Line]]:
+    def lines(self) -> Iterator[Line]:
         """By backend, xent first."""
         series = {s.key: s for case in self.cases for s in case.series if s.which == self.which}
-        found: dict[str, list[Line]] = {}
         for one in sorted(series.values(), key=lambda s: (s.backend, not s.ours)):
-            figures = [self._figure(case, case.find(one.key)) for case in self.cases]
-            found.setdefault(one.backend, []).append(Line(one, figures, slope(self.values, figures)))
-        return found
-
-    def _figure(self, case: Case, series: Series | None) -> float:
-        if self.measure == "memory":
-            return case.extra(series)
-        return series.time.median if series and series.time else math.nan
+            found = [(case, case.find(one.key)) for case in self.cases]
+            if self.measure == "memory":
+                figures = [case.extra(s) for case, s in found]
+            else:
+                figures = [s.time.median if s and s.time else math.nan for _, s in found]
+            yield Line(one, figures, slope(self.values, figures))
 
 
 def slope(values: Sequence[float], figures: Sequence[float]) -> float:
@@ -72,10 +59,11 @@ def sweeps(result: Result) -> Iterator[Sweep]:
     swept: dict[tuple[str, str], list[Case]] = {}
     for case in sorted((case for case in result.cases if case.value), key=lambda case: case.value or 0):
         swept.setdefault((case.workload.name, case.dtype), []).append(case)
-    for cases in swept.values():
-        for measure in ("time", "memory") if cases[0].workload.linear else ("time",):
-            for which in tables.passes(*cases):
-                yield Sweep(cases, which, result.settings["sweep"], measure)
+    for (name, dtype), cases in swept.items():
+        measures = {"time": tables.duration} | ({"memory": tables.size} if cases[0].workload.linear else {})
+        for (measure, shown), which in product(measures.items(), tables.passes(*cases)):
+            title = f"{name}  {dtype}  {PASSES[which]}: {measure} by {result.settings['sweep']}"
+            yield Sweep(title, measure, shown, which, cases)
 
 
 def table(sweep: Sweep) -> Table:
@@ -85,15 +73,12 @@ def table(sweep: Sweep) -> Table:
         *(Column(str(value), spare=value not in sweep.values[-5:]) for value in sweep.values),
         Column("slope", f"k in {sweep.measure} ~ value^k, over the upper half of the values"),
     )
-    groups = {backend: [_row(sweep, line) for line in lines] for backend, lines in sweep.lines.items()}
+    groups: dict[str, list[Row]] = {}
+    for series, figures, slope in sweep.lines():
+        exponent = "-" if math.isnan(slope) else f"{slope:.2f}".replace("-0.00", "0.00")
+        cells = (tables.short(series.name), series.mode, *(sweep.shown(figure, 2) for figure in figures), exponent)
+        groups.setdefault(series.backend, []).append(Row(cells, "ours" if series.ours else ""))
     troubles = dict.fromkeys(trouble for case in sweep.cases for trouble in tables.troubles(case, sweep.which))
     shapes = ("x".join(map(str, case.workload.shape)) for case in (sweep.cases[0], sweep.cases[-1]))
     note = f"from {' to '.join(shapes)}" + ("; memory beyond the gradients" if sweep.measure == "memory" else "")
     return Table(sweep.title, note, columns, groups, tuple(troubles))
-
-
-def _row(sweep: Sweep, line: Line) -> Row:
-    series, figures, slope = line
-    exponent = "-" if math.isnan(slope) else f"{slope:.2f}".replace("-0.00", "0.00")
-    cells = (tables.short(series.name), series.mode, *(sweep.shown(figure, 2) for figure in figures), exponent)
-    return Row(cells, "ours" if series.ours else "")
