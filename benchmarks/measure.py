@@ -25,18 +25,12 @@ STATUS, FORGET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 def seconds(calls: Iterator[Call], wait: Wait, repeat: int = 1) -> float:
     """Per call, over the next `repeat` of them; freeing the results is part of it."""
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        start = time.perf_counter()
-        for _ in range(repeat):
-            result = next(calls)()
-            wait(result)
-            del result
-        return (time.perf_counter() - start) / repeat
-    finally:
-        if collecting:
-            gc.enable()
+    start = time.perf_counter()
+    for _ in range(repeat):
+        result = next(calls)()
+        wait(result)
+        del result
+    return (time.perf_counter() - start) / repeat
 
 
 def late(call: Call, wait: Wait, fetch: Callable[[Any], Any]) -> bool:
@@ -46,22 +40,20 @@ def late(call: Call, wait: Wait, fetch: Callable[[Any], Any]) -> bool:
     machine a fetch may be interrupted.
     """
 
-    def fetched(pause: float) -> tuple[float, float]:
-        """Seconds that the fetch takes, and all of it without the pause."""
-        start = time.perf_counter()
+    def fetching(pause: float) -> float:
         result = call()
         wait(result)
-        waited = time.perf_counter()
         time.sleep(pause)
-        rested = time.perf_counter()
+        start = time.perf_counter()
         fetch(result)
-        end = time.perf_counter()
-        return end - rested, end - rested + waited - start
+        return time.perf_counter() - start
 
     def seems_late() -> bool:
-        at_once, whole = zip(*(fetched(0) for _ in range(3)), strict=True)
-        rested, _ = zip(*(fetched(min(1.0, 0.01 + 4 * max(whole))) for _ in range(3)), strict=True)
-        return bool(median(at_once) - median(rested) > max(LATE * median(whole), 20e-6))
+        start = time.perf_counter()
+        at_once = median(fetching(0) for _ in range(3))
+        whole = (time.perf_counter() - start) / 3
+        rested = median(fetching(min(1.0, 0.01 + 4 * whole)) for _ in range(3))
+        return at_once - rested > max(LATE * whole, 20e-6)
 
     return all(seems_late() for _ in range(3))
 

@@ -57,7 +57,6 @@ class Entry:
 
     series: Series
     call: Call
-    overwrites: bool  # its inputs
     each: float = 0.0  # seconds of a call, about
     samples: list[float] = field(default_factory=list)  # seconds of a call, by round
 
@@ -105,15 +104,15 @@ class Session:
         x, y = workload.arrays(SEED)
         self.x = frameworks.each(self._as_seen, x)
         self.labels = self.framework.array(y, dtype)
-        self._make_inputs()
+        copies = range(workload.copies(dtype))
+        self.inputs = [frameworks.each(lambda k: self.framework.array(k, dtype), self.x) for _ in copies]
+        self.turns = itertools.cycle(self.inputs)
         entries = list(self._entries(self.framework.contenders(workload)))
         true = truth(workload, self.x, y if workload.ids else self._as_seen(y))
         for entry in entries:
             self.tell("doing", f"checking {entry.series.name} {entry.series.mode}")
             with entry.guarded():
                 self._check(entry, true)
-            if entry.overwrites:
-                self._make_inputs()
         del true
         reads, writes = self._rounds(entries)
         self._compare(entries, reads, writes)
@@ -124,18 +123,13 @@ class Session:
         """NumPy values as the framework has them in this dtype."""
         return self.framework.numpy(self.framework.array(array, self.dtype))
 
-    def _make_inputs(self) -> None:
-        copies = range(self.workload.copies(self.dtype))
-        self.inputs = [frameworks.each(lambda k: self.framework.array(k, self.dtype), self.x) for _ in copies]
-        self.turns = itertools.cycle(self.inputs)
-
     def _entries(self, contenders: Iterable[Contender]) -> Iterator[Entry]:
         for contender in contenders:
-            if contender.mode in self.job.modes and (contender.ours or self.job.rivals):
+            ours = contender.name == "xent"
+            if contender.mode in self.job.modes and (ours or self.job.rivals):
                 for which in self.job.passes:
-                    series = Series(contender.name, self.job.backend, contender.mode, contender.ours, which)
-                    call = contender.forward if which == "forward" else contender.both
-                    yield Entry(series, call, contender.overwrites)
+                    series = Series(contender.name, self.job.backend, contender.mode, ours, which)
+                    yield Entry(series, contender.forward if which == "forward" else contender.both)
 
     def _calls(self, entry: Entry) -> Iterator[partial[Any]]:
         """Each with the next of the inputs."""
@@ -191,6 +185,7 @@ class Session:
             if number >= ENOUGH and time.monotonic() > end:
                 break
             self.tell("doing", f"round {number + 1}")
+            gc.collect()
             if self.traffic and not self.workload.linear:
                 for move, taken in zip(self.traffic, (reads, writes), strict=True):
                     taken.append(measure.seconds(iter([move]), lambda _: None) / self.moved)
@@ -252,6 +247,7 @@ def main() -> None:
         return
     gc.collect()
     gc.freeze()  # a framework's million objects take a quarter of a second to look through
+    gc.disable()  # no call is timed with what others have left
     for case in job.cases:
         tell("case")
         if case.dtype not in session.dtypes:

@@ -84,7 +84,7 @@ def bench(
     threads = _count("threads", threads, machine.cores()) or machine.cores()
     at_most = _count("rounds", rounds, 10_000) or (ENOUGH if quick else MANY)
     modes = _check.chosen("mode", modes, MODES)
-    passes = _check.chosen("pass", passes, [*PASSES]) or ["both"]
+    passes = sorted(_check.chosen("pass", passes, [*PASSES]) or ["both"], key=[*PASSES].index)
     names, dtypes = _check.chosen("workload", workloads, [*WORKLOADS]), _check.chosen("dtype", dtypes, [*WIDTH])
     cases = list(_cases(names, dtypes, threads, quick, sweep))
     result = Result(machine.machine(), {"device": device, "threads": threads, "sweep": sweep, "quick": quick})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import Decimal
@@ -120,14 +121,14 @@ def summary(result: Result) -> list[str]:
     """A line for each pass, losses counted as wins are; and one for each failure of xent's."""
     lines = []
     for which, name in PASSES.items():
-        verdicts = [s.verdict for case in result.cases for s in case.series if s.which == which and not s.ours]
-        known = [verdict for verdict in verdicts if verdict]
-        if known:
-            left = len(verdicts) - len(known)
+        rivals = [s for case in result.cases for s in case.series if s.which == which and not s.ours]
+        verdicts = Counter(series.verdict for series in rivals)
+        left_out = verdicts.pop("", 0)
+        if verdicts:
             lines.append(
-                f"{name}: of {len(known)} comparisons with a rival xent is faster in {known.count('win')}, "
-                f"slower in {known.count('loss')}, level in {known.count('level')}"
-                + (f"; {left} wrong, failed or without xent, left out" if left else "")
+                f"{name}: of {verdicts.total()} comparisons with a rival xent is faster in {verdicts['win']}, "
+                f"slower in {verdicts['loss']}, level in {verdicts['level']}"
+                + (f"; {left_out} wrong, failed or without xent, left out" if left_out else "")
             )
     return [*lines, *(f"failed: {failure}" for failure in result.failures)]
 

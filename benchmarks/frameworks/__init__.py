@@ -26,11 +26,6 @@ class Contender(NamedTuple):
     mode: str  # "eager"; "compiled"; "graph": tf.function without XLA
     forward: Call  # (inputs, labels) -> loss
     both: Call  # (inputs, labels) -> (loss, gradient)
-    overwrites: bool = False  # its inputs
-
-    @property
-    def ours(self) -> bool:
-        return self.name == "xent"
 
 
 def _nothing(_: Any) -> None:

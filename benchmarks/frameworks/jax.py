@@ -62,20 +62,17 @@ def contenders(workload: Workload) -> Iterator[Contender]:
 def by_hand(loss: Loss) -> Loss:
     """The logits of some rows at a time, computed once more in the backward pass."""
 
-    def by_rows(x: Inputs, y: Array) -> Array:
+    @jax.checkpoint
+    def of_rows(weight: Array, h: Array, y: Array) -> Array:
+        return loss((h @ weight.T).astype(jax.numpy.promote_types(h.dtype, "float32")), y)
+
+    def whole(x: Inputs, y: Array) -> Array:
         h, weight = x
+        rows = min(ROWS, len(h))
+        chunks = h.reshape(-1, rows, h.shape[1]), y.reshape(-1, rows)
+        return jax.lax.map(lambda chunk: of_rows(weight, *chunk), chunks).mean()
 
-        @jax.checkpoint
-        def step(total: Array, rows: tuple[Array, Array]) -> tuple[Array, None]:
-            h, y = rows
-            return total + loss((h @ weight.T).astype(total.dtype), y), None
-
-        chunks = max(len(h) // ROWS, 1)
-        rows = h.reshape(chunks, -1, h.shape[1]), y.reshape(chunks, -1)
-        wide = jax.numpy.promote_types(h.dtype, "float32")
-        return jax.lax.scan(step, jax.numpy.zeros((), wide), rows)[0] / chunks
-
-    return by_rows
+    return whole
 
 
 def planned(function: Callable[..., Any], *arguments: Any) -> int | None:

@@ -51,8 +51,9 @@ def contenders(workload: Workload, modes: dict[str, Mode], cuda: bool) -> Iterat
     for name, fused in (linear_rivals(cuda) if workload.linear else {}).items():
         yield from frameworks.in_modes(not_compiled, name, frameworks.paired(fused))
     if cuda and workload.loss == "sparse_ce" and workload.axis == -1 and frameworks.installed("liger-kernel"):
+        # Last, for it writes its gradient over the logits: those that are checked before see them as they were.
         liger = importlib.import_module("liger_kernel.transformers.functional").liger_cross_entropy
-        yield Contender("liger-kernel", "eager", *eager(liger), overwrites=True)
+        yield from frameworks.in_modes(not_compiled, "liger-kernel", liger)
 
 
 def linear_rivals(cuda: bool) -> dict[str, Callable[..., Array]]:
