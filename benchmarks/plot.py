@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from xent.benchmarks import tables
 from xent.benchmarks.result import Case, Result, Series
-from xent.benchmarks.sweeps import Sweep, sweeps
 from xent.benchmarks.workloads import PASSES
 
 if TYPE_CHECKING:
@@ -35,7 +34,9 @@ def figure_type() -> type[Figure]:
 
 def png(result: Result) -> bytes:
     """Raises ValueError without matplotlib."""
-    panels: list[tuple[int, Callable[[Axes], None]]] = [(SWEEP, partial(_sweep, sweep)) for sweep in sweeps(result)]
+    panels: list[tuple[int, Callable[[Axes], None]]] = [
+        (SWEEP, partial(_sweep, sweep)) for sweep in tables.sweeps(result)
+    ]
     for case in tables.plain(result):
         for which in tables.passes(case):
             groups = tables.by_backend(case, which)
@@ -82,7 +83,7 @@ def _dot(axes: Axes, y: int, series: Series) -> None:
     axes.plot([series.time.median], [y], "o", color=colour, markersize=5)
 
 
-def _sweep(sweep: Sweep, axes: Axes) -> None:
+def _sweep(sweep: tables.Sweep, axes: Axes) -> None:
     for series, figures, slope in sweep.lines():
         axes.plot(
             sweep.values,

@@ -1,17 +1,23 @@
-"""`xent.bench`: which cases, about how long they take, and what was found."""
+"""`xent.bench`: which cases, about how long they take, and the processes that time them, one after the other."""
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
+import pickle
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from xent import _check
 from xent.benchmarks import machine
 from xent.benchmarks.process import SAMPLE, Job
-from xent.benchmarks.processes import messages
 from xent.benchmarks.result import ENOUGH, Case, Result
 from xent.benchmarks.workloads import PASSES, QUICK, SWEEPS, WIDTH, WORKLOADS
 from xent.benchmarks.workloads import sweep as variants
@@ -22,6 +28,8 @@ MANY, SECONDS = 25, 4.0  # rounds at most, and after how long no more begin, whe
 # Seconds on two cores, about: until a framework has started; to compile and check a case's contenders.
 ABOUT = {"numpy": (1, 2), "torch": (10, 15), "tensorflow": (12, 5), "jax": (6, 4)}
 BYTES, OPERATIONS = 5e9, 5e10  # that a core moves and computes in a second, about
+# Not from the current folder, where a file may have the name of a module.
+START = "import sys; sys.path.pop(0); from xent.benchmarks.process import main; main()"
 
 
 def bench(
@@ -178,3 +186,64 @@ def estimate(job: Job) -> float:
         total += prepare * len(job.passes) + 5 * turns
         total += max(turns * min(job.rounds, ENOUGH), min(turns * job.rounds, job.seconds))
     return total
+
+
+# ---- the processes
+
+
+def messages(job: Job) -> Iterator[tuple[Any, ...]]:
+    """What a process says about its job: the case that it is at, the kind of message, and the rest.
+
+    One that dies takes only that case with it: another one does the others.
+    """
+    case, left = None, iter(job.cases)
+    with tempfile.TemporaryFile("w+") as errors:
+        process = _start(job, errors)
+        try:
+            with contextlib.suppress(EOFError, pickle.UnpicklingError):  # it has ended or died
+                while process.stdout is not None:
+                    kind, *said = pickle.load(process.stdout)
+                    case = next(left) if kind == "case" else case
+                    yield case, kind, *said
+            status = process.wait()
+        finally:
+            process.kill()
+            process.communicate()
+        errors.seek(0)
+        last = (errors.read().strip().splitlines() or [f"status {status}"])[-1]
+    if status:
+        yield case, "broken", f"the process died: {last}"
+    others = [*left]
+    if status and case and others:
+        yield from messages(replace(job, cases=others))
+
+
+def _start(job: Job, errors: IO[str]) -> subprocess.Popen[bytes]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", START],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=errors,
+        env=environment(job.backend, job.device, job.threads),
+        start_new_session=True,  # Ctrl-C is for this process, which ends the other one itself
+    )
+    assert process.stdin is not None
+    pickle.dump(job, process.stdin)
+    process.stdin.flush()
+    return process
+
+
+def environment(backend: str, device: str, threads: int) -> dict[str, str]:
+    """What a framework reads when it starts: its threads, and not to hoard a GPU's memory. What is set about memory
+    stays as it is."""
+    hidden = {"CUDA_VISIBLE_DEVICES": ""}  # some frameworks would rather use a GPU than what they are given
+    return {
+        **os.environ,
+        **(hidden if device == "cpu" else {}),
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        "KERAS_BACKEND": backend,
+        **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "XENT_NUM_THREADS"), str(threads)),
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        "TF_FORCE_GPU_ALLOW_GROWTH": "true",
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+    }

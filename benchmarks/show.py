@@ -9,7 +9,7 @@ from html import escape
 from rich.console import Console
 from rich.table import Table as Grid
 from rich.text import Text
-from xent.benchmarks import plot, sweeps, tables
+from xent.benchmarks import plot, tables
 from xent.benchmarks.result import Result
 from xent.benchmarks.tables import Table
 from xent.verify.page import document
@@ -22,7 +22,7 @@ WIDE = 100
 def show(result: Result, console: Console) -> None:
     """Prints the machine, every case and sweep, what was absent, a legend and the summary."""
     pairs(tables.facts(result), console)
-    show_tables([*tables.tables(result), *map(sweeps.table, sweeps.sweeps(result))], console)
+    show_tables([*tables.tables(result)], console)
     for reason in result.absent:
         console.print(Text(f"absent: {reason}", "yellow"))
     if result.interrupted:
