@@ -10,14 +10,13 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from xent.benchmarks.frameworks import Traffic
 
 Call = Callable[[], Any]
 Wait = Callable[[Any], None]
-Returned = TypeVar("Returned")
 
 LATE = 0.25  # of a call's time: a result's first fetch may take so much longer than a later one's
 STATUS, FORGET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -58,7 +57,7 @@ def late(call: Call, wait: Wait, fetch: Callable[[Any], Any]) -> bool:
     return all(seems_late() for _ in range(3))
 
 
-def peak(call: Callable[[], Returned]) -> tuple[Returned, int | None]:
+def peak(call: Callable[[], float]) -> tuple[float, int | None]:
     """What a call returns, and the bytes of host memory at its peak beyond those before it, its result included.
 
     None where the system does not tell: it is Linux that keeps the peak, and forgets it on demand.

@@ -23,6 +23,8 @@ DASHES = {"eager": "-", "compiled": "--", "graph": ":"}
 ACROSS, WIDTH, LINE, MARGINS = 3, 5.2, 0.17, 0.9  # panels; inches of a panel, of a line, of title and axis
 SWEEP = 30  # a sweep's height in lines
 
+Panel = tuple[int, Callable[["Axes"], None]]  # its height in lines, and what draws it
+
 
 def figure_type() -> type[Figure]:
     try:
@@ -34,9 +36,7 @@ def figure_type() -> type[Figure]:
 
 def png(result: Result) -> bytes:
     """Raises ValueError without matplotlib."""
-    panels: list[tuple[int, Callable[[Axes], None]]] = [
-        (SWEEP, partial(_sweep, sweep)) for sweep in tables.sweeps(result)
-    ]
+    panels: list[Panel] = [(SWEEP, partial(_sweep, sweep)) for sweep in tables.sweeps(result)]
     for case in tables.plain(result):
         for which in tables.passes(case):
             groups = tables.by_backend(case, which)
@@ -79,8 +79,8 @@ def _dot(axes: Axes, y: int, series: Series) -> None:
         axes.text(0.01, y, said, transform=axes.get_yaxis_transform(), color=BAD, fontsize=7, va="center")
         return
     colour = OURS if series.ours else RIVAL
-    axes.plot([series.time.low, series.time.high], [y, y], color=colour, linewidth=1.3, alpha=0.7)
-    axes.plot([series.time.median], [y], "o", color=colour, markersize=5)
+    middle, low, high, _ = series.time
+    axes.errorbar(middle, y, xerr=[[middle - low], [high - middle]], fmt="o", color=colour, markersize=5)
 
 
 def _sweep(sweep: tables.Sweep, axes: Axes) -> None:

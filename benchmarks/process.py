@@ -99,14 +99,14 @@ class Session:
     def case(self, workload: Workload, dtype: str) -> tuple[list[Series], tuple[float, float] | None]:
         """Checks, then times every contender: its series, and the bandwidth beside them."""
         self.workload, self.dtype = workload, dtype
-        self.inputs: list[Any] = []  # the last case's go first
+        self.turns: Iterator[Any] = iter(())  # the last case's inputs go first
         self.framework.begin(dtype)
         x, y = workload.arrays(SEED)
         self.x = frameworks.each(self._as_seen, x)
         self.labels = self.framework.array(y, dtype)
         copies = range(workload.copies(dtype))
-        self.inputs = [frameworks.each(lambda k: self.framework.array(k, dtype), self.x) for _ in copies]
-        self.turns = itertools.cycle(self.inputs)
+        inputs = [frameworks.each(lambda k: self.framework.array(k, dtype), self.x) for _ in copies]
+        self.turns = itertools.cycle(inputs)
         entries = list(self._entries(self.framework.contenders(workload)))
         true = truth(workload, self.x, y if workload.ids else self._as_seen(y))
         for entry in entries:
@@ -188,7 +188,7 @@ class Session:
             gc.collect()
             if self.traffic and not self.workload.linear:
                 for move, taken in zip(self.traffic, (reads, writes), strict=True):
-                    taken.append(measure.seconds(iter([move]), lambda _: None) / self.moved)
+                    taken.append(measure.seconds(iter([move]), self.framework.wait) / self.moved)
             for entry in random.sample(entries, len(entries)):
                 if not entry.series.problem:
                     with entry.guarded():

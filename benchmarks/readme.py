@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import math
 import platform
 import re
 import sys
@@ -13,6 +12,7 @@ from pathlib import Path
 import xent
 from xent.benchmarks import tables
 from xent.benchmarks.result import Case, Result
+from xent.verify.comparison import figure
 
 ROOT = Path(__file__).resolve().parents[1]
 MEASURED = ROOT / "benchmarks" / "results" / "cpu.json"
@@ -46,9 +46,9 @@ def _table(result: Result, columns: Sequence[str], cell: Callable[[Case, str], s
 
 
 def _best(case: Case, backend: str) -> str:
-    rivals = [s for s in case.series if s.backend == backend and s.which == "both" and s.time and s.best]
-    rival = min(rivals, key=lambda s: s.time.median if s.time else math.inf, default=None)
-    return tables.times(rival.best.median) if rival and rival.best else "-"
+    rivals = [s for s in case.series if s.backend == backend and s.which == "both"]
+    found = [(s.time, s.best) for s in rivals if s.time and s.best]
+    return tables.times(min(found)[1].median) if found else "-"
 
 
 def _same(case: Case, mode: str) -> str:
@@ -68,15 +68,12 @@ def accuracy() -> str:
     found = xent.compare([*OWN], losses=["sparse_ce"], dtypes=["float32", "float64"])
     heads, lines = ["sparse_ce", "dtype", "mode", "xent: loss, gradient", "its own loss: loss, gradient", ""], []
     for row in found.rows:
-        own = f"{_figure(row.native_value)}, {_figure(row.native_gradient)}" if row.native else ""
-        ours = f"{_figure(row.value)}, {_figure(row.gradient)}"
+        own = f"{figure(row.native_value)}, {figure(row.native_gradient)}" if row.native else ""
+        ours = f"{figure(row.value)}, {figure(row.gradient)}"
         lines.append([row.backend, row.dtype, row.mode, ours, own, f"`{row.native}`" if row.native else ""])
     versions = ", ".join(f"{name} {number}" for name, number in found.versions.items())
-    return f"{markdown(heads, lines)}\n{versions}; {platform.machine()}, CPU; {datetime.date.today()}.\n"
-
-
-def _figure(x: float) -> str:
-    return "∞" if math.isinf(x) else "-" if math.isnan(x) else f"{x:.0e}"
+    table = markdown(heads, lines).replace("wrong", "∞")
+    return f"{table}\n{versions}; {platform.machine()}, CPU; {datetime.date.today()}.\n"
 
 
 def marked(name: str, text: str) -> str:

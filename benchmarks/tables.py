@@ -6,7 +6,6 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from decimal import Decimal
 from functools import partial
 from itertools import groupby, product
@@ -31,8 +30,7 @@ class Row(NamedTuple):
     kind: str = ""  # "ours", "win" or "loss" (xent's), "bad"
 
 
-@dataclass(frozen=True)
-class Table:
+class Table(NamedTuple):
     title: str
     note: str
     columns: tuple[Column, ...]

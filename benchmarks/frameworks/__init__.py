@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -15,8 +16,13 @@ Array = Any
 Inputs = Any  # logits; of linear_ce a pair, hidden states and weight, as is the gradient
 Loss = Callable[[Inputs, Array], Array]  # (inputs, labels) -> mean
 Call = Callable[[Inputs, Array], Any]
-Traffic = tuple[Callable[[], Any], Callable[[], Any]]  # what reads some bytes of memory, and what writes a new array
+Traffic = tuple[Callable[[], Any], Callable[[], Any]]  # what reads an array from memory, and what writes a new one
 Mode = Callable[[Loss], tuple[Call, Call]]  # a loss -> what computes it, and what computes it with its gradient
+KERAS = {
+    "sparse_ce": "sparse_categorical_crossentropy",
+    "softmax_ce": "categorical_crossentropy",
+    "sigmoid_ce": "binary_crossentropy",
+}
 
 
 class Contender(NamedTuple):
@@ -54,6 +60,20 @@ def in_modes(modes: dict[str, Mode], name: str, loss: Loss) -> Iterator[Contende
         yield Contender(name, mode, *wrap(loss))
 
 
+def keras(workload: Workload, modes: dict[str, Mode]) -> Iterator[Contender]:
+    """Its loss on the backend that KERAS_BACKEND names; of linear_ce none, where it would hold the logits as the
+    backend's own does."""
+    if workload.loss in KERAS and installed("keras"):
+        library = importlib.import_module("keras")
+
+        def loss(x: Array, y: Array) -> Array:
+            # Some of its backends know the last axis only.
+            x = x if workload.axis == -1 else library.ops.moveaxis(x, workload.axis, -1)
+            return library.ops.mean(getattr(library.losses, KERAS[workload.loss])(y, x, from_logits=True))
+
+        yield from in_modes(modes, "keras.losses", loss)
+
+
 def installed(distribution: str) -> bool:
     return importlib.util.find_spec(distribution.replace("-", "_")) is not None
 
@@ -81,10 +101,6 @@ def each(function: Callable[[Array], Any], inputs: Inputs) -> Any:
     return tuple(map(function, inputs)) if isinstance(inputs, tuple) else function(inputs)
 
 
-def arrays(result: Any) -> Iterator[Array]:
+def arrays(result: Any) -> list[Array]:
     """The arrays of a loss, a gradient, or both."""
-    if not isinstance(result, tuple):
-        yield result
-    else:
-        for part in result:
-            yield from arrays(part)
+    return [array for part in result for array in arrays(part)] if isinstance(result, tuple) else [result]

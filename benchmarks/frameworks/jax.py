@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
 from xent.benchmarks import frameworks
-from xent.benchmarks.frameworks import Contender, Framework, Inputs, Loss, Mode, Traffic, keras
+from xent.benchmarks.frameworks import Contender, Framework, Inputs, Loss, Mode, Traffic
 from xent.benchmarks.workloads import Workload
 from xent.verify.frameworks import load
 
@@ -45,7 +46,7 @@ def make(device: str) -> Framework:
 def contenders(workload: Workload) -> Iterator[Contender]:
     jitted = {"compiled": MODES["compiled"]}
     yield from frameworks.in_modes(MODES, "xent", frameworks.ours(workload))
-    yield from keras.contenders(workload, jitted)
+    yield from frameworks.keras(workload, jitted)
     if frameworks.installed("optax"):
         name = OPTAX[workload.loss]
         function = getattr(importlib.import_module("optax"), name)
@@ -84,5 +85,4 @@ def planned(function: Callable[..., Any], *arguments: Any) -> int | None:
 
 def traffic(size: int, device: str) -> Traffic:
     source = load("jax").array(np.ones(size // 4, np.float32), None, device)
-    read, write = jax.jit(jax.numpy.sum), jax.jit(lambda x: jax.numpy.full_like(x, 1.0))
-    return lambda: read(source).block_until_ready(), lambda: write(source).block_until_ready()
+    return partial(jax.jit(jax.numpy.sum), source), partial(jax.jit(lambda x: jax.numpy.full_like(x, 1.0)), source)

@@ -36,7 +36,7 @@ def make(device: str) -> Framework:
 
 def contenders(workload: Workload, modes: dict[str, Mode]) -> Iterator[Contender]:
     yield from in_modes(modes, "xent", ours(workload))
-    yield from keras.contenders(workload, {"compiled": modes["compiled"]})
+    yield from keras(workload, {"compiled": modes["compiled"]})
     name = OWN[workload.loss]
     axes = range(len(workload.shape))
     last = None if workload.axis == -1 else [*(axis for axis in axes if axis != workload.axis), workload.axis]

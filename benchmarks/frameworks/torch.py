@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from xent.benchmarks import frameworks
-from xent.benchmarks.frameworks import Call, Contender, Framework, Inputs, Loss, Mode, Traffic, keras
+from xent.benchmarks.frameworks import Call, Contender, Framework, Inputs, Loss, Mode, Traffic
 from xent.benchmarks.workloads import Workload
 from xent.verify.frameworks import load
 
@@ -30,7 +30,7 @@ def make(device: str) -> Framework:
     modes = {mode: wrap for mode, wrap in MODES.items() if mode in live.compilers}
     return Framework(
         array=lambda x, dtype: live.array(x, dtype if x.dtype.kind == "f" else None, device),
-        numpy=to_numpy,
+        numpy=lambda x: np.asarray((x.float() if x.dtype.itemsize == 2 else x).detach().cpu()),
         contenders=lambda workload: contenders(workload, modes, cuda),
         distributions=("torch", "keras", *(LINEAR_ON_CUDA if cuda else ())),
         wait=(lambda _: torch.cuda.synchronize()) if cuda else (lambda _: None),
@@ -45,7 +45,7 @@ def contenders(workload: Workload, modes: dict[str, Mode], cuda: bool) -> Iterat
     """Classes are on axis 1, where PyTorch wants them, or last of two."""
     not_compiled = {"eager": modes["eager"]}
     yield from frameworks.in_modes(modes, "xent", frameworks.ours(workload))
-    yield from keras.contenders(workload, not_compiled)
+    yield from frameworks.keras(workload, not_compiled)
     name = "binary_cross_entropy_with_logits" if workload.loss == "sigmoid_ce" else "cross_entropy"
     yield from frameworks.in_modes(modes, f"F.{name}", frameworks.held(workload, getattr(functional, name)))
     for name, fused in (linear_rivals(cuda) if workload.linear else {}).items():
@@ -89,11 +89,6 @@ def compiled(loss: Loss) -> tuple[Call, Call]:
 MODES: dict[str, Mode] = {"eager": eager, "compiled": compiled}
 
 
-def to_numpy(x: Array) -> Any:
-    x = x.detach()
-    return np.asarray((x.float() if x.dtype.itemsize == 2 else x).cpu())
-
-
 def peak() -> Callable[[], int | None]:
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
@@ -103,8 +98,4 @@ def peak() -> Callable[[], int | None]:
 
 def traffic(size: int, device: str) -> Traffic:
     source = torch.ones(size // 4, device=device)
-
-    def done(_: Array) -> None:
-        torch.cuda.synchronize()
-
-    return lambda: done(source.sum()), lambda: done(torch.empty_like(source).fill_(1))
+    return source.sum, lambda: torch.empty_like(source).fill_(1)
