@@ -108,6 +108,8 @@ class Session:
         inputs = [frameworks.each(lambda k: self.framework.array(k, dtype), self.x) for _ in copies]
         self.turns = itertools.cycle(inputs)
         entries = list(self._entries(self.framework.contenders(workload)))
+        gc.collect()
+        gc.freeze()  # a framework's million objects take a quarter of a second to look through
         true = truth(workload, self.x, y if workload.ids else self._as_seen(y))
         for entry in entries:
             self.tell("doing", f"checking {entry.series.name} {entry.series.mode}")
@@ -245,9 +247,7 @@ def main() -> None:
     except ValueError as error:
         tell("absent", f"{job.backend}: {error}")
         return
-    gc.collect()
-    gc.freeze()  # a framework's million objects take a quarter of a second to look through
-    gc.disable()  # no call is timed with what others have left
+    gc.disable()  # no call pays for what others have left
     for case in job.cases:
         tell("case")
         if case.dtype not in session.dtypes:

@@ -8,9 +8,9 @@ import sys
 
 import pytest
 from rich.console import Console
-from xent.benchmarks import diff, page, plot, readme, sweeps, tables
+from xent.benchmarks import diff, plot, readme, tables
 from xent.benchmarks.result import Case, Result, Series, Spread
-from xent.benchmarks.show import show
+from xent.benchmarks.show import page, show
 from xent.benchmarks.workloads import Workload
 
 MEGA = 1_000_000
@@ -142,27 +142,29 @@ def test_text(one, width):
 
 
 def test_page(one):
-    made = page.page(one)
-    for needed in ("A Processor &lt;fast&gt;", "0.50x", "no kernel &amp; no", "&lt;wrong&gt;", "data:image/png"):
+    """It says what the terminal says, in its colours, and shows the picture."""
+    made = page(one)
+    for needed in ("A Processor &lt;fast&gt; [bold]", "no kernel &amp; no [hope]", "&lt;wrong&gt;", "data:image/png"):
         assert needed in made
     assert "http" not in made  # nothing from elsewhere
-    assert [made.count(f'<tr class="{kind}"') for kind in ("win", "loss", "level", "bad")] == [2, 1, 1, 2]
+    assert re.search(r'<span style="color: #008000[^>]*> *3.20x</span>', made)  # green
+    assert re.search(r'<span style="color: #800000[^>]*> *0.50x</span>', made)  # red
 
 
 def test_without_matplotlib(one, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ValueError, match=r"png: plots need matplotlib \(pip install matplotlib\)"):
         plot.png(one)
-    assert "plots need matplotlib" in page.page(one)
+    assert "plots need matplotlib" in page(one)
 
 
 # ---- sweeps
 
 
 def test_slope_is_of_the_upper_half():
-    assert sweeps.slope([1, 4, 16, 64], [9, 9, 2, 8]) == pytest.approx(1)
-    assert sweeps.slope([1, 2, 4], [8, 4, 2]) == pytest.approx(-1)
-    assert math.isnan(sweeps.slope([1, 2, 4], [1, 1, math.nan]))
+    assert tables.slope([1, 4, 16, 64], [9, 9, 2, 8]) == pytest.approx(1)
+    assert tables.slope([1, 2, 4], [8, 4, 2]) == pytest.approx(-1)
+    assert math.isnan(tables.slope([1, 2, 4], [1, 1, math.nan]))
 
 
 def test_a_sweep_of_a_head():
@@ -177,7 +179,7 @@ def test_a_sweep_of_a_head():
     text = printed(shown)
     assert "linear  float32  forward and backward: memory by rows" in text
     assert [line.split()[-1] for line in text.splitlines() if " eager " in line] == ["1.00", "1.00", "0.00", "1.00"]
-    assert "memory by rows" in page.page(shown)
+    assert "memory by rows" in page(shown)
 
 
 # ---- two runs beside each other
@@ -191,7 +193,7 @@ def test_diff(ratio, floor, word):
     new = result(case([series("xent", floor=sharp(floor)), series("rival", sharp(ratio))]))
     (verdict,) = diff.diff(old, new)
     assert verdict.word == word
-    assert [change.against for change in verdict.changes] == ["rival", "memory"]
+    assert len(verdict.changes) == 2  # against the rival, and the memory
     assert diff.table([verdict]).groups[""][0].cells[0] == word
 
 
