@@ -51,7 +51,9 @@ def bench_command(
     """
     try:
         if diff is not None:
-            raise typer.Exit(_diff(*diff))
+            verdicts = differences.diff(*map(Result.load, diff))
+            show.show_tables([differences.table(verdicts)], out)
+            raise typer.Exit(int(any(verdict.word == "slower" for verdict in verdicts)))
         for file in (json_file, html, png):
             writable(file)
         if png is not None:
@@ -91,9 +93,3 @@ def _write(result: Result, json_file: Path | None, html: Path | None, png: Path 
         png.write_bytes(plot.png(result))
     for file in filter(None, (json_file, html, png)):
         say((f"wrote {file}", "dim"))
-
-
-def _diff(old: Path, new: Path) -> int:
-    verdicts = differences.diff(Result.load(old), Result.load(new))
-    show.show_tables([differences.table(verdicts)], out)
-    return int(any(verdict.word == "slower" for verdict in verdicts))

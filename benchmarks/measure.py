@@ -51,7 +51,7 @@ def late(call: Call, wait: Wait, fetch: Callable[[Any], Any]) -> bool:
         start = time.perf_counter()
         at_once = median(fetching(0) for _ in range(3))
         whole = (time.perf_counter() - start) / 3
-        rested = median(fetching(min(1.0, 0.01 + 4 * whole)) for _ in range(3))
+        rested = median(fetching(min(1.0, 0.001 + 4 * whole)) for _ in range(3))
         return at_once - rested > max(LATE * whole, 20e-6)
 
     return all(seems_late() for _ in range(3))

@@ -188,7 +188,7 @@ class Session:
                 break
             self.tell("doing", f"round {number + 1}")
             gc.collect()
-            if self.traffic and not self.workload.linear:
+            if self.workload.from_memory and self.traffic:
                 for move, taken in zip(self.traffic, (reads, writes), strict=True):
                     taken.append(measure.seconds(iter([move]), self.framework.wait) / self.moved)
             for entry in random.sample(entries, len(entries)):

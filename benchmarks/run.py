@@ -87,8 +87,7 @@ def bench(
     """
     chosen = _check.chosen("backend", backends, frameworks.KNOWN) or frameworks.KNOWN
     here = [name for name in chosen if name in frameworks.available()]
-    if sweep is not None:
-        _check.choice("sweep", sweep, SWEEPS)
+    _check.chosen("sweep", sweep, SWEEPS)
     threads = _count("threads", threads, machine.cores()) or machine.cores()
     at_most = _count("rounds", rounds, 10_000) or (ENOUGH if quick else MANY)
     modes = _check.chosen("mode", modes, MODES)

@@ -54,11 +54,14 @@ class Workload:
         """Elements that the gradient is taken in."""
         return (self.rows + self.classes) * self.shape[1] if self.linear else self.logits
 
+    @property
+    def from_memory(self) -> bool:
+        """Its time is memory's: cold, and not linear_ce, which reads its inputs so often that it does not matter."""
+        return self.cold and not self.linear
+
     def copies(self, dtype: str) -> int:
-        """How many inputs the calls take turns on, so that none finds its own in a cache. linear_ce reads its inputs
-        so often that it does not matter there."""
-        cold = self.cold and not self.linear
-        return min(-(-UNCACHED // (self.inputs * WIDTH[dtype])), 256) if cold else 1
+        """How many inputs the calls take turns on, so that none finds its own in a cache."""
+        return min(-(-UNCACHED // (self.inputs * WIDTH[dtype])), 256) if self.from_memory else 1
 
     def read(self, dtype: str) -> int:
         """Bytes that every implementation reads: inputs once, labels once (class ids in 32 bits)."""

@@ -18,11 +18,7 @@ Loss = Callable[[Inputs, Array], Array]  # (inputs, labels) -> mean
 Call = Callable[[Inputs, Array], Any]
 Traffic = tuple[Callable[[], Any], Callable[[], Any]]  # what reads an array from memory, and what writes a new one
 Mode = Callable[[Loss], tuple[Call, Call]]  # a loss -> what computes it, and what computes it with its gradient
-KERAS = {
-    "sparse_ce": "sparse_categorical_crossentropy",
-    "softmax_ce": "categorical_crossentropy",
-    "sigmoid_ce": "binary_crossentropy",
-}
+KERAS = {"sparse_ce": "sparse_categorical", "softmax_ce": "categorical", "sigmoid_ce": "binary"}
 
 
 class Contender(NamedTuple):
@@ -65,11 +61,12 @@ def keras(workload: Workload, modes: dict[str, Mode]) -> Iterator[Contender]:
     backend's own does."""
     if workload.loss in KERAS and installed("keras"):
         library = importlib.import_module("keras")
+        own = getattr(library.losses, f"{KERAS[workload.loss]}_crossentropy")
 
         def loss(x: Array, y: Array) -> Array:
             # Some of its backends know the last axis only.
             x = x if workload.axis == -1 else library.ops.moveaxis(x, workload.axis, -1)
-            return library.ops.mean(getattr(library.losses, KERAS[workload.loss])(y, x, from_logits=True))
+            return library.ops.mean(own(y, x, from_logits=True))
 
         yield from in_modes(modes, "keras.losses", loss)
 

@@ -12,12 +12,7 @@ from xent.benchmarks.workloads import Workload
 from xent.verify.frameworks import load
 
 Array = Any
-OWN = {
-    "sparse_ce": "sparse_softmax_cross_entropy_with_logits",
-    "softmax_ce": "softmax_cross_entropy_with_logits",
-    "sigmoid_ce": "sigmoid_cross_entropy_with_logits",
-    "linear_ce": "sparse_softmax_cross_entropy_with_logits",
-}
+OWN = {"sparse_ce": "sparse_softmax", "softmax_ce": "softmax", "sigmoid_ce": "sigmoid", "linear_ce": "sparse_softmax"}
 
 
 def make(device: str) -> Framework:
@@ -37,13 +32,12 @@ def make(device: str) -> Framework:
 def contenders(workload: Workload, modes: dict[str, Mode]) -> Iterator[Contender]:
     yield from in_modes(modes, "xent", ours(workload))
     yield from keras(workload, {"compiled": modes["compiled"]})
-    name = OWN[workload.loss]
-    axes = range(len(workload.shape))
-    last = None if workload.axis == -1 else [*(axis for axis in axes if axis != workload.axis), workload.axis]
+    name = f"{OWN[workload.loss]}_cross_entropy_with_logits"
+    class_axis_last = [*np.delete(range(len(workload.shape)), workload.axis), workload.axis]
 
     def own(x: Inputs, y: Array) -> Array:
         logits = tf.matmul(*x, transpose_b=True) if workload.linear else x
-        logits = tf.transpose(logits, last) if last else logits  # it knows the last axis only
+        logits = logits if workload.axis == -1 else tf.transpose(logits, class_axis_last)  # the only one it knows
         return tf.reduce_mean(getattr(tf.nn, name)(labels=y, logits=logits))
 
     yield from in_modes(modes, f"tf.nn.{name}", own)
