@@ -171,7 +171,7 @@ def sweep_table(sweep: Sweep) -> Table:
         Column("contender", left=True),
         Column("mode", left=True),
         *(Column(str(value), spare=value not in sweep.values[-5:]) for value in sweep.values),
-        Column("slope", f"k in {sweep.measure} ~ value^k, over the upper half of the values"),
+        Column("slope", "k where a figure grows as value^k, over the upper half of the values"),
     )
     groups: dict[str, list[Row]] = {}
     for series, figures, slope in sweep.lines():
