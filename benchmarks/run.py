@@ -134,7 +134,8 @@ def bench(
     if save is not None and result.cases:
         result.save(save)
     if not (result.cases or result.interrupted):
-        raise ValueError(f"nothing was timed: {'; '.join([*result.broken, *result.absent])}")
+        reasons = "; ".join([*result.broken, *result.absent]) or "no contender has such a mode"
+        raise ValueError(f"nothing was timed: {reasons}")
     return result
 
 

@@ -63,7 +63,6 @@ class Truth:
             pairs = zip(gradient, self.gradients, strict=True)
             return float(np.max([np.linalg.norm(got - want) / np.linalg.norm(want) for got, want in pairs]))
         rows, smallest = _rows(self.workload, gradient), SMALLEST[dtype]
-
         worst = []
         for block in _blocks(rows):
             _, both, arguments, share = self.block(block)

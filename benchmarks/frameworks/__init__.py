@@ -30,19 +30,15 @@ class Contender(NamedTuple):
     both: Call  # (inputs, labels) -> (loss, gradient)
 
 
-def _nothing(_: Any) -> None:
-    pass
-
-
 @dataclass(frozen=True)
 class Framework:
     array: Callable[[Any, str], Array]  # (NumPy float32 values or ids, dtype) -> a contender's argument
     numpy: Callable[[Array], Any]  # back, 16-bit floats as float32
     contenders: Callable[[Workload], Iterable[Contender]]
     distributions: tuple[str, ...]  # to name with their versions; those of rivals may be missing
-    wait: Callable[[Any], None] = _nothing  # until a result is there
-    begin: Callable[[str], None] = _nothing  # before anything is done in this dtype
-    limit: Callable[[int], None] = _nothing  # the threads, where the processors that a process may use do not
+    wait: Callable[[Any], None] = lambda _: None  # until a result is there
+    begin: Callable[[str], None] = lambda _: None  # before anything is done in this dtype
+    limit: Callable[[int], None] = lambda _: None  # the threads, where the processors that a process may use do not
     # start() -> stop() -> extra bytes at the peak by the framework's own count; None where it cannot tell.
     peak: Callable[[], Callable[[], int | None]] = lambda: lambda: None
     # (function, arguments) -> bytes that a compiler has laid out for results and temporaries.
