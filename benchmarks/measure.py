@@ -22,14 +22,16 @@ LATE = 0.25  # of a call's time: a result's first fetch may take so much longer 
 STATUS, FORGET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
-def seconds(calls: Iterator[Call], wait: Wait, repeat: int = 1) -> float:
-    """Per call, over the next `repeat` of them; freeing the results is part of it."""
-    start = time.perf_counter()
-    for _ in range(repeat):
+def seconds(calls: Iterator[Call], wait: Wait, least: float = 0.0) -> float:
+    """Per call, over as many as take so long together, one at least; freeing the results is part of it."""
+    count, taken, start = 0, -1.0, time.perf_counter()
+    while taken < least:
         result = next(calls)()
         wait(result)
         del result
-    return (time.perf_counter() - start) / repeat
+        count += 1
+        taken = time.perf_counter() - start
+    return taken / count
 
 
 def late(call: Call, wait: Wait, fetch: Callable[[Any], Any]) -> bool:

@@ -29,7 +29,7 @@ from xent.benchmarks.truth import Truth, truth, wrong
 from xent.benchmarks.workloads import UNCACHED, Workload
 from xent.verify.frameworks import device, load
 
-SAMPLE = 0.02  # seconds: shorter calls are repeated until a sample takes about so long
+SAMPLE = 0.02  # seconds: shorter calls are repeated until a sample takes so long
 SLOW = 0.1  # seconds: what takes so long has not come back early
 SEED = 0  # of the inputs
 
@@ -200,12 +200,9 @@ class Session:
     def _sample(self, entry: Entry) -> float:
         """Seconds of a call; of short ones the mean of many, after one that is not timed and wakes up what sleeps."""
         calls, wait = self._calls(entry), self.framework.wait
-        repeat = int(min(max(SAMPLE / max(entry.each, 1e-9), 1), 10_000))
-        if repeat > 1:
+        if entry.each < SAMPLE:
             measure.seconds(calls, wait)
-        taken = measure.seconds(calls, wait, repeat)
-        entry.each = min(entry.each, taken)
-        return taken
+        return measure.seconds(calls, wait, SAMPLE)
 
     def _compare(self, entries: list[Entry], reads: list[float], writes: list[float]) -> None:
         """The times of each, beside those of xent in the same mode and in its fastest, and beside the floor."""

@@ -37,7 +37,7 @@ def page(result: Result) -> str:
         picture = f'<img alt="times" src="data:image/png;base64,{b64encode(plot.png(result)).decode()}">'
     except ValueError as error:
         picture = f'<p class="note">{escape(str(error))}</p>'
-    console = Console(file=io.StringIO(), record=True, emoji=False, no_color=False, width=140)
+    console = Console(file=io.StringIO(), record=True, emoji=False, width=140)
     show(result, console)
     text = console.export_html(code_format='<pre class="scroll">{code}</pre>', inline_styles=True)
     return document("xent bench", f"{text}\n{picture}")

@@ -223,10 +223,11 @@ def test_missing_synchronisation_is_caught():
 
 
 def test_seconds_are_for_one_call(monkeypatch):
-    done, waited, now = [], [], itertools.count()
+    done, waited, now = [], [], itertools.count(step=3)
     monkeypatch.setattr(measure.time, "perf_counter", lambda: next(now))
-    assert measure.seconds(iter([lambda: done.append(1) or len(done)] * 4), waited.append, 4) == 1 / 4
-    assert waited == [1, 2, 3, 4]  # for each result
+    assert measure.seconds(iter([lambda: done.append(1) or len(done)] * 9), waited.append, least=10) == 3
+    assert waited == [1, 2, 3, 4]  # for each result, until 10 seconds are over
+    assert measure.seconds(iter([lambda: 5]), waited.append) == 3
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the peak is not known")

@@ -141,9 +141,8 @@ def test_text(one, width):
     assert "interrupted" in printed(one)
 
 
-def test_page(one, monkeypatch):
-    """It says what the terminal says, in colours even where the terminal has none, and shows the picture."""
-    monkeypatch.setenv("NO_COLOR", "1")
+def test_page(one):
+    """It says what the terminal says, in its colours, and shows the picture."""
     made = page(one)
     for needed in ("A Processor &lt;fast&gt; [bold]", "no kernel &amp; no [hope]", "&lt;wrong&gt;", "data:image/png"):
         assert needed in made
