@@ -95,9 +95,8 @@ def softmax_value_and_grad(plan: Plan, *operands: Any) -> tuple[Any, Array]:
     if plan.fusible and rows.scale.plain and isinstance(divisor, int | None):
         value, dx = kernels.mean_value_and_grad(rows.layout, rows.x, rows.t, rows.ids, divisor or 1)
         return value, ops.astype(dx, ops.dtype(x))
-    rank = len(ops.shape(x)) - 1
     slopes = [
-        k if isinstance(k, float) else _ranked(ops, k, rank)
+        k if isinstance(k, float) else _ranked(ops, k, x, 1)
         for k in rows.scale.slopes(_reduce.inverse(ops, divisor, plan.dtype))
     ]
     results, dx = kernels.rows_value_and_grad(rows.layout, rows.x, rows.t, rows.u, rows.ids, *slopes)
@@ -122,9 +121,8 @@ def prepare(plan: Plan, operands: Operands) -> Rows:
     assert layout is not None
     ops, axis = adapter.ops, layout.axis
     x = operands.inputs if adapter.takes_16bit else ops.astype(operands.inputs, dtype)
-    rank = len(ops.shape(x)) - 1
     classes = length(ops, x, axis) if plan.classes is None else plan.classes
-    sample_weight, table = _ranked(ops, operands.sample_weight, rank), operands.class_weight
+    sample_weight, table = _ranked(ops, operands.sample_weight, x, 1), operands.class_weight
     table = None if table is None else ops.stop_gradient(table)
     k = t = ids = None
     if layout.hard:
@@ -141,8 +139,9 @@ def prepare(plan: Plan, operands: Operands) -> Rows:
         if options.label_smoothing == 1:
             t = ops.stop_gradient(t)  # smoothed away
     w = _reduce.product(sample_weight, k)
-    ids = _reduce.mark_absent(ops, ids, w)
-    w, sample_weight = _reduce.zero_absent(ops, ids, w), _reduce.zero_absent(ops, ids, sample_weight)
+    if w is not None:
+        ids = _reduce.mark_absent(ops, ids, w)
+        w, sample_weight = _reduce.zero_absent(ops, ids, w), _reduce.zero_absent(ops, ids, sample_weight)
     count = ops.size(ids) if layout.hard else ops.size(x) // classes
     present = ids if layout.masked else None
     divisor = _reduce.denominator(ops, options, count, dtype, w, present, operands.denom)
@@ -150,7 +149,8 @@ def prepare(plan: Plan, operands: Operands) -> Rows:
     if empty is not None and options.stats:
         w, sample_weight = (None if k is None else _reduce.constant_where(ops, empty, k) for k in (w, sample_weight))
     elif empty is not None:
-        ids, layout, empty = _reduce.mark_empty(ops, ids, empty, rank), layout._replace(masked=True), None
+        ids = _reduce.mark_empty(ops, ids, empty, len(ops.shape(x)) - 1)
+        layout, empty = layout._replace(masked=True), None
         w, sample_weight = _reduce.zero_absent(ops, ids, w), _reduce.zero_absent(ops, ids, sample_weight)
     u = None
     if options.label_smoothing:
@@ -167,11 +167,12 @@ def _class_ids(plan: Plan, labels: Array, classes: Scalar) -> Array:
     return _reduce.code(ops, labels, classes, plan.ignored, plan.out_of_range)
 
 
-def _ranked(ops: Ops, sample_weight: Array | None, rank: int) -> Array | None:
-    """A scalar with the rank of the loss."""
-    while sample_weight is not None and len(ops.shape(sample_weight)) < rank:
-        sample_weight = ops.expand_dims(sample_weight, 0)
-    return sample_weight
+def _ranked(ops: Ops, k: Array | None, x: Array, fewer: int) -> Array | None:
+    """A scalar with as many axes as the loss, which are the logits' or one fewer."""
+    if k is not None:
+        for _ in range(len(ops.shape(x)) - fewer - len(ops.shape(k))):
+            k = ops.expand_dims(k, 0)
+    return k
 
 
 # ---- sigmoid
@@ -210,13 +211,13 @@ def _elements(plan: Plan, operands: Operands) -> Elements:
     ops, options = plan.adapter.ops, plan.options
     x = operands.inputs if plan.adapter.takes_16bit else ops.astype(operands.inputs, plan.dtype)
     positive = None if operands.pos_weight is None else ops.stop_gradient(operands.pos_weight)
-    rank = len(ops.shape(x))
-    w = _ranked(ops, operands.sample_weight, rank)
+    w = _ranked(ops, operands.sample_weight, x, 0)
     w = None if w is None else ops.where(w == 0, 0.0, w)
     divisor = _reduce.denominator(ops, options, ops.size(x), plan.dtype, w, None, operands.denom)
     empty = _reduce.empty(ops, options, w, operands.denom, divisor)
     if empty is not None:
-        w = ops.where(_ranked(ops, empty, rank), 0.0, ops.full((1,) * rank, 1.0, plan.dtype, x) if w is None else w)
+        ones = (1,) * len(ops.shape(x))
+        w = ops.where(_ranked(ops, empty, x, 0), 0.0, ops.full(ones, 1.0, plan.dtype, x) if w is None else w)
     return Elements(options.label_smoothing, x, operands.labels, positive, w, divisor)
 
 

@@ -33,7 +33,11 @@ def length(ops: Ops, x: Array, axis: int) -> Scalar:
 
 def known(adapter: Adapter, shape: Shape) -> Shape:
     """The shape, with None for what is not known yet."""
-    return shape if adapter.ops.unknown is None else tuple(n if isinstance(n, int) else None for n in shape)
+    if adapter.ops.unknown is not None:
+        for n in shape:
+            if type(n) is not int:  # nearly always they all are
+                return tuple(n if isinstance(n, int) else None for n in shape)
+    return shape
 
 
 def class_axis(adapter: Adapter, x: Array, shape: Shape, axis: Any) -> tuple[Array, int, Any]:

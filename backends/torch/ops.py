@@ -13,6 +13,8 @@ from xent.adapter import Ops, UnknownShapes
 from .transforms import recording, traced
 
 Array = Any
+KINDS = {str(k).removeprefix("torch."): k for k in vars(torch).values() if isinstance(k, torch.dtype)}
+NAMES = {kind: name for name, kind in KINDS.items()}
 PLAIN = {torch.Tensor, torch.nn.Parameter, torch.nn.Buffer}  # others may hold no memory of their own
 
 
@@ -47,15 +49,16 @@ def asarray(value: Any, like: Array) -> Array:
 
 
 def astype(x: Array, dtype: str) -> Array:
-    kind = getattr(torch, dtype)
+    kind = KINDS[dtype]
     return x if x.dtype is kind else x.to(kind)
 
 
 def shape(x: Array) -> tuple[Any, ...]:
     """None for lengths that come out of data."""
-    if torch.compiler.is_compiling() and torch.fx.experimental.symbolic_shapes.has_free_unbacked_symbols(x):
-        return tuple([n if torch.fx.experimental.symbolic_shapes.has_static_value(n) else None for n in x.shape])
-    if not torch.compiler.is_compiling() and torch._C._get_tracing_state():
+    if torch.compiler.is_compiling():
+        if torch.fx.experimental.symbolic_shapes.has_free_unbacked_symbols(x):
+            return tuple([n if torch.fx.experimental.symbolic_shapes.has_static_value(n) else None for n in x.shape])
+    elif torch._C._get_tracing_state():
         return untraced_shape(x)
     return tuple(x.shape)  # quicker to cut and join than a torch.Size
 
@@ -163,7 +166,7 @@ def top(x: Array, axis: int) -> tuple[Array, Array]:
 
 
 OPS = Ops(
-    dtype=lambda x: str(x.dtype).removeprefix("torch."),
+    dtype=lambda x: NAMES[x.dtype],
     shape=shape,
     device=lambda x: str(x.device),
     host=host,
