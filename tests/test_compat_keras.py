@@ -18,7 +18,7 @@ def test_on_backend(backend, pytestconfig):
     for needed in ("keras", backend):
         if importlib.util.find_spec(needed) is None:
             pytest.skip(f"{needed} is not installed")
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("COV_", "PYTEST_"))}
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--backend", backend, str(FILE)]
     command += ["--full"] if pytestconfig.getoption("--full") else []
     environment = inherited | {"KERAS_BACKEND": backend}

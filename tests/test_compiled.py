@@ -65,7 +65,7 @@ def in_its_own_process(config, framework, *names, **variables):
     files = [str(HERE / name) if name.endswith(".py") else name for name in names]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--compiled", "--backend", framework]
     command += ["--full"] if config.getoption("--full") else []
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("COV_", "PYTEST_"))}
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
     variables["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # a pool of processes takes longer to start than these compile
     run = subprocess.run(
         [*command, *files], cwd=HERE.parent, env=inherited | variables, capture_output=True, text=True, check=False

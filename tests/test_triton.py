@@ -29,7 +29,7 @@ FULL = pytest.mark.full
 
 
 def python(*arguments, **environment):
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("COV_", "PYTEST_"))}
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
     return subprocess.run(
         [sys.executable, *arguments], env=kept | environment, capture_output=True, text=True, timeout=600, check=False
     )
