@@ -79,6 +79,22 @@ def test_float32_parameters_beside_16_bits(linear, dtype):
         xent.linear_ce(h, np.asarray(V, np.float64), Y)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("reduce", ["none", "sum"])
+def test_16_bit_gradients_of_many_chunks_are_rounded_once(linear, reduce, dtype):
+    if dtype not in linear.dtypes:
+        pytest.skip(f"{linear.name} has no {dtype}")
+    data = np.random.default_rng(0)
+    h, v, bias = (rounded(data.normal(size=size), dtype) for size in ((131, 1), (9, 1), 9))
+    y = data.integers(0, 9, 131)
+    want = oracle.linear_ce(h, v, y, bias=bias, reduce=reduce)
+    given = [linear.array(k, dtype, "cpu") for k in (h, v, bias)]
+    _, grads = xent.value_and_grad(xent.linear_ce)(*given[:2], y, bias=given[2], reduce=reduce, chunk_rows=1)
+    half = 2.0 ** (-11 if dtype == "float16" else -8)  # of a unit in the last place, and a little for the sums
+    for name in ("weight", "bias"):
+        np.testing.assert_allclose(linear.numpy(getattr(grads, name)), getattr(want, name), rtol=1.01 * half, atol=1e-4)
+
+
 def test_inputs_are_left_alone(linear):
     values = H.astype(np.float32), V.astype(np.float32), BIAS.astype(np.float32), Y
     arrays = [linear.array(k, None, "cpu") for k in values]

@@ -92,13 +92,19 @@ def _head(spec: LoopSpec, *arrays: Array | None) -> tuple[Array, LoopResults]:
 
 @promoting
 def _smooth(spec: LoopSpec, *arrays: Array | None) -> tuple[Array, LoopResults]:
-    """The same from formulas, which keep their derivatives inside a scan, where JAX drops custom ones."""
+    """The same from formulas, which keep their derivatives inside a scan, where JAX drops custom ones.
+
+    In the compute dtype: a scan adds up the chunks' derivatives in the weight in whatever dtype the weight has.
+    """
     operands = LoopOperands(*arrays)
+    weight, bias = (None if k is None else formulas.widened(OPS, k) for k in operands.parameters[1:])
+    operands = operands._replace(weight=weight, bias=bias)
     linear = replace(spec.linear, rows=partial(formulas.rows, OPS, differentiable=True))
     each = spec._replace(linear=linear, each=True)
 
     @jax.checkpoint
     def step(carry: None, h: Array, ids: Array, a: Any, lse2: Any, c: Any) -> Any:
+        h = formulas.widened(OPS, h)
         value, results = loop.composite(each, operands._replace(hidden=h, ids=ids, a=a, lse2=lse2, c=c))
         return carry, (value, *results)
 
