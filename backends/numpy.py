@@ -122,8 +122,10 @@ KERNELS = calls.Kernels(
 )
 
 
-def sigmoid(e: float, x: Array, z: Array, p: Array | None, absent: Array | None) -> Array:
-    return KERNELS.sigmoid(e, x, z, p, None if absent is None else (~absent).astype(z.dtype), each=True)
+def sigmoid(smoothing: float, x: Array, targets: Array, pos_weight: Array | None, absent: Array | None) -> Array:
+    return KERNELS.sigmoid(
+        smoothing, x, targets, pos_weight, None if absent is None else (~absent).astype(targets.dtype), each=True
+    )
 
 
 SOFTMAX, SIGMOID = formulas.softmax_kernels(OPS), formulas.sigmoid_kernels(OPS)

@@ -14,7 +14,7 @@ Names, here and in `xent.formulas`. A row is one example: its logits lie along t
     axis            where the classes are, never negative
     compute dtype   float64 for logits of float64, else float32
     x, logits       of any rank; in the compute dtype, or in 16 bits where an adapter `takes_16bit`
-    t, targets      soft labels, like the logits; sigmoid's labels (z in its formulas)
+    t, targets      soft labels, like the logits; sigmoid's labels
     ids             a class id for each row, ABSENT or INVALID
     u               smoothing weights, one a class
     m, s            a row's largest logit; sum of exp(x - m) over all other classes. They keep the class axis
@@ -22,10 +22,11 @@ Names, here and in `xent.formulas`. A row is one example: its logits lie along t
     lse             m + log1p(s)
     smooth          sum_j u_j (lse - x_j)
     a, b, c         what nll, lse and smooth are multiplied by in a sum that is differentiated
-    lse2, z         what lse^2 is multiplied by in such a sum
-    e, smoothing    label smoothing, a Python number
-    p, pos_weight   sigmoid's weight of the positive term, broadcasting against the logits
-    w, weight       weights of the logits' rank that broadcast against them; where one is 0, its elements add exactly 0
+    lse2            what lse^2 is multiplied by in such a sum
+    smoothing       label smoothing, a Python number
+    pos_weight      sigmoid's weight of the positive term, broadcasting against the logits
+    weight          weights of the logits' rank that broadcast against them; where one is 0, its elements add exactly 0
+    g               what a sum is multiplied by that is differentiated: an upstream gradient
     dx, dt, dz      derivatives in logits, targets, sigmoid's targets
     h, weight, bias of a linear layer: hidden states [rows, D], [C, D], [C]
 """

@@ -68,12 +68,12 @@ class Kernels(DenseArrays):
     ) -> tuple[RowResults, Array]:
         """`SoftmaxKernels.rows_value_and_grad`."""
         sizes, given, shape, dtype = self._problem(layout, x, t, u, ids)
-        a, z, c = (self._per_row(k, shape, dtype, x) for k in (a, lse2, c))
+        a, lse2, c = (self._per_row(k, shape, dtype, x) for k in (a, lse2, c))
         nll, lse, smooth = self._results(layout, x, u, shape, dtype)
         m, s = (self._kept(layout, shape, dtype, x) for _ in range(2))
         dx = given["x"] if self.in_place else self.empty(self.ops.shape(x), self.ops.dtype(x), x)
         outputs = {"loss": nll, "lse": lse, "smooth": smooth, "m": m, "s": s, "dx": dx}
-        self._run(native.rows_both, sizes, **given, a=a, z=z, c=c, **outputs)
+        self._run(native.rows_both, sizes, **given, a=a, z=lse2, c=c, **outputs)
         return RowResults(nll, lse, smooth, m, s), dx
 
     def mean_value_and_grad(
@@ -85,41 +85,50 @@ class Kernels(DenseArrays):
         mean = self._run(native.mean_both, {**sizes, "n": n}, **given, dx=dx)
         return self.ops.full((), mean, dtype, x), dx
 
-    def sigmoid(self, e: float, x: Array, z: Array, p: Array | None, w: Array | None, each: bool) -> Array:
-        """The elementwise loss, without w and 0 where that is, or sum(w loss), 0-d."""
-        sizes, given, dtype = self._elements(e, x, z, p, w)
+    def sigmoid(
+        self, smoothing: float, x: Array, targets: Array, pos_weight: Array | None, weight: Array | None, each: bool
+    ) -> Array:
+        """The elementwise loss, without weight and 0 where that is, or sum(weight loss), 0-d."""
+        sizes, given, dtype = self._elements(smoothing, x, targets, pos_weight, weight)
         loss = self.empty(self.ops.shape(x), dtype, x) if each else None
         total = self._run(native.sigmoid_forward, sizes, **given, loss=loss)
         return self.ops.full((), total, dtype, x) if loss is None else loss
 
     def sigmoid_backward(
         self,
-        e: float,
+        smoothing: float,
         x: Array,
-        z: Array,
-        p: Array | None,
-        w: Array | None,
+        targets: Array,
+        pos_weight: Array | None,
+        weight: Array | None,
         scale: Scalar,
         wanted: tuple[bool, ...],
     ) -> tuple[Array | None, Array | None]:
-        """The derivatives of scale * sum(w loss) in x and z, those that are wanted."""
-        sizes, given, dtype = self._elements(e, x, z, p, w)
+        """The derivatives of scale * sum(weight loss) in x and targets, those that are wanted."""
+        sizes, given, dtype = self._elements(smoothing, x, targets, pos_weight, weight)
         dx = self.empty(self.ops.shape(x), self.ops.dtype(x), x) if wanted[0] else None
         dz = self.empty(self.ops.shape(x), dtype, x) if wanted[1] else None
         self._run(native.sigmoid_backward, {**sizes, "scale": float(scale)}, **given, dx=dx, dz=dz)
         return dx, dz
 
     def sigmoid_value_and_grad(
-        self, e: float, x: Array, z: Array, p: Array | None, w: Array | None, g: Scalar, each: bool
+        self,
+        smoothing: float,
+        x: Array,
+        targets: Array,
+        pos_weight: Array | None,
+        weight: Array | None,
+        g: Scalar,
+        each: bool,
     ) -> tuple[Array, Array]:
         """`SigmoidKernels.value_and_grad`."""
-        sizes, given, dtype = self._elements(e, x, z, p, w)
+        sizes, given, dtype = self._elements(smoothing, x, targets, pos_weight, weight)
         loss = self.empty(self.ops.shape(x), dtype, x) if each else None
         dx = self.empty(self.ops.shape(x), self.ops.dtype(x), x)
         total = self._run(native.sigmoid_both, {**sizes, "scale": float(g)}, **given, loss=loss, dx=dx)
         if loss is None:
             return self.ops.full((), total, dtype, x), dx
-        return loss if w is None else w * loss, dx
+        return loss if weight is None else weight * loss, dx
 
     def project(self, h: Array, weight: Array, x: Array) -> None:
         """x = h @ weight.T, in the compute dtype. Here and below, all arrays are dense and have elements."""
@@ -155,15 +164,22 @@ class Kernels(DenseArrays):
         return sizes, given, before + after, computed_in(name)
 
     def _elements(
-        self, e: float, x: Array, z: Array, p: Array | None, w: Array | None
+        self, smoothing: float, x: Array, targets: Array, pos_weight: Array | None, weight: Array | None
     ) -> tuple[dict[str, Any], dict[str, Array | None], str]:
         """What every sigmoid kernel takes: numbers and arrays, by name; the compute dtype."""
         name = self.ops.dtype(x)
         shape: Any = self.ops.shape(x)
-        (p, p_len, p_inner), (w, w_len, w_inner) = self._pattern(p, shape), self._pattern(w, shape)
+        (pos_weight, p_len, p_inner), (weight, w_len, w_inner) = (
+            self._pattern(pos_weight, shape),
+            self._pattern(weight, shape),
+        )
         patterns = {"p_len": p_len, "p_inner": p_inner, "w_len": w_len, "w_inner": w_inner}
-        sizes = {"dtype": CODES[name], "n": math.prod(shape), "e": e, **patterns}
-        return sizes, {"x": self.dense(x, shape), "z": self.dense(z, shape), "p": p, "w": w}, computed_in(name)
+        sizes = {"dtype": CODES[name], "n": math.prod(shape), "e": smoothing, **patterns}
+        return (
+            sizes,
+            {"x": self.dense(x, shape), "z": self.dense(targets, shape), "p": pos_weight, "w": weight},
+            computed_in(name),
+        )
 
     def _run(self, kernel: Callable[..., Any], sizes: dict[str, Any], **arrays: Array | None) -> Any:
         """The kernel, with the addresses of `arrays`, which holds them while native code uses the addresses."""

@@ -58,19 +58,19 @@ def _pieces_jvp(layout: Layout, primals: Any, tangents: Any) -> Any:
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 @promoting
-def sigmoid(e: float, x: Array, z: Array, p: Array | None, absent: Array | None) -> Array:
-    return formulas.sigmoid(OPS, e, x, z, p, absent)
+def sigmoid(smoothing: float, x: Array, targets: Array, pos_weight: Array | None, absent: Array | None) -> Array:
+    return formulas.sigmoid(OPS, smoothing, x, targets, pos_weight, absent)
 
 
 @sigmoid.defjvp
-def _sigmoid_jvp(e: float, primals: Any, tangents: Any) -> Any:
+def _sigmoid_jvp(smoothing: float, primals: Any, tangents: Any) -> Any:
     @jax.checkpoint
     @promoting
-    def tangent(dx: Array, dz: Array, x: Array, z: Array, p: Any, absent: Any) -> Array:
-        slope_x, slope_z = formulas.sigmoid_pull(OPS, e, x, z, p, absent, jnp.ones_like(x))
+    def tangent(dx: Array, dz: Array, x: Array, targets: Array, pos_weight: Any, absent: Any) -> Array:
+        slope_x, slope_z = formulas.sigmoid_pull(OPS, smoothing, x, targets, pos_weight, absent, jnp.ones_like(x))
         return dx * slope_x + dz * slope_z
 
-    return sigmoid(e, *primals), tangent(*tangents[:2], *primals)
+    return sigmoid(smoothing, *primals), tangent(*tangents[:2], *primals)
 
 
 def value_and_grad(f: Callable[[Any], Any], x: Any) -> tuple[Any, Any]:

@@ -55,9 +55,9 @@ def _backward(
     return dx, formulas.pull_labels(OPS, layout, parts, ids, up) if wrt_t else None
 
 
-def _both(static: Any, x: Array, t: Any, u: Any, ids: Any, a: Array, z: Any, c: Any) -> tuple[Any, ...]:
+def _both(static: Any, x: Array, t: Any, u: Any, ids: Any, a: Array, lse2: Any, c: Any) -> tuple[Any, ...]:
     m, s, loss, lse, smooth = _forward(static, x, t, u, ids)
-    b = None if z is None else 2 * z * lse
+    b = None if lse2 is None else 2 * lse2 * lse
     return m, s, loss, lse, smooth, _backward((*static, True, False), x, t, u, ids, m, s, a, b, c)[0]
 
 
@@ -150,9 +150,9 @@ def _rows_both(layout: Layout, *operands: Any) -> Any:
 def _rows_both_jvp(layout: Layout, primals: Any, tangents: Any) -> Any:
     x, t, u, ids, *coefficients = primals
 
-    def smooth(x: Array, t: Any, a: Array, z: Any, c: Any) -> Any:
+    def smooth(x: Array, t: Any, a: Array, lse2: Any, c: Any) -> Any:
         m, s, *results = _rows(layout, x, t, u, ids)
-        b = None if z is None else 2 * z * results[1]
+        b = None if lse2 is None else 2 * lse2 * results[1]
         dx = _backward((layout, True, False), x, t, u, ids, m, s, a, b, c, pieces=formulas.smooth_pieces)[0]
         return row_results(layout, m, s, *results), dx
 
@@ -167,42 +167,54 @@ def _each_row(layout: Layout, x: Array, ids: Any) -> Any:
 
 
 @promoting
-def _elements(static: Any, x: Array, z: Array, p: Any, w: Any) -> tuple[Any, Array]:
-    e, lead, each = static
-    loss = formulas.sigmoid(OPS, e, wide(x), z, p, None if w is None else w == 0)
-    return loss if each else None, jnp.sum(loss if w is None else w * loss, tuple(range(lead, x.ndim)))
+def _elements(static: Any, x: Array, targets: Array, pos_weight: Any, weight: Any) -> tuple[Any, Array]:
+    smoothing, lead, each = static
+    loss = formulas.sigmoid(OPS, smoothing, wide(x), targets, pos_weight, None if weight is None else weight == 0)
+    return loss if each else None, jnp.sum(loss if weight is None else weight * loss, tuple(range(lead, x.ndim)))
 
 
 @promoting
-def _elements_backward(static: Any, x: Array, z: Array, p: Any, w: Any, scale: Array) -> tuple[Any, Any]:
-    e, _, wrt_x, wrt_z = static
+def _elements_backward(
+    static: Any, x: Array, targets: Array, pos_weight: Any, weight: Any, scale: Array
+) -> tuple[Any, Any]:
+    smoothing, _, wrt_x, wrt_z = static
     g = jnp.broadcast_to(jnp.reshape(scale, scale.shape + (1,) * (x.ndim - scale.ndim)), x.shape)
-    g = g if w is None else g * w
-    dx, dz = formulas.sigmoid_pull(OPS, e, wide(x), z, p, None if w is None else w == 0, g)
+    g = g if weight is None else g * weight
+    dx, dz = formulas.sigmoid_pull(
+        OPS, smoothing, wide(x), targets, pos_weight, None if weight is None else weight == 0, g
+    )
     return dx.astype(x.dtype) if wrt_x else None, dz if wrt_z else None
 
 
-def _elements_both(static: Any, x: Array, z: Array, p: Any, w: Any, scale: Array) -> tuple[Any, Array, Array]:
-    e, lead, _ = static
-    loss, total = _elements(static, x, z, p, w)
-    return loss, total, _elements_backward((e, lead, True, False), x, z, p, w, scale)[0]
+def _elements_both(
+    static: Any, x: Array, targets: Array, pos_weight: Any, weight: Any, scale: Array
+) -> tuple[Any, Array, Array]:
+    smoothing, lead, _ = static
+    loss, total = _elements(static, x, targets, pos_weight, weight)
+    return loss, total, _elements_backward((smoothing, lead, True, False), x, targets, pos_weight, weight, scale)[0]
 
 
 @promoting
-def _elements_push(static: Any, dx: Any, dz: Any, x: Array, z: Array, p: Any, w: Any) -> tuple[Array]:
-    e, lead, each = static
-    absent = None if w is None else w == 0
-    slope_x, slope_z = formulas.sigmoid_pull(OPS, e, wide(x), z, p, absent, jnp.ones_like(z))
+def _elements_push(
+    static: Any, dx: Any, dz: Any, x: Array, targets: Array, pos_weight: Any, weight: Any
+) -> tuple[Array]:
+    smoothing, lead, each = static
+    absent = None if weight is None else weight == 0
+    slope_x, slope_z = formulas.sigmoid_pull(
+        OPS, smoothing, wide(x), targets, pos_weight, absent, jnp.ones_like(targets)
+    )
     moved = 0 if dx is None else slope_x * wide(dx)
     moved = moved if dz is None else moved + slope_z * dz
     if each:
         return (moved,)
-    return (jnp.sum(moved if w is None else w * moved, tuple(range(lead, x.ndim))),)
+    return (jnp.sum(moved if weight is None else weight * moved, tuple(range(lead, x.ndim))),)
 
 
-def _elements_transpose(static: Any, wrt: tuple[bool, ...], x: Array, z: Array, p: Any, w: Any, g: Any) -> list[Array]:
-    e, lead, _ = static
-    return [d for d in elements_pull((e, lead, *wrt), x, z, p, w, g) if d is not None]
+def _elements_transpose(
+    static: Any, wrt: tuple[bool, ...], x: Array, targets: Array, pos_weight: Any, weight: Any, g: Any
+) -> list[Array]:
+    smoothing, lead, _ = static
+    return [d for d in elements_pull((smoothing, lead, *wrt), x, targets, pos_weight, weight, g) if d is not None]
 
 
 elements = kernel("sigmoid_forward", ELEMENTS, _elements, lambda static, _there: (static[2], True))
@@ -212,40 +224,49 @@ spare("sigmoid_both", "sigmoid_forward", 4)
 elements_push = linear("sigmoid_push", ELEMENTS, _elements_push, _elements_transpose, lambda _static, _there: (True,))
 
 
-def sigmoid(e: float, x: Array, z: Array, p: Any, absent: Any) -> Array:
-    return _sigmoid((e, True), x, z, pattern(p, x), pattern(None if absent is None else 1 - absent.astype(z.dtype), x))
+def sigmoid(smoothing: float, x: Array, targets: Array, pos_weight: Any, absent: Any) -> Array:
+    return _sigmoid(
+        (smoothing, True),
+        x,
+        targets,
+        pattern(pos_weight, x),
+        pattern(None if absent is None else 1 - absent.astype(targets.dtype), x),
+    )
 
 
-def sigmoid_total(e: float, x: Array, z: Array, p: Any, w: Any) -> Array:
-    return _sigmoid((e, False), x, z, pattern(p, x), pattern(w, x))
+def sigmoid_total(smoothing: float, x: Array, targets: Array, pos_weight: Any, weight: Any) -> Array:
+    return _sigmoid((smoothing, False), x, targets, pattern(pos_weight, x), pattern(weight, x))
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _sigmoid(static: Any, x: Array, z: Array, p: Any, w: Any) -> Array:
-    e, each = static
-    loss, total = elements((e, 0, each), x, z, p, w)
+def _sigmoid(static: Any, x: Array, targets: Array, pos_weight: Any, weight: Any) -> Array:
+    smoothing, each = static
+    loss, total = elements((smoothing, 0, each), x, targets, pos_weight, weight)
     return loss if each else total
 
 
 @partial(_sigmoid.defjvp, symbolic_zeros=True)
 def _sigmoid_jvp(static: Any, primals: Any, tangents: Any) -> Any:
-    e, each = static
+    smoothing, each = static
     dx, dz, _, dw = tangents_of(*tangents)
     value = _sigmoid(static, *primals)
     moved = jnp.zeros_like(value)
     if dx is not None or dz is not None:
-        (moved,) = elements_push((e, 0, each), dx, dz, *primals)
+        (moved,) = elements_push((smoothing, 0, each), dx, dz, *primals)
     if dw is not None and not each:
-        moved = moved + jnp.sum(dw * _sigmoid((e, True), *primals))
+        moved = moved + jnp.sum(dw * _sigmoid((smoothing, True), *primals))
     return value, moved
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
-def elements_pull(static: Any, x: Array, z: Array, p: Any, w: Any, scale: Array) -> Any:
+def elements_pull(static: Any, x: Array, targets: Array, pos_weight: Any, weight: Any, scale: Array) -> Any:
     lead = static[1]
-    if scale.ndim > lead:  # every element has a scale of its own, which is what w is to the kernel
-        w, scale = scale if w is None else jnp.where(w == 0, 0.0, scale), jnp.ones(scale.shape[:lead], scale.dtype)
-    return elements_backward(static, x, z, p, w, scale)
+    if scale.ndim > lead:  # every element has a scale of its own, which is what a weight is to the kernel
+        weight, scale = (
+            scale if weight is None else jnp.where(weight == 0, 0.0, scale),
+            jnp.ones(scale.shape[:lead], scale.dtype),
+        )
+    return elements_backward(static, x, targets, pos_weight, weight, scale)
 
 
 @elements_pull.defjvp
@@ -253,15 +274,19 @@ def _elements_pull_jvp(static: Any, primals: Any, tangents: Any) -> Any:
     return elements_pull(static, *primals), jax.jvp(partial(_elements_backward, static), primals, tangents)[1]
 
 
-def sigmoid_value_and_grad(e: float, x: Array, z: Array, p: Any, w: Any, g: Any, each: bool) -> tuple[Array, Array]:
-    loss, dx = _sigmoid_both((e, each), x, z, pattern(p, x), pattern(w, x), jnp.asarray(g, z.dtype))
-    return loss if w is None or not each else w * loss, dx
+def sigmoid_value_and_grad(
+    smoothing: float, x: Array, targets: Array, pos_weight: Any, weight: Any, g: Any, each: bool
+) -> tuple[Array, Array]:
+    loss, dx = _sigmoid_both(
+        (smoothing, each), x, targets, pattern(pos_weight, x), pattern(weight, x), jnp.asarray(g, targets.dtype)
+    )
+    return loss if weight is None or not each else weight * loss, dx
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _sigmoid_both(static: Any, *operands: Any) -> tuple[Array, Array]:
-    e, each = static
-    loss, total, dx = elements_both((e, 0, each), *operands)
+    smoothing, each = static
+    loss, total, dx = elements_both((smoothing, 0, each), *operands)
     return loss if each else total, dx
 
 

@@ -55,25 +55,32 @@ class Sigmoid(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(e: float, x: Array, z: Array, p: Array, absent: Array) -> Array:
-        native = kernels(x, z, p, absent)
+    def forward(smoothing: float, x: Array, targets: Array, pos_weight: Array, absent: Array) -> Array:
+        native = kernels(x, targets, pos_weight, absent)
         if native:
-            return native.sigmoid(e, x, z, p, None if absent is None else (~absent).to(z.dtype), True)
-        return formulas.sigmoid(OPS, e, formulas.widened(OPS, x), z, p, absent)
+            return native.sigmoid(
+                smoothing, x, targets, pos_weight, None if absent is None else (~absent).to(targets.dtype), True
+            )
+        return formulas.sigmoid(OPS, smoothing, formulas.widened(OPS, x), targets, pos_weight, absent)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        ctx.e, *saved = inputs
+        ctx.smoothing, *saved = inputs
         ctx.save_for_backward(*saved)
 
     @staticmethod
     def backward(ctx: Any, g: Array) -> Any:
-        x, z, p, absent = ctx.saved_tensors
-        native = None if torch.is_grad_enabled() else kernels(x, z, p, absent, g)
+        x, targets, pos_weight, absent = ctx.saved_tensors
+        native = None if torch.is_grad_enabled() else kernels(x, targets, pos_weight, absent, g)
         if native:
             g = g if absent is None else g.masked_fill(absent, 0)
-            return None, *native.sigmoid_backward(ctx.e, x, z, p, g, 1.0, ctx.needs_input_grad[1:3]), None, None
-        dx, dz = formulas.sigmoid_pull(OPS, ctx.e, formulas.widened(OPS, x), z, p, absent, g)
+            return (
+                None,
+                *native.sigmoid_backward(ctx.smoothing, x, targets, pos_weight, g, 1.0, ctx.needs_input_grad[1:3]),
+                None,
+                None,
+            )
+        dx, dz = formulas.sigmoid_pull(OPS, ctx.smoothing, formulas.widened(OPS, x), targets, pos_weight, absent, g)
         return None, dx.to(x.dtype), dz, None, None
 
 
@@ -81,20 +88,25 @@ class SigmoidSum(torch.autograd.Function):
     """Where there are kernels."""
 
     @staticmethod
-    def forward(e: float, x: Array, z: Array, p: Array, w: Array) -> Array:
-        return kernels(x, z, p, w).sigmoid(e, x, z, p, w, False)
+    def forward(smoothing: float, x: Array, targets: Array, pos_weight: Array, weight: Array) -> Array:
+        return kernels(x, targets, pos_weight, weight).sigmoid(smoothing, x, targets, pos_weight, weight, False)
 
     setup_context = Sigmoid.setup_context
 
     @staticmethod
     def backward(ctx: Any, g: Array) -> Any:
-        x, z, p, w = ctx.saved_tensors
-        native = None if torch.is_grad_enabled() else kernels(x, z, p, w, g)
+        x, targets, pos_weight, weight = ctx.saved_tensors
+        native = None if torch.is_grad_enabled() else kernels(x, targets, pos_weight, weight, g)
         if native:
-            return None, *native.sigmoid_backward(ctx.e, x, z, p, w, g, ctx.needs_input_grad[1:3]), None, None
-        slope = g.expand(x.shape) if w is None else g * w
-        absent = None if w is None else w == 0
-        dx, dz = formulas.sigmoid_pull(OPS, ctx.e, formulas.widened(OPS, x), z, p, absent, slope)
+            return (
+                None,
+                *native.sigmoid_backward(ctx.smoothing, x, targets, pos_weight, weight, g, ctx.needs_input_grad[1:3]),
+                None,
+                None,
+            )
+        slope = g.expand(x.shape) if weight is None else g * weight
+        absent = None if weight is None else weight == 0
+        dx, dz = formulas.sigmoid_pull(OPS, ctx.smoothing, formulas.widened(OPS, x), targets, pos_weight, absent, slope)
         return None, dx.to(x.dtype), dz, None, None
 
 
@@ -104,16 +116,16 @@ def rows(layout: Layout, x: Array, t: Array | None, u: Array | None, ids: Array 
     return RowResults(*apply(Rows, layout, x, t, u, ids))
 
 
-def sigmoid(e: float, x: Array, z: Array, p: Array | None, absent: Array | None) -> Array:
+def sigmoid(smoothing: float, x: Array, targets: Array, pos_weight: Array | None, absent: Array | None) -> Array:
     if plain():
-        return formulas.sigmoid(OPS, e, formulas.widened(OPS, x), z, p, absent)
-    return apply(Sigmoid, e, x, z, p, absent)
+        return formulas.sigmoid(OPS, smoothing, formulas.widened(OPS, x), targets, pos_weight, absent)
+    return apply(Sigmoid, smoothing, x, targets, pos_weight, absent)
 
 
-def sigmoid_total(e: float, x: Array, z: Array, p: Array | None, w: Array | None) -> Array:
-    if plain() or (w is not None and w.requires_grad) or kernels(x, z, p, w) is None:
-        return formulas.sigmoid_total(OPS, sigmoid, e, x, z, p, w)
-    return apply(SigmoidSum, e, x, z, p, w)
+def sigmoid_total(smoothing: float, x: Array, targets: Array, pos_weight: Array | None, weight: Array | None) -> Array:
+    if plain() or (weight is not None and weight.requires_grad) or kernels(x, targets, pos_weight, weight) is None:
+        return formulas.sigmoid_total(OPS, sigmoid, smoothing, x, targets, pos_weight, weight)
+    return apply(SigmoidSum, smoothing, x, targets, pos_weight, weight)
 
 
 # ---- loss and derivative in one visit
@@ -135,12 +147,16 @@ def mean_value_and_grad(layout: Layout, x: Array, t: Array | None, ids: Array | 
     return formulas.mean_value_and_grad(OPS, rows_value_and_grad, layout, x, t, ids, n)
 
 
-def sigmoid_value_and_grad(e: float, x: Array, z: Array, p: Array | None, w: Array | None, g: Any, each: bool) -> Any:
+def sigmoid_value_and_grad(
+    smoothing: float, x: Array, targets: Array, pos_weight: Array | None, weight: Array | None, g: Any, each: bool
+) -> Any:
     with torch.no_grad():
-        native = kernels(x, z, p, w)
+        native = kernels(x, targets, pos_weight, weight)
         if native:
-            return native.sigmoid_value_and_grad(e, x, z, p, w, g, each)
-        return formulas.sigmoid_value_and_grad(OPS, e, formulas.widened(OPS, x), z, p, w, g, each)
+            return native.sigmoid_value_and_grad(smoothing, x, targets, pos_weight, weight, g, each)
+        return formulas.sigmoid_value_and_grad(
+            OPS, smoothing, formulas.widened(OPS, x), targets, pos_weight, weight, g, each
+        )
 
 
 class Fused(torch.autograd.Function):

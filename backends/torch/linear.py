@@ -86,11 +86,13 @@ def accumulate(sums: Array, dx: Array, h: Array) -> Array:
 # ---- a chunk's derivative, over its logits
 
 
-def rows_value_and_grad(layout: Layout, x: Array, t: None, u: Array | None, ids: Array, a: Any, z: Any, c: Any) -> Any:
+def rows_value_and_grad(
+    layout: Layout, x: Array, t: None, u: Array | None, ids: Array, a: Any, lse2: Any, c: Any
+) -> Any:
     native = kernels(x, u, ids)
     if native not in (None, OPERATORS):
-        return replace(native, in_place=True).rows_value_and_grad(layout, x, t, u, ids, a, z, c)
-    return formulas.rows_value_and_grad(OPS, layout, x, t, u, ids, a, z, c)
+        return replace(native, in_place=True).rows_value_and_grad(layout, x, t, u, ids, a, lse2, c)
+    return formulas.rows_value_and_grad(OPS, layout, x, t, u, ids, a, lse2, c)
 
 
 def new(shape: Any, like: Array, zeros: bool) -> Array:

@@ -36,17 +36,21 @@ class Operators:
             *results, dx = torch.ops.xent.rows_both(x, t, u, ids, *layout, *given)
         return _row_results(layout, u, *results), dx
 
-    def sigmoid(self, e: float, x: Array, z: Array, p: Any, w: Any, each: bool) -> Array:
-        return torch.ops.xent.sigmoid(e, x, z, p, w, each)
+    def sigmoid(self, smoothing: float, x: Array, targets: Array, pos_weight: Any, weight: Any, each: bool) -> Array:
+        return torch.ops.xent.sigmoid(smoothing, x, targets, pos_weight, weight, each)
 
-    def sigmoid_backward(self, e: float, x: Array, z: Array, p: Any, w: Any, scale: Any, wanted: Any) -> Any:
-        dx, dz = torch.ops.xent.sigmoid_backward(e, x, z, p, w, _scale(scale, x), *wanted)
+    def sigmoid_backward(
+        self, smoothing: float, x: Array, targets: Array, pos_weight: Any, weight: Any, scale: Any, wanted: Any
+    ) -> Any:
+        dx, dz = torch.ops.xent.sigmoid_backward(smoothing, x, targets, pos_weight, weight, _scale(scale, x), *wanted)
         return dx if wanted[0] else None, dz if wanted[1] else None
 
     def sigmoid_value_and_grad(
-        self, e: float, x: Array, z: Array, p: Any, w: Any, g: Any, each: bool
+        self, smoothing: float, x: Array, targets: Array, pos_weight: Any, weight: Any, g: Any, each: bool
     ) -> tuple[Array, Array]:
-        both: tuple[Array, Array] = torch.ops.xent.sigmoid_both(e, x, z, p, w, _scale(g, x), each)
+        both: tuple[Array, Array] = torch.ops.xent.sigmoid_both(
+            smoothing, x, targets, pos_weight, weight, _scale(g, x), each
+        )
         return both
 
 
@@ -98,12 +102,14 @@ OPERATORS: dict[str, Any] = {
     " -> (Tensor, Tensor)": lambda x, *rest: _gradients(x, *rest[-2:]),
     f"rows_both({_ROWS}, Tensor a, Tensor? z, Tensor? c)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)": _rows_both,
-    f"sigmoid({_ELEMENTS}, bool each) -> Tensor": lambda e, x, z, p, w, each: _elements(x, each),
+    f"sigmoid({_ELEMENTS}, bool each) -> Tensor": lambda smoothing, x, targets, pos_weight, weight, each: _elements(
+        x, each
+    ),
     f"sigmoid_backward({_ELEMENTS}, Tensor scale, bool dx, bool dz) -> (Tensor, Tensor)": (
-        lambda e, x, z, p, w, scale, dx, dz: _gradients(x, dx, dz)
+        lambda smoothing, x, targets, pos_weight, weight, scale, dx, dz: _gradients(x, dx, dz)
     ),
     f"sigmoid_both({_ELEMENTS}, Tensor scale, bool each) -> (Tensor, Tensor)": (
-        lambda e, x, z, p, w, scale, each: (_elements(x, each), x.new_empty(list(x.shape)))
+        lambda smoothing, x, targets, pos_weight, weight, scale, each: (_elements(x, each), x.new_empty(list(x.shape)))
     ),
 }
 
@@ -138,8 +144,10 @@ def register(kernels: Any, key: str) -> None:
     def sigmoid(*arguments: Any) -> Any:
         return kernels.sigmoid(*arguments)
 
-    def sigmoid_backward(e: float, x: Array, z: Array, p: Any, w: Any, scale: Array, *wanted: bool) -> Any:
-        return gradients(x, *kernels.sigmoid_backward(e, x, z, p, w, scale, wanted))
+    def sigmoid_backward(
+        smoothing: float, x: Array, targets: Array, pos_weight: Any, weight: Any, scale: Array, *wanted: bool
+    ) -> Any:
+        return gradients(x, *kernels.sigmoid_backward(smoothing, x, targets, pos_weight, weight, scale, wanted))
 
     def sigmoid_both(*arguments: Any) -> Any:
         return kernels.sigmoid_value_and_grad(*arguments)

@@ -249,65 +249,74 @@ class Kernels(DenseArrays):
         if rows.cut.total:
             kernels.gradient[rows.cut.grid](*rows.arrays, *arrays, **rows.tile)
 
-    def sigmoid(self, e: float, x: Array, z: Array, p: Array | None, w: Array | None, each: bool) -> Array:
-        """The elementwise loss, without w and 0 where that is, or sum(w loss), 0-d."""
-        loss, total = self._elements(e, x, z, p, w, None, each, not each)[:2]
+    def sigmoid(
+        self, smoothing: float, x: Array, targets: Array, pos_weight: Array | None, weight: Array | None, each: bool
+    ) -> Array:
+        """The elementwise loss, without weight and 0 where that is, or sum(weight loss), 0-d."""
+        loss, total = self._elements(smoothing, x, targets, pos_weight, weight, None, each, not each)[:2]
         return loss if each else total
 
     def sigmoid_backward(
         self,
-        e: float,
+        smoothing: float,
         x: Array,
-        z: Array,
-        p: Array | None,
-        w: Array | None,
+        targets: Array,
+        pos_weight: Array | None,
+        weight: Array | None,
         scale: Scalar,
         wanted: tuple[bool, ...],
     ) -> tuple[Array | None, Array | None]:
-        """The derivatives of scale * sum(w loss) in x and z, those that are wanted."""
-        _, _, dx, dz = self._elements(e, x, z, p, w, scale, False, False, *wanted)
+        """The derivatives of scale * sum(weight loss) in x and targets, those that are wanted."""
+        _, _, dx, dz = self._elements(smoothing, x, targets, pos_weight, weight, scale, False, False, *wanted)
         return dx, dz
 
     def sigmoid_value_and_grad(
-        self, e: float, x: Array, z: Array, p: Array | None, w: Array | None, g: Scalar, each: bool
+        self,
+        smoothing: float,
+        x: Array,
+        targets: Array,
+        pos_weight: Array | None,
+        weight: Array | None,
+        g: Scalar,
+        each: bool,
     ) -> tuple[Array, Array]:
         """`SigmoidKernels.value_and_grad`."""
-        loss, total, dx, _ = self._elements(e, x, z, p, w, g, each, not each, True)
-        return total if loss is None else loss if w is None else w * loss, dx
+        loss, total, dx, _ = self._elements(smoothing, x, targets, pos_weight, weight, g, each, not each, True)
+        return total if loss is None else loss if weight is None else weight * loss, dx
 
     def _repeated(self, k: Array | None, shape: Any) -> tuple[Array | None, int | None, int]:
         array, length, inner = self._pattern(k, shape)
         return array, length if length == 1 or length * inner < math.prod(shape) else None, inner
 
     def _elements(
-        self, e: float, x: Array, z: Array, p: Any, w: Any, scale: Any, *wanted: bool
+        self, smoothing: float, x: Array, targets: Array, pos_weight: Any, weight: Any, scale: Any, *wanted: bool
     ) -> tuple[Any, Any, Any, Any]:
-        """The loss, its sum, the derivatives in x and z: those that are wanted."""
+        """The loss, its sum, the derivatives in x and targets: those that are wanted."""
         shape: Any = self.ops.shape(x)
         kind = formulas.compute_dtype(self.ops, x)
         dtype = getattr(torch, kind)
-        x, z = self.dense(x, shape), self.dense(z, shape)
+        x, targets = self.dense(x, shape), self.dense(targets, shape)
         count = x.numel()
         programs = quotient(count, ELEMENTS)
         each, total, dx, dz = (*wanted, False, False)[:4]
         loss = torch.empty_like(x, dtype=dtype) if each else None
         sums = x.new_empty(programs, dtype=dtype) if total else None
-        slopes = torch.empty_like(x) if dx else None, torch.empty_like(z) if dz else None
+        slopes = torch.empty_like(x) if dx else None, torch.empty_like(targets) if dz else None
         if isinstance(scale, float):  # a launch's numbers have 32 bits
             scale = None if scale == 1 else torch.full((), scale, dtype=dtype, device=x.device)
         with torch.cuda.device_of(x):
             if count:
                 kernels.elements[(programs,)](
                     x,
-                    z,
-                    *self._repeated(p, shape),
-                    *self._repeated(w, shape),
+                    targets,
+                    *self._repeated(pos_weight, shape),
+                    *self._repeated(weight, shape),
                     scale,
                     loss,
                     sums,
                     *slopes,
                     count,
-                    E=float(e),
+                    E=float(smoothing),
                     T=KINDS[kind],
                     LONG=count + ELEMENTS >= 2**31,
                     B=ELEMENTS,

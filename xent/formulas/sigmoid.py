@@ -10,48 +10,63 @@ from xent.adapter import Array, Ops, Scalar, SigmoidKernels
 from .sums import times
 
 
-def sigmoid(ops: Ops, e: float, x: Array, z: Array, p: Array | None, absent: Array | None) -> Array:
+def sigmoid(
+    ops: Ops, smoothing: float, x: Array, targets: Array, pos_weight: Array | None, absent: Array | None
+) -> Array:
     """`SigmoidKernels.losses`."""
     if absent is not None:
-        x, z = ops.where(absent, 0.0, x), ops.where(absent, 0.0, z)
-    positive, negative = _both(e, z, p)
+        x, targets = ops.where(absent, 0.0, x), ops.where(absent, 0.0, targets)
+    positive, negative = _both(smoothing, targets, pos_weight)
     size = _size(ops, x)
     loss = times(ops, ops.where(x > 0, negative, positive), size) + (negative + positive) * ops.log1p(ops.exp(-size))
     return loss if absent is None else ops.where(absent, 0.0, loss)
 
 
 def sigmoid_pull(
-    ops: Ops, e: float, x: Array, z: Array, p: Array | None, absent: Array | None, g: Array
+    ops: Ops, smoothing: float, x: Array, targets: Array, pos_weight: Array | None, absent: Array | None, g: Array
 ) -> tuple[Array, Array]:
-    """Reverse mode: d/dx and d/dz of sum(g loss); differentiable further."""
+    """Reverse mode: the derivatives of sum(g loss) in x and targets; differentiable further."""
     if absent is not None:
-        x, z, g = (ops.where(absent, 0.0, k) for k in (x, z, g))
-    positive, negative = _both(e, z, p)
+        x, targets, g = (ops.where(absent, 0.0, k) for k in (x, targets, g))
+    positive, negative = _both(smoothing, targets, pos_weight)
     q = ops.exp(-_size(ops, x))  # by it sigmoid(x) and sigmoid(-x) keep their derivatives where they round to 1
     dx = g * ((negative * ops.where(x > 0, 1.0, q) - positive * ops.where(x > 0, q, 1.0)) / (1 + q))
-    if e == 1:  # smoothed away: labels do not count
+    if smoothing == 1:  # smoothed away: labels do not count
         return dx, ops.zeros_like(x)
-    slope = -x if p is None else times(ops, p, _softplus(ops, -x)) - _softplus(ops, x)
-    return dx, g * (slope * (1 - e))
+    slope = -x if pos_weight is None else times(ops, pos_weight, _softplus(ops, -x)) - _softplus(ops, x)
+    return dx, g * (slope * (1 - smoothing))
 
 
 def sigmoid_value_and_grad(
-    ops: Ops, e: float, x: Array, z: Array, p: Array | None, w: Array | None, g: Scalar, each: bool
+    ops: Ops,
+    smoothing: float,
+    x: Array,
+    targets: Array,
+    pos_weight: Array | None,
+    weight: Array | None,
+    g: Scalar,
+    each: bool,
 ) -> tuple[Array, Array]:
     """`SigmoidKernels.value_and_grad`, for logits in the compute dtype."""
-    absent = None if w is None else w == 0
-    loss = sigmoid(ops, e, x, z, p, absent)
-    loss = loss if w is None else w * loss
-    slope = g + ops.zeros_like(x) if w is None else g * w
-    return loss if each else ops.sum(loss, None), sigmoid_pull(ops, e, x, z, p, absent, slope)[0]
+    absent = None if weight is None else weight == 0
+    loss = sigmoid(ops, smoothing, x, targets, pos_weight, absent)
+    loss = loss if weight is None else weight * loss
+    slope = g + ops.zeros_like(x) if weight is None else g * weight
+    return loss if each else ops.sum(loss, None), sigmoid_pull(ops, smoothing, x, targets, pos_weight, absent, slope)[0]
 
 
 def sigmoid_total(
-    ops: Ops, losses: Callable[..., Array], e: float, x: Array, z: Array, p: Array | None, w: Array | None
+    ops: Ops,
+    losses: Callable[..., Array],
+    smoothing: float,
+    x: Array,
+    targets: Array,
+    pos_weight: Array | None,
+    weight: Array | None,
 ) -> Array:
     """`SigmoidKernels.total`, by way of the group's `losses`."""
-    loss = losses(e, x, z, p, None if w is None else w == 0)
-    return ops.sum(loss if w is None else w * loss, None)
+    loss = losses(smoothing, x, targets, pos_weight, None if weight is None else weight == 0)
+    return ops.sum(loss if weight is None else weight * loss, None)
 
 
 def sigmoid_kernels(ops: Ops) -> SigmoidKernels:
@@ -60,12 +75,13 @@ def sigmoid_kernels(ops: Ops) -> SigmoidKernels:
     return SigmoidKernels(losses, partial(sigmoid_total, ops, losses), partial(sigmoid_value_and_grad, ops))
 
 
-def _both(e: float, z: Array, p: Array | None) -> tuple[Array, Array]:
-    """The weights of log sigmoid(x) and log sigmoid(-x), each smoothed by itself: 1 - (smoothed z) would round."""
-    positive, negative = z, 1 - z
-    if e:
-        positive, negative = (1 - e) * positive + e / 2, (1 - e) * negative + e / 2
-    return positive if p is None else p * positive, negative
+def _both(smoothing: float, targets: Array, pos_weight: Array | None) -> tuple[Array, Array]:
+    """The weights of log sigmoid(x) and log sigmoid(-x), each smoothed by itself: 1 - smoothed would round."""
+    positive, negative = targets, 1 - targets
+    if smoothing:
+        half = smoothing / 2
+        positive, negative = (1 - smoothing) * positive + half, (1 - smoothing) * negative + half
+    return positive if pos_weight is None else pos_weight * positive, negative
 
 
 def _softplus(ops: Ops, x: Array) -> Array:
