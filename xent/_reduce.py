@@ -79,6 +79,12 @@ class Stats(NamedTuple):
 
     Perplexity is exp(sum(w nll) / sum(w)), accuracy sum(w correct) / sum(w), for w = sample_weight.
 
+    Attributes:
+        nll: -log p of the label: unsmoothed, unweighted.
+        lse: log(sum_j exp(x_j)).
+        correct: bool: no class has a larger logit than the label.
+        sample_weight: `sample_weight` x class weight of the label.
+
     Example:
         >>> import numpy as np, xent
         >>> loss, stats = xent.sparse_ce(np.array([[2.0, 0.5, 6.0], [0.1, 0.0, 3.0]]), [2, 1], stats=True)
@@ -86,10 +92,10 @@ class Stats(NamedTuple):
         [0.0222 3.0997] [ True False]
     """
 
-    nll: Array  # -log p of the label: unsmoothed, unweighted
-    lse: Array  # log(sum_j exp(x_j))
-    correct: Array  # bool: no class has a larger logit than the label
-    sample_weight: Array  # `sample_weight` x class weight of the label
+    nll: Array
+    lse: Array
+    correct: Array
+    sample_weight: Array
 
 
 def stats(ops: Ops, results: RowResults, x: Array, ids: Array, w: Array | None, axis: int) -> Stats:

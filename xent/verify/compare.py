@@ -49,8 +49,8 @@ def compare(
         dtypes: "float32", "float64", "float16", "bfloat16"; all, or with your own arrays the logits' own.
         modes: "eager", "compiled" (torch.compile, tf.function with XLA, jax.jit); both.
         device: "cpu", "cuda:0" (PyTorch), "gpu:0" (TensorFlow, JAX).
-        logits, labels: your own arrays instead of xent's regimes, classes last: float [..., C], and class ids [...] or
-            distributions like the logits.
+        logits: your own array instead of xent's regimes, classes last: float [..., C].
+        labels: beside your own logits: class ids [...], or distributions like the logits.
         ignore_index: a class id that marks your own labels to be left out.
         progress: called as (what, done, of) after each step.
 
