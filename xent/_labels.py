@@ -75,7 +75,7 @@ def total_weight(
         ignore_index: a class id that does not count.
 
     Returns:
-        A 0-d array of the labels' framework: float64 where its own weights are, else float32.
+        A 0-d array of the labels' framework; float64 where its own weights are, else float32.
 
     Raises:
         TypeError: labels that are not integers, arrays of two frameworks.

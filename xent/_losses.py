@@ -46,7 +46,7 @@ def softmax_ce(
         denom: a number or 0-d array in place of the denominator of "mean".
 
     Returns:
-        An array of the logits' framework, on their device: 0-d, or of the logits' shape without `axis` for "none".
+        An array of the logits' framework, on their device; 0-d, or of the logits' shape without `axis` for "none".
         float32 for 16-bit logits, else of the logits' dtype.
 
     Raises:
@@ -111,7 +111,7 @@ def sparse_ce(
         stats: also return every row's `xent.Stats`: nll, lse, correct, sample_weight.
 
     Returns:
-        An array of the logits' framework, on their device: 0-d, or of the labels' shape for "none". float32 for
+        An array of the logits' framework, on their device; 0-d, or of the labels' shape for "none". float32 for
         16-bit logits, else of the logits' dtype. With `stats`, (that array, `xent.Stats`).
 
     Raises:
@@ -181,7 +181,7 @@ def linear_ce(
         stats: also return every row's `xent.Stats`: nll, lse, correct, sample_weight.
 
     Returns:
-        An array of the hidden states' framework, on their device: 0-d, or of the labels' shape for "none". float32 for
+        An array of the hidden states' framework, on their device; 0-d, or of the labels' shape for "none". float32 for
         16 bits, else of the hidden states' dtype. With `stats`, (that array, `xent.Stats`).
 
     Raises:
@@ -238,7 +238,7 @@ def sigmoid_ce(
         denom: a number or 0-d array in place of the denominator of "mean".
 
     Returns:
-        An array of the logits' framework, on their device: 0-d, or of the logits' shape for "none". float32 for
+        An array of the logits' framework, on their device; 0-d, or of the logits' shape for "none". float32 for
         16-bit logits, else of the logits' dtype.
 
     Raises:
