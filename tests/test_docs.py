@@ -95,7 +95,8 @@ def broken_links(texts):
             name, _, anchor = link.removeprefix(REPOSITORY).partition("#")
             if re.match(r"\w+:", name):
                 continue  # another site's
-            target = ((ROOT if link.startswith(REPOSITORY) else path.parent) / name).resolve() if name else path
+            folder = ROOT if link.startswith(REPOSITORY) else path.parent
+            target = Path(os.path.normpath(folder / name)) if name else path
             leaves = DOCS in path.parents and DOCS not in target.parents and not link.startswith(REPOSITORY)
             there = texts.get(target, "") if target.exists() or target in texts else None
             if there is None or leaves or (anchor and anchor not in anchors(there)):
