@@ -21,6 +21,7 @@ __all__ = [
     "Stats",
     "bench",
     "compare",
+    "doctor",
     "linear_ce",
     "next_token",
     "sigmoid_ce",
@@ -33,7 +34,7 @@ __version__ = "0.1.0"
 
 
 # Name: the module that has it. Nothing here is needed to compute a loss, so it is imported when it is asked for.
-_LAZY = {"bench": "xent.benchmarks.run", "compare": "xent.verify.compare"}
+_LAZY = {"bench": "xent.benchmarks.run", "compare": "xent.verify.compare", "doctor": "xent.verify.doctor"}
 
 
 def __getattr__(name: str) -> Any:

@@ -20,6 +20,8 @@ from xent.benchmarks.command import bench_command
 from xent.verify import frameworks, page, precision, regimes
 from xent.verify.compare import MODES, compare, facts
 from xent.verify.comparison import Comparison, Row, figure
+from xent.verify.diagnosis import FAULT
+from xent.verify.doctor import doctor
 
 Loss = Enum("Loss", {name: name for name in regimes.LOSSES})  # type: ignore[misc]
 Dtype = Enum("Dtype", {name: name for name in precision.DTYPES})  # type: ignore[misc]
@@ -205,6 +207,35 @@ def _print_pairs(result: Comparison) -> None:
             where = f"{' - '.join(pair.backends)}, {pair.loss}"
             say(f"{dtype:9} {what:9}{figure(size):>6}  ", (where, "dim"))
     out.print()
+
+
+@app.command(name="doctor")
+def doctor_command(
+    logits: Annotated[Path, typer.Option(help="Your logits: .npy, .npz or .safetensors.")],
+    labels: Annotated[Path, typer.Option(help="Your labels: class ids, or labels of the logits' shape.")],
+    axis: Annotated[int, typer.Option(help="Where the classes are.")] = -1,
+    ignore_index: Annotated[int | None, typer.Option(help="Class id to ignore in your labels.")] = None,
+    loss: Annotated[Loss | None, typer.Option(help="Which loss they are for; else the labels' dtype tells.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """Say what is wrong or odd about one batch: probabilities as logits, ids from 1 to C, NaN and where.
+
+    Exit status: 0 nothing is wrong, though remarks may be made, 1 a fault was found, 2 bad input.
+    """
+    try:
+        arrays = _load(logits, "logits"), _load(labels, "labels")
+        report = doctor(*arrays, axis=axis, ignore_index=ignore_index, loss=None if loss is None else loss.value)
+    except (ValueError, TypeError, OSError) as error:
+        fail(error)
+        raise typer.Exit(2) from None
+    if as_json:
+        print(json.dumps(_finite(report.to_dict()), indent=2))
+    else:
+        say((report.summary(), "dim"))
+        for finding in report.findings:
+            say((f"{finding.severity}: ", "bold red" if finding.severity == FAULT else "yellow"), finding.sentence)
+        say((report.verdict(), "green" if report else "bold red"))
+    raise typer.Exit(0 if report else 1)
 
 
 def _load(path: Path | None, name: str) -> Any:

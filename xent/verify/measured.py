@@ -1,0 +1,226 @@
+"""A batch as `xent doctor` looks at it: NumPy's values, every row's loss, smallest and largest number."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import xent
+from xent import _check, _rules
+from xent._dispatch import contents, find
+
+ROUGH = ("float16", "bfloat16")
+BLOCK = 1 << 18  # elements that are looked at a second time while they are in the cache
+
+
+class Values(NamedTuple):
+    """An array's values, and the name of its own dtype: NumPy has no bfloat16."""
+
+    array: Any
+    dtype: str
+
+    def __str__(self) -> str:
+        return f"{self.dtype} {self.array.shape}"
+
+    @property
+    def integral(self) -> bool:
+        return self.dtype.startswith(("int", "uint", "bool"))
+
+    @property
+    def tolerance(self) -> float:
+        """How far from 1 a sum may be that is meant to be 1."""
+        return 1e-2 if self.dtype in ROUGH else 1e-3
+
+
+def values(argument: str, value: Any, beside: Any) -> Values:
+    own = find(value, argument)
+    _check.same_framework(argument, own, find(beside))
+    value = contents(value)
+    _check.dense(argument, own, value)
+    x = own.ops.asarray(value, value)
+    dtype = own.ops.dtype(x)
+    host = own.ops.fetch(own.ops.astype(x, "float32") if dtype == "bfloat16" else x)
+    if host is None:
+        raise ValueError(f"{argument}: the doctor reads values, and there are none while a function is traced")
+    return Values(np.asarray(host), dtype)
+
+
+class Rows(NamedTuple):
+    """Figures of rows, without the class axis."""
+
+    low: Any
+    high: Any
+    total: Any  # NaN where numbers are below 0 or above 1
+
+
+def rows(x: Any, axis: int) -> Rows:
+    shape = x.shape[:axis] + x.shape[axis + 1 :]
+    result = Rows(*(np.full(shape, np.nan) for _ in Rows._fields))
+    if not x.size:
+        return result
+    for part, of_result in _blocks(x, axis):
+        block = x[part]
+        block = block.astype(np.float32) if block.dtype.itemsize < 4 else block  # NumPy compares 16 bits slowly
+        low, high = block.min(axis), block.max(axis)
+        result.low[of_result], result.high[of_result] = low, high
+        within = (low >= 0) & (high <= 1)
+        if within.any():
+            result.total[of_result] = np.where(within, block.sum(axis), np.nan)
+    return result
+
+
+def _blocks(x: Any, axis: int) -> Iterator[tuple[Any, Any]]:
+    """Slices of x and of what remains without the class axis, along the longest other axis."""
+    others = [a for a in range(x.ndim) if a != axis]
+    if not others:
+        yield (), ()
+        return
+    along = max(others, key=lambda a: x.shape[a])
+    step = max(1, BLOCK * x.shape[along] // x.size)
+    for start in range(0, x.shape[along], step):
+        part = slice(start, start + step)
+        yield (slice(None),) * along + (part,), (slice(None),) * (along - (along > axis)) + (part,)
+
+
+def add_up(found: Rows, tolerance: float) -> Any:
+    """Which rows lie in [0, 1] and add up to 1."""
+    return np.abs(found.total - 1) <= tolerance
+
+
+def zeros_and_ones(array: Any) -> bool:
+    return bool(array.size and ((array == 0) | (array == 1)).all())
+
+
+def first(mask: Any) -> tuple[int, ...]:
+    return tuple(int(i) for i in np.unravel_index(int(np.argmax(mask)), np.shape(mask)))
+
+
+class Batch:
+    """What the caller gave. Figures are found when they are first asked for, and only once."""
+
+    def __init__(self, logits: Any, labels: Any, loss: str | None, axis: int, ignore_index: int | None) -> None:
+        labels = _check.class_ids(_check.given("labels", labels))
+        self.logits = values("logits", _check.given("logits", logits), logits)
+        self.labels = values("labels", labels, logits)
+        self.ignore_index = _check.index("ignore_index", ignore_index)
+        self.asked = loss
+        self.swapped = self.logits.integral and not self.labels.integral
+        _check.real("labels", self.labels.dtype)
+        if not self.swapped:
+            _check.floating("logits", self.logits.dtype)
+        self.x, self.y = self.logits.array, self.labels.array
+        self.axis = _rules.class_axis((self.y if self.swapped else self.x).shape, axis)
+
+    @property
+    def loss(self) -> str:
+        return self.asked or ("sparse_ce" if self.labels.integral else "softmax_ce")
+
+    @property
+    def hard(self) -> bool:
+        return self.loss == "sparse_ce"
+
+    @property
+    def classes(self) -> int:
+        return int(self.x.shape[self.axis])
+
+    @property
+    def without_axis(self) -> tuple[int, ...]:
+        shape: tuple[int, ...] = self.x.shape
+        return shape[: self.axis] + shape[self.axis + 1 :]
+
+    # ---- which rows count
+
+    @cached_property
+    def counts(self) -> Any:
+        """Rows that are not ignored."""
+        if not self.hard:
+            return np.ones(self.without_axis, bool)
+        ignored = _check.representable(self.ignore_index, self.labels.dtype)
+        return np.ones(self.y.shape, bool) if ignored is None else self.y != ignored
+
+    @cached_property
+    def invalid(self) -> Any:
+        """Ids that are no class, among the rows that count."""
+        return self.counts & ((self.y < 0) | (self.y >= self.classes))
+
+    @cached_property
+    def valid(self) -> Any:
+        return self.counts & ~self.invalid if self.hard else self.counts
+
+    # ---- figures
+
+    @cached_property
+    def of_logits(self) -> Rows:
+        return rows(self.x, self.axis)
+
+    @cached_property
+    def of_labels(self) -> Rows:
+        """Of labels that are like the logits."""
+        return rows(self.y, self.axis)
+
+    @cached_property
+    def _computed(self) -> tuple[Any, Any]:
+        """The loss of every example, and the log-sum-exp where the same visit finds it. Raises what the loss raises."""
+        if self.hard:
+            losses, stats = xent.sparse_ce(
+                self.x,
+                self.y,
+                axis=self.axis,
+                reduce="none",
+                ignore_index=self.ignore_index,
+                invalid="nan",
+                stats=True,
+            )
+            return np.asarray(losses), np.asarray(stats.lse)
+        axis = {} if self.loss == "sigmoid_ce" else {"axis": self.axis}
+        return np.asarray(getattr(xent, self.loss)(self.x, self.y, reduce="none", **axis)), None
+
+    @property
+    def losses(self) -> Any:
+        return self._computed[0]
+
+    @cached_property
+    def lse(self) -> Any:
+        known = self._computed[1]
+        if known is not None:
+            return known
+        ids = np.zeros(self.without_axis, np.int64)
+        return np.asarray(xent.sparse_ce(self.x, ids, axis=self.axis, reduce="none", stats=True)[1].lse)
+
+    @cached_property
+    def counted(self) -> Any:
+        """The losses that have a finite value, of rows that count."""
+        losses = self.losses[self.valid] if self.hard else self.losses
+        return losses[np.isfinite(losses)]
+
+    def row(self, array: Any, place: tuple[int, ...]) -> Any:
+        """One row of an array that has the class axis."""
+        return np.moveaxis(array, self.axis, -1)[place]
+
+    # ---- what several diagnoses ask
+
+    @cached_property
+    def are_probabilities(self) -> bool:
+        """Whether every row of the logits that counts is one of probabilities."""
+        found = add_up(self.of_logits, self.logits.tolerance)[self.counts]
+        return self.classes > 1 and bool(found.size) and bool(found.all())
+
+    @cached_property
+    def swapped_values(self) -> bool:
+        """Whether the labels look like logits beside logits that look like labels."""
+        return not self.hard and self.are_probabilities and bool((self.of_labels.low < 0).any())
+
+    @cached_property
+    def multi_hot(self) -> Any:
+        """Rows with more than one positive, if there is nothing but 0 and 1 in the first of them."""
+        several = (self.of_labels.total >= 2) & (self.of_labels.low == 0) & (self.of_labels.high == 1)
+        known = several.any() and zeros_and_ones(self.row(self.y, first(several)))
+        return several if known else np.zeros_like(several)
+
+    @cached_property
+    def odd_sums(self) -> Any:
+        """Rows of the labels that are no distribution."""
+        finite = np.isfinite(self.of_labels.low) & np.isfinite(self.of_labels.high)
+        return finite & ~add_up(self.of_labels, self.labels.tolerance)
