@@ -106,7 +106,7 @@ def doctor(
         findings = _found(OF_FORM, batch)
         mean = None
         if not findings:  # otherwise there is no loss
-            mean = float(batch.counted.mean()) if batch.counted.size else None
+            mean = batch.mean
             findings = _found(OF_FIGURES + REMARKS, batch)
     return Report(batch.loss, str(batch.logits), str(batch.labels), mean, findings)
 

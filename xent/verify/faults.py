@@ -171,7 +171,9 @@ def _not_finite(argument: str, batch: Batch, array: Any, mask: Any) -> Found | N
 
 
 def impossible_labels(batch: Batch) -> Found | None:
-    sentence = "a label stands on a logit that rules it out, -inf, in {where}: the loss is inf; mend the mask"
+    if batch.loss == "sigmoid_ce" and batch.mean is not None:
+        return None
+    sentence = "a label stands on a logit that rules it out in {where}: the loss is inf; mend the mask"
     return where(batch.losses == np.inf, "losses", sentence)
 
 

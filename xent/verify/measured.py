@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -10,9 +9,9 @@ import numpy as np
 import xent
 from xent import _check, _rules
 from xent._dispatch import contents, find
+from xent.verify.rows import Rows, rows
 
 ROUGH = ("float16", "bfloat16")
-BLOCK = 1 << 18  # elements that are looked at a second time while they are in the cache
 
 
 class Values(NamedTuple):
@@ -45,43 +44,6 @@ def values(argument: str, value: Any, beside: Any) -> Values:
     if host is None:
         raise ValueError(f"{argument}: the doctor reads values, and there are none while a function is traced")
     return Values(np.asarray(host), dtype)
-
-
-class Rows(NamedTuple):
-    """Figures of rows, without the class axis."""
-
-    low: Any
-    high: Any
-    total: Any  # NaN where numbers are below 0 or above 1
-
-
-def rows(x: Any, axis: int) -> Rows:
-    shape = x.shape[:axis] + x.shape[axis + 1 :]
-    result = Rows(*(np.full(shape, np.nan) for _ in Rows._fields))
-    if not x.size:
-        return result
-    for part, of_result in _blocks(x, axis):
-        block = x[part]
-        block = block.astype(np.float32) if block.dtype.itemsize < 4 else block  # NumPy compares 16 bits slowly
-        low, high = block.min(axis), block.max(axis)
-        result.low[of_result], result.high[of_result] = low, high
-        within = (low >= 0) & (high <= 1)
-        if within.any():
-            result.total[of_result] = np.where(within, block.sum(axis), np.nan)
-    return result
-
-
-def _blocks(x: Any, axis: int) -> Iterator[tuple[Any, Any]]:
-    """Slices of x and of what remains without the class axis, along the longest other axis."""
-    others = [a for a in range(x.ndim) if a != axis]
-    if not others:
-        yield (), ()
-        return
-    along = max(others, key=lambda a: x.shape[a])
-    step = max(1, BLOCK * x.shape[along] // x.size)
-    for start in range(0, x.shape[along], step):
-        part = slice(start, start + step)
-        yield (slice(None),) * along + (part,), (slice(None),) * (along - (along > axis)) + (part,)
 
 
 def add_up(found: Rows, tolerance: float) -> Any:
@@ -161,39 +123,41 @@ class Batch:
         return rows(self.y, self.axis)
 
     @cached_property
-    def _computed(self) -> tuple[Any, Any]:
-        """The loss of every example, and the log-sum-exp where the same visit finds it. Raises what the loss raises."""
-        if self.hard:
-            losses, stats = xent.sparse_ce(
-                self.x,
-                self.y,
-                axis=self.axis,
-                reduce="none",
-                ignore_index=self.ignore_index,
-                invalid="nan",
-                stats=True,
-            )
-            return np.asarray(losses), np.asarray(stats.lse)
-        axis = {} if self.loss == "sigmoid_ce" else {"axis": self.axis}
-        return np.asarray(getattr(xent, self.loss)(self.x, self.y, reduce="none", **axis)), None
+    def _sparse(self) -> tuple[Any, Any]:
+        """Every row's loss and log-sum-exp."""
+        losses, stats = xent.sparse_ce(
+            self.x, self.y, axis=self.axis, reduce="none", ignore_index=self.ignore_index, invalid="nan", stats=True
+        )
+        return np.asarray(losses), np.asarray(stats.lse)
 
-    @property
+    @cached_property
     def losses(self) -> Any:
-        return self._computed[0]
+        """Of every row; of every element for sigmoid_ce. Raises what the loss raises."""
+        if self.hard:
+            return self._sparse[0]
+        if self.loss == "softmax_ce":
+            return np.asarray(xent.softmax_ce(self.x, self.y, axis=self.axis, reduce="none"))
+        return np.asarray(xent.sigmoid_ce(self.x, self.y, reduce="none"))
+
+    @cached_property
+    def mean(self) -> float | None:
+        """Of the rows' losses that are finite; of sigmoid_ce's if all are. None where there are none."""
+        if self.loss == "sigmoid_ce":
+            mean = float(xent.sigmoid_ce(self.x, self.y))  # elements would take as much memory as the logits
+            return mean if np.isfinite(mean) else None
+        return float(self.finite_losses.mean()) if self.finite_losses.size else None
 
     @cached_property
     def lse(self) -> Any:
-        known = self._computed[1]
-        if known is not None:
-            return known
+        if self.hard:
+            return self._sparse[1]
         ids = np.zeros(self.without_axis, np.int64)
         return np.asarray(xent.sparse_ce(self.x, ids, axis=self.axis, reduce="none", stats=True)[1].lse)
 
     @cached_property
-    def counted(self) -> Any:
-        """The losses that have a finite value, of rows that count."""
-        losses = self.losses[self.valid] if self.hard else self.losses
-        return losses[np.isfinite(losses)]
+    def finite_losses(self) -> Any:
+        """Of rows that count."""
+        return self.losses[self.valid & np.isfinite(self.losses)]
 
     def row(self, array: Any, place: tuple[int, ...]) -> Any:
         """One row of an array that has the class axis."""

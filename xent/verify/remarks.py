@@ -85,17 +85,20 @@ def labels_that_do_not_add_up(batch: Batch) -> Found | None:
 
 
 def loss_beside_chance(batch: Batch) -> Found | None:
-    losses, chance = batch.counted, math.log(2 if batch.loss == "sigmoid_ce" else max(batch.classes, 1))
-    if losses.size < MANY or batch.classes < 2 or (batch.loss == "softmax_ce" and batch.odd_sums.any()):
+    if batch.loss == "sigmoid_ce" or batch.classes < 2 or (not batch.hard and batch.odd_sums.any()):
+        return None
+    losses, chance = batch.finite_losses, math.log(batch.classes)
+    if losses.size < MANY:
         return None
     mean, error = float(losses.mean()), float(losses.std()) / math.sqrt(losses.size)
-    name = "ln 2" if batch.loss == "sigmoid_ce" else f"ln {batch.classes}"
-    figures = {"mean": mean, "chance": chance}
+    name, figures = f"ln {batch.classes} = {chance:.4g}", {"mean": mean, "chance": chance}
     if abs(mean - chance) < 0.01 * chance:
-        return Found(f"the mean loss {mean:.4g} is {name}, as of equal logits: nothing has been learned yet", figures)
+        return Found(
+            f"the mean loss {mean:.4g} is about {name}: as of equal logits, before anything is learned", figures
+        )
     if mean > chance + 3 * error:
-        advice = "worse than equal logits: look at the pairing of logits and labels"
-        return Found(f"the mean loss {mean:.4g} is above {name} = {chance:.4g}, {advice}", figures)
+        advice = "worse than equal logits: look whether logits and labels belong together"
+        return Found(f"the mean loss {mean:.4g} is above {name}, {advice}", figures)
     return None
 
 
