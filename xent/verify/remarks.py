@@ -88,7 +88,7 @@ def loss_beside_chance(batch: Batch) -> Found | None:
     if batch.loss == "sigmoid_ce" or batch.classes < 2 or (not batch.hard and batch.odd_sums.any()):
         return None
     losses, chance = batch.finite_losses, math.log(batch.classes)
-    if losses.size < MANY:
+    if losses.size < MANY or batch.are_probabilities:  # then the loss says little
         return None
     mean, error = float(losses.mean()), float(losses.std()) / math.sqrt(losses.size)
     name, figures = f"ln {batch.classes} = {chance:.4g}", {"mean": mean, "chance": chance}
