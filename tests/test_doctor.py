@@ -78,6 +78,11 @@ CASES = [
     ("impossible_labels", Batch([[-INF, 1]], [[1.0, 0]], {"loss": "sigmoid_ce"}), Batch([[-INF, 1]], [[0.0, 1]])),
     ("log_probabilities", Batch(np.log(softmax(X)), Y), Batch(np.log(softmax(X)) - 0.1, Y)),
     ("log_probabilities", Batch(np.log(softmax(X)), HOT), Batch(softmax(X), HOT)),
+    (
+        "log_probabilities",
+        Batch(np.log(softmax(X)).T, [2, 7], {"axis": 0, "ignore_index": 7}),
+        Batch(at(np.log(softmax(X)), (0, 2), 1), Y),
+    ),
     ("one_positive", Batch(X, HOT, {"loss": "sigmoid_ce"}), Batch(X, TWO_HOT, {"loss": "sigmoid_ce"})),
     ("one_positive", Batch(X, HOT, {"loss": "sigmoid_ce"}), Batch(X, HOT)),
     ("unseen_classes", Batch(np.zeros((60, 3)), MANY_IDS // 2), Batch(np.zeros((60, 3)), MANY_IDS)),

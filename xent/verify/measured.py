@@ -123,21 +123,15 @@ class Batch:
         return rows(self.y, self.axis)
 
     @cached_property
-    def _sparse(self) -> tuple[Any, Any]:
-        """Every row's loss and log-sum-exp."""
-        losses, stats = xent.sparse_ce(
-            self.x, self.y, axis=self.axis, reduce="none", ignore_index=self.ignore_index, invalid="nan", stats=True
-        )
-        return np.asarray(losses), np.asarray(stats.lse)
-
-    @cached_property
     def losses(self) -> Any:
         """Of every row; of every element for sigmoid_ce. Raises what the loss raises."""
-        if self.hard:
-            return self._sparse[0]
+        x, y, axis = self.x, self.y, self.axis
+        if self.loss == "sigmoid_ce":
+            return np.asarray(xent.sigmoid_ce(x, y, reduce="none"))
         if self.loss == "softmax_ce":
-            return np.asarray(xent.softmax_ce(self.x, self.y, axis=self.axis, reduce="none"))
-        return np.asarray(xent.sigmoid_ce(self.x, self.y, reduce="none"))
+            return np.asarray(xent.softmax_ce(x, y, axis=axis, reduce="none"))
+        ignored = self.ignore_index
+        return np.asarray(xent.sparse_ce(x, y, axis=axis, reduce="none", ignore_index=ignored, invalid="nan"))
 
     @cached_property
     def mean(self) -> float | None:
@@ -149,8 +143,10 @@ class Batch:
 
     @cached_property
     def lse(self) -> Any:
+        """Every valid row's log-sum-exp: of ids the loss and the label's logit, else by another visit of the logits."""
         if self.hard:
-            return self._sparse[1]
+            ids = np.expand_dims(np.where(self.valid, self.y, 0).astype(np.int64), self.axis)
+            return self.losses + np.take_along_axis(self.x, ids, self.axis).reshape(self.without_axis)
         ids = np.zeros(self.without_axis, np.int64)
         return np.asarray(xent.sparse_ce(self.x, ids, axis=self.axis, reduce="none", stats=True)[1].lse)
 

@@ -64,7 +64,9 @@ def _figures(block: Any) -> Rows:
 def _half_extremes(block: Any) -> tuple[Any, Any]:
     """As integers in the same order, which take a tenth of the time: float16 is compared one by one."""
     bits = block.view(np.int16)
-    keys = bits ^ ((bits >> 15) & 0x7FFF)
+    keys = bits >> 15
+    keys &= 0x7FFF
+    keys ^= bits
     low, high = ((k ^ ((k >> 15) & 0x7FFF)).view(np.float16) for k in (keys.min(1), keys.max(1)))
     odd = np.isnan(low) | np.isnan(high)  # NaN is beyond the infinities, on the side of its sign
     return np.where(odd, np.nan, low).astype(np.float32), np.where(odd, np.nan, high).astype(np.float32)
