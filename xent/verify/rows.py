@@ -37,9 +37,14 @@ def rows(x: Any, axis: int) -> Rows:
         for whole, figures in zip((low, high, total), found, strict=True):
             whole[part] = figures.reshape(whole[part].shape)
 
-    if x.size:
-        with ThreadPoolExecutor(1 if cpu.native is None else cpu.native.max_threads()) as pool:
-            list(pool.map(look, _parts(*flat.shape)))
+    parts = [*_parts(*flat.shape)] if x.size else []
+    threads = 1 if cpu.native is None else min(cpu.native.max_threads(), len(parts))
+    if threads > 1:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(look, parts))
+    else:
+        for part in parts:
+            look(part)
     return Rows(*(figures.reshape(shape) for figures in (low, high, total)))
 
 
