@@ -1,5 +1,6 @@
 """TensorFlow's graphs: what is found out when they run, what they are made of."""
 
+import gc
 import re
 
 import numpy as np
@@ -112,6 +113,48 @@ def test_label_error_inside_a_function():
     """AutoGraph hands it on as what it is."""
     with pytest.raises(xent.LabelError, match="class ids out of range"):
         tf.function(lambda x: xent.sparse_ce(x, [0, 9, 1]))(tf.constant(X))
+
+
+@pytest.mark.parametrize("name", ["sparse_ce", "softmax_ce", "sigmoid_ce", "linear_ce"])
+def test_graphs_of_tensorflow_1(name):
+    """They compare tensors by identity, and are saved with all functions that they have."""
+    v1 = tf.compat.v1
+    given = np.random.default_rng(0).normal(size=(3, 4))
+    soft = np.array([[1, 0, 0, 0], [0, 0.5, 0.5, 0], [0.1, 0.2, 0.3, 0.4]])
+    masked = {"sample_weight": np.array([1, 0, 2.0])[:, None] if name == "sigmoid_ce" else [1, 0, 2.0]}
+    rest = {"sparse_ce": (Y,), "softmax_ce": (soft,), "sigmoid_ce": (soft,), "linear_ce": (V, Y)}[name]
+    masked |= {"ignore_index": int(Y[2])} if name in ("sparse_ce", "linear_ce") else {}
+    loss = lambda x: getattr(xent, name)(x, *rest, **masked)  # noqa: E731
+    with tf.GradientTape() as outer, tf.GradientTape() as inner:
+        x = tf.constant(given)
+        outer.watch(x), inner.watch(x)
+        value = loss(x)
+        first = inner.gradient(value, x)
+        squared = tf.reduce_sum(first**2)
+    with tf.Graph().as_default() as graph, v1.Session() as session:
+        logits = v1.placeholder(tf.float64, given.shape)
+        found = loss(logits)
+        (slope,) = tf.gradients(found, logits)
+        (second,) = tf.gradients(tf.reduce_sum(slope**2), logits)
+        got = session.run([found, slope, second], {logits: given})
+    for ours, want in zip(got, (value, first, outer.gradient(squared, x)), strict=True):
+        np.testing.assert_allclose(ours, want, rtol=1e-10, atol=1e-14)
+    text = str(graph.as_graph_def())
+    assert "Exp" in text
+    assert "XentRows" not in text
+    assert "XentSigmoid" not in text
+
+
+def test_kernels_stay_as_long_as_their_formulas():
+    """No graph holds them, lest it be saved with them."""
+    before = len(operators.KERNEL_OF)
+    f = tf.function(lambda x: operators.kernel_or_formula(tf.exp, tf.exp, x))
+    f(tf.constant(1.0))
+    gc.collect()
+    assert len(operators.KERNEL_OF) == before + 1
+    del f
+    gc.collect()
+    assert len(operators.KERNEL_OF) == before
 
 
 def grad(f):

@@ -19,6 +19,7 @@ from .kernels import row_results, times
 from .native import order
 from .operators import derivatives, in_current_graph, kernel_or_formula, replaced, usable, with_values_at
 from .ops import OPS
+from .tf1 import with_equality
 
 wide = partial(formulas.widened, OPS)
 
@@ -176,7 +177,7 @@ def fuse_value_and_grad(loss: Any, both: Any, static: Any, x: Array, *arrays: Ar
     if not usable():
         return plain.fuse_value_and_grad(loss, both, static, x, *arrays)
     if order(x) != 1 or order(*arrays) or x.dtype.size == 2:  # 16 bits are not rounded twice
-        return loss(static, x, *arrays)
+        return with_equality(loss, static, x, *arrays)
     places = [i for i, k in enumerate(arrays) if k is not None and k.dtype.is_floating]
 
     @tf.custom_gradient

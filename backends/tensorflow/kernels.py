@@ -15,6 +15,7 @@ from xent.adapter import Layout, RowResults
 from .native import KERNELS, NATIVE, constant, on_host, order, reachable, tensor, view
 from .operators import in_current_graph
 from .ops import OPS, total
+from .tf1 import with_equality
 
 Array = Any
 
@@ -79,7 +80,7 @@ def sigmoid(e: float, x: Array, z: Array, p: Array | None, absent: Array | None)
 @tf.autograph.experimental.do_not_convert
 def fuse_value_and_grad(loss: Any, both: Any, static: Any, x: Array, *arrays: Array | None) -> Array:
     if not reachable(x, *arrays) or order(*arrays):
-        return loss(static, x, *arrays)
+        return with_equality(loss, static, x, *arrays)
     highest = order(x)
     if highest == 0:
         return on_host(loss, static, x, *arrays)
@@ -112,7 +113,7 @@ def times(dx: Array, g: Array) -> Array:
 def run(function: Callable[..., Any], static: Any, *arrays: Any) -> Any:
     if reachable(*arrays) and order(*arrays) == 0:
         return on_host(function, static, *arrays)
-    return function(static, *arrays)
+    return with_equality(function, static, *arrays)
 
 
 def needs_framework_autodiff(x: Array) -> bool:

@@ -1,20 +1,23 @@
 """The kernels as operators of TensorFlow's graphs, in the place of xent's formulas.
 
-A graph does not know where it will run, nor whether XLA will compile it. So it holds a call of the formulas, and brings
-a function of the kernels along under the same name; TensorFlow's own graph optimizer takes that one where it finds the
-call on a CPU (as Keras had it choose between cuDNN's LSTM and its own). XLA and GPUs keep the formulas.
+A graph does not know where it will run, nor whether XLA will compile it. So it holds a call of the formulas, and this
+process has a function of the kernels under the same name; TensorFlow's own graph optimizer takes that one where it
+finds the call on a CPU (as Keras had it choose between cuDNN's LSTM and its own). XLA and GPUs keep the formulas, and
+so does a graph that is saved: it runs where xent is not installed.
 """
 
 from __future__ import annotations
 
 import ctypes
-import itertools
+import uuid
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
 from tensorflow.python.eager import record  # no public name makes all tapes look away
+from tensorflow.python.eager.context import eager_mode  # nor leaves a graph of TensorFlow 1
 from xent.adapter import Array, Layout, RowResults, Scalar, computed_in
 from xent.backends import dense
 from xent.backends.cpu.calls import native
@@ -60,7 +63,27 @@ def inside_vectorized_map() -> bool:
 
 # ---- the choice
 
-NAMES = itertools.count()
+
+class Traced:
+    """A body as a function of TensorFlow's that is outside of every graph, whose own tensors it may not take."""
+
+    def __init__(self, body: Callable[..., Any], operands: Any, **attributes: str) -> None:
+        self.given = [k for k in tf.nest.flatten(operands) if tf.is_tensor(k)]
+
+        def run(*given: Array) -> list[Array]:
+            self.results = body(*repack(operands, given))
+            return tensors_in(self.results)
+
+        with eager_mode():
+            function = tf.function(run, autograph=False, experimental_attributes=attributes)
+            self.function = function.get_concrete_function(*(tf.TensorSpec(k.shape, k.dtype) for k in self.given))
+
+    def call(self) -> Any:
+        return repack(self.results, self.function(*self.given))
+
+
+# By the formula whose place it takes. TensorFlow drops a function that nothing refers to.
+KERNEL_OF: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 
 
 def kernel_or_formula(formula: Callable[..., Any], kernel: Callable[..., Any], *operands: Any) -> Any:
@@ -68,24 +91,14 @@ def kernel_or_formula(formula: Callable[..., Any], kernel: Callable[..., Any], *
 
     Operands and results are tensors, Python numbers, None, and tuples of such; both functions give results alike.
     """
-    given = [k for k in tf.nest.flatten(operands) if tf.is_tensor(k)]
-    specs = [tf.TensorSpec(k.shape, k.dtype) for k in given]
-    name = f"xent_{next(NAMES)}"
-    structure: list[Any] = []
-
-    def function(body: Callable[..., Any], device: str) -> Any:
-        def run(*given: Array) -> list[Array]:
-            structure[:] = [body(*repack(operands, given))]
-            return tensors_in(structure)
-
-        attributes = {"api_implements": name, "api_preferred_device": device}
-        return tf.function(run, autograph=False, experimental_attributes=attributes).get_concrete_function(*specs)
-
-    with tf.init_scope():  # out of the graph, whose own tensors neither of the two may take
-        fast, default = function(kernel, "CPU"), function(formula, "NONE")
-    fast.add_to_graph(tf.compat.v1.get_default_graph())
+    name = f"xent_{uuid.uuid4().hex}"  # no other process's: a graph that is loaded keeps the names it was saved with
+    fast, default = (
+        Traced(body, operands, api_implements=name, api_preferred_device=device)
+        for body, device in ((kernel, "CPU"), (formula, "NONE"))
+    )
+    KERNEL_OF[default.function.inference_fn] = fast.function
     with record.stop_recording():  # a tape would have TensorFlow call another function, which gives more
-        return repack(structure[0], default(*given))
+        return default.call()
 
 
 def tensors_in(results: Any) -> list[Array]:

@@ -1,0 +1,64 @@
+"""TensorFlow's files with a loss in them. Knows nothing of xent."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import tensorflow as tf
+
+v1 = tf.compat.v1
+
+
+def save_model(loss, x, rest, path):
+    """The loss, and the loss with its gradient, for any batch."""
+
+    class Module(tf.Module):
+        pass
+
+    def value_and_grad(x, *rest):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            value = loss(x, *rest)
+        return value, tape.gradient(value, x)
+
+    labels = rest[-1]  # the batch's, too; linear_ce's weight before it is not
+    specs = [tf.TensorSpec(k.shape, k.dtype) for k in rest[:-1]]
+    specs = [*(tf.TensorSpec([None, *k.shape[1:]], k.dtype) for k in (x,)), *specs]
+    specs = [*specs, tf.TensorSpec([None, *labels.shape[1:]], labels.dtype)]
+    module = Module()
+    module.loss = tf.function(loss, input_signature=specs)
+    module.value_and_grad = tf.function(value_and_grad, input_signature=specs)
+    tf.saved_model.save(module, str(path))
+
+
+def load_model(path, x, rest):
+    """The gradient that is inside the file; a tape around the loaded loss has to find the same."""
+    module = tf.saved_model.load(str(path))
+    x, *rest = map(tf.constant, (x, *rest))
+    value, gradient = module.value_and_grad(x, *rest)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        loss = module.loss(x, *rest)
+    np.testing.assert_allclose(tape.gradient(loss, x), gradient, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(loss, value, rtol=1e-6)
+    return value, gradient
+
+
+def save_graph(loss, x, rest, path):
+    """As TensorFlow 1 writes it."""
+    with tf.Graph().as_default() as graph:
+        x, *rest = (v1.placeholder(k.dtype, k.shape, name=f"k{i}") for i, k in enumerate((x, *rest)))
+        value = tf.identity(loss(x, *rest), "loss")
+        tf.identity(tf.gradients(value, x)[0], "gradient")
+    path.write_bytes(graph.as_graph_def().SerializeToString())
+
+
+def load_graph(path, x, rest):
+    with tf.Graph().as_default(), v1.Session() as session:
+        tf.import_graph_def(v1.GraphDef.FromString(path.read_bytes()), name="")
+        return session.run(["loss:0", "gradient:0"], {f"k{i}:0": k for i, k in enumerate((x, *rest))})
+
+
+FORMATS = {
+    "saved_model": SimpleNamespace(save=save_model, load=load_model),
+    "graph_def": SimpleNamespace(save=save_graph, load=load_graph),
+}

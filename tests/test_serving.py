@@ -1,0 +1,121 @@
+"""What a framework writes to a file with xent's losses in it runs in a process that has no xent."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from programs import ONE_OF_EACH_LOSS, assert_close
+
+HERE = Path(__file__).parent
+FORMATS = {"torch": ("export", "trace"), "tensorflow": ("saved_model", "graph_def"), "jax": ("export",)}
+each_framework = pytest.mark.parametrize(
+    "framework", [pytest.param(name, marks=pytest.mark.backend(name)) for name in FORMATS]
+)
+
+
+def start(*arguments, **variables):
+    """A Python of its own, with the paths of this one."""
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("COV_", "PYTEST_"))}
+    environment = inherited | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))} | variables
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8"
+    )
+
+
+def finished(process):
+    """What it printed."""
+    printed, told = process.communicate()
+    assert process.returncode == 0, told[-4000:]
+    return printed
+
+
+def needs(*names):
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            pytest.skip(f"{name} is not installed")
+
+
+@each_framework
+def test_files_run_without_xent(framework, tmp_path):
+    """With the oracle's value and gradient."""
+    needs(framework)
+    for command in ("save", "load"):
+        finished(start(HERE / "serving.py", command, framework, tmp_path))
+    for problem in ONE_OF_EACH_LOSS:
+        for name in FORMATS[framework]:
+            found = np.load(tmp_path / f"{problem.name}.{name}.found.npz")
+            for what, want in zip(("loss", "gradient"), problem.truth(), strict=True):
+                assert_close(found[what], want, problem, f"{what} of {name}")
+
+
+SMOOTHED = """
+import sys
+import tensorflow as tf
+import xent
+
+def smoothed(e):
+    module = tf.Module()
+    loss = lambda x: xent.sparse_ce(x, [2, 1], label_smoothing=e)
+    module.loss = tf.function(loss, input_signature=[tf.TensorSpec([2, 3])])
+    print(float(module.loss([[2.0, 0.5, 6.0], [0.1, 0.0, 3.0]])))
+    return module
+"""
+SAVE_SMOOTHED = "\ntf.saved_model.save(smoothed(0.0), sys.argv[1])"
+LOAD_SMOOTHED = """
+own = smoothed(0.5)
+print(float(tf.saved_model.load(sys.argv[1]).loss([[2.0, 0.5, 6.0], [0.1, 0.0, 3.0]])))
+"""
+
+
+@pytest.mark.backend("tensorflow")
+def test_loaded_graphs_do_not_take_the_kernels_of_other_losses(tmp_path):
+    """The process that loads has a loss of its own with the same arguments, traced as the first one, too."""
+    needs("tensorflow")
+    saved = finished(start("-c", SMOOTHED + SAVE_SMOOTHED, tmp_path)).split()
+    own, loaded = finished(start("-c", SMOOTHED + LOAD_SMOOTHED, tmp_path)).split()
+    assert float(loaded) == pytest.approx(float(*saved), rel=1e-6)
+    assert float(own) != pytest.approx(float(*saved), rel=1e-2)
+
+
+SAVE_KERAS = """
+import sys
+import keras
+from xent.compat.keras import SparseCategoricalCrossentropy
+
+keras.utils.set_random_seed(0)
+model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+model.compile("sgd", SparseCategoricalCrossentropy(from_logits=True))
+model.save(sys.argv[1])
+print(model.evaluate(keras.ops.ones((2, 4)), keras.ops.array([0, 2]), verbose=0))
+"""
+LOAD_KERAS = """
+import sys
+import keras
+
+sys.modules["xent"] = None
+try:
+    keras.saving.load_model(sys.argv[1])
+except TypeError as error:
+    assert "Could not locate class" in str(error) and "'module': 'xent.compat.keras'" in str(error), error
+print(keras.saving.load_model(sys.argv[1], compile=False).predict(keras.ops.ones((2, 4)), verbose=0).shape)
+del sys.modules["xent"]
+import xent.compat.keras
+model = keras.saving.load_model(sys.argv[1])
+print(model.evaluate(keras.ops.ones((2, 4)), keras.ops.array([0, 2]), verbose=0))
+"""
+
+
+@pytest.mark.backend("tensorflow")
+def test_keras_file(tmp_path):
+    """Keras names the import that a compiled model wants, and needs none to predict."""
+    needs("keras", "tensorflow")
+    path = tmp_path / "model.keras"
+    (saved,) = finished(start("-c", SAVE_KERAS, path, KERAS_BACKEND="tensorflow")).splitlines()
+    shape, loaded = finished(start("-c", LOAD_KERAS, path, KERAS_BACKEND="tensorflow")).splitlines()
+    assert shape == "(2, 3)"
+    assert float(loaded) == pytest.approx(float(saved), rel=1e-6)
