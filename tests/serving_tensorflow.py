@@ -11,23 +11,22 @@ v1 = tf.compat.v1
 def save_model(loss, x, rest, path):
     """The loss, and the loss with its gradient, for any batch."""
 
-    class Module(tf.Module):
-        pass
-
     def value_and_grad(x, *rest):
         with tf.GradientTape() as tape:
             tape.watch(x)
             value = loss(x, *rest)
         return value, tape.gradient(value, x)
 
-    labels = rest[-1]  # the batch's, too; linear_ce's weight before it is not
-    specs = [tf.TensorSpec(k.shape, k.dtype) for k in rest[:-1]]
-    specs = [*(tf.TensorSpec([None, *k.shape[1:]], k.dtype) for k in (x,)), *specs]
-    specs = [*specs, tf.TensorSpec([None, *labels.shape[1:]], labels.dtype)]
-    module = Module()
+    *weight, labels = rest  # linear_ce's, which has no batch
+    specs = [open_batch(x), *(tf.TensorSpec(k.shape, k.dtype) for k in weight), open_batch(labels)]
+    module = tf.Module()
     module.loss = tf.function(loss, input_signature=specs)
     module.value_and_grad = tf.function(value_and_grad, input_signature=specs)
     tf.saved_model.save(module, str(path))
+
+
+def open_batch(k):
+    return tf.TensorSpec([None, *k.shape[1:]], k.dtype)
 
 
 def load_model(path, x, rest):

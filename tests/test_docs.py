@@ -258,6 +258,7 @@ def test_distribution(project):
     """It is called xent-loss, for `xent` on the package index is another project, and its extras refer to it."""
     about = project["project"]
     assert (about["name"], about["version"]) == ("xent-loss", xent.__version__)
+    assert f"\n## {xent.__version__} (" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     extras = [item for items in about["optional-dependencies"].values() for item in items if item.startswith("xent")]
     assert extras
     assert all(item.startswith("xent-loss[") for item in extras)
