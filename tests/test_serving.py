@@ -53,35 +53,6 @@ def test_files_run_without_xent(framework, tmp_path):
                 assert_close(found[what], want, problem, f"{what} of {name}")
 
 
-SMOOTHED = """
-import sys
-import tensorflow as tf
-import xent
-
-def smoothed(e):
-    module = tf.Module()
-    loss = lambda x: xent.sparse_ce(x, [2, 1], label_smoothing=e)
-    module.loss = tf.function(loss, input_signature=[tf.TensorSpec([2, 3])])
-    print(float(module.loss([[2.0, 0.5, 6.0], [0.1, 0.0, 3.0]])))
-    return module
-"""
-SAVE_SMOOTHED = "\ntf.saved_model.save(smoothed(0.0), sys.argv[1])"
-LOAD_SMOOTHED = """
-own = smoothed(0.5)
-print(float(tf.saved_model.load(sys.argv[1]).loss([[2.0, 0.5, 6.0], [0.1, 0.0, 3.0]])))
-"""
-
-
-@pytest.mark.backend("tensorflow")
-def test_loaded_graphs_do_not_take_the_kernels_of_other_losses(tmp_path):
-    """The process that loads has a loss of its own with the same arguments, traced as the first one, too."""
-    needs("tensorflow")
-    saved = finished(start("-c", SMOOTHED + SAVE_SMOOTHED, tmp_path)).split()
-    own, loaded = finished(start("-c", SMOOTHED + LOAD_SMOOTHED, tmp_path)).split()
-    assert float(loaded) == pytest.approx(float(*saved), rel=1e-6)
-    assert float(own) != pytest.approx(float(*saved), rel=1e-2)
-
-
 SAVE_KERAS = """
 import sys
 import keras

@@ -168,8 +168,10 @@ def grad(f):
 
 
 def all_graphs(graph):
-    """Itself and those of all functions that it may call, and that those may."""
-    return [graph, *(g for name in graph._functions for g in all_graphs(graph._get_function(name).graph))]
+    """Itself and those of all functions that it may call, and that those may; of kernels in their place, too."""
+    functions = [graph._get_function(name) for name in graph._functions]
+    kernels = [operators.KERNEL_OF[f].inference_fn for f in functions if f in operators.KERNEL_OF]
+    return [graph, *(g for f in functions + kernels for g in all_graphs(f.graph))]
 
 
 @pytest.mark.parametrize("asked", ["loss", "grad"])

@@ -91,7 +91,7 @@ def kernel_or_formula(formula: Callable[..., Any], kernel: Callable[..., Any], *
 
     Operands and results are tensors, Python numbers, None, and tuples of such; both functions give results alike.
     """
-    name = f"xent_{uuid.uuid4().hex}"  # no other process's: a graph that is loaded keeps the names it was saved with
+    name = f"xent_{uuid.uuid4().hex}"  # no name that a graph was saved with elsewhere
     fast, default = (
         Traced(body, operands, api_implements=name, api_preferred_device=device)
         for body, device in ((kernel, "CPU"), (formula, "NONE"))
