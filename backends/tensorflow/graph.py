@@ -85,87 +85,104 @@ def rows_both_formula(
 # ---- elements
 
 
-def sigmoid(e: float, x: Array, z: Array, p: Array | None, absent: Array | None) -> Array:
-    if not usable() or order(x, z) > 1:
-        return plain.sigmoid(e, x, z, p, absent)
+def sigmoid(smoothing: float, x: Array, targets: Array, pos_weight: Array | None, absent: Array | None) -> Array:
+    if not usable() or order(x, targets) > 1:
+        return plain.sigmoid(smoothing, x, targets, pos_weight, absent)
 
     @tf.custom_gradient
-    def kernel(x: Array, z: Array) -> Any:
-        value = kernel_or_formula(partial(_sigmoid, e), partial(_sigmoid_kernel, e), x, z, p, absent)
-        return value, lambda g: _sigmoid_pull(e, x, z, p, absent, g)
+    def kernel(x: Array, targets: Array) -> Any:
+        value = kernel_or_formula(
+            partial(_sigmoid, smoothing), partial(_sigmoid_kernel, smoothing), x, targets, pos_weight, absent
+        )
+        return value, lambda g: _sigmoid_pull(smoothing, x, targets, pos_weight, absent, g)
 
-    return kernel(x, z)
+    return kernel(x, targets)
 
 
-def sigmoid_total(e: float, x: Array, z: Array, p: Array | None, w: Array | None) -> Array:
-    absent = None if w is None else w == 0
-    if not usable() or order(x, z, w) > 1:
-        return _weighted(plain.sigmoid(e, x, z, p, absent), w)
+def sigmoid_total(smoothing: float, x: Array, targets: Array, pos_weight: Array | None, weight: Array | None) -> Array:
+    absent = None if weight is None else weight == 0
+    if not usable() or order(x, targets, weight) > 1:
+        return _weighted(plain.sigmoid(smoothing, x, targets, pos_weight, absent), weight)
 
     @tf.custom_gradient
-    def kernel(x: Array, z: Array, w: Array | None = None) -> Any:
-        value = kernel_or_formula(partial(_sigmoid_sum, e), partial(kernels.sigmoid, e, each=False), x, z, p, w)
+    def kernel(x: Array, targets: Array, weight: Array | None = None) -> Any:
+        value = kernel_or_formula(
+            partial(_sigmoid_sum, smoothing),
+            partial(kernels.sigmoid, smoothing, each=False),
+            x,
+            targets,
+            pos_weight,
+            weight,
+        )
 
         def backward(g: Array) -> Any:
-            x_, z_, p_, w_, absent_ = in_current_graph((x, z, p, w, absent))
-            pulled = _sigmoid_pull(e, x_, z_, p_, absent_, g if w is None else g * w_)
-            if w is None:
+            x_, z_, p_, w_, absent_ = in_current_graph((x, targets, pos_weight, weight, absent))
+            pulled = _sigmoid_pull(smoothing, x_, z_, p_, absent_, g if weight is None else g * w_)
+            if weight is None:
                 return pulled
-            loss = sigmoid(e, x_, z_, p_, absent_)
-            return *pulled, *derivatives(lambda w: _weighted(loss, *w), [w_], [g])
+            loss = sigmoid(smoothing, x_, z_, p_, absent_)
+            return *pulled, *derivatives(lambda weight: _weighted(loss, *weight), [w_], [g])
 
         return value, backward
 
-    return kernel(x, z) if w is None else kernel(x, z, w)
+    return kernel(x, targets) if weight is None else kernel(x, targets, weight)
 
 
-def sigmoid_value_and_grad(e: float, x: Array, *rest: Any) -> Any:
+def sigmoid_value_and_grad(smoothing: float, x: Array, *rest: Any) -> Any:
     if not usable():
-        return plain.sigmoid_value_and_grad(e, x, *rest)
+        return plain.sigmoid_value_and_grad(smoothing, x, *rest)
     *operands, each = rest
-    formula, kernel = (partial(f, e, each=each) for f in (_sigmoid_both, kernels.sigmoid_value_and_grad))
+    formula, kernel = (partial(f, smoothing, each=each) for f in (_sigmoid_both, kernels.sigmoid_value_and_grad))
     return replaced(formula, kernel, formula, x, *operands)
 
 
-def _sigmoid(e: float, x: Array, z: Array, p: Any, absent: Any) -> Array:
-    return formulas.sigmoid(OPS, e, wide(x), z, p, absent)
+def _sigmoid(smoothing: float, x: Array, targets: Array, pos_weight: Any, absent: Any) -> Array:
+    return formulas.sigmoid(OPS, smoothing, wide(x), targets, pos_weight, absent)
 
 
-def _sigmoid_kernel(e: float, x: Array, z: Array, p: Any, absent: Any) -> Array:
-    return kernels.sigmoid(e, x, z, p, None if absent is None else tf.cast(~absent, z.dtype), each=True)
+def _sigmoid_kernel(smoothing: float, x: Array, targets: Array, pos_weight: Any, absent: Any) -> Array:
+    return kernels.sigmoid(
+        smoothing, x, targets, pos_weight, None if absent is None else tf.cast(~absent, targets.dtype), each=True
+    )
 
 
-def _weighted(loss: Array, w: Array | None) -> Array:
-    return OPS.sum(loss if w is None else w * loss, None)
+def _weighted(loss: Array, weight: Array | None) -> Array:
+    return OPS.sum(loss if weight is None else weight * loss, None)
 
 
-def _sigmoid_sum(e: float, x: Array, z: Array, p: Any, w: Any) -> Array:
-    return _weighted(_sigmoid(e, x, z, p, None if w is None else w == 0), w)
+def _sigmoid_sum(smoothing: float, x: Array, targets: Array, pos_weight: Any, weight: Any) -> Array:
+    return _weighted(_sigmoid(smoothing, x, targets, pos_weight, None if weight is None else weight == 0), weight)
 
 
-def _sigmoid_pull(e: float, x: Array, z: Array, p: Any, absent: Any, g: Array) -> tuple[Array, ...]:
+def _sigmoid_pull(
+    smoothing: float, x: Array, targets: Array, pos_weight: Any, absent: Any, g: Array
+) -> tuple[Array, ...]:
     """In the logits and in the labels, of which the one that nobody wants is dropped."""
 
     def pull(labels: bool) -> Array:
-        formula, kernel = (partial(f, labels, e) for f in (_sigmoid_backward, _sigmoid_backward_kernel))
-        return replaced(formula, kernel, formula, x, z, p, absent, g)
+        formula, kernel = (partial(f, labels, smoothing) for f in (_sigmoid_backward, _sigmoid_backward_kernel))
+        return replaced(formula, kernel, formula, x, targets, pos_weight, absent, g)
 
     return pull(False), pull(True)
 
 
-def _sigmoid_backward(labels: bool, e: float, x: Array, z: Array, p: Any, absent: Any, g: Array) -> Array:
-    d = formulas.sigmoid_pull(OPS, e, wide(x), z, p, absent, g)[labels]
-    return tf.cast(d, z.dtype if labels else x.dtype)
+def _sigmoid_backward(
+    labels: bool, smoothing: float, x: Array, targets: Array, pos_weight: Any, absent: Any, g: Array
+) -> Array:
+    d = formulas.sigmoid_pull(OPS, smoothing, wide(x), targets, pos_weight, absent, g)[labels]
+    return tf.cast(d, targets.dtype if labels else x.dtype)
 
 
-def _sigmoid_backward_kernel(labels: bool, e: float, x: Array, z: Array, p: Any, absent: Any, g: Array) -> Array:
+def _sigmoid_backward_kernel(
+    labels: bool, smoothing: float, x: Array, targets: Array, pos_weight: Any, absent: Any, g: Array
+) -> Array:
     """An element's own scale is to the kernel what a weight is: where it is 0, nothing else counts."""
-    w = g if absent is None else OPS.where(absent, 0.0, g)
-    return kernels.sigmoid_backward(labels, e, x, z, p, w)
+    weight = g if absent is None else OPS.where(absent, 0.0, g)
+    return kernels.sigmoid_backward(labels, smoothing, x, targets, pos_weight, weight)
 
 
-def _sigmoid_both(e: float, x: Array, *rest: Any, each: bool) -> Any:
-    loss, dx = plain.sigmoid_value_and_grad(e, x, *rest, each)
+def _sigmoid_both(smoothing: float, x: Array, *rest: Any, each: bool) -> Any:
+    loss, dx = plain.sigmoid_value_and_grad(smoothing, x, *rest, each)
     return loss, tf.cast(dx, x.dtype)
 
 

@@ -59,19 +59,19 @@ def row_results(layout: Layout, u: Array | None, found: Any) -> RowResults:
     return RowResults(nll, lse, smooth, next(given), next(given))
 
 
-def sigmoid(e: float, x: Array, z: Array, p: Array | None, absent: Array | None) -> Array:
+def sigmoid(smoothing: float, x: Array, targets: Array, pos_weight: Array | None, absent: Array | None) -> Array:
     @tf.custom_gradient
-    def kernel(x: Array, z: Array) -> Any:
+    def kernel(x: Array, targets: Array) -> Any:
         wide = formulas.widened(OPS, x)
-        loss = formulas.sigmoid(OPS, e, wide, z, p, absent)
+        loss = formulas.sigmoid(OPS, smoothing, wide, targets, pos_weight, absent)
 
         def backward(g: Array) -> Any:
-            dx, dz = formulas.sigmoid_pull(OPS, e, formulas.widened(OPS, x), z, p, absent, g)
+            dx, dz = formulas.sigmoid_pull(OPS, smoothing, formulas.widened(OPS, x), targets, pos_weight, absent, g)
             return tf.cast(dx, x.dtype), dz
 
         return loss, backward
 
-    return kernel(x, z)
+    return kernel(x, targets)
 
 
 # ---- loss and derivative in one visit
@@ -131,5 +131,5 @@ def rows_value_and_grad(layout: Layout, x: Array, *rest: Any) -> Any:
     return formulas.rows_value_and_grad(OPS, layout, formulas.widened(OPS, x), *rest)
 
 
-def sigmoid_value_and_grad(e: float, x: Array, *rest: Any) -> Any:
-    return formulas.sigmoid_value_and_grad(OPS, e, formulas.widened(OPS, x), *rest)
+def sigmoid_value_and_grad(smoothing: float, x: Array, *rest: Any) -> Any:
+    return formulas.sigmoid_value_and_grad(OPS, smoothing, formulas.widened(OPS, x), *rest)

@@ -231,9 +231,13 @@ def rows_value_and_grad(layout: Layout, x: Array, t: Any, u: Any, ids: Any, *slo
     return _row_results(layout, x, u, results), dx
 
 
-def _elements(e: float, x: Array, z: Array, *patterns: Array | None) -> tuple[list[Array], dict[str, int]]:
+def _elements(
+    smoothing: float, x: Array, targets: Array, *patterns: Array | None
+) -> tuple[list[Array], dict[str, int]]:
     arrays, inners = zip(*(_pattern(x, k) for k in patterns), strict=True)
-    return [x, z, *arrays, tf.constant(e, tf.float64)], dict(zip(("p_inner", "w_inner"), inners, strict=True))
+    return [x, targets, *arrays, tf.constant(smoothing, tf.float64)], dict(
+        zip(("p_inner", "w_inner"), inners, strict=True)
+    )
 
 
 def _pattern(x: Array, k: Array | None) -> tuple[Array, int]:
@@ -245,27 +249,31 @@ def _pattern(x: Array, k: Array | None) -> tuple[Array, int]:
     return tf.broadcast_to(k, shape), inner
 
 
-def sigmoid(e: float, x: Array, z: Array, p: Array | None, w: Array | None, each: bool) -> Array:
-    operands, inner = _elements(e, x, z, p, w)
+def sigmoid(
+    smoothing: float, x: Array, targets: Array, pos_weight: Array | None, weight: Array | None, each: bool
+) -> Array:
+    operands, inner = _elements(smoothing, x, targets, pos_weight, weight)
     loss, total = OPERATORS.xent_sigmoid(*operands, **inner, each=each)
     _shaped(x.shape if each else (), loss if each else total)
     return loss if each else total
 
 
-def sigmoid_backward(labels: bool, e: float, x: Array, z: Array, p: Any, w: Array) -> Array:
+def sigmoid_backward(labels: bool, smoothing: float, x: Array, targets: Array, pos_weight: Any, weight: Array) -> Array:
     """In the labels, or else in the logits."""
-    operands, inner = _elements(e, x, z, p, w)
+    operands, inner = _elements(smoothing, x, targets, pos_weight, weight)
     d = OPERATORS.xent_sigmoid_backward(*operands, tf.ones([], _compute(x)), **inner, labels=labels)[labels]
     _shaped(x.shape, d)
     return d
 
 
-def sigmoid_value_and_grad(e: float, x: Array, z: Array, p: Any, w: Any, g: Scalar, each: bool) -> tuple[Array, Array]:
-    operands, inner = _elements(e, x, z, p, w)
+def sigmoid_value_and_grad(
+    smoothing: float, x: Array, targets: Array, pos_weight: Any, weight: Any, g: Scalar, each: bool
+) -> tuple[Array, Array]:
+    operands, inner = _elements(smoothing, x, targets, pos_weight, weight)
     loss, total, dx = OPERATORS.xent_sigmoid_both(*operands, tf.convert_to_tensor(g, _compute(x)), **inner, each=each)
     _shaped(x.shape, dx, *[loss] * each)
     _shaped((), total)
-    return (loss if w is None else w * loss) if each else total, dx
+    return (loss if weight is None else weight * loss) if each else total, dx
 
 
 def project(h: Array, weight: Array, _over: None = None) -> Array:
