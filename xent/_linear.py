@@ -79,9 +79,7 @@ def _problem(plan: Plan, operands: Operands) -> tuple[loop.LoopSpec, loop.LoopOp
         nll, lse, _, correct = (None if k is None else linear.shaped(k, rows.ids) for k in results)
         return value, _reduce.described(ops, nll, lse, correct, rows.ids, rows.w)
 
-    # a float32 weight beside 16-bit hidden states is rounded to them here, so that its gradient is float32
-    weight, bias = (None if k is None else ops.astype(k, ops.dtype(hidden)) for k in (operands.weight, operands.bias))
-    flat = linear.flat(hidden, 1), weight, bias, rows.u, linear.flat(rows.ids, 0)
+    flat = linear.flat(hidden, 1), operands.weight, operands.bias, rows.u, linear.flat(rows.ids, 0)
     return spec, loop.LoopOperands(*flat, *slopes), finish
 
 

@@ -96,7 +96,7 @@ def _smooth(spec: LoopSpec, *arrays: Array | None) -> tuple[Array, LoopResults]:
 
     In the compute dtype: a scan adds up the chunks' derivatives in the weight in whatever dtype the weight has.
     """
-    operands = LoopOperands(*arrays)
+    operands = loop.with_rounded_values(spec, LoopOperands(*arrays))
     weight, bias = (None if k is None else formulas.widened(OPS, k) for k in operands.parameters[1:])
     operands = operands._replace(weight=weight, bias=bias)
     linear = replace(spec.linear, rows=partial(formulas.rows, OPS, differentiable=True))

@@ -42,6 +42,7 @@ class LoopOperands(NamedTuple):
     """The arrays of N rows, D features, C classes; None: not there."""
 
     hidden: Array  # [N, D]
+    # Of hidden's dtype or, beside 16 bits, of float32: then they are rounded to hidden's, and their gradients are not.
     weight: Array  # [C, D]
     bias: Array | None  # [C]
     u: Array | None  # [C]
@@ -78,6 +79,7 @@ Grads = tuple[Array | None, ...]  # in hidden, weight and bias, those that are w
 
 
 def forward(spec: LoopSpec, operands: LoopOperands) -> LoopResults:
+    operands = _of_one_dtype(spec, operands)
     _, weight, bias, u, ids, *_ = operands
     over = _buffer(spec, operands)
 
@@ -93,6 +95,7 @@ def forward(spec: LoopSpec, operands: LoopOperands) -> LoopResults:
 def value_and_grads(spec: LoopSpec, wanted: tuple[bool, ...], operands: LoopOperands) -> tuple[LoopResults, Grads]:
     """The same, and the derivatives of the loss in hidden, weight and bias, in the dtype that is computed in: 16 bits
     are rounded once, when everything is added up."""
+    operands = _of_one_dtype(spec, operands)
     hidden, weight, bias, u, ids, *slopes = operands
     linear = spec.linear
     ops, dtype = linear.ops, compute_dtype(linear.ops, hidden)
@@ -132,6 +135,26 @@ def run(spec: LoopSpec, wanted: tuple[bool, ...], operands: LoopOperands) -> tup
     return forward(spec, operands), (None, None, None)
 
 
+def _of_one_dtype(spec: LoopSpec, operands: LoopOperands) -> LoopOperands:
+    """Weight and bias in the hidden states' dtype, for products."""
+    ops, (hidden, *parameters) = spec.linear.ops, operands.parameters
+    weight, bias = (None if k is None else ops.astype(k, ops.dtype(hidden)) for k in parameters)
+    return operands._replace(weight=weight, bias=bias)
+
+
+def with_rounded_values(spec: LoopSpec, operands: LoopOperands) -> LoopOperands:
+    """The same values in weight's and bias's own dtype: unlike those of a cast, their derivatives are not rounded."""
+    ops = spec.linear.ops
+    dtype = ops.dtype(operands.hidden)
+
+    def rounded(k: Array | None) -> Array | None:
+        if k is None or ops.dtype(k) == dtype:
+            return k
+        return k + ops.stop_gradient(ops.astype(ops.astype(k, dtype), ops.dtype(k)) - k)
+
+    return operands._replace(weight=rounded(operands.weight), bias=rounded(operands.bias))
+
+
 def value(spec: LoopSpec, results: LoopResults, operands: LoopOperands) -> Array:
     """a nll + lse2 lse^2 + c smooth, each row's or their sum."""
     a, lse2, c = operands.slopes
@@ -149,6 +172,7 @@ def composite(spec: LoopSpec, operands: LoopOperands) -> tuple[Array, LoopResult
     """The same value from all logits at once, by operations that every transform of the framework goes through."""
     linear, empty = spec.linear, _empty(spec, operands)
     ops, ids, u = linear.ops, operands.ids, operands.u
+    operands = with_rounded_values(spec, operands)
     h, weight, bias = operands.parameters
     if empty is not None:
         h, weight, bias = (None if k is None else _reduce.constant_where(ops, empty, k) for k in (h, weight, bias))
