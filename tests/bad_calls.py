@@ -62,7 +62,7 @@ BAD = {
     "weight, as in PyTorch": (
         softmax(weight=[1, 2, 3]),
         TypeError,
-        "weight: softmax_ce has no such argument; use class_weight, or sample_weight",
+        "weight: softmax_ce has no such argument; use class_weight or sample_weight",
     ),
     "from_logits, as in Keras": (
         sigmoid(from_logits=True),

@@ -5,6 +5,7 @@ _rules.py has those about shapes.
 
 from __future__ import annotations
 
+import inspect
 import math
 import numbers
 from collections.abc import Iterable, Sequence
@@ -37,20 +38,19 @@ REAL, INTEGRAL = (float, numbers.Real), (int, numbers.Integral)  # NumPy's too; 
 UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 
 
-# What other libraries call an argument: what to do here.
+# What other libraries call an argument: what it is here, where the loss has it.
 HABITS = {
-    "reduction": "use reduce",
-    "size_average": "use reduce",
-    "dim": "use axis",
-    "weight": "use class_weight, or sample_weight",
-    "weights": "use sample_weight, or class_weight",
-    "class_weights": "use class_weight",
-    "sample_weights": "use sample_weight",
-    "where": "use sample_weight, 0 and 1",
-    "mask": "use sample_weight, 0 and 1",
-    "ignore_class": "use ignore_index",
-    "num_items_in_batch": "use denom",
-    "from_logits": "logits are what it takes",
+    "reduction": ("reduce",),
+    "size_average": ("reduce",),
+    "dim": ("axis",),
+    "weight": ("class_weight", "sample_weight"),
+    "weights": ("sample_weight", "class_weight"),
+    "class_weights": ("class_weight", "pos_weight"),
+    "sample_weights": ("sample_weight",),
+    "where": ("sample_weight",),
+    "mask": ("sample_weight",),
+    "ignore_class": ("ignore_index",),
+    "num_items_in_batch": ("denom",),
 }
 
 
@@ -214,11 +214,13 @@ def one_of(choices: Sequence[str]) -> str:
     return ", ".join(map(repr, choices[:-1])) + f" or {choices[-1]!r}"
 
 
-def unexpected(loss: str, given: Iterable[str]) -> TypeError:
-    """Arguments that the loss does not have."""
+def unexpected(function: Any, given: Iterable[str]) -> TypeError:
+    """Arguments that the function does not have."""
     name = next(iter(given))
-    advice = f"; {HABITS[name]}" if name in HABITS else ""
-    return TypeError(f"{name}: {loss} has no such argument{advice}")
+    there = [known for known in HABITS.get(name, ()) if known in inspect.signature(function).parameters]
+    advice = f"; use {' or '.join(there)}" if there else ""
+    advice = "; logits are what it takes" if name == "from_logits" else advice
+    return TypeError(f"{name}: {function.__name__} has no such argument{advice}")
 
 
 # ---- class ids

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
-from xent import _plan, _rules
+from xent import _check, _plan, _rules
 from xent._dispatch import contents, find
 from xent._execute import prepare
 from xent._options import Operands, Options
-from xent._shapes import shape_of
+from xent._shapes import fitted, flattened, ranked, shape_of
 from xent.adapter import Adapter, Array, Scalar
 
-ANY_CLASS = 2**31 - 1  # more classes than there are, where their number is not known
+ANY_CLASS = 2**31 - 1  # stands for the number of classes where no class weight tells it
 
 
 def next_token(labels: Array, ignore_index: int = -100, *, segment_ids: Array | None = None) -> Array:
@@ -22,7 +22,7 @@ def next_token(labels: Array, ignore_index: int = -100, *, segment_ids: Array | 
 
     Args:
         labels: token ids [..., T], any integer dtype that holds `ignore_index`, of NumPy, PyTorch, TensorFlow or JAX,
-            or lists.
+            or lists; no bool.
         ignore_index: what stands where there is no next token; give it to the loss as well.
         segment_ids: [..., T], for sequences that are packed into one row: where the number changes, a sequence ends.
 
@@ -45,14 +45,20 @@ def next_token(labels: Array, ignore_index: int = -100, *, segment_ids: Array | 
     """
     adapter, ids = _own_ids(labels)
     ops = adapter.ops
-    _rules.token_ids(ops.shape(ids), ops.dtype(ids), ignore_index)
+    ignore_index = _rules.token_ids(ops.shape(ids) if ranked(adapter, ids) else (None,), ops.dtype(ids), ignore_index)
     shifted = ops.following(ids, ignore_index)
     if segment_ids is None:
         return shifted
-    segments = _plan.real(adapter, "segment_ids", segment_ids, ids, None)
-    assert segments is not None
-    _rules.SEGMENTS.check(ops.shape(segments), ops.shape(ids))
-    return ops.where(ops.following(segments, 0) == segments, shifted, ops.zeros_like(ids) + ignore_index)
+    goes_on = fitted(adapter, _rules.SEGMENTS, _goes_on(adapter, segment_ids, ids), shape_of(adapter, ids))
+    return ops.where(goes_on, shifted, ops.full((), ignore_index, ops.dtype(ids), ids))
+
+
+def _goes_on(adapter: Adapter, segment_ids: Array, ids: Array) -> Array:
+    """Whether the next position is of the same segment; compared before the numbers are another framework's."""
+    own, segments = _plan.with_adapter(adapter, "segment_ids", segment_ids, ids)
+    _check.real("segment_ids", own.ops.dtype(segments))
+    _rules.sequence("segment_ids", own.ops.shape(segments) if ranked(own, segments) else (None,))
+    return adapter.ops.asarray(own.ops.following(segments, 0) == segments, ids)
 
 
 def total_weight(
@@ -61,6 +67,7 @@ def total_weight(
     sample_weight: Any = None,
     class_weight: Any = None,
     ignore_index: int | None = None,
+    **unknown: NoReturn,
 ) -> Scalar:
     """sum(w) over the labels that count: what `sparse_ce` and `linear_ce` divide by for `reduce="mean"`.
 
@@ -89,21 +96,24 @@ def total_weight(
         >>> print(xent.total_weight(np.array([2, 0, -100]), sample_weight=[1.0, 0.5, 1.0], ignore_index=-100))
         1.5
     """
+    if unknown:
+        raise _check.unexpected(total_weight, unknown)
     adapter, ids = _own_ids(labels)
     ops = adapter.ops
-    given = Operands(
-        ops.expand_dims(ids, -1),  # in the place of logits: of their shape but for the classes
-        ids,
-        _plan.real(adapter, "sample_weight", sample_weight, ids, None),
-        _plan.real(adapter, "class_weight", class_weight, ids, None),
+    dtype = "float64" if any(_is_float64(adapter, k) for k in (sample_weight, class_weight)) else "float32"
+    sample_weight, table = (
+        _plan.real(adapter, name, k, ids, None)
+        for name, k in (("sample_weight", sample_weight), ("class_weight", class_weight))
     )
-    table = given.class_weight
-    shape = (*shape_of(adapter, ids), ANY_CLASS if table is None else shape_of(adapter, table)[0])
-    wide = any(_is_float64(adapter, k) for k in (sample_weight, class_weight))
+    if not ranked(adapter, ids):
+        rules = ((_rules.WEIGHTS, sample_weight),)
+        ids, _, _, (sample_weight,) = flattened(adapter, ids, None, rules)
+    classes = ANY_CLASS if table is None else _rules.class_weights(shape_of(adapter, table))
+    shape = (*shape_of(adapter, ids), classes)
+    inputs = ops.expand_dims(ids, -1)  # in the place of logits: of their shape but for the classes
+    given = Operands(inputs, ids, sample_weight, table)
     options = Options(ignore_index=ignore_index, invalid="nan").checked(None)
-    plan, operands = _plan.of_rows(
-        adapter, given.inputs, "float64" if wide else "float32", shape, len(shape) - 1, given, options, None
-    )
+    plan, operands = _plan.of_rows(adapter, inputs, dtype, shape, len(shape) - 1, given, options, None)
     return prepare(plan, operands).divisor
 
 

@@ -63,7 +63,7 @@ def softmax_ce(
         [2.1722 2.7697]
     """
     if unknown:
-        raise unexpected("softmax_ce", unknown)
+        raise unexpected(softmax_ce, unknown)
     operands = Operands(logits, labels, sample_weight, class_weight, denom)
     return run(SOFTMAX, operands, Options(axis, reduce, label_smoothing, z_loss))
 
@@ -129,7 +129,7 @@ def sparse_ce(
         [0.0222 3.0997]
     """
     if unknown:
-        raise unexpected("sparse_ce", unknown)
+        raise unexpected(sparse_ce, unknown)
     operands = Operands(logits, labels, sample_weight, class_weight, denom)
     return run(SPARSE, operands, Options(axis, reduce, label_smoothing, z_loss, ignore_index, invalid, stats))
 
@@ -203,7 +203,7 @@ def linear_ce(
         (2, 2) (3, 2) None
     """
     if unknown:
-        raise unexpected("linear_ce", unknown)
+        raise unexpected(linear_ce, unknown)
     operands = Operands(hidden, labels, sample_weight, class_weight, denom, weight=weight, bias=bias)
     options = Options(-1, reduce, label_smoothing, z_loss, ignore_index, invalid, stats, softcap, chunk_rows)
     return run(LINEAR, operands, options)
@@ -254,6 +254,6 @@ def sigmoid_ce(
         [0.1269 0.3133 0.    ]
     """
     if unknown:
-        raise unexpected("sigmoid_ce", unknown)
+        raise unexpected(sigmoid_ce, unknown)
     operands = Operands(logits, labels, sample_weight, denom=denom, pos_weight=pos_weight)
     return run(SIGMOID, operands, Options(reduce=reduce, label_smoothing=label_smoothing))

@@ -180,7 +180,7 @@ def floating(adapter: Adapter, argument: str, value: Array) -> tuple[Array, str]
     return x, computed_in(dtype)
 
 
-def _with_adapter(adapter: Adapter, argument: str, value: Any, x: Array) -> tuple[Adapter, Array]:
+def with_adapter(adapter: Adapter, argument: str, value: Any, x: Array) -> tuple[Adapter, Array]:
     """value as an array, and whose it is: the logits' framework's or NumPy's."""
     own = find(value, argument)
     _check.same_framework(argument, own, adapter)
@@ -192,7 +192,7 @@ def _with_adapter(adapter: Adapter, argument: str, value: Any, x: Array) -> tupl
 
 
 def class_ids(adapter: Adapter, labels: Any, x: Array) -> tuple[Adapter, Array]:
-    own, labels = _with_adapter(adapter, "labels", _check.class_ids(labels), x)
+    own, labels = with_adapter(adapter, "labels", _check.class_ids(labels), x)
     _check.integral("labels", own.ops.dtype(labels))
     return own, labels
 
@@ -201,7 +201,7 @@ def real(adapter: Adapter, argument: str, value: Any, x: Array, dtype: str | Non
     """value in the framework of x, on its device, in the dtype that is computed in, or its own for None."""
     if value is None:
         return None
-    own, value = _with_adapter(adapter, argument, value, x)
+    own, value = with_adapter(adapter, argument, value, x)
     _check.real(argument, own.ops.dtype(value))
     value = value if dtype is None else own.ops.astype(value, dtype)
     return adapter.ops.asarray(value, x)
@@ -220,7 +220,7 @@ def _denom(adapter: Adapter, value: Any, x: Array, dtype: str) -> Array | None:
 
 
 def _parameter(adapter: Adapter, argument: str, value: Any, h: Array) -> Array:
-    own, value = _with_adapter(adapter, argument, value, h)
+    own, value = with_adapter(adapter, argument, value, h)
     _check.parameter_dtype(argument, own.ops.dtype(value), adapter.ops.dtype(h))
     return adapter.ops.asarray(value, h)
 

@@ -102,12 +102,27 @@ def head_shapes(hidden: Shape, weight: Shape) -> None:
         raise ValueError(f"weight: expected at least one class, got shape {text(weight)}")
 
 
-def token_ids(shape: Shape, dtype: str, ignore_index: int) -> None:
-    """What `next_token` takes: a sequence at least, and a number for its end that the labels can hold."""
-    if not shape:
-        raise ValueError("labels: expected at least one dimension, the tokens; got a scalar")
-    if representable(index("ignore_index", ignore_index), dtype) is None:
+def token_ids(shape: Shape, dtype: str, ignore_index: Any) -> int:
+    """`next_token`'s labels: a sequence at least, which can hold the number for its end; that number."""
+    sequence("labels", shape)
+    if dtype == "bool":
+        raise TypeError("labels: expected token ids of an integer dtype, got bool")
+    held = representable(index("ignore_index", ignore_index), dtype)
+    if held is None:
         raise ValueError(f"ignore_index: expected a number that labels of {dtype} can hold, got {ignore_index!r}")
+    return held
+
+
+def sequence(argument: str, shape: Shape) -> None:
+    if not shape:
+        raise ValueError(f"{argument}: expected at least one dimension, the tokens; got a scalar")
+
+
+def class_weights(shape: Shape) -> Any:
+    """How many classes there are, by the shape of their weights alone."""
+    if len(shape) != 1 or shape[0] == 0:
+        raise ValueError(f"class_weight: expected shape (classes,), got {text(shape)}")
+    return shape[0]
 
 
 def unknown_head(got: str) -> ValueError:

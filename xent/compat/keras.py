@@ -171,7 +171,7 @@ class SparseCategoricalCrossentropy(_Crossentropy):
     def _loss(self, y_true: Any, y_pred: Any, sample_weight: Any, mask: Any, reduce: str) -> Any:
         given = y_true if keras.ops.is_tensor(y_true) else np.asarray(_check.class_ids(y_true))
         if isinstance(given, np.ndarray) and given.dtype.kind == "f":
-            given = self._array(given)
+            given = keras.ops.convert_to_tensor(given, dtype="float32")  # the loss's dtype may hold fewer whole numbers
         axis = _rules.class_axis(tuple(y_pred.shape), self.axis)
         if len(given.shape) == len(y_pred.shape) and given.shape[axis] == 1:
             given = given[(*(slice(None),) * axis, 0)]

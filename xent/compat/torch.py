@@ -231,6 +231,8 @@ def _logits(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) ->
 def _resolved(reduction: str, size_average: bool | None = None, reduce: bool | None = None) -> str:
     """The reduction, which the deprecated arguments override, with PyTorch's warning."""
     if size_average is not None or reduce is not None:
+        if torch.compiler.is_compiling():  # where PyTorch's own function, which warns, cannot be called
+            return "none" if reduce is False else "sum" if size_average is False else "mean"
         return _reduction.legacy_get_string(size_average, reduce)
     return _check.choice("reduction", reduction, ("none", "mean", "sum"))
 

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import xent
 from torch import Tensor
 from xent.compat.torch import IGNORE_INDEX, in_autocast_dtype
@@ -108,4 +107,5 @@ def _shifted(labels: Tensor | None, shift_labels: Tensor | None, ignore_index: i
         return shift_labels
     if labels is None:
         raise TypeError("labels: expected a tensor where shift_labels is not given, got None")
-    return torch.nn.functional.pad(labels, (0, 1), value=ignore_index)[..., 1:]
+    shifted: Tensor = xent.next_token(labels, ignore_index)
+    return shifted
