@@ -74,7 +74,7 @@ class Traced:
             self.results = body(*repack(operands, given))
             return tensors_in(self.results)
 
-        with eager_mode():
+        with tf.init_scope(), eager_mode():
             function = tf.function(run, autograph=False, experimental_attributes=attributes)
             self.function = function.get_concrete_function(*(tf.TensorSpec(k.shape, k.dtype) for k in self.given))
 
