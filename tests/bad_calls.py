@@ -84,6 +84,16 @@ BAD = {
         TypeError,
         "labels: expected an array of NumPy, PyTorch, TensorFlow or JAX, got NoneType",
     ),
+    "weight, where only positives have one": (
+        sigmoid(class_weights=[1, 2, 3]),
+        TypeError,
+        "class_weights: sigmoid_ce has no such argument; use pos_weight",
+    ),
+    "an axis where there is none": (
+        sigmoid(dim=1),
+        TypeError,
+        "dim: sigmoid_ce has no such argument",
+    ),
     "an argument of no library": (
         sigmoid(colour="red"),
         TypeError,

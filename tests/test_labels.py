@@ -83,16 +83,41 @@ def test_total_weight_of_nothing():
 
 
 @pytest.mark.backend("tensorflow")
-def test_lengths_that_a_graph_does_not_know():
+@pytest.mark.parametrize("shape", [[None, None], None], ids=["lengths", "rank"])
+def test_what_a_graph_does_not_know(shape):
     tf = pytest.importorskip("tensorflow", reason="tensorflow is not installed")
 
-    @tf.function(input_signature=[tf.TensorSpec([None, None], tf.int32)])
-    def step(labels):
-        return xent.next_token(labels), xent.total_weight(labels, ignore_index=-100)
+    @tf.function(input_signature=[tf.TensorSpec(shape, tf.int32)] * 2 + [tf.TensorSpec(shape, tf.float32)])
+    def step(labels, segments, weight):
+        total = xent.total_weight(labels, ignore_index=-100, sample_weight=weight)
+        packed = xent.next_token(labels, segment_ids=segments) if shape else labels
+        return xent.next_token(labels), packed, total
 
-    shifted, total = step(TOKENS)
+    shifted, packed, total = step(TOKENS, SEGMENTS, np.full((2, 1), 0.5, np.float32))
     np.testing.assert_array_equal(shifted, by_hand(TOKENS, np.zeros_like(TOKENS), -100))
-    assert total == 7
+    np.testing.assert_array_equal(packed, by_hand(TOKENS, SEGMENTS, -100) if shape else TOKENS)
+    assert total == 3.5
+    if shape:
+        with pytest.raises((ValueError, tf.errors.InvalidArgumentError), match="segment_ids"):
+            step(TOKENS, SEGMENTS[:1], np.ones((2, 4), np.float32))
+
+
+INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+
+
+@pytest.mark.parametrize("dtype", INTEGERS)
+@pytest.mark.parametrize("framework", ["numpy", "torch", "tensorflow", "jax"])
+def test_next_token_of_every_integer_dtype(framework, dtype):
+    make = {
+        "numpy": lambda np_array: np_array,
+        "torch": lambda np_array: pytest.importorskip("torch").from_numpy(np_array),
+        "tensorflow": lambda np_array: pytest.importorskip("tensorflow").constant(np_array),
+        "jax": lambda np_array: pytest.importorskip("jax").numpy.asarray(np_array.astype(dtype.replace("64", "32"))),
+    }[framework]
+    tokens = np.array([[5, 6, 7, 8]], dtype)
+    got = xent.next_token(make(tokens), np.int64(100), segment_ids=[[0, 2**32, 2**32, 1]])
+    assert _dispatch.find(got).ops.dtype(got) == (dtype.replace("64", "32") if framework == "jax" else dtype)
+    np.testing.assert_array_equal(np.asarray(got), [[100, 7, 100, 100]])
 
 
 @pytest.mark.parametrize(
@@ -121,7 +146,21 @@ def test_lengths_that_a_graph_does_not_know():
             ValueError,
             "sample_weight: expected a scalar",
         ),
-        (lambda: xent.total_weight([1], class_weight=[[1]]), ValueError, "class_weight: expected shape"),
+        *(
+            (
+                lambda k=k: xent.total_weight([1], class_weight=k),
+                ValueError,
+                rf"class_weight: expected shape \(classes,\), got \({shape}\)",
+            )
+            for k, shape in ((2.0, ""), ([], "0,"), ([[1.0, 2.0]], "1, 2"))
+        ),
+        (lambda: xent.next_token([True]), TypeError, "labels: expected token ids of an integer dtype, got bool"),
+        (lambda: xent.next_token([1], segment_ids=2), ValueError, "segment_ids: expected at least one dimension"),
+        (
+            lambda: xent.total_weight([1], weights=2),
+            TypeError,
+            "weights: total_weight has no such argument; use sample",
+        ),
     ],
 )
 def test_sentences(call, error, sentence):

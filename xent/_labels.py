@@ -45,10 +45,13 @@ def next_token(labels: Array, ignore_index: int = -100, *, segment_ids: Array | 
     """
     adapter, ids = _own_ids(labels)
     ops = adapter.ops
-    ignore_index = _rules.token_ids(ops.shape(ids) if ranked(adapter, ids) else (None,), ops.dtype(ids), ignore_index)
+    known = ranked(adapter, ids)
+    ignore_index = _rules.token_ids(ops.shape(ids) if known else (None,), ops.dtype(ids), ignore_index)
     shifted = ops.following(ids, ignore_index)
     if segment_ids is None:
         return shifted
+    if not known:
+        raise _rules.unknown_rank("segment_ids")
     goes_on = fitted(adapter, _rules.SEGMENTS, _goes_on(adapter, segment_ids, ids), shape_of(adapter, ids))
     return ops.where(goes_on, shifted, ops.full((), ignore_index, ops.dtype(ids), ids))
 

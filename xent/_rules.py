@@ -118,6 +118,10 @@ def sequence(argument: str, shape: Shape) -> None:
         raise ValueError(f"{argument}: expected at least one dimension, the tokens; got a scalar")
 
 
+def unknown_rank(argument: str) -> ValueError:
+    return ValueError(f"{argument}: expected labels whose rank is known while a graph is traced, got one of any rank")
+
+
 def class_weights(shape: Shape) -> Any:
     """How many classes there are, by the shape of their weights alone."""
     if len(shape) != 1 or shape[0] == 0:
