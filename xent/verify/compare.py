@@ -9,19 +9,20 @@ import pickle
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xent
 from xent import _check, _dispatch
-from xent.verify import comparison, frameworks, regimes
+from xent.verify import comparison, frameworks, regimes, worker
 from xent.verify.comparison import Comparison
 from xent.verify.precision import DTYPES, PRECISION, rounded
 from xent.verify.regimes import Batch
-from xent.verify.worker import Answer, Task
+from xent.verify.task import Answer, Contender, Function, Outcome, Task
 
 MODES = ("eager", "compiled")
 CLASSES = {"eager": regimes.CLASSES[:5], "compiled": (1000,)}  # compiling takes seconds for each shape
@@ -39,6 +40,8 @@ def compare(
     logits: Any = None,
     labels: Any = None,
     ignore_index: int | None = None,
+    contenders: Mapping[str, Function | str] | None = None,
+    options: Mapping[str, float] | None = None,
     progress: Progress | None = None,
 ) -> Comparison:
     """Runs every installed framework, each in a process of its own, against the truth in float64.
@@ -52,6 +55,11 @@ def compare(
         logits: your own array instead of xent's regimes, classes last: float [..., C].
         labels: beside your own logits: class ids [...], or distributions like the logits.
         ignore_index: a class id that marks your own labels to be left out.
+        contenders: your own losses by name, functions of (logits, labels) that return the mean, or one loss a row (of
+            "sigmoid_ce" one an element); or "package.module:function", which is imported in a process of its own. They
+            are judged by what xent is judged by, in value and in the gradient that the framework derives; on NumPy
+            in the gradient where they return (loss, gradient). Needs `backends`, and one of `losses`.
+        options: what the contenders compute besides: "label_smoothing", "z_loss" or "ignore_index" of `losses`.
         progress: called as (what, done, of) after each step.
 
     Returns:
@@ -59,26 +67,37 @@ def compare(
         differences between backends. It is true if all are within what the dtype allows.
 
     Raises:
-        ValueError: an unknown name, a device that no backend has, arrays that do not fit together.
+        ValueError: an unknown name, a device that no backend has, arrays that do not fit together, contenders without
+            their backend or loss.
 
     Example:
         >>> import xent
         >>> xent.compare("numpy", losses=["sparse_ce", "softmax_ce"], dtypes="float32").agrees
         True
     """
+    rivals = [Contender(name, function) for name, function in (contenders or {}).items()]
     losses = _check.chosen("loss", losses, regimes.LOSSES)
     dtypes = _check.chosen("dtype", dtypes, DTYPES)
     modes = _check.chosen("mode", modes, MODES) or list(MODES)
     if (logits is None) != (labels is None):
         given, other = ("labels", "logits") if logits is None else ("logits", "labels")
         raise ValueError(f"{other}: expected beside {given}, got None")
-    batches = _batches(losses, dtypes) if logits is None else _own(logits, labels, losses, dtypes, ignore_index)
+    _check_contenders(rivals, _check.names(backends), losses)
+    asked = _options(options or {}, losses)
+    batches = (
+        _batches(losses, dtypes, asked)
+        if logits is None
+        else _own(
+            logits, labels, losses, dtypes, asked if ignore_index is None else asked | {"ignore_index": ignore_index}
+        )
+    )
     names, skipped = _installed(backends)
     tasks, versions = [], {}
     for name, known in facts(names).items():
         versions[name] = known["version"]
         found, reasons = _tasks(name, known, modes, device, batches)
         tasks += found
+        tasks += [task._replace(contender=rival) for rival in rivals for task in found]
         skipped += reasons
     if not tasks:
         raise ValueError(f"nothing to compare: {'; '.join(skipped) or 'no framework is installed'}")
@@ -90,7 +109,34 @@ def compare(
     return Comparison(rows, comparison.pairs(tasks, answers, truths), skipped, versions)
 
 
-def _batches(losses: list[str], dtypes: list[str]) -> list[tuple[str, Batch]]:
+def _check_contenders(contenders: list[Contender], backends: list[str], losses: list[str]) -> None:
+    """A function knows its own framework's arrays, and one kind of labels."""
+    for name, function in contenders:
+        if not callable(function) and (not isinstance(function, str) or not all(function.partition(":")[::2])):
+            raise ValueError(f"contender {name!r}: expected a function or 'package.module:function', got {function!r}")
+    if contenders and not backends:
+        raise ValueError("backends: expected the contenders' framework, got None")
+    if contenders and len(losses) != 1:
+        got = ", ".join(losses) or None
+        raise ValueError(
+            f"losses: expected the one that the contenders compute, of {', '.join(regimes.LOSSES)}, got {got}"
+        )
+
+
+OPTIONS = dict.fromkeys(regimes.LOSSES, ("label_smoothing", "z_loss", "ignore_index"))
+OPTIONS |= {"softmax_ce": ("label_smoothing", "z_loss"), "sigmoid_ce": ("label_smoothing",)}
+
+
+def _options(options: Mapping[str, float], losses: list[str]) -> dict[str, Any]:
+    """Those that every one of the losses has, checked by the losses themselves."""
+    for loss in losses or regimes.LOSSES if options else ():
+        for name in options:
+            _check.choice(f"option of {loss}", name, OPTIONS[loss])
+        getattr(xent, loss)(np.zeros((1, 2)), [0] if loss == "sparse_ce" else [[0.0, 1.0]], **options)
+    return dict(options)
+
+
+def _batches(losses: list[str], dtypes: list[str], options: dict[str, Any]) -> list[tuple[str, Batch]]:
     """Each with the mode it is for."""
     combinations = itertools.product(losses or regimes.LOSSES, dtypes or DTYPES)
     made: dict[tuple[str, str, int], Batch] = {}
@@ -99,29 +145,31 @@ def _batches(losses: list[str], dtypes: list[str]) -> list[tuple[str, Batch]]:
         wide = loss == "sparse_ce" and PRECISION[dtype].compute == dtype
         for classes in (*CLASSES[mode], WIDE) if wide else CLASSES[mode]:
             key = (loss, dtype, classes)
-            made[key] = made.get(key) or regimes.batch(*key, every=3 if classes == WIDE else 1)
+            made[key] = made.get(key) or replace(
+                regimes.batch(*key, every=3 if classes == WIDE else 1), options=options
+            )
             found.append((mode, made[key]))
     return found
 
 
 def _own(
-    logits: Any, labels: Any, losses: list[str], dtypes: list[str], ignore_index: int | None
+    logits: Any, labels: Any, losses: list[str], dtypes: list[str], options: dict[str, Any]
 ) -> list[tuple[str, Batch]]:
     """The caller's arrays, flattened to rows."""
     given, x = _values(logits, "logits")
     y = _values(labels, "labels")[1]
     hard = y.ndim == x.ndim - 1
-    options = {} if ignore_index is None else {"ignore_index": ignore_index}
     found = []
     for loss in losses or ["sparse_ce" if hard else "softmax_ce"]:
-        ids = {**options, "invalid": "raise"} if loss == "sparse_ce" else {}
-        getattr(xent, loss)(logits, labels, **ids)  # as they came: the checks and sentences of any call
+        own_options = {name: value for name, value in options.items() if name in OPTIONS[loss]}
+        ids = {"invalid": "raise"} if loss == "sparse_ce" else {}
+        getattr(xent, loss)(logits, labels, **own_options, **ids)  # as they came: the checks and sentences of any call
         for dtype in dtypes or [given]:
             own = rounded(_rows_of(x), dtype)
             _check_range(_rows_of(x), own, dtype)
             shaped = y.reshape(-1) if hard else y.reshape(own.shape)
             shaped = shaped if hard else rounded(shaped.astype(np.float64), PRECISION[dtype].compute)
-            batch = Batch(loss, dtype, own, shaped, ("yours",) * len(own), options if loss == "sparse_ce" else {})
+            batch = Batch(loss, dtype, own, shaped, ("yours",) * len(own), own_options)
             found += [(mode, batch) for mode in MODES]
     return found
 
@@ -203,16 +251,35 @@ def _run(tasks: list[Task], progress: Progress | None) -> list[Answer]:
         if progress:
             progress(what, next(done), len(tasks))
 
-    def backend(name: str) -> list[Answer]:
+    def answered(mine: list[Task]) -> list[Answer]:
+        """By a process of its own: some frameworks cannot share one, and a contender may end its own."""
+        who = mine[0].contender
         with tempfile.TemporaryDirectory() as folder:
-            job, mine = Path(folder) / "job", [task for task in tasks if task.backend == name]
+            job = Path(folder) / "job"
             job.write_bytes(pickle.dumps(mine))
             code = f"from xent.verify import worker; worker.main({str(job)!r})"
-            _python(["-c", code], lambda line: report(f"{name} {line}"))
+            label = f"{mine[0].backend} {who.name}" if who else mine[0].backend
+            try:
+                _python(["-c", code], lambda line: report(f"{label} {line}"))
+            except RuntimeError as error:
+                if who is None:
+                    raise
+                lost = Answer(Outcome(problem=f"its process ended: {str(error).splitlines()[-1]}"))
+                return [lost] * len(mine)
             return [pickle.loads(Path(f"{job}.{i}").read_bytes()) for i in range(len(mine))]
 
-    names = list(dict.fromkeys(task.backend for task in tasks))
-    return [answer for answers in _each(backend, names) for answer in answers]
+    def here(task: Task) -> Answer:
+        """A function cannot be sent to another process, unless by name."""
+        found = worker.answer(frameworks.load(task.backend), task)
+        report(f"{task.backend} {task.contender.name if task.contender else ''} {task.mode} {task.batch.name}")
+        return found
+
+    groups: dict[tuple[str, Contender | None], list[Task]] = {}
+    for task in tasks:
+        groups.setdefault((task.backend, task.contender), []).append(task)
+    sent = [mine for (_, who), mine in groups.items() if who is None or isinstance(who.function, str)]
+    found = dict(zip(map(id, sent), _each(answered, sent), strict=True))
+    return [answer for mine in groups.values() for answer in found.get(id(mine)) or map(here, mine)]
 
 
 def _python(arguments: list[str], on_line: Callable[[str], None] | None = None) -> str:

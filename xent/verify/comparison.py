@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from xent.verify import tolerance
+from xent.verify.judge import Verdict, example, judge
 from xent.verify.oracle import Truth
-from xent.verify.regimes import Batch
-from xent.verify.worker import Answer, Outcome, Task
+from xent.verify.task import Answer, Outcome, Task
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,9 @@ class Row:
     native_gradient: float = math.nan
     native_share: float = math.nan
     problem: str = ""  # what it raised
+    contender: str = ""  # who was judged, where that is not xent
+    worst_regime: str = ""  # where it is furthest beyond what is allowed, if it is
+    example: str = ""  # a small input of that regime that shows it
 
     @property
     def agrees(self) -> bool:
@@ -77,10 +80,14 @@ class Comparison:
         head = f"{'backend':11}{'loss':11}{'dtype':9}{'mode':9}{'value':>9} {'gradient':>9} {'limit':>7}   own loss"
         lines = [
             f"{r.backend:11}{r.loss:11}{r.dtype:9}{r.mode:9}{figure(r.value):>9} {figure(r.gradient):>9} "
-            f"{r.share:>6.0%}{' ' if r.agrees else '!'}   {r.problem or native_text(r)}"
+            f"{r.share:>6.0%}{' ' if r.agrees else '!'}   {r.contender or r.problem or native_text(r)}"
             for r in self.rows
         ]
-        return "\n".join([head, *lines, self.summary()])
+        return "\n".join([head, *lines, *map(contender_text, self.contenders()), self.summary()])
+
+    def contenders(self) -> list[Row]:
+        """The rows of others than xent."""
+        return [row for row in self.rows if row.contender]
 
     def summary(self) -> str:
         wrong = [row for row in self.rows if not row.agrees]
@@ -96,6 +103,17 @@ def figure(x: float) -> str:
     return "-" if math.isnan(x) else "wrong" if math.isinf(x) else "0" if x == 0 else f"{x:.0e}"
 
 
+def contender_text(row: Row) -> str:
+    """What a contender did, in one sentence."""
+    name = f"{row.contender} on {row.backend}, {row.dtype}, {row.mode}"
+    if row.problem:
+        return f"{name}: {row.problem}"
+    value_only = " in value; it has no gradient to judge" if math.isnan(row.gradient) else ""
+    if row.agrees:
+        return f"{name}: right{value_only}"
+    return f"{name}: wrong{value_only}, worst where logits are {row.worst_regime!r}: {row.example}"
+
+
 def native_text(row: Row) -> str:
     return f"{figure(row.native_value)} {figure(row.native_gradient)}  {row.native}" if row.native else "-"
 
@@ -104,14 +122,16 @@ def native_text(row: Row) -> str:
 
 
 def rows(tasks: list[Task], answers: list[Answer], truths: dict[int, Truth]) -> list[Row]:
-    groups: dict[tuple[str, str, str, str], list[tuple[Task, Answer]]] = {}
+    groups: dict[tuple[str, str, str, str, str], list[tuple[Task, Answer]]] = {}
     for task, answer in zip(tasks, answers, strict=True):
-        groups.setdefault((task.backend, task.batch.loss, task.batch.dtype, task.mode), []).append((task, answer))
-    return [Row(*key, **_worst(group, truths)) for key, group in groups.items()]
+        who = task.contender.name if task.contender else ""
+        key = (task.backend, task.batch.loss, task.batch.dtype, task.mode, who)
+        groups.setdefault(key, []).append((task, answer))
+    return [Row(*key[:4], contender=key[4], **_worst(group, truths)) for key, group in groups.items()]
 
 
 def _worst(group: list[tuple[Task, Answer]], truths: dict[int, Truth]) -> dict[str, Any]:
-    ours = [_judge(task.batch, truths[id(task.batch)], answer.ours) for task, answer in group]
+    ours = [judge(task.batch, truths[id(task.batch)], answer.ours) for task, answer in group]
     result: dict[str, Any] = {
         "value": max(v.value for v in ours),
         "value_regime": max(ours, key=lambda v: v.value).value_regime,
@@ -120,7 +140,9 @@ def _worst(group: list[tuple[Task, Answer]], truths: dict[int, Truth]) -> dict[s
         "share": max(v.share for v in ours),
         "problem": next((answer.ours.problem for _, answer in group if answer.ours.problem), ""),
     }
-    theirs = [_judge(t.batch, truths[id(t.batch)], a.native) for t, a in group if a.native is not None]
+    if group[0][0].contender and not result["problem"] and result["share"] > 1:
+        result |= _shown(group, ours, truths)
+    theirs = [judge(t.batch, truths[id(t.batch)], a.native) for t, a in group if a.native is not None]
     if theirs:
         result |= {
             "native": group[0][1].native_name,
@@ -131,24 +153,17 @@ def _worst(group: list[tuple[Task, Answer]], truths: dict[int, Truth]) -> dict[s
     return result
 
 
-@dataclass(frozen=True)
-class _Verdict:
-    value: float
-    value_regime: str
-    gradient: float
-    gradient_regime: str
-    share: float
-
-
-def _judge(batch: Batch, truth: Truth, outcome: Outcome) -> _Verdict:
-    if outcome.problem:
-        return _Verdict(math.inf, "", math.inf, "", math.inf)
-    if outcome.loss.shape != truth.loss.shape or outcome.grad.shape != truth.logits.shape:
-        return _Verdict(math.inf, "shape", math.inf, "shape", math.inf)
-    e = tolerance.errors(batch, truth, outcome.loss, outcome.grad)
-    value, gradient = int(e.loss.argmax()), int(e.grad.argmax())
-    share = max(float(e.loss_share.max()), float(e.grad_share.max()))
-    return _Verdict(float(e.loss[value]), batch.regimes[value], float(e.grad[gradient]), batch.regimes[gradient], share)
+def _shown(group: list[tuple[Task, Answer]], verdicts: list[Verdict], truths: dict[int, Truth]) -> dict[str, str]:
+    """The regime where a contender is furthest off, and the smallest input that was tried there and shows it."""
+    (task, _), worst = max(zip(group, verdicts, strict=True), key=lambda pair: pair[1].share)
+    regime = worst.worst_regime(task.batch)
+    small_first = sorted(zip(group, verdicts, strict=True), key=lambda pair: pair[0][0].batch.logits.shape[1])
+    for (task, answer), verdict in small_first:
+        row, batch = verdict.worst_row(task.batch, regime), task.batch
+        if row is not None:
+            shown = example(batch, truths[id(batch)], answer.ours, verdict, row)
+            return {"worst_regime": regime, "example": shown}
+    return {}
 
 
 def pairs(tasks: list[Task], answers: list[Answer], truths: dict[int, Truth]) -> list[Pair]:
@@ -156,7 +171,7 @@ def pairs(tasks: list[Task], answers: list[Answer], truths: dict[int, Truth]) ->
     found: dict[tuple[str, str, str, str], tuple[float, float]] = {}
     by_batch: dict[int, list[tuple[Task, Outcome]]] = {}
     for task, answer in zip(tasks, answers, strict=True):
-        if task.mode == "eager" and not answer.ours.problem:
+        if task.mode == "eager" and task.contender is None and not answer.ours.problem:
             by_batch.setdefault(id(task.batch), []).append((task, answer.ours))
     for key, results in by_batch.items():
         for (a, one), (b, other) in itertools.combinations(results, 2):

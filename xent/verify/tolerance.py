@@ -28,8 +28,8 @@ def errors(batch: Batch, truth: oracle.Truth, loss: Array, grad: Array) -> Error
 
     Allowed in the loss: the dtype's bar where it is at least 1e-3, (8 + lead) roundoffs below, lead being how far the
     label is ahead: the rounding of m - x_j itself. In the gradient the same, entry by entry, with the entry's own gap;
-    for soft labels relative to the larger of the two terms that are subtracted. Where the gradient has 16 bits, one
-    unit in its last place (for soft labels, on top of those roundoffs).
+    for soft or smoothed labels relative to the larger of the two terms that are subtracted. Where the gradient has 16
+    bits, one unit in its last place (for soft labels, on top of those roundoffs).
     """
     precision = PRECISION[batch.dtype]
     lead, gap, scale = _geometry(batch, truth)
@@ -43,7 +43,8 @@ def errors(batch: Batch, truth: oracle.Truth, loss: Array, grad: Array) -> Error
         allowed_grad = np.where(scale >= 1e-3, precision.bar, (8 + gap) * precision.unit)
         share = in_grad / allowed_grad
     else:
-        soft = 0.0 if batch.loss == "sparse_ce" else (8 + gap) * precision.unit * scale
+        exact = batch.loss == "sparse_ce" and not batch.options.get("label_smoothing")
+        soft = 0.0 if exact else (8 + gap) * precision.unit * scale
         share = _relative(grad, truth.logits, _ulp(truth.logits, precision) + soft, precision.tiny)
     flat = (len(in_grad), -1)
     return Errors(
@@ -57,10 +58,11 @@ def _per_row(x: Array) -> Array:
 
 def _geometry(batch: Batch, truth: oracle.Truth) -> tuple[Array, Array, Array]:
     """The label's lead; each entry's distance from the maximum (the label's: its lead); the gradient's terms' size."""
-    x = batch.logits
+    x, smoothing = batch.logits, batch.options.get("label_smoothing", 0.0)
     if batch.loss == "sigmoid_ce":
         gap = np.where(np.isfinite(x), np.abs(x), 0.0)
-        return gap, gap, np.maximum((1 - batch.labels) * oracle.logistic(x), batch.labels * oracle.logistic(-x))
+        z = (1 - smoothing) * batch.labels + smoothing / 2
+        return gap, gap, np.maximum((1 - z) * oracle.logistic(x), z * oracle.logistic(-x))
     rows = np.arange(len(x))
     hard = batch.loss == "sparse_ce"
     y = batch.labels.clip(0, x.shape[1] - 1) if hard else batch.labels.argmax(axis=1)  # ignored ids can be anything
@@ -72,8 +74,10 @@ def _geometry(batch: Batch, truth: oracle.Truth) -> tuple[Array, Array, Array]:
         gap = np.nan_to_num(x.max(axis=1, keepdims=True) - x, posinf=0)
     if hard:
         gap[rows, y] = lead
-        return lead, gap, np.abs(truth.logits)
-    return lead, gap, np.maximum(np.abs(truth.logits + batch.labels), batch.labels)
+        if not smoothing:
+            return lead, gap, np.abs(truth.logits)
+    t = (1 - smoothing) * (np.eye(x.shape[1])[y] if hard else batch.labels) + smoothing / x.shape[1]
+    return lead, gap, np.maximum(np.abs(truth.logits + t), t)
 
 
 def _relative(got: Array, want: Array, scale: Array, tiny: float) -> Array:

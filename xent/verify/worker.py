@@ -9,34 +9,12 @@ import contextlib
 import pickle
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import xent
-from xent.verify import frameworks
+from xent.verify import contender, frameworks
 from xent.verify.frameworks import Framework
-from xent.verify.precision import PRECISION
-from xent.verify.regimes import Batch
-
-
-class Task(NamedTuple):
-    backend: str
-    mode: str
-    device: str
-    batch: Batch
-
-
-class Outcome(NamedTuple):
-    """Values and gradients in float64; `problem` instead of them where there are none."""
-
-    loss: Any = None
-    grad: Any = None
-    problem: str = ""
-
-
-class Answer(NamedTuple):
-    ours: Outcome
-    native: Outcome | None
-    native_name: str
+from xent.verify.task import Answer, Outcome, Task, arguments, raised
 
 
 def facts(name: str) -> dict[str, Any]:
@@ -52,6 +30,8 @@ def facts(name: str) -> dict[str, Any]:
 
 def answer(framework: Framework, task: Task) -> Answer:
     batch = task.batch
+    if task.contender is not None:
+        return Answer(contender.outcome(framework, task, task.contender.function))
     with framework.double() if batch.dtype == "float64" else contextlib.nullcontext():
         loss = getattr(xent, batch.loss)
         compiled = framework.compilers[task.mode]
@@ -64,15 +44,11 @@ def answer(framework: Framework, task: Task) -> Answer:
 
 
 def _try(framework: Framework, task: Task, function: Any) -> Outcome:
-    batch = task.batch
     try:
-        x = framework.array(batch.logits, batch.dtype, task.device)
-        dtype = None if batch.labels.dtype.kind in "iub" else PRECISION[batch.dtype].compute
-        y = framework.array(batch.labels, dtype, task.device)
-        loss, grad = function(x, y)
+        loss, grad = function(*arguments(framework, task))
         return Outcome(framework.numpy(loss), framework.numpy(grad))
     except Exception as error:  # reported, whatever it is
-        return Outcome(problem=f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}")
+        return raised(error)
 
 
 def main(job: str) -> None:
