@@ -19,7 +19,7 @@ from xent._console import Steps, fail, out, say, writable
 from xent.benchmarks.command import bench_command
 from xent.verify import frameworks, page, precision, regimes
 from xent.verify.compare import MODES, compare, facts
-from xent.verify.comparison import Comparison, Row, figure
+from xent.verify.comparison import Comparison, Row, contender_text, figure, limit
 from xent.verify.diagnosis import FAULT
 from xent.verify.doctor import doctor
 
@@ -94,6 +94,9 @@ def triton(devices: Iterable[str]) -> dict[str, Any]:
     return {"in_use": True}
 
 
+CONTENDER = "Also judge your own loss of (logits, labels): package.module:function; needs --backend and --loss."
+
+
 @app.command(name="compare")
 def compare_command(
     backend: Annotated[list[str] | None, typer.Option(help="Only this one; repeat for more.")] = None,
@@ -104,6 +107,8 @@ def compare_command(
     logits: Annotated[Path | None, typer.Option(help="Your logits: .npy, .npz or .safetensors, classes last.")] = None,
     labels: Annotated[Path | None, typer.Option(help="Your labels: class ids, or distributions.")] = None,
     ignore_index: Annotated[int | None, typer.Option(help="Class id to ignore in your labels.")] = None,
+    contender: Annotated[list[str] | None, typer.Option(help=CONTENDER)] = None,
+    option: Annotated[list[str] | None, typer.Option(help="Its option: label_smoothing=0.1; repeat for more.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON, to standard output.")] = False,
     html: Annotated[Path | None, typer.Option(help="Also write one self-contained page with heatmaps.")] = None,
 ) -> None:
@@ -126,6 +131,8 @@ def compare_command(
                 logits=_load(logits, "logits"),
                 labels=_load(labels, "labels"),
                 ignore_index=ignore_index,
+                contenders={name: name for name in contender or ()},
+                options=dict(map(_option, option or ())),
                 progress=step,
             )
         if html is not None:
@@ -142,6 +149,13 @@ def compare_command(
     raise typer.Exit(0 if result.agrees else 1)
 
 
+def _option(given: str) -> tuple[str, float]:
+    name, _, value = given.partition("=")
+    with contextlib.suppress(ValueError):
+        return name, int(value) if name == "ignore_index" else float(value)
+    raise ValueError(f"--option {given}: expected name=number, such as label_smoothing=0.1")
+
+
 def _print(result: Comparison) -> None:
     table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")  # fits 80 columns
     for heading in ("backend", "loss", "dtype", "mode"):
@@ -150,12 +164,12 @@ def _print(result: Comparison) -> None:
         table.add_column(heading, justify="right", no_wrap=True)
     previous: tuple[str, str] | None = None
     for row in result.rows:
-        if previous and row.backend != previous[0]:
+        who = (row.contender.rpartition(":")[2] or row.backend, row.loss)
+        if previous and who[0] != previous[0]:
             table.add_section()
-        same = previous == (row.backend, row.loss)
-        first = ("", "") if same else (row.backend, row.loss)
+        first = ("", "") if previous == who else who
         table.add_row(*map(Text, (*first, row.dtype, row.mode)), *_cells(row))
-        previous = (row.backend, row.loss)
+        previous = who
     out.print(table)
     say((LEGEND, "dim"))
     for backend in dict.fromkeys(row.backend for row in result.rows):
@@ -163,8 +177,10 @@ def _print(result: Comparison) -> None:
         for name in names:
             say((f"own: {backend:12}{name}", "dim"))
     _print_pairs(result)
+    for row in result.contenders():
+        say((contender_text(row), "" if row.agrees else "red"))
     for row in result.rows:
-        if row.problem:
+        if row.problem and not row.contender:
             say((f"{row.backend} {row.loss} {row.dtype} {row.mode}", "red"), f": {row.problem}")
     for reason in result.skipped:
         say((f"skipped {reason}", "dim"))
@@ -172,7 +188,7 @@ def _print(result: Comparison) -> None:
 
 
 LEGEND = """
-value, gradient  xent's worst relative error against float64 truth
+value, gradient  worst relative error, of xent or of your own loss, against float64 truth
 limit            the worse of them as a share of what the dtype allows
 own              the same errors of the framework's own loss, named below:
                  1 is no digit right, wrong is NaN, infinity or an error"""
@@ -184,7 +200,7 @@ def _cells(row: Row) -> Iterable[Text]:
     return (
         Text(figure(row.value)),
         Text(figure(row.gradient)),
-        Text(f"{row.share:.0%}", "green" if row.agrees else "bold red"),
+        Text(limit(row), "green" if row.agrees else "bold red"),
         _against(row.native_value, row.value),
         _against(row.native_gradient, row.gradient),
     )

@@ -112,6 +112,8 @@ def compare(
 def _check_contenders(contenders: list[Contender], backends: list[str], losses: list[str]) -> None:
     """A function knows its own framework's arrays, and one kind of labels."""
     for name, function in contenders:
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"contenders: expected names, got {name!r}")
         if not callable(function) and (not isinstance(function, str) or not all(function.partition(":")[::2])):
             raise ValueError(f"contender {name!r}: expected a function or 'package.module:function', got {function!r}")
     if contenders and not backends:
@@ -123,8 +125,11 @@ def _check_contenders(contenders: list[Contender], backends: list[str], losses: 
         )
 
 
-OPTIONS = dict.fromkeys(regimes.LOSSES, ("label_smoothing", "z_loss", "ignore_index"))
-OPTIONS |= {"softmax_ce": ("label_smoothing", "z_loss"), "sigmoid_ce": ("label_smoothing",)}
+OPTIONS: dict[str, tuple[str, ...]] = {
+    "sparse_ce": ("label_smoothing", "z_loss", "ignore_index"),
+    "softmax_ce": ("label_smoothing", "z_loss"),
+    "sigmoid_ce": ("label_smoothing",),
+}
 
 
 def _options(options: Mapping[str, float], losses: list[str]) -> dict[str, Any]:
@@ -274,12 +279,16 @@ def _run(tasks: list[Task], progress: Progress | None) -> list[Answer]:
         report(f"{task.backend} {task.contender.name if task.contender else ''} {task.mode} {task.batch.name}")
         return found
 
-    groups: dict[tuple[str, Contender | None], list[Task]] = {}
+    groups: dict[tuple[str, str], list[Task]] = {}
     for task in tasks:
-        groups.setdefault((task.backend, task.contender), []).append(task)
-    sent = [mine for (_, who), mine in groups.items() if who is None or isinstance(who.function, str)]
-    found = dict(zip(map(id, sent), _each(answered, sent), strict=True))
-    return [answer for mine in groups.values() for answer in found.get(id(mine)) or map(here, mine)]
+        groups.setdefault((task.backend, task.contender.name if task.contender else ""), []).append(task)
+    sent = {key: mine for key, mine in groups.items() if mine[0].contender is None or _is_name(mine[0].contender)}
+    found = dict(zip(sent, _each(answered, list(sent.values())), strict=True))
+    return [answer for key, mine in groups.items() for answer in found.get(key) or map(here, mine)]
+
+
+def _is_name(contender: Contender) -> bool:
+    return isinstance(contender.function, str)
 
 
 def _python(arguments: list[str], on_line: Callable[[str], None] | None = None) -> str:

@@ -80,7 +80,7 @@ class Comparison:
         head = f"{'backend':11}{'loss':11}{'dtype':9}{'mode':9}{'value':>9} {'gradient':>9} {'limit':>7}   own loss"
         lines = [
             f"{r.backend:11}{r.loss:11}{r.dtype:9}{r.mode:9}{figure(r.value):>9} {figure(r.gradient):>9} "
-            f"{r.share:>6.0%}{' ' if r.agrees else '!'}   {r.contender or r.problem or native_text(r)}"
+            f"{limit(r):>6}{' ' if r.agrees else '!'}   {r.contender or r.problem or native_text(r)}"
             for r in self.rows
         ]
         return "\n".join([head, *lines, *map(contender_text, self.contenders()), self.summary()])
@@ -101,6 +101,11 @@ class Comparison:
 
 def figure(x: float) -> str:
     return "-" if math.isnan(x) else "wrong" if math.isinf(x) else "0" if x == 0 else f"{x:.0e}"
+
+
+def limit(row: Row) -> str:
+    """Its share of what is allowed."""
+    return "wrong" if math.isinf(row.share) else f"{row.share:.0%}" if row.share < 100 else f"{row.share:.0e}x"
 
 
 def contender_text(row: Row) -> str:

@@ -103,11 +103,9 @@ def example(batch: Batch, truth: Truth, outcome: Outcome, verdict: Verdict, row:
         given = (
             f"logits {_numbers(batch.logits[rows], batch.dtype)}, labels {_numbers(batch.labels[rows], batch.dtype)}"
         )
-    elif batch.regimes[0] == "yours":
-        given = f"rows {rows.start} to {rows.stop - 1} of yours" if together else f"row {row} of yours"
     else:
-        made = f"xent.verify.regimes.batch({batch.loss!r}, {batch.dtype!r}, {batch.logits.shape[1]})"
-        given = f"rows {rows.start}:{rows.stop} of {made}"
+        which = f"rows {rows.start} to {rows.stop - 1}" if together else f"row {row}"
+        given = f"{which} of {batch.made_by or 'your arrays'}"
     return f"{given}: {_difference(batch, truth, outcome, verdict, row, together)}"
 
 

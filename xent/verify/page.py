@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from html import escape
 
 from xent.verify import regimes
-from xent.verify.comparison import Comparison, Row, figure
+from xent.verify.comparison import Comparison, Row, contender_text, figure, limit
 
 STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:72rem;padding:0 1rem;color:#222;background:#fff}
@@ -41,11 +41,19 @@ def page(result: Comparison) -> str:
 <p class="note">Worst relative error against float64 truth over {len(regimes.REGIMES)} kinds of logits
 ({", ".join(regimes.REGIMES)}), or over your own. Hover over a cell for where it is worst.</p>
 <p class="key">{_key()}</p>
-<h2>xent</h2>{_heat(result.rows, _ours)}
-<h2>the frameworks' own losses</h2>{_heat([r for r in result.rows if r.native], _theirs)}
+<h2>xent</h2>{_heat([r for r in result.rows if not r.contender], _ours)}
+{_contenders(result)}<h2>the frameworks' own losses</h2>{_heat([r for r in result.rows if r.native], _theirs)}
 <h2>between backends</h2>{_pairs(result)}
 {f"<h2>not run</h2><ul>{skipped}</ul>" if skipped else ""}""",
     )
+
+
+def _contenders(result: Comparison) -> str:
+    found = result.contenders()
+    if not found:
+        return ""
+    said = "".join(f'<li class="{"ok" if r.agrees else "bad"}">{escape(contender_text(r))}</li>' for r in found)
+    return f"<h2>your own</h2>{_heat(found, _ours)}<ul>{said}</ul>\n"
 
 
 def _key() -> str:
@@ -66,7 +74,7 @@ Cell = tuple[float, float, bool, str]  # value, gradient, fine, what to say abou
 
 
 def _ours(row: Row) -> Cell:
-    where = f"value worst at {row.value_regime}, gradient at {row.gradient_regime}; {row.share:.0%} of what is allowed"
+    where = f"value worst at {row.value_regime}, gradient at {row.gradient_regime}; {limit(row)} of what is allowed"
     return row.value, row.gradient, row.agrees, row.problem or where
 
 
@@ -80,21 +88,25 @@ def _heat(rows: Iterable[Row], cell: Callable[[Row], Cell]) -> str:
     if not rows:
         return "<p>none to show</p>"
     columns = list(dict.fromkeys((row.loss, row.dtype) for row in rows))
-    found = {(row.backend, row.mode, row.loss, row.dtype): cell(row) for row in rows}
+    found = {(_who(row), row.mode, row.loss, row.dtype): cell(row) for row in rows}
     losses = list(dict.fromkeys(loss for loss, _ in columns))
     spans = "".join(f'<th colspan="{2 * sum(c[0] == loss for c in columns)}">{escape(loss)}</th>' for loss in losses)
     dtypes = "".join(f'<th colspan="2">{escape(dtype)}</th>' for _, dtype in columns)
     kinds = "<th>value</th><th>gradient</th>" * len(columns)
     lines = [
-        f"<tr><th>{escape(backend)} <small>{escape(mode)}</small></th>"
-        + "".join(_cell(found.get((backend, mode, *column))) for column in columns)
+        f"<tr><th>{escape(who)} <small>{escape(mode)}</small></th>"
+        + "".join(_cell(found.get((who, mode, *column))) for column in columns)
         + "</tr>"
-        for backend, mode in dict.fromkeys((row.backend, row.mode) for row in rows)
+        for who, mode in dict.fromkeys((_who(row), row.mode) for row in rows)
     ]
     return (
         f'<div class="scroll"><table class="heat"><tr><th></th>{spans}</tr><tr><th></th>{dtypes}</tr>'
         f"<tr><th></th>{kinds}</tr>{''.join(lines)}</table></div>"
     )
+
+
+def _who(row: Row) -> str:
+    return f"{row.contender}, {row.backend}" if row.contender else row.backend
 
 
 def _cell(cell: Cell | None) -> str:

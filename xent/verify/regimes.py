@@ -99,6 +99,7 @@ class Batch:
     labels: Array
     regimes: tuple[str, ...]  # one a row
     options: dict[str, Any] = field(default_factory=dict)
+    made_by: str = ""  # the call that makes its logits and labels again
 
     @property
     def name(self) -> str:
@@ -124,7 +125,8 @@ def batch(loss: str, dtype: str, classes: int = 1000, seed: int = 0, every: int 
         y = _soft(rng, x, y, dtype)
     if loss == "sigmoid_ce":
         y = _per_element(rng, x, dtype)
-    return Batch(loss, dtype, x, y, tuple(names))
+    made_by = f"xent.verify.regimes.batch({loss!r}, {dtype!r}, {classes}, {seed}, {every})"
+    return Batch(loss, dtype, x, y, tuple(names), made_by=made_by)
 
 
 def _soft(rng: Rng, x: Array, y: Array, dtype: str) -> Array:
