@@ -49,6 +49,7 @@ class Job:
     rounds: int  # at most
     seconds: float  # no round beyond the fifth begins later
     cases: list[Case]
+    contenders: tuple[str, ...] = ()  # users' own
 
 
 @dataclass(eq=False)
@@ -107,7 +108,8 @@ class Session:
         copies = range(workload.copies(dtype))
         inputs = [frameworks.each(lambda k: self.framework.array(k, dtype), self.x) for _ in copies]
         self.turns = itertools.cycle(inputs)
-        entries = list(self._entries(self.framework.contenders(workload)))
+        users = frameworks.of_users(self.framework, workload, self.job.contenders)
+        entries = list(self._entries(itertools.chain(self.framework.contenders(workload), users)))
         gc.collect()
         gc.freeze()  # a framework's million objects take a quarter of a second to look through
         true = truth(workload, self.x, y if workload.ids else self._as_seen(y))
@@ -128,7 +130,7 @@ class Session:
     def _entries(self, contenders: Iterable[Contender]) -> Iterator[Entry]:
         for contender in contenders:
             ours = contender.name == "xent"
-            if contender.mode in self.job.modes and (ours or self.job.rivals):
+            if contender.mode in self.job.modes and (ours or self.job.rivals or contender.name in self.job.contenders):
                 for which in self.job.passes:
                     series = Series(contender.name, self.job.backend, contender.mode, ours, which)
                     yield Entry(series, contender.forward if which == "forward" else contender.both)

@@ -41,6 +41,7 @@ def bench(
     passes: Sequence[str] | None = None,
     device: str = "cpu",
     rivals: bool = True,
+    contenders: Sequence[str] | None = None,
     threads: int | None = None,
     rounds: int | None = None,
     quick: bool = False,
@@ -64,6 +65,8 @@ def bench(
         passes: "both" (the loss and its gradient), "forward" (the loss alone); "both" if not given.
         device: "cpu", "cuda", "gpu", or a framework's own name for one, such as "cuda:1".
         rivals: whether the frameworks' own losses and Keras's are timed, too.
+        contenders: your own losses of (logits, labels), "package.module:function", timed among the rivals where classes
+            are last.
         threads: processors that each framework may use; all if not given.
         rounds: how often each contender has its turn; if not given 5 times, and up to 25 within some seconds.
         quick: two small workloads, without torch.compile, within a minute.
@@ -110,6 +113,7 @@ def bench(
             modes=tuple(modes or (("eager",) if quick and backend == "torch" else MODES)),
             passes=tuple(passes),
             rivals=rivals,
+            contenders=tuple(_check.names(contenders)),
             rounds=at_most,
             seconds=math.inf if rounds else SECONDS,
             cases=list(group),

@@ -115,7 +115,7 @@ def wrong(workload: Workload, dtype: str, returned: str, series: Series) -> str:
         checks.append(("gradient", series.gradient_error, of_gradient[dtype]))
     for what, error, (ours, rivals) in checks:
         if error is None or not math.isfinite(error):
-            return f"wrong: {what} not finite"
+            return f"wrong: {what} {'missing' if error is None else 'not finite'}"
         if error > (ours if series.ours else rivals):
             return f"wrong: {what} off by {error:.0e}"
     return ""

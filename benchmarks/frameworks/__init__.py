@@ -6,11 +6,12 @@ import functools
 import importlib
 import importlib.util
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import xent
 from xent.benchmarks.workloads import Workload
+from xent.verify.contender import imported_or_raising
 
 Array = Any
 Inputs = Any  # logits; of linear_ce a pair, hidden states and weight, as is the gradient
@@ -43,6 +44,8 @@ class Framework:
     peak: Callable[[], Callable[[], int | None]] = lambda: lambda: None
     # (function, arguments) -> bytes that a compiler has laid out for results and temporaries.
     planned: Callable[..., int | None] = lambda *_: None
+    modes: dict[str, Mode] = field(default_factory=dict)  # for a user's own loss
+    mean: Callable[[Array], Array] = lambda x: x.mean()
     traffic: Callable[[int], Traffic] | None = None  # on a device, by its size; None: not known here
 
 
@@ -65,6 +68,17 @@ def keras(workload: Workload, modes: dict[str, Mode]) -> Iterator[Contender]:
             return library.ops.mean(own(y, x, from_logits=True))
 
         yield from in_modes(modes, "keras.losses", loss)
+
+
+def of_users(framework: Framework, workload: Workload, references: Iterable[str]) -> Iterator[Contender]:
+    """Losses of (logits, labels) that "package.module:function" names, where the classes are on the last axis."""
+    for reference in references if workload.axis == -1 and not workload.linear else ():
+        loss = imported_or_raising(reference)
+        yield from in_modes(framework.modes, reference, functools.partial(_mean, framework.mean, loss))
+
+
+def _mean(mean: Callable[[Array], Array], loss: Loss, x: Array, y: Array) -> Array:
+    return mean(loss(x, y))
 
 
 def installed(distribution: str) -> bool:

@@ -39,6 +39,7 @@ def make(device: str) -> Framework:
         wait=jax.block_until_ready,
         begin=lambda dtype: jax.config.update("jax_enable_x64", dtype == "float64"),
         planned=planned,
+        modes=MODES,
         traffic=lambda size: traffic(size, device),
     )
 

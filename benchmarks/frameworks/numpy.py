@@ -22,6 +22,8 @@ def make(device: str) -> Framework:
         numpy=wide,
         contenders=contenders,
         distributions=("numpy",),
+        modes={"eager": lambda loss: (lambda x, y: of_mean(loss(x, y))[0], lambda x, y: of_mean(loss(x, y)))},
+        mean=lambda result: result,  # (loss, gradient), or the loss alone
     )
 
 
@@ -29,6 +31,12 @@ def contenders(workload: Workload) -> Iterator[Contender]:
     loss = ours(workload)
     yield Contender("xent", "eager", loss, linear_gradients if workload.linear else xent.value_and_grad(loss))
     yield Contender("NumPy, in place", "eager", *in_place(workload))
+
+
+def of_mean(result: Any) -> tuple[Array, ...]:
+    """A user's (loss, gradient), or the loss alone, one a row or not, as those of the mean."""
+    loss, *grad = result if isinstance(result, tuple) else (result,)
+    return (np.mean(loss), *(k / np.size(loss) for k in grad))
 
 
 def linear_gradients(inputs: Inputs, y: Array) -> tuple[Array, Inputs]:

@@ -25,6 +25,8 @@ def make(device: str) -> Framework:
         distributions=("tensorflow", "keras"),
         wait=(lambda _: None) if device == "cpu" else (lambda _: tf.test.experimental.sync_devices()),
         limit=tf.config.threading.set_intra_op_parallelism_threads,
+        modes=modes,
+        mean=tf.reduce_mean,
         peak=lambda: peak("CPU:0" if device == "cpu" else device),
     )
 

@@ -37,6 +37,7 @@ def make(device: str) -> Framework:
         begin=lambda _: torch._dynamo.reset(),  # the limit on recompilations is meant for one program
         limit=torch.set_num_threads,
         peak=peak if cuda else (lambda: lambda: None),
+        modes=modes,
         traffic=lambda size: traffic(size, device),
     )
 

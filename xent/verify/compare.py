@@ -136,7 +136,8 @@ def _options(options: Mapping[str, float], losses: list[str]) -> dict[str, Any]:
     """Those that every one of the losses has, checked by the losses themselves."""
     for loss in losses or regimes.LOSSES if options else ():
         for name in options:
-            _check.choice(f"option of {loss}", name, OPTIONS[loss])
+            if name not in OPTIONS[loss]:
+                raise ValueError(f"option {name!r}: expected one that {loss} has, of {', '.join(OPTIONS[loss])}")
         getattr(xent, loss)(np.zeros((1, 2)), [0] if loss == "sparse_ce" else [[0.0, 1.0]], **options)
     return dict(options)
 

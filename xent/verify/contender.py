@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import os
+import sys
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,12 +32,27 @@ def imported(reference: str) -> Function:
     module, _, name = reference.partition(":")
     if not module or not name:
         raise ValueError(f"contender {reference!r}: expected package.module:function")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # last: a file there may have the name of a module
     found: Any = importlib.import_module(module)
     for part in name.split("."):
         found = getattr(found, part)
     if not callable(found):
         raise TypeError(f"expected a function, got {type(found).__name__}")
     return found  # type: ignore[no-any-return]
+
+
+def imported_or_raising(reference: str) -> Function:
+    """The function, or one that raises what kept it from being imported: a report says it."""
+    try:
+        return imported(reference)
+    except (Exception, SystemExit) as error:
+        problem = ImportError(f"cannot be imported: {raised(error).problem}")
+
+    def function(x: Array, y: Array) -> Any:
+        raise problem
+
+    return function
 
 
 def outcome(framework: Framework, task: Task, function: Function | str) -> Outcome:

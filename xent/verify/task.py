@@ -44,11 +44,11 @@ class Answer(NamedTuple):
 
 
 def arguments(framework: Framework, task: Task, rows: slice = slice(None)) -> tuple[Array, Array]:
-    """The framework's logits and labels."""
+    """The framework's logits and labels, which share no memory with the batch."""
     batch = task.batch
-    x = framework.array(batch.logits[rows], batch.dtype, task.device)
+    x = framework.array(batch.logits[rows].copy(), batch.dtype, task.device)
     dtype = None if batch.labels.dtype.kind in "iub" else PRECISION[batch.dtype].compute
-    return x, framework.array(batch.labels[rows], dtype, task.device)
+    return x, framework.array(batch.labels[rows].copy(), dtype, task.device)
 
 
 def raised(error: BaseException) -> Outcome:
