@@ -172,6 +172,38 @@ def test_compare_goes_on():
     assert theirs[1].value == pytest.approx(ours.value)
 
 
+def test_bench():
+    """Among the rivals, or without them; one that is wrong or cannot be imported is not timed."""
+    names = [f"contenders:{name}" for name in ("right_with_gradient", "planted", "right", "gone")]
+    found = xent.bench("tiny", backends="numpy", rivals=False, contenders=names, rounds=1)
+    ours, *theirs = found.cases[0].series
+    assert [series.name for series in theirs] == names
+    assert [series.time is not None for series in theirs] == [True, False, False, False]
+    assert [series.problem for series in theirs[:3]] == ["", "wrong: gradient off by 1e-03", "wrong: gradient missing"]
+    assert "AttributeError: module 'contenders' has no attribute 'gone'" in theirs[3].problem
+    assert ours.ours
+    assert not found.failures
+
+
+@pytest.mark.parametrize(
+    ("backend", "modes"),
+    [
+        pytest.param("torch", ["eager"], marks=pytest.mark.backend("torch")),
+        pytest.param("tensorflow", ["graph", "compiled"], marks=pytest.mark.backend("tensorflow")),
+        pytest.param("jax", ["eager", "compiled"], marks=pytest.mark.backend("jax")),
+    ],
+)
+def test_bench_on_frameworks(backend, modes):
+    """A loss a row counts as its mean."""
+    if importlib.util.find_spec(backend) is None:
+        pytest.skip(f"{backend} is not installed")
+    name = "contenders:right_by_row"
+    found = xent.bench("tiny", backends=backend, modes=modes, rivals=False, contenders=name, rounds=1)
+    theirs = [series for series in found.cases[0].series if series.name == name]
+    assert sorted(series.mode for series in theirs) == sorted(modes)
+    assert not any(series.problem for series in theirs)
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

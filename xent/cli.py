@@ -188,7 +188,7 @@ def _print(result: Comparison) -> None:
 
 
 LEGEND = """
-value, gradient  worst relative error, of xent or of your own loss, against float64 truth
+value, gradient  worst relative error against float64 truth
 limit            the worse of them as a share of what the dtype allows
 own              the same errors of the framework's own loss, named below:
                  1 is no digit right, wrong is NaN, infinity or an error"""
