@@ -305,5 +305,6 @@ def _python(arguments: list[str], on_line: Callable[[str], None] | None = None) 
                     on_line(line.removeprefix("done ").strip())
         if process.returncode:
             errors.seek(0)
-            raise RuntimeError(f"{arguments[-1]} failed:\n{errors.read()[-2000:]}")
+            said = errors.read()[-2000:].strip() or f"status {process.returncode}"
+            raise RuntimeError(f"{arguments[-1]} failed:\n{said}")
     return "".join(lines)
