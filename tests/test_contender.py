@@ -10,7 +10,7 @@ import pytest
 import xent
 from typer.testing import CliRunner
 from xent import cli
-from xent.verify import contender, frameworks, judge, regimes
+from xent.verify import contender, frameworks, judge, regimes, tolerance
 from xent.verify.comparison import contender_text, rows
 from xent.verify.page import page
 from xent.verify.task import Answer, Contender, Outcome, Task
@@ -126,6 +126,15 @@ def test_options():
     assert judged("smoothed", label_smoothing=0.1).agrees
     assert not judged("right", label_smoothing=0.1).agrees
     assert not judged("smoothed").agrees
+
+
+def test_smoothed_ids_of_many_classes():
+    """Their one-hot form takes memory for the logits alone."""
+    batch = dataclasses.replace(
+        regimes.batch("sparse_ce", "float32", 262144, every=20), options={"label_smoothing": 0.1}
+    )
+    truth = batch.truth()
+    assert not tolerance.errors(batch, truth, truth.loss, truth.logits).grad_share.any()
 
 
 @pytest.mark.parametrize(

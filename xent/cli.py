@@ -196,7 +196,7 @@ own              the same errors of the framework's own loss, named below:
 
 def _cells(row: Row) -> Iterable[Text]:
     if row.problem:
-        return (Text("raised", "red"), Text(), Text())
+        return (Text("failed" if row.contender else "raised", "red"), Text(), Text())
     return (
         Text(figure(row.value)),
         Text(figure(row.gradient)),

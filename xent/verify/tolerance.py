@@ -76,7 +76,7 @@ def _geometry(batch: Batch, truth: oracle.Truth) -> tuple[Array, Array, Array]:
         gap[rows, y] = lead
         if not smoothing:
             return lead, gap, np.abs(truth.logits)
-    t = (1 - smoothing) * (np.eye(x.shape[1])[y] if hard else batch.labels) + smoothing / x.shape[1]
+    t = (1 - smoothing) * (np.arange(x.shape[1]) == y[:, None] if hard else batch.labels) + smoothing / x.shape[1]
     return lead, gap, np.maximum(np.abs(truth.logits + t), t)
 
 
