@@ -112,6 +112,7 @@ def test_compiled(backend):
         ("soft", "numpy", "softmax_ce", True),
         ("sigmoid", "numpy", "sigmoid_ce", True),
         ("sigmoid_sum", "numpy", "sigmoid_ce", False),
+        pytest.param("forgets_upstream", "torch", "sparse_ce", False, marks=pytest.mark.backend("torch")),
         pytest.param("soft", "torch", "softmax_ce", True, marks=pytest.mark.backend("torch")),
         pytest.param("sigmoid", "torch", "sigmoid_ce", True, marks=pytest.mark.backend("torch")),
     ],
