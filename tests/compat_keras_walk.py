@@ -263,6 +263,14 @@ def test_fractional_labels(ignore_class):
         loss(np.array([0, 1.5]), GIVEN["x"])
 
 
+@pytest.mark.parametrize("given", [np.array([257.0]), [257.0], np.array([257])], ids=["floating", "list", "ids"])
+def test_ids_that_the_loss_s_dtype_cannot_hold(given):
+    """bfloat16 has no 257; ids are not logits."""
+    loss = ours.SparseCategoricalCrossentropy(from_logits=True, dtype="bfloat16")
+    value = loss(given, 9 * np.eye(1, 1000, 257))
+    np.testing.assert_allclose(keras.ops.convert_to_numpy(value), 0.11626, rtol=1e-3)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_axis_that_is_not_there(name):
     y_true = GIVEN["ids"] if name == SPARSE else GIVEN["eye"]

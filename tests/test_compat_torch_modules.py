@@ -151,6 +151,15 @@ def test_compiled_modules():
 
 
 @pytest.mark.compiled
+@pytest.mark.parametrize(("size_average", "reduce"), [(False, None), (None, False), (True, True), (False, True)])
+def test_compiled_deprecated_arguments(size_average, reduce):
+    loss = traced_by_torch(compat.cross_entropy)
+    with pytest.warns(UserWarning, match="size_average and reduce args will be deprecated"):
+        want = nn.functional.cross_entropy(X, Y, size_average=size_average, reduce=reduce)
+    torch.testing.assert_close(loss(X, Y, size_average=size_average, reduce=reduce), want)
+
+
+@pytest.mark.compiled
 def test_compiled_ids_out_of_range_are_nan():
     """The table's row; eager ones raise."""
     loss = traced_by_torch(compat.cross_entropy)

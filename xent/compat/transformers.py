@@ -11,7 +11,7 @@ never holds all logits. Where Transformers and xent disagree:
 | no label that counts, or num_items_in_batch=0 | NaN | 0, and the gradient 0 |
 | NaN in the logits of ignored labels | gradient NaN | exactly 0 |
 | labels out of range | IndexError; on CUDA an assertion | `xent.LabelError`; on CUDA and compiled the loss is NaN |
-| labels of another dtype than int64 and uint8 | RuntimeError | any integer dtype |
+| labels of another dtype than int64 and uint8 | RuntimeError | any integer dtype that holds ignore_index |
 | vocab_size that is not the number of logits | RuntimeError, or logits that are cut anew | ValueError |
 | shift_labels of another shape than the logits' rows | any with as many elements | ValueError |
 | num_items_in_batch that is no scalar, as in DataParallel | a loss of its shape | ValueError |
