@@ -18,6 +18,8 @@ sys.path[:0] = [str(HERE), str(HERE / "toy")]
 import cases  # noqa: E402
 
 HAVE_LINEAR_CE = ("numpy", "torch", "tensorflow", "jax")
+# These come first, so that with several workers none of them is what all others wait for in the end.
+LONGEST = ("test_compiled.py", "test_fuzz.py", "test_compat_keras.py", "test_serving.py", "test_triton.py")
 BACKENDS = (*HAVE_LINEAR_CE, "array_api_strict", "toy_framework")
 
 
@@ -80,6 +82,7 @@ def pytest_collection_modifyitems(config, items):
         mark = item.get_closest_marker
         return heeded and compiled == (mark("compiled") is not None) and (full or mark("full") is None)
 
+    items.sort(key=lambda item: item.path.name not in LONGEST)
     dropped = [item for item in items if not wanted(item)]
     if dropped:
         config.hook.pytest_deselected(items=dropped)
