@@ -4,6 +4,7 @@ A call that is right alone can be wrong inside a program: a compiler moves the a
 transform adds axes, a mesh splits arrays. So each framework has a table of programs as its users write them.
 """
 
+import itertools
 import os
 from typing import Any, NamedTuple
 
@@ -52,19 +53,22 @@ PROBLEMS = (
 
 ONE_OF_EACH_LOSS = tuple({problem.loss: problem for problem in reversed(PROBLEMS)}.values())[::-1]
 each_problem = pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem: problem.name)
-each_loss = pytest.mark.parametrize(  # for programs that compile for seconds
-    "problem",
-    [pytest.param(k, id=k.name, marks=() if k in ONE_OF_EACH_LOSS else pytest.mark.full) for k in PROBLEMS],
-)
+KERNELS = os.environ.get("XENT_NATIVE") != "0"
+turns = itertools.count()
+
+
+def each_loss(test):
+    """For programs that compile for seconds: two of the losses with the kernels, the other two without; the next
+    program the other way round; --full: everything."""
+    tried = ONE_OF_EACH_LOSS[(next(turns) + KERNELS) % 2 :: 2]
+    chosen = [pytest.param(k, id=k.name, marks=() if k in tried else pytest.mark.full) for k in PROBLEMS]
+    return pytest.mark.parametrize("problem", chosen)(test)
 
 
 def name(value):
     if type(value) is tuple:
         return "-".join(map(name, value))
     return getattr(value, "__name__", None) or getattr(value, "name", None) or str(value)
-
-
-KERNELS = os.environ.get("XENT_NATIVE") != "0"
 
 
 def cover(programs, problems=PROBLEMS, each=2):
