@@ -6,16 +6,12 @@ import importlib
 import importlib.util
 import os
 import sys
-from pathlib import Path
 
+import cases
 import pytest
 
-HERE = Path(__file__).parent
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ["COLUMNS"] = "100"  # what the commands print is checked
-sys.path[:0] = [str(HERE), str(HERE / "toy")]
-
-import cases  # noqa: E402
 
 HAVE_LINEAR_CE = ("numpy", "torch", "tensorflow", "jax")
 # These come first, so that with several workers none of them is what all others wait for in the end.
