@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import xent
-from compat_rows import outcome, rows, undocumented
+from compat_rows import agree, outcome, rows, undocumented
 
 BACKEND = os.environ["KERAS_BACKEND"]
 if BACKEND == "tensorflow":
@@ -204,18 +204,6 @@ def result(losses, case):
         return type(error)
 
 
-def agree(theirs, xents):
-    if isinstance(theirs, type) or isinstance(xents, type):
-        return theirs is xents
-    tolerance = 32 * float(np.finfo(np.float32).eps)
-    return all(
-        a.dtype == b.dtype
-        and a.shape == b.shape
-        and np.allclose(*(keras.ops.convert_to_numpy(k) for k in (a, b)), tolerance, tolerance, equal_nan=True)
-        for a, b in zip(theirs, xents, strict=True)
-    )
-
-
 def in_turn(cases):
     """Each on one backend; on all with --full."""
     turn = ("tensorflow", "jax", "torch").index(BACKEND)
@@ -229,7 +217,8 @@ def test_walk(case):
     """Equal, or different for a reason that the table has."""
     theirs, xents = result(keras.losses, case), result(ours, case)
     reasons = [row for row, applies in DIFFERENT.items() if applies(case)]
-    assert agree(theirs, xents) == (not reasons), (reasons, theirs, xents)
+    same = agree(theirs, xents, 32 * float(np.finfo(np.float32).eps), keras.ops.convert_to_numpy)
+    assert same == (not reasons), (reasons, theirs, xents)
 
 
 def test_reasons_are_in_the_table():

@@ -29,6 +29,29 @@ def outcome(call, names):
     return ", ".join(f"{number:.4g}" for number in np.asarray(result, np.float64).ravel() + 0.0)  # no -0
 
 
+def subjects(module):
+    """The first column of a table whose rows are not calls."""
+    _, _, *found = re.findall(r"^\| (.*?) \|", module.__doc__, re.MULTILINE)
+    return found
+
+
+def on_its_page(module, page):
+    """Whether the page has the table word by word."""
+    return module.__doc__[module.__doc__.index("| subject") :] in (PAGES / page).read_text(encoding="utf-8")
+
+
+def agree(theirs, xents, tolerance, numbers):
+    """The same arrays or the same kind of error; numbers(array) gives NumPy's."""
+    if isinstance(theirs, type) or isinstance(xents, type):
+        return theirs is xents
+    return all(
+        a.dtype == b.dtype
+        and a.shape == b.shape
+        and np.allclose(numbers(a), numbers(b), tolerance, tolerance, equal_nan=True)
+        for a, b in zip(theirs, xents, strict=True)
+    )
+
+
 def undocumented(page, functions):
     """The parameters that no table of a page names."""
     tables = re.findall(r"^\|.*\|$", (PAGES / page).read_text(encoding="utf-8"), re.MULTILINE)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from compat_rows import outcome, rows, undocumented
+from compat_rows import agree, outcome, rows, undocumented
 
 jax = pytest.importorskip("jax", reason="jax is not installed")
 optax = pytest.importorskip("optax", reason="optax is not installed")
@@ -161,25 +161,14 @@ def result(loss, logits, labels, options):
     return losses, *gradients
 
 
-def agree(theirs, xents, dtype):
-    if isinstance(theirs, type) or isinstance(xents, type):
-        return theirs is xents
-    tolerance = 32 * float(jnp.finfo(dtype).eps)
-    return all(
-        a.dtype == b.dtype
-        and a.shape == b.shape
-        and np.allclose(*(np.asarray(k, np.float64) for k in (a, b)), tolerance, tolerance, equal_nan=True)
-        for a, b in zip(theirs, xents, strict=True)
-    )
-
-
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
 def test_walk(case):
     """Equal, or different for a reason that the table has."""
     logits, labels, options = arguments(case)
     theirs, xents = (result(getattr(library, case.name), logits, labels, options) for library in (optax, ours))
     reasons = [row for row, applies in DIFFERENT.items() if applies(case)]
-    assert agree(theirs, xents, case.dtype) == (not reasons), (reasons, theirs, xents)
+    same = agree(theirs, xents, 32 * float(jnp.finfo(case.dtype).eps), lambda k: np.asarray(k, np.float64))
+    assert same == (not reasons), (reasons, theirs, xents)
 
 
 def test_reasons_are_in_the_table():

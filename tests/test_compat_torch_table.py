@@ -2,14 +2,13 @@
 
 import functools
 import math
-import re
-from pathlib import Path
 
 import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
 import xent  # noqa: E402
+from compat_rows import on_its_page, subjects  # noqa: E402
 from xent.compat import torch as compat  # noqa: E402
 
 pytestmark = pytest.mark.backend("torch")
@@ -238,13 +237,11 @@ CHECKS = {
 
 
 def test_every_row_has_its_check():
-    _, _, *rows = re.findall(r"^\| (.*?) \|", compat.__doc__, re.MULTILINE)
-    assert rows == list(CHECKS)
+    assert subjects(compat) == list(CHECKS)
 
 
 def test_the_page_has_the_table():
-    page = Path(__file__).parents[1] / "docs" / "migrating" / "pytorch.md"
-    assert compat.__doc__[compat.__doc__.index("| subject") :] in page.read_text(encoding="utf-8")
+    assert on_its_page(compat, "pytorch.md")
 
 
 @pytest.mark.parametrize("row", CHECKS)

@@ -3,8 +3,6 @@
 import functools
 import importlib.util
 import itertools
-import re
-from pathlib import Path
 
 import pytest
 
@@ -12,6 +10,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed")
 
 import xent  # noqa: E402
 from cases import traced_by_torch  # noqa: E402
+from compat_rows import on_its_page, subjects  # noqa: E402
 from xent.backends import cpu  # noqa: E402
 from xent.compat import transformers as compat  # noqa: E402
 
@@ -222,13 +221,11 @@ CHECKS = {
 
 
 def test_every_row_has_its_check():
-    _, _, *rows = re.findall(r"^\| (.*?) \|", compat.__doc__, re.MULTILINE)
-    assert rows == list(CHECKS)
+    assert subjects(compat) == list(CHECKS)
 
 
 def test_the_page_has_the_table():
-    page = Path(__file__).parents[1] / "docs" / "migrating" / "transformers.md"
-    assert compat.__doc__[compat.__doc__.index("| subject") :] in page.read_text(encoding="utf-8")
+    assert on_its_page(compat, "transformers.md")
 
 
 @pytest.mark.parametrize("row", CHECKS)

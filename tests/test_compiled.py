@@ -4,12 +4,10 @@ The programs (test_programs_*.py) run once more on xent's formulas alone, and JA
 """
 
 import importlib.util
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from processes import run_tests
 
 HERE = Path(__file__).parent
 
@@ -63,13 +61,6 @@ def in_its_own_process(config, framework, *names, **variables):
     if importlib.util.find_spec(framework) is None:
         pytest.skip(f"{framework} is not installed")
     files = [str(HERE / name) if name.endswith(".py") else name for name in names]
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--compiled", "--backend", framework]
-    command += ["--full"] if config.getoption("--full") else []
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
     variables["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # a pool of processes takes longer to start than these compile
-    run = subprocess.run(
-        [*command, *files], cwd=HERE.parent, env=inherited | variables, capture_output=True, text=True, check=False
-    )
-    assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-2000:]
-    assert " passed" in run.stdout
-    assert "skipped" not in run.stdout, run.stdout[-2000:]
+    printed = run_tests(config, "--compiled", "--backend", framework, *files, **variables)
+    assert "skipped" not in printed, printed[-2000:]

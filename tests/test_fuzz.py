@@ -277,7 +277,7 @@ def forgotten_mask(monkeypatch):
     monkeypatch.setattr(
         _reduce,
         "mark_absent",
-        lambda ops, ids, w: ids if ids is not None else None if w is None else ops.astype(w == 0, ops.index_dtype) * 0,
+        lambda ops, ids, w: ids if ids is not None else ops.astype(w == 0, ops.index_dtype) * 0,
     )
 
 

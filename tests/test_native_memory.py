@@ -1,13 +1,12 @@
 """The native kernels' bounds, memory, threads and processes; and their settings."""
 
 import os
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
+from processes import python, run_tests
 from xent.adapter import ABSENT, INVALID
 from xent.backends.cpu import native, why_not
 from xent.verify.precision import rounded
@@ -276,17 +275,6 @@ print("done")
 """
 
 
-def python(*arguments, **environment):
-    return subprocess.run(
-        [sys.executable, *arguments],
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-
-
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 @pytest.mark.parametrize("how", ["idle", "busy"])
 def test_fork(how):
@@ -334,12 +322,11 @@ def test_exit_while_a_kernel_runs():
 
 @pytest.mark.skipif("XENT_ISA" in os.environ, reason="runs inside the runs that it starts")
 @pytest.mark.parametrize("isa", native.isas()[1:])
-def test_the_other_instruction_sets(isa):
+def test_the_other_instruction_sets(isa, pytestconfig):
     """All tests of the kernels once more, but what is about threads and processes alone."""
     others = "not bound and not fork and not exit"
     files = str(HERE / "test_native.py"), __file__
-    run = python("-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", others, *files, XENT_ISA=isa)
-    assert run.returncode == 0, run.stdout[-4000:]
+    run_tests(pytestconfig, "-x", "-k", others, *files, timeout=600, XENT_ISA=isa)
     assert python("-c", "from xent.backends.cpu import native; print(native.isa())", XENT_ISA=isa).stdout == isa + "\n"
 
 

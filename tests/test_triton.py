@@ -2,9 +2,6 @@
 CUDA tensors, and that it compiles for real devices."""
 
 import contextlib
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +10,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed")
 triton = pytest.importorskip("triton", reason="triton is not installed")
 
 import xent  # noqa: E402
+from processes import python, run_tests  # noqa: E402
 from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
@@ -28,19 +26,10 @@ HERE = Path(__file__).parent
 FULL = pytest.mark.full
 
 
-def python(*arguments, **environment):
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
-    return subprocess.run(
-        [sys.executable, *arguments], env=kept | environment, capture_output=True, text=True, timeout=600, check=False
-    )
-
-
 def test_numbers(pytestconfig):
     """The interpreter warns of NaN and infinities, which rows may hold."""
-    options = ["-q", "-p", "no:cacheprovider", "-W", "ignore::RuntimeWarning"]
-    options += ["--full"] if pytestconfig.getoption("--full") else []
-    run = python("-m", "pytest", *options, str(HERE / "triton_interpreted.py"), TRITON_INTERPRET="1")
-    assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-2000:]
+    quiet = "-W", "ignore::RuntimeWarning"
+    run_tests(pytestconfig, *quiet, HERE / "triton_interpreted.py", timeout=600, TRITON_INTERPRET="1")
 
 
 # ---- what is launched

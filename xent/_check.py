@@ -52,6 +52,7 @@ HABITS = {
     "ignore_class": ("ignore_index",),
     "num_items_in_batch": ("denom",),
 }
+LOGITS = "; logits are what it takes"
 
 
 class LabelError(ValueError):
@@ -118,18 +119,21 @@ def same_framework(argument: str, own: Adapter, first: Adapter) -> None:
 
 def floating(argument: str, dtype: str) -> None:
     if dtype not in FLOATS:
-        swapped = argument == "logits" and dtype.startswith(("int", "uint", "bool"))
-        hint = " (are logits and labels swapped?)" if swapped else ""
+        hint = " (are logits and labels swapped?)" if argument == "logits" and is_integral(dtype) else ""
         raise TypeError(f"{argument}: expected {one_of(FLOATS)}, got {dtype}{hint}")
 
 
 def real(argument: str, dtype: str) -> None:
-    if not dtype.startswith(("float", "bfloat", "int", "uint", "bool")):
+    if not (dtype.startswith(("float", "bfloat")) or is_integral(dtype)):
         raise TypeError(f"{argument}: expected real numbers, got {dtype}")
 
 
+def is_integral(dtype: str) -> bool:
+    return dtype.startswith(("int", "uint", "bool"))
+
+
 def integral(argument: str, dtype: str) -> None:
-    if not dtype.startswith(("int", "uint", "bool")):
+    if not is_integral(dtype):
         hint = " (cast ids that are whole numbers; for distributions over the classes use softmax_ce)"
         hint = hint if "float" in dtype else ""
         raise TypeError(f"{argument}: expected class ids of an integer or bool dtype, got {dtype}{hint}")
@@ -218,8 +222,7 @@ def unexpected(function: Any, given: Iterable[str]) -> TypeError:
     """Arguments that the function does not have."""
     name = next(iter(given))
     there = [known for known in HABITS.get(name, ()) if known in inspect.signature(function).parameters]
-    advice = f"; use {' or '.join(there)}" if there else ""
-    advice = "; logits are what it takes" if name == "from_logits" else advice
+    advice = f"; use {' or '.join(there)}" if there else LOGITS if name == "from_logits" else ""
     return TypeError(f"{name}: {function.__name__} has no such argument{advice}")
 
 

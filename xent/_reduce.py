@@ -63,15 +63,13 @@ def product(sample_weight: Array | None, class_weight: Array | None) -> Array | 
     return sample_weight * class_weight
 
 
-def mark_absent(ops: Ops, ids: Array | None, w: Array | None) -> Array | None:
+def mark_absent(ops: Ops, ids: Array | None, w: Array) -> Array:
     """Rows of weight 0 are not there."""
-    if w is None:
-        return ids
     return ops.astype(w == 0, ops.index_dtype) * ABSENT if ids is None else ops.where(w == 0, ABSENT, ids)
 
 
-def zero_absent(ops: Ops, ids: Array | None, w: Array | None) -> Array | None:
-    return w if w is None or ids is None else ops.where(ids == ABSENT, 0.0, w)
+def zero_absent(ops: Ops, ids: Array, w: Array | None) -> Array | None:
+    return None if w is None else ops.where(ids == ABSENT, 0.0, w)
 
 
 class Stats(NamedTuple):

@@ -38,8 +38,13 @@ class ShapeRule(NamedTuple):
         )
 
 
+def class_axes(logits: Shape, ids: Shape) -> list[int]:
+    """Those that leave the ids' shape if the logits' classes are along them."""
+    return [axis for axis in range(len(logits)) if logits[:axis] + logits[axis + 1 :] == ids]
+
+
 def other_axis(got: Shape, logits: Shape) -> str:
-    fitting = [axis for axis in range(len(logits)) if logits[:axis] + logits[axis + 1 :] == got]
+    fitting = class_axes(logits, got)
     return f"; they fit axis={fitting[0]}" if len(fitting) == 1 else ""
 
 

@@ -18,7 +18,7 @@ from xent.formulas.linear import LoopOperands, LoopResults, LoopSpec
 
 from .kernels import rows
 from .native import ON_CPU, OPERATORS, kernels
-from .ops import OPS, PLAIN
+from .ops import KINDS, OPS, PLAIN
 from .transforms import plain, recording
 
 Array = Any
@@ -41,7 +41,7 @@ def direct(*operands: Array) -> Any:
 
 def buffer(rows: int, classes: int, dtype: str, like: Array) -> Array | None:
     """On a CPU, whose allocator gives chunk after chunk another place and so takes twice the memory."""
-    return like.new_empty((rows, classes), dtype=getattr(torch, dtype)) if like.is_cpu else None
+    return like.new_empty((rows, classes), dtype=KINDS[dtype]) if like.is_cpu else None
 
 
 def project(h: Array, weight: Array, over: Array | None) -> Array:
@@ -158,7 +158,7 @@ def operator(*arguments: Any) -> tuple[Array, ...]:
 def shapes(*arguments: Any) -> tuple[Array, ...]:
     """The operator's results, for tracers."""
     h, weight, _, u, ids, _, _, _, _softcap, _chunk, _masked, lse, stats, *wanted = arguments
-    dtype = getattr(torch, formulas.compute_dtype(OPS, h))
+    dtype = KINDS[formulas.compute_dtype(OPS, h)]
 
     def result(there: bool, like: Array, dtype: Any = dtype) -> Array:
         return like.new_empty(like.shape, dtype=dtype) if there else h.new_empty(0)

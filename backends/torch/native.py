@@ -10,7 +10,7 @@ from xent.backends import triton
 from xent.backends.cpu import calls
 
 from .operators import define, register
-from .ops import OPS, PLAIN
+from .ops import KINDS, OPS, PLAIN
 from .transforms import recording
 
 Array = Any
@@ -27,7 +27,7 @@ DIRECT = calls.Kernels(
     address=torch.Tensor.data_ptr,
     dense=dense,
     empty=lambda shape, dtype, like: torch.empty(  # by name: parsed sooner
-        size=shape, dtype=getattr(torch, dtype), device=CPU
+        size=shape, dtype=KINDS[dtype], device=CPU
     ),
     threads=torch.get_num_threads,
 )
@@ -49,7 +49,7 @@ class OnCuda:
 
 
 def new(shape: Any, dtype: str, like: Array) -> Array:
-    return like.new_empty(shape, dtype=getattr(torch, dtype))
+    return like.new_empty(shape, dtype=KINDS[dtype])
 
 
 ON_CUDA = OnCuda()

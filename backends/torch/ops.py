@@ -13,6 +13,7 @@ from xent.adapter import Ops, UnknownShapes
 from .transforms import recording, traced
 
 Array = Any
+# PyTorch's dtypes by NumPy's names, and the other way round: quicker to look up than to spell.
 KINDS = {str(k).removeprefix("torch."): k for k in vars(torch).values() if isinstance(k, torch.dtype)}
 NAMES = {kind: name for name, kind in KINDS.items()}
 PLAIN = {torch.Tensor, torch.nn.Parameter, torch.nn.Buffer}  # others may hold no memory of their own
@@ -179,7 +180,7 @@ OPS = Ops(
     following=lambda x, last: torch.cat([x[..., 1:], torch.full_like(x[..., :1], last)], -1),
     squeeze=torch.squeeze,
     zeros_like=torch.zeros_like,
-    full=lambda shape, value, dtype, like: torch.full(shape, value, dtype=getattr(torch, dtype), device=like.device),
+    full=lambda shape, value, dtype, like: torch.full(shape, value, dtype=KINDS[dtype], device=like.device),
     take=take,
     size=size,
     stop_gradient=lambda x: x.detach(),

@@ -103,8 +103,26 @@ class _Crossentropy(keras.losses.Loss):
         return {"reduce": "mean", "sample_weight": weight, "denom": keras.ops.sum(keras.ops.cast(mask, "int32"))}
 
 
+class _Smoothed(_Crossentropy):
+    """What the two share whose labels are like the logits."""
+
+    def __init__(self, label_smoothing: float, *shared: Any) -> None:
+        super().__init__(*shared)
+        self.label_smoothing = label_smoothing
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "label_smoothing": self.label_smoothing}
+
+    def _loss(self, y_true: Any, y_pred: Any, sample_weight: Any, mask: Any, reduce: str) -> Any:
+        y_true, y_pred = squeeze_or_expand_to_same_rank(self._array(y_true), y_pred)
+        return self._of_one_rank(y_true, y_pred, self._weighted(y_pred, sample_weight, mask, reduce))
+
+    def _of_one_rank(self, y_true: Any, y_pred: Any, weighted: dict[str, Any]) -> Any:
+        raise NotImplementedError
+
+
 @keras.saving.register_keras_serializable("xent")
-class CategoricalCrossentropy(_Crossentropy):
+class CategoricalCrossentropy(_Smoothed):
     """Cross-entropy against distributions over the classes: `xent.softmax_ce`.
 
     Args:
@@ -126,15 +144,9 @@ class CategoricalCrossentropy(_Crossentropy):
         name: str | None = "categorical_crossentropy",
         dtype: Any = None,
     ) -> None:
-        super().__init__(from_logits, axis, reduction, name, dtype)
-        self.label_smoothing = label_smoothing
+        super().__init__(label_smoothing, from_logits, axis, reduction, name, dtype)
 
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "label_smoothing": self.label_smoothing}
-
-    def _loss(self, y_true: Any, y_pred: Any, sample_weight: Any, mask: Any, reduce: str) -> Any:
-        y_true, y_pred = squeeze_or_expand_to_same_rank(self._array(y_true), y_pred)
-        weighted = self._weighted(y_pred, sample_weight, mask, reduce)
+    def _of_one_rank(self, y_true: Any, y_pred: Any, weighted: dict[str, Any]) -> Any:
         return xent.softmax_ce(y_pred, y_true, axis=self.axis, label_smoothing=self.label_smoothing, **weighted)
 
 
@@ -190,7 +202,7 @@ class SparseCategoricalCrossentropy(_Crossentropy):
 
 
 @keras.saving.register_keras_serializable("xent")
-class BinaryCrossentropy(_Crossentropy):
+class BinaryCrossentropy(_Smoothed):
     """Binary cross-entropy, its mean along an axis: `xent.sigmoid_ce`.
 
     Args:
@@ -211,16 +223,10 @@ class BinaryCrossentropy(_Crossentropy):
         name: str | None = "binary_crossentropy",
         dtype: Any = None,
     ) -> None:
-        super().__init__(from_logits, axis, reduction, name, dtype)
-        self.label_smoothing = label_smoothing
+        super().__init__(label_smoothing, from_logits, axis, reduction, name, dtype)
 
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "label_smoothing": self.label_smoothing}
-
-    def _loss(self, y_true: Any, y_pred: Any, sample_weight: Any, mask: Any, reduce: str) -> Any:
-        y_true, y_pred = squeeze_or_expand_to_same_rank(self._array(y_true), y_pred)
-        weighted = self._weighted(y_pred, sample_weight, mask, reduce)
-        weight, length = weighted["sample_weight"], keras.ops.shape(y_pred)[self.axis]
+    def _of_one_rank(self, y_true: Any, y_pred: Any, weighted: dict[str, Any]) -> Any:
+        reduce, weight, length = weighted["reduce"], weighted["sample_weight"], keras.ops.shape(y_pred)[self.axis]
         if weight is not None and len(weight.shape):
             weighted["sample_weight"] = keras.ops.expand_dims(weight, self.axis)
         if reduce == "sum":  # of the means along the axis

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import xent
+from xent import _rules
 from xent.verify.diagnosis import FAULT, Diagnosis, Found, where
 from xent.verify.measured import Batch, first, zeros_and_ones
 
@@ -50,7 +51,7 @@ def ids_of_another_axis(batch: Batch) -> Found | None:
     shape = batch.x.shape
     if not (batch.hard and batch.labels.integral) or batch.y.shape == batch.without_axis:
         return None
-    fitting = [axis for axis in range(len(shape)) if shape[:axis] + shape[axis + 1 :] == batch.y.shape]
+    fitting = _rules.class_axes(shape, batch.y.shape)
     if not fitting:
         return None
     sentence = (

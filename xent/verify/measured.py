@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import xent
-from xent import _check, _rules
-from xent._dispatch import contents, find
+from xent import _check, _plan, _rules
+from xent._dispatch import find
 from xent.verify.rows import Rows, rows
 
 ROUGH = ("float16", "bfloat16")
@@ -25,7 +25,7 @@ class Values(NamedTuple):
 
     @property
     def integral(self) -> bool:
-        return self.dtype.startswith(("int", "uint", "bool"))
+        return _check.is_integral(self.dtype)
 
     @property
     def tolerance(self) -> float:
@@ -34,11 +34,7 @@ class Values(NamedTuple):
 
 
 def values(argument: str, value: Any, beside: Any) -> Values:
-    own = find(value, argument)
-    _check.same_framework(argument, own, find(beside))
-    value = contents(value)
-    _check.dense(argument, own, value)
-    x = own.ops.asarray(value, value)
+    own, x = _plan.with_adapter(find(beside), argument, value, beside)
     dtype = own.ops.dtype(x)
     host = own.ops.fetch(own.ops.astype(x, "float32") if dtype == "bfloat16" else x)
     if host is None:
