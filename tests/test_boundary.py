@@ -98,7 +98,7 @@ EMPTY = [((3, 128, 0), 1), ((0, 5), 1), ((0, 70), 1), ((2, 0, 5), 2), ((0, 5, 3)
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_a_length_of_0_at_every_place(live, loss):
-    """An inner length of 0 was taken for 1: memory was read and written that nobody had passed."""
+    """An inner length of 0 was taken for 1: memory was read and written that was not passed."""
     needs(live, loss)
     for shape, axis in EMPTY[:2] if live.name == "jax" else EMPTY:
         if loss == "linear_ce":

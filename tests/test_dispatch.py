@@ -239,7 +239,7 @@ def test_entry_point():
 
 
 def test_array_api_standard():
-    """A library nobody has heard of, by its namespace alone; one adapter for all its arrays."""
+    """A library that xent does not know by name: its namespace tells, and one adapter serves all its arrays."""
     strict = pytest.importorskip("array_api_strict", reason="array_api_strict is not installed")
 
     class Namespace:

@@ -292,7 +292,7 @@ LOAD = "from xent.backends.cpu import native"
 @pytest.mark.parametrize(
     "setup",
     [(LOAD, BIND), (LOAD, "import torch"), ("import torch", LOAD)],
-    ids=["by anybody", "by torch, afterwards", "by torch, before"],
+    ids=["by the program", "by torch, afterwards", "by torch, before"],
 )
 def test_threads_of_a_bound_one(setup):
     """OpenMP, PyTorch's too, binds the thread that loads it; the kernels' own are not to crowd onto its processor."""

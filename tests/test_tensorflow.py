@@ -156,7 +156,7 @@ def test_compiled_transform(tried, loss):
 def check_transform(loss, transform, mode):
     ours, _, second = PAIRS[loss]
     x, t = tf.constant(X), tf.constant(second)
-    if "of_a_graph" in mode:  # which was traced when nobody asked for a derivative yet
+    if "of_a_graph" in mode:  # which is traced before a derivative is asked for
         ours = tf.function(ours)
         ours(x, t)
     # a head's classes have to be known
@@ -332,7 +332,7 @@ def test_large_gradients_are_in_tensorflows_own_memory(monkeypatch):
     assert places == [with_numpy.address(gradient._numpy_internal())]
 
 
-def test_nobody_checks_numbers_before_they_are_there(check_numerics):
+def test_numbers_are_not_checked_before_they_are_there(check_numerics):
     del_me = tf.fill(LARGE[0].shape, math.nan)
     del del_me  # so that this is the memory that comes next
     _, gradient = gradient_of(*LARGE)

@@ -70,7 +70,7 @@ def launches(monkeypatch):
 
 
 def everything(dtype, outer, classes, inner, hard):
-    """All kernels on one shape of fake tensors, which have no values: whoever waited for one would raise."""
+    """All kernels on one shape of fake tensors, which have no values: to wait for one would raise."""
     kernels = calls.Kernels(adapter.OPS, adapter.dense, adapter.new)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     with FakeTensorMode():

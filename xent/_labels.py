@@ -75,8 +75,8 @@ def total_weight(
     """sum(w) over the labels that count: what `sparse_ce` and `linear_ce` divide by for `reduce="mean"`.
 
     Where a batch is computed in parts, the loss of each part takes the whole batch's denominator, `denom=`: the sum of
-    all parts' `total_weight`. Where the parts' gradients are averaged in the end, as by PyTorch's DDP
-    and FSDP and by `jax.lax.pmean`, it is divided by the number of parts: denom = total / world_size.
+    all parts' `total_weight`. Where the parts' gradients are averaged in the end, as by PyTorch's DDP and FSDP and by
+    `jax.lax.pmean`, it is divided by the number of parts: denom = total / world_size.
 
     Args:
         labels: class ids of any shape, any integer or bool dtype, of NumPy, PyTorch, TensorFlow or JAX, or lists.

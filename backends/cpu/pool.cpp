@@ -143,7 +143,7 @@ class Pool {
   Helpers at_home_, roaming_;
 };
 
-// Never destroyed: its threads may outlive main, and a forked child has a copy whose locks nobody will open again.
+// Never destroyed: its threads may outlive main, and a forked child has a copy whose locks stay locked.
 std::atomic<Pool*> current{nullptr};
 
 Pool& pool() {

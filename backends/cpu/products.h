@@ -7,7 +7,7 @@
 // Few rows and many classes: w and dw pass through the processor once a product and are not turned; what is turned or
 // laid out in panels is h, which stays in L2. A tile of kTall x kWide vectors of sums stays in registers while kDeep
 // terms are added to each: two loads and kTall broadcasts for 2 kTall multiply-adds. Every sum has its own order of
-// terms, whoever works on its neighbours. Bytes moved: x + w; dx + w + dh; dx + 2 dw.
+// terms, whichever thread works on its neighbours. Bytes moved: x + w; dx + w + dh; dx + 2 dw.
 
 #if XENT_AVX512
 constexpr int kTall = 12;  // of 32 registers, 24 hold sums

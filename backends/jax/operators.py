@@ -48,7 +48,7 @@ def kernel(
 
     slots(static, there): which results there are, where `present` says it of the operands. For what is not there, the
     custom call has arrays without elements. `over`: the last result goes into the first operand's memory, which XLA
-    copies first where somebody else wants it.
+    copies first where it is used elsewhere, too.
     """
     primitive, call = _primitive(f"{name}_over" if over else name, family, formula, slots)
 
@@ -98,7 +98,7 @@ def linear(
 
 
 def spare(both: str, forward: str, operands: int) -> None:
-    """Where nobody uses the last result of the kernel `both`, as in jax.checkpoint's first pass, `forward` will do: on
+    """Where the last result of the kernel `both` is not used, as in jax.checkpoint's first pass, `forward` will do: on
     the first so many operands, with all the other results."""
 
     def eliminate(used: list[bool], eqn: Any) -> Any:

@@ -85,7 +85,7 @@ class Call {
 
   void* out_if(bool wanted, int i, const Shape& shape) { return out(i, wanted ? shape : Shape{0}); }
 
-  // In the memory of an operand of this shape and dtype, if nobody else has it
+  // In the memory of an operand of this shape and dtype, if it is used nowhere else
   void* out_over(int operand, int i, const Shape& shape) {
     int from = -1;
     return kept(tf.TF_ForwardInputOrAllocateOutput(context_, &operand, 1, i, shape.data(), int(shape.size()), &from,

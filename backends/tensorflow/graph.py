@@ -43,7 +43,7 @@ def rows(layout: Layout, x: Array, t: Array | None, u: Array | None, ids: Array 
                 each = (partial(f, labels, layout) for f in (_rows_backward, kernels.rows_backward, _rows_further))
                 return replaced(*each, x, t, u, ids, (results.m, results.s), up)
 
-            return pull(False) if t is None else (pull(False), pull(True))  # the one that nobody wants is dropped
+            return pull(False) if t is None else (pull(False), pull(True))  # TensorFlow drops the one that is not used
 
         return [result for result in results if result is not None], backward
 
@@ -157,7 +157,7 @@ def _sigmoid_sum(smoothing: float, x: Array, targets: Array, pos_weight: Any, we
 def _sigmoid_pull(
     smoothing: float, x: Array, targets: Array, pos_weight: Any, absent: Any, g: Array
 ) -> tuple[Array, ...]:
-    """In the logits and in the labels, of which the one that nobody wants is dropped."""
+    """In the logits and in the labels; TensorFlow drops the one that is not used."""
 
     def pull(labels: bool) -> Array:
         formula, kernel = (partial(f, labels, smoothing) for f in (_sigmoid_backward, _sigmoid_backward_kernel))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 from tensorflow.python import pywrap_tfe  # no public name says which tapes watch a tensor
-from tensorflow.python.framework import op_callbacks  # nor whether somebody checks every operation's results
+from tensorflow.python.framework import op_callbacks  # nor whether every operation's results are checked
 from xent.backends import numpy as host_numpy
 from xent.backends.cpu import calls
 

@@ -148,7 +148,7 @@ void pull(Call& call, const Attributes&) {
   runners.product(k, 0);
 }
 
-// Into the sums' own memory if nobody else has them, or from 0 where there are none
+// Into the sums' own memory if they are used nowhere else, or from 0 where there are none
 void accumulate(Call& call, const Attributes&) {
   Shape dx = call.matrix(1), h = call.matrix(2);
   Shape sums{dx[1], h[1]};

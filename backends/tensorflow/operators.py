@@ -47,7 +47,7 @@ OPERATORS = load()
 
 
 def usable() -> bool:
-    """In a graph, unless it is plain already that XLA will compile it, or that somebody maps over it."""
+    """In a graph, unless it is plain already that XLA will compile it, or that it is inside of tf.vectorized_map."""
     return (
         OPERATORS is not None
         and not tf.executing_eagerly()

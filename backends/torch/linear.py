@@ -1,4 +1,4 @@
-"""linear_ce on PyTorch: products, and an `autograd.Function` whose gradients are there before anybody asks for them.
+"""linear_ce on PyTorch: products, and an `autograd.Function` that computes the gradients along with the loss.
 
 They are handed out once, times the upstream gradient. Asked again, they are computed anew; asked in a way that wants to
 be differentiated further, by `chunks.composite`, which knows every transform.
