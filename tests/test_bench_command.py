@@ -1,6 +1,5 @@
 """`xent bench`, as people run it."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -8,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+from processes import printed
 from typer.testing import CliRunner
 from xent import cli
 from xent.benchmarks import run
@@ -87,6 +87,4 @@ def test_not_from_the_current_folder(tmp_path):
     """A file of the caller's that is called as a module is."""
     (tmp_path / "platform.py").write_text("raise SystemExit('the wrong one')")
     code = "import sys; sys.path.pop(0); import xent; xent.bench('tiny', backends='numpy', rivals=False, rounds=1)"
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, check=False)
-    assert done.returncode == 0, done.stderr
+    printed("-c", code, cwd=tmp_path)

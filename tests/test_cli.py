@@ -7,14 +7,13 @@ import io
 import itertools
 import json
 import re
-import subprocess
-import sys
 import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
 import xent
+from processes import python
 from rich.console import Console
 from typer.testing import CliRunner
 from xent import _console, cli
@@ -234,10 +233,7 @@ def test_own_bfloat16_as_safetensors(tmp_path):
     path = tmp_path / "b.safetensors"
     safetensors_file(path, "BF16", b"\x80\x3f" * 6)
     code = f"from pathlib import Path; from xent import cli; print(cli._load(Path({str(path)!r}), 'logits').dtype)"
-    setup = f"import sys; sys.path[:0] = {[p for p in sys.path if p]!r}\n"
-    without = "sys.modules['ml_dtypes'] = None\n"
-    command = [sys.executable, "-c", setup + without + code]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = python("-c", f"import sys; sys.modules['ml_dtypes'] = None; {code}")
     assert f"ValueError: {path}: a is BF16, which NumPy reads with: pip install ml_dtypes" in done.stderr
     pytest.importorskip("ml_dtypes", reason="ml_dtypes is not installed")
     assert cli._load(path, "logits").dtype.name == "bfloat16"
@@ -279,9 +275,7 @@ def test_pairs():
 
 def test_without_typer():
     """What to install, instead of a traceback."""
-    code = "import sys; sys.modules['typer'] = None\nfrom xent.__main__ import main; main()"
-    setup = f"import sys; sys.path[:0] = {[p for p in sys.path if p]!r}\n"
-    done = subprocess.run([sys.executable, "-c", setup + code], capture_output=True, text=True, check=False)
+    done = python("-c", "import sys; sys.modules['typer'] = None; from xent.__main__ import main; main()")
     assert done.stderr.strip() == "xent: the command line needs typer: pip install typer rich psutil"
     assert done.returncode == 1
 

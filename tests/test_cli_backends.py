@@ -3,14 +3,12 @@
 import importlib
 import importlib.util
 import json
-import os
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import xent
+from processes import printed
 from typer.testing import CliRunner
 from xent import _console, cli
 
@@ -88,11 +86,10 @@ def test_backends_says_whether_the_triton_kernels_are_in_use(monkeypatch):
 def test_kernels_can_be_switched_off(switch):
     """XENT_NATIVE=0 is the whole switch; the tests run both ways."""
     code = "from xent import cli; from xent.backends import numpy; print(cli.native(), not numpy.ADAPTER.takes_16bit)"
-    environment = os.environ | {"XENT_NATIVE": switch}
-    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
-    off = "switched off by XENT_NATIVE=0" in shown.stdout
+    shown = printed("-c", code, XENT_NATIVE=switch)
+    off = "switched off by XENT_NATIVE=0" in shown
     assert off is (switch == "0")
-    assert off <= shown.stdout.strip().endswith("True")
+    assert off <= shown.endswith("True\n")
 
 
 def test_backends_says_what_installs_a_missing_one(monkeypatch):

@@ -2,8 +2,6 @@
 
 import ast
 import importlib.util
-import os
-import subprocess
 import sys
 import textwrap
 from pathlib import Path
@@ -13,6 +11,7 @@ import numpy as np
 import pytest
 import xent
 import xent.backends
+from processes import printed, python
 from xent import _dispatch
 from xent.adapter import SoftmaxKernels
 
@@ -33,32 +32,24 @@ assert not heavy, heavy
 """
 
 
-def run(code, **options):
-    path = [p for p in sys.path if p]
-    setup = f"import sys; sys.path[:0] = {path!r}\n"
-    command = [sys.executable, "-c", setup + textwrap.dedent(code)]
-    return subprocess.run(command, capture_output=True, text=True, **options)
-
-
 def test_importing_xent_imports_no_framework_and_no_tool():
-    done = run(LIGHT, check=False)
-    assert done.returncode == 0, done.stderr
+    printed("-c", LIGHT)
 
 
 @pytest.mark.parametrize("module", ["ml_dtypes", "rich", "xent.oracle", "xent.compat"])
 def test_that_test_can_fail(module):
     """An import of these anywhere in xent would be noticed."""
     pytest.importorskip(module.partition(".")[0], reason=f"{module} is not installed")
-    done = run(LIGHT.replace("import xent\n", f"import xent, {module}\n"), check=False)
+    done = python("-c", LIGHT.replace("import xent\n", f"import xent, {module}\n"))
     assert done.returncode != 0
     assert f"'{module}'" in done.stderr
 
 
 def test_tools_are_found_where_they_are_asked_for():
     """Lazily, without the module of the same name in place of the function."""
-    code = "import xent, xent.cli\nassert callable(xent.compare) and callable(xent.bench) and 'compare' in dir(xent)"
-    done = run(code, check=False)
-    assert done.returncode == 0, done.stderr
+    printed(
+        "-c", "import xent, xent.cli; assert callable(xent.compare) and callable(xent.bench) and 'compare' in dir(xent)"
+    )
     with pytest.raises(AttributeError, match="module 'xent' has no attribute 'comparison'"):
         _ = xent.comparison
 
@@ -105,16 +96,13 @@ def test_torch_kinds():
 def test_first_dispatch_under_torch_compile():
     """Nothing was imported before the compiler saw the call."""
     pytest.importorskip("torch", reason="torch is not installed")
-    done = run(
-        """
+    code = """
         import torch, xent
         f = torch.compile(lambda x, y: xent.sparse_ce(x, y), fullgraph=True, backend="aot_eager")
         x, y = torch.randn(2, 3), torch.tensor([0, 2])
         torch.testing.assert_close(f(x, y), torch.nn.functional.cross_entropy(x, y))
-        """,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    """
+    printed("-c", textwrap.dedent(code))
 
 
 @pytest.mark.backend("torch")
@@ -187,8 +175,7 @@ def test_keras_variables(framework):
     for name in ("keras", framework):
         if importlib.util.find_spec(name) is None:
             pytest.skip(f"{name} is not installed")
-    done = run(KERAS.format(backend=framework), check=False, env=os.environ | {"KERAS_BACKEND": framework})
-    assert done.returncode == 0, done.stderr
+    printed("-c", KERAS.format(backend=framework), KERAS_BACKEND=framework)
 
 
 @pytest.mark.backend("tensorflow")
@@ -206,8 +193,7 @@ def test_first_dispatch_inside_a_function(tmp_path):
             """
         )
     )
-    loud = {key: value for key, value in os.environ.items() if key != "TF_CPP_MIN_LOG_LEVEL"}
-    done = run(f"sys.path.insert(0, {str(tmp_path)!r})\nimport traced", check=False, env=loud)
+    done = python(tmp_path / "traced.py", TF_CPP_MIN_LOG_LEVEL="0")
     assert done.returncode == 0, done.stderr
     assert "AutoGraph" not in done.stderr
     assert abs(float(done.stdout) - np.log(3)) < 1e-6

@@ -5,17 +5,16 @@ import importlib.util
 import inspect
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import xent
+from processes import ROOT, printed
 from typer.main import get_command
 from xent import cli, oracle
 
-ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 (EXAMPLE,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 IMPORTS, *PARTS = EXAMPLE.strip().split("\n\n")  # one a framework; all use the first one's arrays
@@ -118,10 +117,8 @@ def test_links_check_finds(link):
 def test_site(tmp_path):
     """MkDocs builds it without a warning, and every page is in its navigation."""
     pytest.importorskip("mkdocs", reason="mkdocs is not installed: pip install -e '.[docs]'")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-f", "docs/mkdocs.yml", "-d", tmp_path]
-    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    command = "-m", "mkdocs", "build", "--strict", "-f", "docs/mkdocs.yml", "-d", tmp_path
+    printed(*command, cwd=ROOT, NO_MKDOCS_2_WARNING="1")
     assert (tmp_path / "api" / "index.html").exists()
 
 
@@ -240,11 +237,8 @@ def test_data_parallel_gradients_are_the_whole_batch_s():
     torch = pytest.importorskip("torch", reason="torch is not installed")
     if not (torch.distributed.is_available() and torch.distributed.is_gloo_available() and hasattr(os, "fork")):
         pytest.skip("there is no gloo here")
-    path = os.pathsep.join(filter(None, sys.path))
-    environment = os.environ | {"PYTHONPATH": path, "GLOO_SOCKET_IFNAME": "lo" if sys.platform == "linux" else "lo0"}
-    command = [sys.executable, ROOT / "tests" / "data_parallel.py"]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 0, done.stderr
+    loopback = "lo" if sys.platform == "linux" else "lo0"
+    printed(ROOT / "tests" / "data_parallel.py", GLOO_SOCKET_IFNAME=loopback)
 
 
 @pytest.fixture(scope="module")

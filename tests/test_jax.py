@@ -1,11 +1,7 @@
 """JAX's own transforms: every derivative of every order, batched, compiled, sharded; and which kernels they run on."""
 
 import functools
-import os
 import re
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +13,7 @@ import cases  # noqa: E402
 import xent  # noqa: E402
 from cases import T, V, W, X, Y, Z  # noqa: E402
 from jax.extend.core import jaxprs_in_params  # noqa: E402
+from processes import printed  # noqa: E402
 from programs import cover  # noqa: E402
 from xent.backends.cpu import native  # noqa: E402
 
@@ -297,25 +294,17 @@ def test_no_rows(shape):
 # ---- in processes of their own
 
 
-def run(code, **environment):
-    code = "import jax, jax.numpy as jnp, xent\n" + textwrap.dedent(code)
-    path = os.pathsep.join(p for p in sys.path if p)
-    environment = {**os.environ, "PYTHONPATH": path, **environment}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
-
-
 def test_switched_off():
     code = """
-    f = jax.jit(jax.value_and_grad(xent.sparse_ce))
-    print("xent_" in f.lower(jnp.zeros((2, 3)), jnp.zeros(2, int)).as_text())
-    """
-    assert run(code, XENT_NATIVE="0").strip() == "False"
+import jax, jax.numpy as jnp, xent
+f = jax.jit(jax.value_and_grad(xent.sparse_ce))
+print("xent_" in f.lower(jnp.zeros((2, 3)), jnp.zeros(2, int)).as_text())
+"""
+    assert printed("-c", code, XENT_NATIVE="0") == "False\n"
 
 
 def test_sharded():
-    run((Path(__file__).parent / "sharded_jax.py").read_text(), XLA_FLAGS="--xla_force_host_platform_device_count=4")
+    printed(Path(__file__).with_name("sharded_jax.py"), XLA_FLAGS="--xla_force_host_platform_device_count=4")
 
 
 # ---- the head's loop

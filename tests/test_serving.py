@@ -1,13 +1,11 @@
 """What a framework writes to a file with xent's losses in it runs in a process that has no xent."""
 
 import importlib.util
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from processes import printed
 from programs import ONE_OF_EACH_LOSS, assert_close
 
 HERE = Path(__file__).parent
@@ -15,23 +13,6 @@ FORMATS = {"torch": ("export", "trace"), "tensorflow": ("saved_model", "graph_de
 each_framework = pytest.mark.parametrize(
     "framework", [pytest.param(name, marks=pytest.mark.backend(name)) for name in FORMATS]
 )
-
-
-def start(*arguments, **variables):
-    """A Python of its own, with the paths of this one."""
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("COV_", "PYTEST_"))}
-    environment = inherited | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))} | variables
-    command = [sys.executable, *map(str, arguments)]
-    return subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8"
-    )
-
-
-def finished(process):
-    """What it printed."""
-    printed, told = process.communicate()
-    assert process.returncode == 0, told[-4000:]
-    return printed
 
 
 def needs(*names):
@@ -45,7 +26,7 @@ def test_files_run_without_xent(framework, tmp_path):
     """With the oracle's value and gradient."""
     needs(framework)
     for command in ("save", "load"):
-        finished(start(HERE / "serving.py", command, framework, tmp_path))
+        printed(HERE / "serving.py", command, framework, tmp_path)
     for problem in ONE_OF_EACH_LOSS:
         for name in FORMATS[framework]:
             found = np.load(tmp_path / f"{problem.name}.{name}.found.npz")
@@ -86,7 +67,7 @@ def test_keras_file(tmp_path):
     """Keras names the import that a compiled model wants, and needs none to predict."""
     needs("keras", "tensorflow")
     path = tmp_path / "model.keras"
-    (saved,) = finished(start("-c", SAVE_KERAS, path, KERAS_BACKEND="tensorflow")).splitlines()
-    shape, loaded = finished(start("-c", LOAD_KERAS, path, KERAS_BACKEND="tensorflow")).splitlines()
+    (saved,) = printed("-c", SAVE_KERAS, path, KERAS_BACKEND="tensorflow").splitlines()
+    shape, loaded = printed("-c", LOAD_KERAS, path, KERAS_BACKEND="tensorflow").splitlines()
     assert shape == "(2, 3)"
     assert float(loaded) == pytest.approx(float(saved), rel=1e-6)
