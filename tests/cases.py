@@ -1,13 +1,44 @@
 """The matrix, as data."""
 
+import contextlib
+import importlib.util
 import itertools
 from typing import NamedTuple
 
 import numpy as np
 import pytest
 from allpairspy import AllPairs
-from xent import oracle
+from xent import _dispatch, oracle
 from xent.verify.precision import PRECISION, rounded
+
+# ---- what a test needs
+
+
+def backends(*names):
+    """A parameter for each framework, which `--backend` chooses among."""
+    return [pytest.param(name, marks=pytest.mark.backend(name)) for name in names]
+
+
+def needs_installed(*names):
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            pytest.skip(f"{name} is not installed")
+
+
+def needs_dtype(live, dtype):
+    if dtype not in live.dtypes:
+        pytest.skip(f"{live.name} has no {dtype}")
+
+
+def needs_loss(live, loss):
+    if loss == "linear_ce" and _dispatch.load(live.name).linear is None:
+        pytest.skip(f"{live.name}'s adapter brings no linear_ce")
+
+
+def within(live, dtype):
+    """Where arrays of the dtype can be made: JAX has float64 only inside of a switch."""
+    return live.double() if dtype == "float64" else contextlib.nullcontext()
+
 
 # ---- what the transforms are tried on
 

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import importlib
-import importlib.util
 import os
 import sys
 
@@ -105,8 +104,7 @@ def live(request):
     """One framework after the other."""
     from xent.verify import frameworks
 
-    if importlib.util.find_spec(request.param) is None:
-        pytest.skip(f"{request.param} is not installed")
+    cases.needs_installed(request.param)
     found = frameworks.load(request.param)
     wanted = request.config.getoption("--device")
     device = frameworks.device(found.devices(), wanted)

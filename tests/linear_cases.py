@@ -1,9 +1,8 @@
 """linear_ce's matrix, as data."""
 
-from typing import NamedTuple
-
 import cases
 import numpy as np
+from cases import Case
 from xent.verify.precision import rounded
 
 SHAPE = (4, 5)  # rows, in two dimensions
@@ -34,19 +33,10 @@ FEW = (
 )
 
 
-class Case(NamedTuple):
-    names: tuple  # of OPTIONS
-    options: dict
-
-    @property
-    def name(self):
-        return f"{'+'.join(self.names) or 'plain'}-{self.options['reduce']}"
-
-
 def matrix(combinations):
     for names, reduce in combinations:
         options = {option: value for name in names for option, value in OPTIONS[name].items()}
-        yield Case(names, {"reduce": reduce, **options})
+        yield Case("linear_ce", names, {"reduce": reduce, **options})
 
 
 def arguments(dtype, options):

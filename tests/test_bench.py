@@ -2,7 +2,7 @@
 
 import dataclasses
 import gc
-import importlib.util
+import importlib
 import itertools
 import sys
 import time
@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import xent
+from cases import needs_installed
 from xent import oracle
 from xent.benchmarks import machine, measure, run, truth
 from xent.benchmarks import process as process_module
@@ -287,8 +288,7 @@ RIVALS = {
 
 @pytest.mark.parametrize(("backend", "workload"), RIVALS, ids=lambda part: part)
 def test_rivals(everyone, backend, workload):
-    if importlib.util.find_spec(backend) is None:
-        pytest.skip(f"{backend} is not installed")
+    needs_installed(backend)
     (case,) = (case for case in everyone.cases if case.workload.name == workload)
     assert {s.name for s in case.series if s.backend == backend} == RIVALS[backend, workload] | {"xent"}
 

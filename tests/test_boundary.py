@@ -1,7 +1,6 @@
 """What native code gets from the public API at the edges: no elements, one example, numbers in every guise, memory of
 every kind. Small, so that native_sanitized.sh can run it under sanitizers on NumPy and PyTorch."""
 
-import contextlib
 import threading
 
 import cases
@@ -9,7 +8,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 import xent
-from xent import _dispatch, oracle
+from cases import needs_dtype, needs_loss, within
+from xent import oracle
 from xent.backends import numpy as host
 from xent.verify.precision import DTYPES, PRECISION, rounded
 
@@ -82,15 +82,6 @@ def truth(loss, given, chosen):
     return found.loss, found.hidden if loss == "linear_ce" else found.logits
 
 
-def needs(live, loss):
-    if loss == "linear_ce" and _dispatch.load(live.name).linear is None:
-        pytest.skip(f"{live.name}'s adapter brings no linear_ce")
-
-
-def within(live, dtype):
-    return live.double() if dtype == "float64" else contextlib.nullcontext()
-
-
 # ---- no elements
 
 EMPTY = [((3, 128, 0), 1), ((0, 5), 1), ((0, 70), 1), ((2, 0, 5), 2), ((0, 5, 3), 1), ((2, 5, 0, 3), 1), ((0, 5, 0), 1)]
@@ -99,7 +90,7 @@ EMPTY = [((3, 128, 0), 1), ((0, 5), 1), ((0, 70), 1), ((2, 0, 5), 2), ((0, 5, 3)
 @pytest.mark.parametrize("loss", LOSSES)
 def test_a_length_of_0_at_every_place(live, loss):
     """An inner length of 0 was taken for 1: memory was read and written that was not passed."""
-    needs(live, loss)
+    needs_loss(live, loss)
     for shape, axis in EMPTY[:2] if live.name == "jax" else EMPTY:
         if loss == "linear_ce":
             shape = (*shape[:axis], *shape[axis + 1 :], FEATURES)
@@ -121,9 +112,8 @@ def test_a_length_of_0_at_every_place(live, loss):
 @pytest.mark.parametrize("loss", LOSSES)
 def test_one_example(live, loss, dtype):
     """Its results and coefficients are 0-d, for which NumPy has scalars, whose addresses are a temporary's."""
-    needs(live, loss)
-    if dtype not in live.dtypes:
-        pytest.skip(f"{live.name} has no {dtype}")
+    needs_loss(live, loss)
+    needs_dtype(live, dtype)
     if live.name == "jax" and dtype != "float32" and not cases.FULL:
         pytest.skip("jax compiles every call: only with --full")
     shape = () if loss == "sigmoid_ce" else (FEATURES,)
@@ -149,7 +139,7 @@ def guises(live, value):
 @pytest.mark.parametrize("loss", LOSSES)
 def test_a_number_in_every_guise(live, loss):
     """A Python number, a NumPy scalar, a 0-d array of NumPy's and of the framework's."""
-    needs(live, loss)
+    needs_loss(live, loss)
     x, *rest = moved(live, loss, arguments(loss, (3, FEATURES), 1), "float32")
     want = solved(live, loss, (x, *rest), {"sample_weight": 2.0, "denom": 3.0})
     for chosen in ({"sample_weight": 2.0}, {"denom": 3.0}):
@@ -350,8 +340,7 @@ def test_memory_of_torch(loss, dtype, view):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_one_hot_labels_have_the_gradient_of_ids(live, dtype, shape, axis):
     """Also where the label leads by far, and its probability rounds to 1."""
-    if dtype not in live.dtypes:
-        pytest.skip(f"{live.name} has no {dtype}")
+    needs_dtype(live, dtype)
     data = np.random.default_rng(0)
     ids = data.integers(0, shape[axis], shape[:axis] + shape[axis + 1 :])
     hot = np.expand_dims(ids, axis) == np.arange(shape[axis]).reshape(

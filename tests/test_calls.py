@@ -2,7 +2,6 @@
 
 import collections
 import importlib
-import importlib.util
 import tracemalloc
 from functools import partial
 
@@ -10,6 +9,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 import xent
+from cases import backends, needs_installed
+from test_boundary import NUMPY_VIEWS
 from xent import oracle
 from xent.backends.cpu import native, why_not
 
@@ -26,7 +27,7 @@ LOSSES = {
     "softmax_ce": (partial(xent.softmax_ce, axis=1), T, partial(oracle.softmax_ce, axis=1)),
     "sigmoid_ce": (xent.sigmoid_ce, Z, oracle.sigmoid_ce),
 }
-FRAMEWORKS = [pytest.param(name, marks=pytest.mark.backend(name)) for name in ("numpy", "torch", "tensorflow")]
+each_framework = pytest.mark.parametrize("framework", backends("numpy", "torch", "tensorflow"))
 
 
 @pytest.fixture
@@ -71,7 +72,7 @@ def array(framework, x):
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize("framework", FRAMEWORKS)
+@each_framework
 def test_values_and_gradients_come_from_the_kernels(framework, loss, calls):
     ours, labels, truth = LOSSES[loss]
     x, y, want = array(framework, X), array(framework, labels), truth(X, labels)
@@ -87,7 +88,7 @@ def test_values_and_gradients_come_from_the_kernels(framework, loss, calls):
 
 @pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}, {"z_loss": 0.1}, {"sample_weight": 2.0}], ids=str)
 @pytest.mark.parametrize("reduce", ["sum", "mean", "mean_all", "none"])
-@pytest.mark.parametrize("framework", FRAMEWORKS)
+@each_framework
 def test_a_plain_mean_is_added_up_in_the_kernel(framework, reduce, options, calls):
     x, y = array(framework, X), array(framework, Y)
     value, grad = xent.value_and_grad(xent.sparse_ce)(x, y, axis=1, reduce=reduce, **options)
@@ -98,9 +99,10 @@ def test_a_plain_mean_is_added_up_in_the_kernel(framework, reduce, options, call
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-@pytest.mark.parametrize("framework", FRAMEWORKS)
+@each_framework
 def test_narrow_logits_go_in_as_they_are(framework, dtype, calls):
-    module = importlib.import_module(framework) if importlib.util.find_spec(framework) else pytest.skip("not installed")
+    needs_installed(framework)
+    module = importlib.import_module(framework)
     x = array(framework, X)
     kind = getattr(ml_dtypes if framework == "numpy" and dtype == "bfloat16" else module, dtype)
     x = module.cast(x, kind) if framework == "tensorflow" else x.astype(kind) if framework == "numpy" else x.to(kind)
@@ -115,34 +117,13 @@ def test_narrow_logits_go_in_as_they_are(framework, dtype, calls):
 # ---- NumPy's memory
 
 
-def variants():
-    """The same numbers, differently kept."""
-    swapped = X.astype(X.dtype.newbyteorder())
-    locked = X.copy()
-    locked.flags.writeable = False
-    wide = np.zeros((6, 10, 8), np.float32)
-    wide[:, ::2, 1::2] = X
-    shifted = np.frombuffer(b"\0" + X.tobytes(), np.uint8)[1:].view(np.float32).reshape(X.shape)
-    return {
-        "byte-swapped": swapped,
-        "read-only": locked,
-        "strided": wide[:, ::2, 1::2],
-        "Fortran": np.asfortranarray(X),
-        "backwards": X[::-1].copy()[::-1],
-        "unaligned": shifted,
-    }
-
-
-@pytest.mark.parametrize("name", variants())
-def test_any_memory(name, calls):
-    x = variants()[name]
-    before = x.copy()
+@pytest.mark.parametrize("view", NUMPY_VIEWS, ids=lambda view: view.__name__)
+def test_any_memory(view, calls):
     for ours, labels, truth in LOSSES.values():
-        value, grad = xent.value_and_grad(ours)(x, labels)
+        value, grad = xent.value_and_grad(ours)(view(X), labels)
         want = truth(X, labels)
         close(value, want.loss)
         close(grad, want.logits)
-    np.testing.assert_array_equal(x, before)
     assert taken(calls) == {"mean_both": 2, "sigmoid_both": 1}
 
 

@@ -3,18 +3,13 @@
 The programs (test_programs_*.py) run once more on xent's formulas alone, and JAX's always on two fake devices.
 """
 
-import importlib.util
 from pathlib import Path
 
 import pytest
+from cases import backends, needs_installed
 from processes import run_tests
 
 HERE = Path(__file__).parent
-
-
-each_framework = pytest.mark.parametrize(
-    "framework", [pytest.param(name, marks=pytest.mark.backend(name)) for name in ("torch", "tensorflow", "jax")]
-)
 
 
 MATRIX = ("test_matrix.py", "test_linear.py", "test_empty_mean.py", "test_contender.py")
@@ -31,7 +26,7 @@ PROGRAMS = {
 }
 
 
-@each_framework
+@pytest.mark.parametrize("framework", backends("torch", "tensorflow", "jax"))
 def test_with_kernels(framework, pytestconfig):
     programs = () if framework == "jax" else PROGRAMS[framework]
     in_its_own_process(pytestconfig, framework, *MATRIX, *OWN[framework], *programs)
@@ -40,8 +35,7 @@ def test_with_kernels(framework, pytestconfig):
 @pytest.mark.parametrize(
     "framework",
     [
-        pytest.param("torch", marks=pytest.mark.backend("torch")),
-        pytest.param("tensorflow", marks=pytest.mark.backend("tensorflow")),
+        *backends("torch", "tensorflow"),
         # whose programs on two devices run on the formulas, but for a few
         pytest.param("jax", marks=[pytest.mark.backend("jax"), pytest.mark.full]),
     ],
@@ -58,8 +52,7 @@ def test_jax_programs_on_two_devices(pytestconfig):
 
 
 def in_its_own_process(config, framework, *names, **variables):
-    if importlib.util.find_spec(framework) is None:
-        pytest.skip(f"{framework} is not installed")
+    needs_installed(framework)
     files = [str(HERE / name) if name.endswith(".py") else name for name in names]
     variables["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # a pool of processes takes longer to start than these compile
     printed = run_tests(config, "--compiled", "--backend", framework, *files, **variables)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import xent
 import xent.backends
+from cases import needs_installed
 from processes import printed, python
 from xent import _dispatch
 from xent.adapter import SoftmaxKernels
@@ -172,9 +173,7 @@ for loss, rest, options in (
 )
 def test_keras_variables(framework):
     """A Keras model's weights, in every argument, on whatever framework Keras runs."""
-    for name in ("keras", framework):
-        if importlib.util.find_spec(name) is None:
-            pytest.skip(f"{name} is not installed")
+    needs_installed("keras", framework)
     printed("-c", KERAS.format(backend=framework), KERAS_BACKEND=framework)
 
 

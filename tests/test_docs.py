@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xent
+from cases import needs_installed
 from processes import ROOT, printed
 from typer.main import get_command
 from xent import cli, oracle
@@ -25,8 +26,7 @@ ANSWERS = re.findall(r"^\| `(\w+_ce\(.*?\))`.*\| `?(\w*Error|[\d.e-]+)[^|]*\|$",
 def test_readme_code(framework, part, capsys):
     """It runs, each framework's loss is the one that NumPy's line says, and what is printed is what is said."""
     (line,) = re.findall(rf"\b({framework}(?: as \w+)?)\b", IMPORTS)
-    if importlib.util.find_spec(framework) is None:
-        pytest.skip(f"{framework} is not installed")
+    needs_installed(framework)
     names = {}
     exec(f"import numpy as np, xent, {line}", names)
     exec(PARTS[0], names)
@@ -66,9 +66,7 @@ def programs():
 @pytest.mark.parametrize(("code", "needed"), [*programs()])
 def test_pages(code, needed, capsys):
     """Their code runs and prints what is said, whatever a trainer prints in between."""
-    for name in sorted(needed):
-        if importlib.util.find_spec(name) is None:
-            pytest.skip(f"{name} is not installed")
+    needs_installed(*sorted(needed))
     exec(code, {"__name__": "page"})
     said = re.findall(r"^ *print\(.*  # (.*)$", code, re.MULTILINE)
     assert said
@@ -196,9 +194,7 @@ def char_lm():
 
 @pytest.mark.parametrize("framework", ["torch", "jax", "tensorflow"])
 def test_example_learns_the_same_everywhere(framework, char_lm):
-    for needed in (framework, *(["optax"] if framework == "jax" else [])):
-        if importlib.util.find_spec(needed) is None:
-            pytest.skip(f"{needed} is not installed")
+    needs_installed(framework, *(["optax"] if framework == "jax" else []))
     module, by_hand = char_lm
     losses = module.train(framework, 6)
     assert losses == pytest.approx(by_hand, rel=1e-5)

@@ -51,20 +51,15 @@ def as_float32(live, values):
     return live.array(values, None if values is IDS else "float32", "cpu")
 
 
-def has_linear(live, name):
-    if name.startswith("linear") and _dispatch.load(live.name).linear is None:
-        pytest.skip(f"{live.name}'s adapter brings no linear_ce")
-
-
 @each_call
 def test_value_and_gradient(live, name):
-    has_linear(live, name)
+    cases.needs_loss(live, CALLS[name][0])
     check(live, name)
 
 
 @pytest.mark.parametrize("name", [name for name in CALLS if name.startswith(("sparse", "linear"))])
 def test_beside_statistics(live, name):
-    has_linear(live, name)
+    cases.needs_loss(live, CALLS[name][0])
     check(live, name, stats=True)
 
 

@@ -104,13 +104,17 @@ TRANSFORMS = {
 MODES = {"eager": lambda f: f, "jit": jax.jit}
 
 
+def assert_close(got, want):
+    jax.tree.map(lambda g, w: np.testing.assert_allclose(g, w, rtol=1e-11, atol=1e-13), got, want)
+
+
 @pytest.mark.parametrize("mode", ["eager", pytest.param("jit", marks=pytest.mark.compiled)])
 @pytest.mark.parametrize(("transform", "loss"), cover(TRANSFORMS, PAIRS, each=1))
 def test_transform(loss, transform, mode):
     ours, reference, second = PAIRS[loss]
     got = MODES[mode](TRANSFORMS[transform](ours))(jnp.asarray(X), jnp.asarray(second))
     want = TRANSFORMS[transform](reference)(jnp.asarray(X), jnp.asarray(second))
-    jax.tree.map(lambda g, w: np.testing.assert_allclose(g, w, rtol=1e-11, atol=1e-13), got, want)
+    assert_close(got, want)
 
 
 AT_ONCE = {
@@ -137,7 +141,7 @@ def test_transforms_of_value_and_grad(loss, transform):
 
     got = transformed(lambda f: xent.value_and_grad(functools.partial(function, **options)))
     want = transformed(jax.value_and_grad)
-    jax.tree.map(lambda g, w: np.testing.assert_allclose(g, w, rtol=1e-11, atol=1e-13), got, want)
+    assert_close(got, want)
 
 
 # ---- both ways of a gradient: eager in two visits of the logits, compiled in one
@@ -243,14 +247,14 @@ def test_other_programs_use_the_formulas():
     assert custom_calls(traced.lower(lowering_platforms=("cuda",)).as_text()) == ""
     exported = jax.export.export(jax.jit(jax.value_and_grad(sparse)))(x, y)
     assert custom_calls(exported.mlir_module()) == ""
-    jax.tree.map(np.testing.assert_allclose, exported.call(x, y), jax.value_and_grad(sparse)(x, y))
+    assert_close(exported.call(x, y), jax.value_and_grad(sparse)(x, y))
 
 
 def test_dimensions_left_open_by_export():
     n = jax.export.symbolic_shape("n")
     shapes = jax.ShapeDtypeStruct((*n, 4), X.dtype), jax.ShapeDtypeStruct(n, Y.dtype)
     exported = jax.export.export(jax.jit(jax.value_and_grad(sparse)))(*shapes)
-    jax.tree.map(np.testing.assert_allclose, exported.call(X, Y), jax.value_and_grad(sparse)(X, jnp.asarray(Y)))
+    assert_close(exported.call(X, Y), jax.value_and_grad(sparse)(X, jnp.asarray(Y)))
 
 
 def test_smoothing_weights_that_differ_by_batch():
@@ -263,7 +267,7 @@ def test_smoothing_weights_that_differ_by_batch():
         )(jnp.asarray(X))
 
     for i, got in enumerate(zip(*jax.vmap(f)(tables), strict=True)):
-        jax.tree.map(lambda g, w: np.testing.assert_allclose(g, w, rtol=1e-12), got, f(tables[i]))
+        assert_close(got, f(tables[i]))
 
 
 def test_without_jit():
@@ -271,7 +275,7 @@ def test_without_jit():
     want = jax.value_and_grad(sparse)(x, y)
     with jax.disable_jit():
         got = jax.value_and_grad(sparse)(x, y)
-    jax.tree.map(lambda g, w: np.testing.assert_allclose(g, w, rtol=1e-12), got, want)
+    assert_close(got, want)
 
 
 def test_donated_logits():

@@ -1,6 +1,5 @@
 """linear_ce: values and gradients against the oracle, whatever the chunks; what it does not compute; its statistics."""
 
-import contextlib
 import functools
 import itertools
 from dataclasses import replace
@@ -16,7 +15,6 @@ from linear_cases import (
     LOSS_BARS,
     OPTIONS,
     SHAPE,
-    Case,
     H,
     V,
     Y,
@@ -48,7 +46,7 @@ def check(live, case, dtype, chunk_rows, compiler=lambda f: f):
     options = held(case.options, dtype)
     h, weight, y = arguments(dtype, options)
     want = oracle.linear_ce(h, weight, y, **options)
-    with within(live, dtype):
+    with cases.within(live, dtype):
         arrays = (live.array(k, dtype, "cpu") for k in (h, weight))
         options = given(live, options, dtype)
         loss = functools.partial(xent.linear_ce, chunk_rows=chunk_rows, **options)
@@ -63,10 +61,6 @@ def check(live, case, dtype, chunk_rows, compiler=lambda f: f):
         if got is not None:
             assert_close(got, getattr(want, name), BARS[dtype], f"{what}: {name}")
     assert (found[2] is None) == ("bias" not in options)
-
-
-def within(live, dtype):
-    return live.double() if dtype == "float64" else contextlib.nullcontext()
 
 
 @pytest.mark.parametrize("reduce", cases.REDUCES)
@@ -86,8 +80,7 @@ def test_all_rows_in_one_chunk(linear, subtests):
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_options_in_other_dtypes(linear, dtype, subtests):
-    if dtype not in linear.dtypes:
-        pytest.skip(f"{linear.name} has no {dtype}")
+    cases.needs_dtype(linear, dtype)
     chosen = cases.alone(OPTIONS, ["mean", "none"]) if cases.FULL else FEW[:1] if linear.name == "jax" else FEW
     for case in matrix(chosen):
         with subtests.test(case.name):
@@ -314,7 +307,7 @@ def test_wrong_kits_fail(name, monkeypatch):
     wrong = replace(adapter, linear=WRONG[name](adapter.linear)) if name else adapter
     monkeypatch.setattr(loop, "_rows_that_count", lambda spec, ids: None)  # masked rows are there, as in a compiler
     monkeypatch.setitem(_dispatch._by_type, np.ndarray, wrong)
-    case = Case(("ignore_index",), {"reduce": "mean", "ignore_index": -100})
+    case = cases.Case("linear_ce", ("ignore_index",), {"reduce": "mean", "ignore_index": -100})
     if name is None:
         check(live, case, "float32", 3)
         return

@@ -65,8 +65,7 @@ def test_invalid_ids(linear):
 @pytest.mark.parametrize("reduce", ["mean", "none"])
 def test_float32_parameters_beside_16_bits(linear, reduce, dtype):
     """A mixed-precision layer's: they are rounded to the hidden states' dtype, and their gradients are not."""
-    if dtype not in linear.dtypes:
-        pytest.skip(f"{linear.name} has no {dtype}")
+    cases.needs_dtype(linear, dtype)
     exact = [rounded(k, dtype) for k in (H, V, BIAS)]
     want = oracle.linear_ce(*exact[:2], Y, bias=exact[2], reduce=reduce)
     h, v, bias = (linear.array(k, of, "cpu") for k, of in ((H, dtype), (V, "float32"), (BIAS, "float32")))
@@ -83,8 +82,7 @@ def test_float32_parameters_beside_16_bits(linear, reduce, dtype):
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("reduce", ["none", "sum"])
 def test_16_bit_gradients_of_many_chunks_are_rounded_once(linear, reduce, dtype):
-    if dtype not in linear.dtypes:
-        pytest.skip(f"{linear.name} has no {dtype}")
+    cases.needs_dtype(linear, dtype)
     data = np.random.default_rng(0)
     h, v, bias = (rounded(data.normal(size=size), dtype) for size in ((131, 1), (9, 1), 9))
     y = data.integers(0, 9, 131)
@@ -131,8 +129,7 @@ STATS = {
 @pytest.mark.parametrize("loss", ["sparse_ce", "linear_ce"])
 def test_stats(live, loss, options, derive):
     """Against their definitions; the loss stays what it is without them."""
-    if loss == "linear_ce" and _dispatch.load(live.name).linear is None:
-        pytest.skip(f"the adapter of {live.name} brings no linear_ce")
+    cases.needs_loss(live, loss)
     options = STATS[options]
     x = H @ V.T
     with live.double():

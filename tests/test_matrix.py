@@ -9,6 +9,7 @@ import cases
 import numpy as np
 import pytest
 import xent
+from cases import needs_dtype, within
 from programs import cover
 from xent import _dispatch, formulas
 from xent.adapter import Layout
@@ -17,10 +18,6 @@ from xent.verify.precision import DTYPES, PRECISION
 from xent.verify.regimes import CLASSES, LOSSES
 
 # ---- running one
-
-
-def within(live, dtype):
-    return live.double() if dtype == "float64" else contextlib.nullcontext()
 
 
 def labels_of(live, y, dtype):
@@ -112,8 +109,7 @@ def test_options_in_float64(live, loss, reduce, subtests):
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("loss", LOSSES)
 def test_options_in_other_dtypes(live, loss, dtype, subtests):
-    if dtype not in live.dtypes:
-        pytest.skip(f"{live.name} has no {dtype}")
+    needs_dtype(live, dtype)
     chosen = cases.few(loss) if live.name == "jax" else cases.singles(loss, "mean")  # JAX compiles each
     check_options(live, chosen, dtype, subtests=subtests)
 
@@ -121,8 +117,7 @@ def test_options_in_other_dtypes(live, loss, dtype, subtests):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("loss", LOSSES)
 def test_regimes(live, loss, dtype):
-    if dtype not in live.dtypes:
-        pytest.skip(f"{live.name} has no {dtype}")
+    needs_dtype(live, dtype)
     for classes in CLASSES[:4]:
         check_regimes(live, loss, dtype, classes)
 

@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 import xent
+from cases import backends
 from xent.verify import frameworks
 
 LEADS = np.array([0.0, 1.0, 5.0, 20.0, 40.0])  # float32 rounds 1 - p to 0 from 17 on
 ROWS = np.stack([0 * LEADS + 0.5, 0.5 + LEADS, 0 * LEADS - 2], -1).astype(np.float32)  # class 1 leads
-FRAMEWORKS = [pytest.param(name, marks=pytest.mark.backend(name)) for name in ("torch", "tensorflow", "jax")]
+
+each_framework = pytest.mark.parametrize("framework", backends("torch", "tensorflow", "jax"))
 
 
 def hessians(framework, loss, x):
@@ -43,7 +45,7 @@ def probabilities(x):
     return e / e.sum(), np.array([np.delete(e, j).sum() for j in range(len(e))]) / e.sum()
 
 
-@pytest.mark.parametrize("framework", FRAMEWORKS)
+@each_framework
 @pytest.mark.parametrize("form", ["ids", "soft"])
 def test_softmax(framework, form):
     """The diagonal entry by entry; what lies off it relative to the row's largest entry."""
@@ -60,7 +62,7 @@ def test_softmax(framework, form):
             np.testing.assert_allclose(got, want, rtol=0, atol=2e-6 * np.abs(want).max())
 
 
-@pytest.mark.parametrize("framework", FRAMEWORKS)
+@each_framework
 def test_sigmoid(framework):
     xs = np.array([0, 1, -1, 17.5, -17.5, 40, -40, 80], np.float32)
     y = frameworks.load(framework).array(np.array([0, 1, 0, 1, 0.25, 0, 1, 0.75]), "float32", "cpu")

@@ -1,30 +1,21 @@
 """What a framework writes to a file with xent's losses in it runs in a process that has no xent."""
 
-import importlib.util
 from pathlib import Path
 
 import numpy as np
 import pytest
+from cases import backends, needs_installed
 from processes import printed
 from programs import ONE_OF_EACH_LOSS, assert_close
 
 HERE = Path(__file__).parent
 FORMATS = {"torch": ("export", "trace"), "tensorflow": ("saved_model", "graph_def"), "jax": ("export",)}
-each_framework = pytest.mark.parametrize(
-    "framework", [pytest.param(name, marks=pytest.mark.backend(name)) for name in FORMATS]
-)
 
 
-def needs(*names):
-    for name in names:
-        if importlib.util.find_spec(name) is None:
-            pytest.skip(f"{name} is not installed")
-
-
-@each_framework
+@pytest.mark.parametrize("framework", backends(*FORMATS))
 def test_files_run_without_xent(framework, tmp_path):
     """With the oracle's value and gradient."""
-    needs(framework)
+    needs_installed(framework)
     for command in ("save", "load"):
         printed(HERE / "serving.py", command, framework, tmp_path)
     for problem in ONE_OF_EACH_LOSS:
@@ -65,7 +56,7 @@ print(model.evaluate(keras.ops.ones((2, 4)), keras.ops.array([0, 2]), verbose=0)
 @pytest.mark.backend("tensorflow")
 def test_keras_file(tmp_path):
     """Keras names the import that a compiled model wants, and needs none to predict."""
-    needs("keras", "tensorflow")
+    needs_installed("keras", "tensorflow")
     path = tmp_path / "model.keras"
     (saved,) = printed("-c", SAVE_KERAS, path, KERAS_BACKEND="tensorflow").splitlines()
     shape, loaded = printed("-c", LOAD_KERAS, path, KERAS_BACKEND="tensorflow").splitlines()

@@ -138,7 +138,12 @@ TRIED = [
 def wanted(loss, transform):
     """The same for all modes."""
     _, reference, second = PAIRS[loss]
-    return tf.nest.flatten(TRANSFORMS[transform](reference)(tf.constant(X), tf.constant(second)))
+    return TRANSFORMS[transform](reference)(tf.constant(X), tf.constant(second))
+
+
+def assert_close(got, want):
+    for g, w in zip(*map(tf.nest.flatten, (got, want)), strict=True):
+        np.testing.assert_allclose(g, w, rtol=1e-11, atol=1e-13)
 
 
 @pytest.mark.parametrize("transform", TRANSFORMS)
@@ -160,9 +165,7 @@ def check_transform(loss, transform, mode):
         ours = tf.function(ours)
         ours(x, t)
     # a head's classes have to be known
-    got = MODES[mode](TRANSFORMS[transform](ours), 4 if second is V else None)(x, t)
-    for g, w in zip(tf.nest.flatten(got), wanted(loss, transform), strict=True):
-        np.testing.assert_allclose(g, w, rtol=1e-11, atol=1e-13)
+    assert_close(MODES[mode](TRANSFORMS[transform](ours), 4 if second is V else None)(x, t), wanted(loss, transform))
 
 
 @pytest.mark.compiled
@@ -173,9 +176,7 @@ def test_xla_of_a_function_that_was_traced_before(loss, transform):
     x, t = tf.constant(X), tf.constant(second)
     traced = tf.function(ours)
     traced(x, t)
-    got = tf.function(TRANSFORMS[transform](traced), jit_compile=True)(x, t)
-    for g, w in zip(tf.nest.flatten(got), wanted(loss, transform), strict=True):
-        np.testing.assert_allclose(g, w, rtol=1e-11, atol=1e-13)
+    assert_close(tf.function(TRANSFORMS[transform](traced), jit_compile=True)(x, t), wanted(loss, transform))
 
 
 @pytest.mark.compiled
@@ -196,9 +197,7 @@ def test_derivatives_of_what_was_differentiated_in_a_graph(loss):
         return run
 
     x, t = tf.constant(X), tf.constant(second)
-    got, want = grad(tf.function(outer(ours)))(x, t), grad(outer(reference))(x, t)
-    for g, w in zip(got, want, strict=True):
-        np.testing.assert_allclose(g, w, rtol=1e-11, atol=1e-13)
+    assert_close(grad(tf.function(outer(ours)))(x, t), grad(outer(reference))(x, t))
 
 
 @pytest.mark.compiled
@@ -221,8 +220,7 @@ def test_derivative_in_the_upstream_gradient(upstream, loss):
 
     of = {"inside": lambda f: tf.function(grad(f)), "outside": lambda f: grad(tf.function(f))}[tape]
     args = tf.constant(alpha, tf.float64), tf.constant(X)
-    for g, w in zip(of(outer(ours))(*args), grad(outer(reference))(*args), strict=True):
-        np.testing.assert_allclose(g, w, rtol=1e-11, atol=1e-13)
+    assert_close(of(outer(ours))(*args), grad(outer(reference))(*args))
     moved = [tf.function(jvp(outer(f)))(*args) for f in (ours, reference)]
     np.testing.assert_allclose(*moved, rtol=1e-11)
 
@@ -300,9 +298,7 @@ def test_labels_of_exactly_zero(loss, transform):
     """Their derivative is the gap, not 0."""
     ours, reference, second = PAIRS[loss]
     x, t = tf.constant(X), tf.constant(np.round(second))
-    got, want = TRANSFORMS[transform](ours)(x, t), TRANSFORMS[transform](reference)(x, t)
-    for g, w in zip(tf.nest.flatten(got), tf.nest.flatten(want), strict=True):
-        np.testing.assert_allclose(g, w, rtol=1e-11, atol=1e-13)
+    assert_close(TRANSFORMS[transform](ours)(x, t), TRANSFORMS[transform](reference)(x, t))
 
 
 @pytest.fixture
