@@ -123,11 +123,7 @@ def test_next_token_of_every_integer_dtype(framework, dtype):
 @pytest.mark.parametrize(
     ("call", "error", "sentence"),
     [
-        (
-            lambda: xent.next_token(np.array(3)),
-            ValueError,
-            "labels: expected at least one dimension, the tokens",
-        ),
+        (lambda: xent.next_token(np.array(3)), ValueError, "labels: expected at least one dimension, the tokens"),
         (lambda: xent.next_token(np.ones(3)), TypeError, "labels: expected class ids of an integer or bool dtype, got"),
         (
             lambda: xent.next_token(np.ones(3, np.uint8)),
@@ -141,11 +137,7 @@ def test_next_token_of_every_integer_dtype(framework, dtype):
             r"segment_ids: expected shape \(2, 4\) \(the labels'\), got \(2,\)",
         ),
         (lambda: xent.total_weight([0.5]), TypeError, "labels: expected class ids of an integer or bool dtype, got"),
-        (
-            lambda: xent.total_weight(TOKENS, sample_weight=[1, 2]),
-            ValueError,
-            "sample_weight: expected a scalar",
-        ),
+        (lambda: xent.total_weight(TOKENS, sample_weight=[1, 2]), ValueError, "sample_weight: expected a scalar"),
         *(
             (
                 lambda k=k: xent.total_weight([1], class_weight=k),

@@ -6,16 +6,7 @@ import cases
 import numpy as np
 import pytest
 import xent
-from linear_cases import (
-    BARS,
-    BIAS,
-    LOSS_BARS,
-    OPTIONS,
-    H,
-    V,
-    Y,
-    assert_close,
-)
+from linear_cases import BARS, BIAS, LOSS_BARS, OPTIONS, H, V, Y, assert_close
 from xent import _dispatch, oracle
 from xent.verify.precision import rounded
 
@@ -117,11 +108,7 @@ def test_value_and_grad_of_a_partial(linear):
 # ---- the rows' statistics
 
 MASKED = {"ignore_index": 8, "sample_weight": cases.WEIGHTS, "class_weight": OPTIONS["class_weight"]["class_weight"]}
-STATS = {
-    "plain": {},
-    "masked": MASKED,
-    "smoothed": {"label_smoothing": 0.3, "z_loss": 0.1, "reduce": "none"},
-}
+STATS = {"plain": {}, "masked": MASKED, "smoothed": {"label_smoothing": 0.3, "z_loss": 0.1, "reduce": "none"}}
 
 
 @pytest.mark.parametrize("derive", [False, True], ids=["loss", "value_and_grad"])

@@ -14,18 +14,7 @@ from xent.verify.precision import rounded
 if native is None:
     pytest.skip(f"native kernels: {why_not}", allow_module_level=True)
 
-from native_arrays import (
-    DTYPES,
-    NOISE,
-    Elements,
-    Memory,
-    Products,
-    Rows,
-    address,
-    close,
-    loaded,
-    stored,
-)
+from native_arrays import DTYPES, NOISE, Elements, Memory, Products, Rows, address, close, loaded, stored
 
 HERE = Path(__file__).parent
 
