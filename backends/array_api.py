@@ -1,7 +1,7 @@
 """Any library whose arrays follow the array API standard (2024.12): CuPy from 14 on, array_api_strict.
 
-One adapter for each library, made of its namespace. Formulas alone, on whatever device the arrays are on. The standard
-has no differentiation; `xent.value_and_grad` does without.
+Each library gets an adapter that is made from its namespace: the formulas alone, on whatever device the arrays are. The
+standard has no differentiation, and `xent.value_and_grad` needs none.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ def host(x: Array) -> Any:
 
 
 def fetch(x: Array) -> Any:
-    return x.get() if hasattr(x, "get") else np.from_dlpack(x)  # CuPy's way over
+    return x.get() if hasattr(x, "get") else np.from_dlpack(x)  # CuPy's arrays have `get`
 
 
 def asarray(xp: Any, value: Any, like: Array) -> Array:
-    """By way of NumPy, so that a float is one of 64 bits."""
+    """By way of NumPy, so that Python floats become float64."""
     x = value if isinstance(value, type(like)) else xp.asarray(np.asarray(value))
     return x if like is None or x.device == like.device else x.to_device(like.device)
 
@@ -46,7 +46,7 @@ def astype(xp: Any, x: Array, dtype: str) -> Array:
 
 
 def name(x: Array) -> str:
-    """array_api_strict's dtypes have no `name`, and say where they are from."""
+    """array_api_strict's dtypes have no `name`, and their text begins with the module's name."""
     return str(getattr(x.dtype, "name", x.dtype)).rpartition(".")[2]
 
 

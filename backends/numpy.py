@@ -1,4 +1,4 @@
-"""NumPy. It has no differentiation of its own, so `rows_value_and_grad` and `sigmoid_value_and_grad` state it."""
+"""NumPy. It has no differentiation of its own, so the kernels return derivatives beside the losses."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Array = Any
 
 
 def asarray(value: Any, like: Array) -> Array:
-    """In the machine's byte order: other frameworks reject the other one, or read it as the wrong numbers."""
+    """In the machine's byte order: other frameworks reject arrays of the other order, or misread them."""
     x = np.asarray(value)
     return x if x.dtype.isnative else x.astype(x.dtype.newbyteorder("="))
 
@@ -33,7 +33,7 @@ def integer(x: Array) -> Array:
     return x if x.dtype.kind == "i" else x.astype(np.int64)
 
 
-_name = cache(lambda dtype: dtype.name)  # NumPy puts it together each time
+_name = cache(lambda dtype: dtype.name)  # NumPy makes a new string each time
 
 
 # ---- mathematics along an axis
@@ -93,7 +93,7 @@ OPS = Ops(
 
 
 def address(x: Array) -> int:
-    """Of arrays alone, since scalars have no `ctypes`: their `__array_interface__` is that of a copy already freed."""
+    """The address of an array's memory. A scalar has none: its `__array_interface__` is that of a freed copy."""
     place: int = x.ctypes.data
     return place
 
@@ -105,7 +105,7 @@ def dense(x: Array, shape: tuple[int, ...]) -> Array:
 
 
 def empty(shape: tuple[int, ...], dtype: str, like: Array) -> Array:
-    """Extension types, bfloat16 among them, are not known to NumPy by name."""
+    """New memory. The dtype comes from `like` where it can: NumPy does not know bfloat16 by name."""
     kind = like.dtype
     if dtype != _name(kind):
         return np.empty(shape, dtype)
@@ -135,7 +135,7 @@ if NATIVE:
 
 
 def quietly(function: Callable[..., Any], static: Any, *arrays: Any) -> Any:
-    """inf - inf and the like are part of the meaning, not accidents to warn of."""
+    """Runs a loss without NumPy's warnings: NaN from inf - inf is a defined result here."""
     with np.errstate(all="ignore"):
         return function(static, *arrays)
 
@@ -144,20 +144,20 @@ def quietly(function: Callable[..., Any], static: Any, *arrays: Any) -> Any:
 
 
 def direct(*operands: Array) -> bool:
-    """Whether the native kernels take these as they are; a weight may be a view of anything."""
+    """Whether the native kernels take all operands without a copy; a weight may be any view."""
     return NATIVE and all(k.flags.c_contiguous and k.dtype.isnative and k.size for k in operands)
 
 
-def project(h: Array, weight: Array, over: Array) -> Array:
-    x = over[: len(h)]
-    if direct(h, weight):
-        KERNELS.project(h, weight, x)
+def project(hidden: Array, weight: Array, over: Array) -> Array:
+    x = over[: len(hidden)]
+    if direct(hidden, weight):
+        KERNELS.project(hidden, weight, x)
         return x
-    if h.dtype == x.dtype:
-        return np.matmul(h, weight.T, out=x)
-    h = h.astype(np.float32)
+    if hidden.dtype == x.dtype:
+        return np.matmul(hidden, weight.T, out=x)
+    hidden = hidden.astype(np.float32)
     for part in loop.blocks(*weight.shape):
-        np.matmul(h, weight[part].astype(np.float32).T, out=x[:, part])
+        np.matmul(hidden, weight[part].astype(np.float32).T, out=x[:, part])
     return x
 
 
@@ -171,18 +171,20 @@ def pull(dx: Array, weight: Array) -> Array:
     return np.add.reduce([dx[:, part] @ weight[part].astype(dx.dtype) for part in loop.blocks(*weight.shape)])
 
 
-def accumulate(sums: Array, dx: Array, h: Array) -> Array:
-    """Some classes at a time: their product is still in the cache when it is added. In one place: fresh memory for each
-    takes half as long as the product."""
-    if direct(sums, dx, h):
-        KERNELS.accumulate(dx, h, sums)
+def accumulate(sums: Array, dx: Array, hidden: Array) -> Array:
+    """Some classes at a time, so that their product is still in the cache when it is added.
+
+    All products share memory: getting new memory for each would take half as long as the product itself.
+    """
+    if direct(sums, dx, hidden):
+        KERNELS.accumulate(dx, hidden, sums)
         return sums
-    h = h.astype(sums.dtype, copy=False)
+    hidden = hidden.astype(sums.dtype, copy=False)
     parts = loop.blocks(*sums.shape)
     products = np.empty_like(sums[parts[0]])
     for part in parts:
         product = products[: part.stop - part.start]
-        sums[part] += np.matmul(dx[:, part].T, h, out=product)
+        sums[part] += np.matmul(dx[:, part].T, hidden, out=product)
     return sums
 
 
@@ -191,7 +193,7 @@ def head(spec: loop.LoopSpec, operands: loop.LoopOperands) -> tuple[Array, loop.
     return loop.value(spec, results, operands), results
 
 
-IN_PLACE = replace(KERNELS, in_place=True)  # a chunk's derivative goes over its logits
+IN_PLACE = replace(KERNELS, in_place=True)  # writes a chunk's derivative over its logits
 LINEAR = LinearKernels(
     ops=OPS,
     rows=SOFTMAX.rows,

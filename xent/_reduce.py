@@ -63,13 +63,13 @@ def product(sample_weight: Array | None, class_weight: Array | None) -> Array | 
     return sample_weight * class_weight
 
 
-def mark_absent(ops: Ops, ids: Array | None, w: Array) -> Array:
+def mark_absent(ops: Ops, ids: Array | None, weight: Array) -> Array:
     """Rows of weight 0 are not there."""
-    return ops.astype(w == 0, ops.index_dtype) * ABSENT if ids is None else ops.where(w == 0, ABSENT, ids)
+    return ops.astype(weight == 0, ops.index_dtype) * ABSENT if ids is None else ops.where(weight == 0, ABSENT, ids)
 
 
-def zero_absent(ops: Ops, ids: Array, w: Array | None) -> Array | None:
-    return None if w is None else ops.where(ids == ABSENT, 0.0, w)
+def zero_absent(ops: Ops, ids: Array, weight: Array | None) -> Array | None:
+    return None if weight is None else ops.where(ids == ABSENT, 0.0, weight)
 
 
 class Stats(NamedTuple):
@@ -96,19 +96,19 @@ class Stats(NamedTuple):
     sample_weight: Array
 
 
-def stats(ops: Ops, results: RowResults, x: Array, ids: Array, w: Array | None, axis: int) -> Stats:
+def stats(ops: Ops, results: RowResults, x: Array, ids: Array, weight: Array | None, axis: int) -> Stats:
     """From a kernel's results with lse; x: the logits."""
     nll, lse, m = results.nll, results.lse, results.m
     label = ops.expand_dims(ops.where(ids < 0, 0, ids), axis)
     x_y = ops.astype(ops.pick(x, label, axis), ops.dtype(m))
-    return described(ops, nll, lse, ops.squeeze(x_y == m, axis), ids, w)
+    return described(ops, nll, lse, ops.squeeze(x_y == m, axis), ids, weight)
 
 
-def described(ops: Ops, nll: Array, lse: Array | None, correct: Array, ids: Array, w: Array | None) -> Stats:
+def described(ops: Ops, nll: Array, lse: Array | None, correct: Array, ids: Array, weight: Array | None) -> Stats:
     """w: each row's weight, broadcasting; None where all rows that are there have 1."""
     correct = correct & (ids >= 0)
     there = ops.astype(ids != ABSENT, ops.dtype(nll))
-    return Stats(*map(ops.stop_gradient, (nll, lse, correct, there if w is None else there * w)))
+    return Stats(*map(ops.stop_gradient, (nll, lse, correct, there if weight is None else there * weight)))
 
 
 class RowWeights(NamedTuple):
@@ -131,16 +131,18 @@ class RowWeights(NamedTuple):
             value = value + self.lse * (lse * lse)
         return value if smooth is None else value + self.smooth * smooth
 
-    def slopes(self, g: Scalar) -> tuple[Scalar, Scalar | None, Scalar | None]:
+    def slopes(self, upstream: Scalar) -> tuple[Scalar, Scalar | None, Scalar | None]:
         """What g times the sum of all contributions has in front of loss, lse^2 and smooth."""
         return (
-            g if self.loss is None else g * self.loss,
-            None if self.lse is None else g * self.lse,
-            None if self.smooth is None else g * self.smooth,
+            upstream if self.loss is None else upstream * self.loss,
+            None if self.lse is None else upstream * self.lse,
+            None if self.smooth is None else upstream * self.smooth,
         )
 
 
-def row_weights(options: Options, on_loss: Array | None, w: Array | None, sample_weight: Array | None) -> RowWeights:
+def row_weights(
+    options: Options, on_loss: Array | None, weight: Array | None, sample_weight: Array | None
+) -> RowWeights:
     """(1 - smoothing) loss + smoothing * smooth + z_loss lse^2, weighted.
 
     `on_loss` weights the labels' term, w is the row's whole weight, `sample_weight` the caller's; None: 1. Class
@@ -153,13 +155,13 @@ def row_weights(options: Options, on_loss: Array | None, w: Array | None, sample
         on_loss = (1 - smoothing) * (1.0 if on_loss is None else on_loss)
     return RowWeights(
         on_loss,
-        z_loss * (1.0 if w is None else w) if z_loss else None,
+        z_loss * (1.0 if weight is None else weight) if z_loss else None,
         smoothing * (1.0 if sample_weight is None else sample_weight) if smoothing else None,
     )
 
 
 def denominator(
-    ops: Ops, options: Options, count: Scalar, dtype: str, w: Array | None, ids: Array | None, denom: Scalar | None
+    ops: Ops, options: Options, count: Scalar, dtype: str, weight: Array | None, ids: Array | None, denom: Scalar | None
 ) -> Scalar | None:
     """What the sum over `count` examples is divided by; None where it is not. w: every example's weight, broadcasting,
     None where all present ones have 1; ids: None where every one is present."""
@@ -168,21 +170,23 @@ def denominator(
         return None
     if denom is not None:
         return denom
-    if reduce == "mean_all" or (w is None and ids is None):
+    if reduce == "mean_all" or (weight is None and ids is None):
         return count
-    if w is None:
-        w = ops.astype(ids != ABSENT, dtype)
+    if weight is None:
+        weight = ops.astype(ids != ABSENT, dtype)
     elif reduce == "mean_nonzero":
-        w = ops.astype(w != 0, dtype)
-    return ops.sum(w, None) * _repeats(ops, count, ops.size(w), dtype)
+        weight = ops.astype(weight != 0, dtype)
+    return ops.sum(weight, None) * _repeats(ops, count, ops.size(weight), dtype)
 
 
-def empty(ops: Ops, options: Options, w: Array | None, denom: Scalar | None, divisor: Scalar | None) -> Array | None:
+def empty(
+    ops: Ops, options: Options, weight: Array | None, denom: Scalar | None, divisor: Scalar | None
+) -> Array | None:
     """Whether the mean is over nothing although rows are there, a 0-d bool: 0 times their NaN would be NaN.
 
     None where that cannot be: a count of rows is 0 only when all are masked, and a divisor that can be read is not 0.
     """
-    if denom is None and (w is None or options.reduce != "mean"):
+    if denom is None and (weight is None or options.reduce != "mean"):
         return None
     value = ops.host(divisor)
     return divisor == 0 if value is None or value == 0 else None

@@ -7,28 +7,30 @@ function is a `TypeError` when the adapter's module is imported. docs/backends.m
     SoftmaxKernels  the losses over classes, row by row    } `xent.formulas` makes both groups for any `Ops`
     SigmoidKernels  the loss of each element by itself     }
     Autodiff        the framework's own differentiation; None where it has none
-    LinearKernels   what `linear_ce` takes; None: the framework has no `linear_ce`
+    LinearKernels   what `linear_ce` needs; None: the framework has no `linear_ce`
 
 Names, here and in `xent.formulas`. A row is one example: its logits lie along the class axis.
 
-    axis            where the classes are, never negative
-    compute dtype   float64 for logits of float64, else float32
-    x, logits       of any rank; in the compute dtype, or in 16 bits where an adapter `takes_16bit`
-    t, targets      soft labels, like the logits; sigmoid's labels
-    ids             a class id for each row, ABSENT or INVALID
-    u               smoothing weights, one a class
-    m, s            a row's largest logit; sum of exp(x - m) over all other classes. They keep the class axis
-    nll             the loss of the row: lse - x at its label, or sum_j t_j (lse - x_j)
-    lse             m + log1p(s)
-    smooth          sum_j u_j (lse - x_j)
-    a, b, c         what nll, lse and smooth are multiplied by in a sum that is differentiated
-    lse2            what lse^2 is multiplied by in such a sum
-    smoothing       label smoothing, a Python number
-    pos_weight      sigmoid's weight of the positive term, broadcasting against the logits
-    weight          weights of the logits' rank that broadcast against them; where one is 0, its elements add exactly 0
-    g               what a sum is multiplied by that is differentiated: an upstream gradient
-    dx, dt, dz      derivatives in logits, targets, sigmoid's targets
-    h, weight, bias of a linear layer: hidden states [rows, D], [C, D], [C]
+    axis               where the classes are, never negative
+    compute dtype      float64 for logits of float64, else float32
+    x, logits          of any rank; in the compute dtype, or in 16 bits where an adapter `takes_16bit`
+    t, targets         soft labels, like the logits; sigmoid's labels
+    ids                a class id for each row, ABSENT or INVALID
+    smoothing_weights  u [C]: what label smoothing adds to each class
+    m, s               a row's largest logit; sum of exp(x - m) over all other classes. They keep the class axis
+    nll                the loss of the row: lse - x at its label, or sum_j t_j (lse - x_j)
+    lse                m + log1p(s)
+    smooth             sum_j u_j (lse - x_j)
+    nll_scale, lse2, smooth_scale
+                       what nll, lse^2 and smooth are multiplied by in a sum that is differentiated
+    a, b, c            coefficients of nll, lse and smooth in the formulas of a backward pass
+    smoothing          label smoothing, a Python number
+    pos_weight         sigmoid's weight of the positive term, broadcasting against the logits
+    weight             weights of the logits' rank that broadcast against them; elements of weight 0 add exactly 0
+    upstream           the derivative of the final result in this sum
+    dx, dt, dz         derivatives in logits, targets, sigmoid's targets
+    hidden, weight, bias
+                       of a linear layer: [rows, D], [C, D], [C]
 """
 
 from __future__ import annotations
@@ -45,7 +47,7 @@ INVALID = -1  # in `ids`: the row's class id is out of range, its loss and its g
 
 
 def computed_in(dtype: str) -> str:
-    """What logits of a dtype are computed in: 16 bits are read and written as they are, and 32 in between."""
+    """The dtype that logits of `dtype` are computed in. 16 bits are widened to 32 on the way in, not before."""
     return "float64" if dtype == "float64" else "float32"
 
 
@@ -53,23 +55,23 @@ def computed_in(dtype: str) -> str:
 class UnknownShapes:
     """How shapes are checked when a graph runs, for frameworks that trace graphs before shapes or ranks are known.
 
-    "Lengths" are a shape as the graph has it: a tuple of ints, and of 0-d arrays of int64 where `Ops.shape` has None;
-    of an array of unknown rank, one 1-d array of int64.
+    "Lengths" are a shape that may be known only when the graph runs: a tuple of ints, with a 0-d int64 array wherever
+    `Ops.shape` has None; for an array of unknown rank, one 1-d int64 array.
     """
 
     ranked: Callable[[Array], bool]  # whether the rank is known; `Ops.shape` may be asked of no other array
     lengths: Callable[[Array], Any]
-    # (value, condition, words, shape) -> value, made to fail when it runs if the 0-d bool `condition` is False, with a
-    #   message of `words`: strings and lengths; shape: as far as it is known if the condition holds
+    # (value, condition, words, shape) -> value, which fails when it runs if the 0-d bool `condition` is False, with a
+    #   message of `words`, strings and lengths. `shape` is value's shape, as far as known, if the condition holds
     require: Callable[[Array, Array, list[Any], Any], Array]
-    # (value, lengths, shape, rule) -> value, made to fail when it runs if its shape beside `lengths` is against the
-    #   `_rules.ShapeRule`. `shape` is `lengths` as far as they are known, and value comes back with so many axes, or
-    #   fewer if it had; None where not even their number is known, and value comes back as it was.
+    # (value, lengths, shape, rule) -> value, which fails when it runs if its shape breaks the `_rules.ShapeRule` for
+    #   `lengths`. `shape` is the known part of `lengths`: value gets as many axes, or keeps fewer. It is None where not
+    #   even the rank is known: value keeps its shape
     fit: Callable[[Array, Any, tuple[int | None, ...] | None, Any], Array]
     # (x, axis) -> (x as [before, classes, after], or as [before, classes] for an axis of -1, or as [elements] for None;
     #   lengths of x; lengths of x without the axis). x is of unknown rank.
     flatten: Callable[[Array, int | None], tuple[Array, Any, Any]]
-    # (value, lengths, flat) -> value, broadcast to `lengths`, in an array of the lengths `flat`
+    # (value, lengths, flat) -> value broadcast to `lengths`, then reshaped to the lengths `flat`
     spread: Callable[[Array, Any, Any], Array]
     reshape: Callable[[Array, Any], Array]  # (x, lengths)
 
@@ -88,8 +90,9 @@ class Ops:
     # arrays
     asarray: Callable[[Any, Array], Array]  # (value, like): a NumPy array or this framework's, on like's device
     astype: Callable[[Array, str], Array]  # the same array where the dtype is the same
-    integer: Callable[[Array], Array]  # ids, comparable with 0, with any class count and any int their dtype holds;
-    #   what does not fit may be negative, as uint64 is in int64
+    # ids in a dtype that compares correctly with 0, with any number of classes and with any id that their own dtype
+    #   holds. Ids too large for it may become negative, as those of uint64 do in int64
+    integer: Callable[[Array], Array]
     where: Callable[[Array, Any, Any], Array]
     expand_dims: Callable[[Array, int], Array]
     squeeze: Callable[[Array, int], Array]
@@ -114,11 +117,11 @@ class Ops:
     #   (x, ids, values, axis): x with values at ids; may be x itself where the framework has no differentiation
 
     unknown: UnknownShapes | None = None  # for frameworks that trace graphs whose shapes are not known
-    # whether a compiler is tracing that turns NumPy's arrays into this framework's too (torch.compile does)
+    # whether a compiler is tracing that turns NumPy arrays into this framework's arrays, as torch.compile does
     adopts_numpy: Callable[[], bool] = lambda: False
-    # what an array is that is not dense, if its type does not say so: "sparse", "nested", "masked"; else None
+    # "sparse", "nested" or "masked" for an array that is not dense although its type does not say so; else None
     layout: Callable[[Array], str | None] = lambda _x: None
-    index_dtype: str = "int64"  # what `take`, `pick` and `put` want their ids in
+    index_dtype: str = "int64"  # the dtype of ids for `take`, `pick` and `put`
 
 
 # ---- softmax
@@ -134,12 +137,12 @@ class Layout(NamedTuple):
 
 
 class RowResults(NamedTuple):
-    """What a softmax kernel finds out about every row: shards of the class axis can be put together from these."""
+    """What a softmax kernel returns for each row. The results of shards of the class axis can be combined."""
 
     nll: Array
     lse: Array | None  # None where the layout does not ask for it
     smooth: Array | None  # None where there are no smoothing weights
-    m: Array  # a constant that keeps the class axis, as s does; anything in rows that are masked
+    m: Array  # a constant that keeps the class axis, as s does; of any value in masked rows
     s: Array
 
 
@@ -147,20 +150,21 @@ class RowResults(NamedTuple):
 class SoftmaxKernels:
     """Results are in the compute dtype, without the class axis.
 
-    Arguments: a `Layout`; logits; targets, or None where labels are hard; u, or None; ids, without the class axis.
-    Where labels are hard, ids are class ids, else 0 for a row that counts; negative for one that is masked; None where
-    labels are soft and no row is masked. Where labels are soft, ids may have 1s in place of the loss's lengths.
+    Arguments: a `Layout`; logits; targets, or None where labels are hard; smoothing_weights, or None; ids, without the
+    class axis. An id is negative in a masked row; in others it is the class id, or 0 where labels are soft. ids are
+    None where labels are soft and no row is masked; beside soft labels they may have length 1 along any axis.
     """
 
-    # rows(layout, logits, targets, u, ids) -> RowResults. Differentiable in logits and targets under every
-    #   transform of the framework; u is a constant.
+    # rows(layout, logits, targets, smoothing_weights, ids) -> RowResults. Differentiable in logits and targets under
+    #   every transform of the framework; smoothing_weights are constants.
     rows: Callable[[Layout, Array, Array | None, Array | None, Array | None], RowResults]
-    # rows_value_and_grad(layout, logits, targets, u, ids, a, lse2, c) -> (RowResults,
-    #   d/dlogits of sum(a nll + lse2 lse^2 + c smooth)), in one visit of the logits. The derivative is like the logits,
-    #   in their dtype or the compute dtype. a, lse2, c: numbers, or arrays of the loss's rank that broadcast against
-    #   it; lse2 and c are None where `rows` has no such result.
+    # rows_value_and_grad(layout, logits, targets, smoothing_weights, ids, nll_scale, lse2, smooth_scale) ->
+    #   (RowResults, d/dlogits of sum(nll_scale nll + lse2 lse^2 + smooth_scale smooth)), in one visit of the logits.
+    #   The derivative is like the logits, in their dtype or the compute dtype. The last three arguments are numbers, or
+    #   arrays of the loss's rank that broadcast against it; lse2 and smooth_scale are None where `rows` has no such
+    #   result.
     rows_value_and_grad: Callable[..., tuple[RowResults, Array]]
-    # mean_value_and_grad(layout, logits, targets, ids, n) -> (sum(nll) / n, 0-d; its derivative in the logits)
+    # mean_value_and_grad(layout, logits, targets, ids, count) -> (sum(nll) / count, 0-d; its derivative in the logits)
     mean_value_and_grad: Callable[[Layout, Array, Array | None, Array | None, int], tuple[Array, Array]]
 
 
@@ -177,8 +181,9 @@ class SigmoidKernels:
     losses: Callable[[float, Array, Array, Array | None, Array | None], Array]
     # total(smoothing, logits, targets, pos_weight, weight) -> sum(weight loss), 0-d; differentiable in weight, too
     total: Callable[[float, Array, Array, Array | None, Array | None], Array]
-    # value_and_grad(smoothing, logits, targets, pos_weight, weight, g, each) -> (weight loss, shaped like the logits,
-    #   where `each`, else sum(weight loss); d/dlogits of g sum(weight loss)). g: a number or a 0-d array
+    # value_and_grad(smoothing, logits, targets, pos_weight, weight, upstream, each) -> (weight loss, shaped like the
+    #   logits, where `each`, else sum(weight loss); d/dlogits of upstream sum(weight loss)). upstream: a number or a
+    #   0-d array
     value_and_grad: Callable[..., tuple[Array, Array]]
 
 
@@ -192,11 +197,11 @@ class Autodiff:
     # value_and_grad(f, x) -> (f(x), d sum(f(x)) / dx). x may be a tuple of arrays, and then so is the derivative.
     #   f may return (value, constants) in place of the value.
     value_and_grad: Callable[[Callable[[Any], Any], Any], tuple[Any, Any]]
-    # whether a derivative in x has to be the framework's own work, since an outer transform may differentiate or map
-    # through it; where not, xent.value_and_grad of a loss of xent's own is `rows_value_and_grad` or its like
+    # (x) -> whether only the framework may differentiate in x, since an outer transform may differentiate or map the
+    #   result; where not, xent.value_and_grad of xent's own losses calls `rows_value_and_grad` or its like
     needs_framework_autodiff: Callable[[Array], bool]
-    # fuse_value_and_grad(value, value_and_grad, plan, *operands) = value(plan, *operands), a scalar. Where only the
-    #   first operand is to be differentiated, and to first order, an adapter may take the derivative along:
+    # fuse_value_and_grad(value, value_and_grad, plan, *operands) = value(plan, *operands), a scalar. Where only a first
+    #   derivative in the first operand is wanted, an adapter may compute it together with the value:
     #   value_and_grad(plan, *operands) = (value, d value / d first operand).
     fuse_value_and_grad: Callable[..., Array]
 
@@ -206,7 +211,7 @@ class Autodiff:
 
 @dataclass(frozen=True, eq=False)
 class LinearKernels:
-    """What `linear_ce` takes: products of matrices, a loop over chunks of rows, and a derivative rule around both.
+    """What `linear_ce` needs: matrix products, a loop over chunks of rows, and a derivative rule around both.
 
     N rows, R of them in a chunk, D features, C classes. Where arrays can be changed, `tanh`, `rows_value_and_grad` and
     `accumulate` may write over their first array.
@@ -217,25 +222,26 @@ class LinearKernels:
     rows: Callable[..., RowResults]
     rows_value_and_grad: Callable[..., tuple[RowResults, Array]]
     tanh: Callable[[Array], Array]
-    # the same, changing nothing, and a product of matrices h @ weight.T, for every transform of the framework
+    # tanh, and the matrix product hidden @ weight.T, that change nothing and that every transform can pass through
     smooth_tanh: Callable[[Array], Array]
     matmul: Callable[[Array, Array], Array]
     flat: Callable[[Array, int], Array]  # (x, kept): all axes in one, but the last `kept`
     shaped: Callable[[Array, Array], Array]  # (x, like): x in like's shape
     # The products take and sum float64 in float64; for 16 bits and float32 sums and results are float32.
-    # (h [R, D], weight [C, D], over) -> h @ weight.T, in `over` where that is not None
+    # (hidden [R, D], weight [C, D], over) -> hidden @ weight.T, in the memory of `over` where that is not None
     project: Callable[[Array, Array, Array | None], Array]
-    # (R, C, dtype, like) -> memory that every chunk's logits go to; None where they have to be new each time
+    # (R, C, dtype, like) -> memory that all chunks' logits share, in turn; None where each chunk needs new memory
     buffer: Callable[[int, int, str, Array], Array | None]
     pull: Callable[[Array, Array], Array]  # (dx [R, C], weight [C, D]) -> dx @ weight
-    accumulate: Callable[[Array, Array, Array], Array]  # (total [C, D], dx [R, C], h [R, D]) -> total + dx.T @ h
-    # scan(step, carry, rows, chunk, keep) -> (carry, outputs): step(carry, *rows of a chunk) -> (carry, outputs of a
-    #   chunk), None standing for what is not there; `rows` and outputs have N rows; of these only `keep`, ids in a
-    #   NumPy array, are visited where that is not None, and the others' outputs are 0.
+    # (total [C, D], dx [R, C], hidden [R, D]) -> total + dx.T @ hidden
+    accumulate: Callable[[Array, Array, Array], Array]
+    # scan(step, carry, rows, chunk, keep) -> (carry, outputs), where step(carry, *rows of a chunk) -> (carry, outputs
+    #   of the chunk). `rows` and outputs are tuples of arrays of N rows; any of them may be None. Where `keep`, row
+    #   numbers in a NumPy array, is not None, only those rows are visited, and the others' outputs are 0.
     scan: Callable[..., tuple[Any, tuple[Array | None, ...]]]
     # head(spec, operands) -> (value, results): `formulas.linear.forward`, and what `formulas.linear.value` makes of it,
-    #   which is differentiable under every transform of the framework in all operands but u and ids. Results are
-    #   constants. Types are those of `formulas.linear`: LoopSpec, LoopOperands, LoopResults.
+    #   which is differentiable under every transform of the framework in all operands but smoothing_weights and ids.
+    #   Results are constants. Types are those of `formulas.linear`: LoopSpec, LoopOperands, LoopResults.
     head: Callable[..., tuple[Array, tuple[Array | None, ...]]]
     memory: Callable[[Array], int]  # bytes that a chunk of logits may take, on the array's device
 

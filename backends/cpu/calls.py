@@ -1,7 +1,7 @@
 """From a framework's arrays to the addresses that the native kernels take, once for all adapters.
 
 Every array is made dense first: of its full shape, C-contiguous, in the machine's byte order. Nearly all are already,
-and then nothing is copied. Arrays become addresses in one place, `Kernels._run`, which keeps them alive meanwhile.
+and then nothing is copied. Only `Kernels._run` turns arrays into addresses; it keeps the arrays alive during the call.
 """
 
 from __future__ import annotations
@@ -22,15 +22,17 @@ CODES = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 3}  # _native's F
 
 @dataclass(frozen=True, eq=False)
 class Kernels(DenseArrays):
-    """The kernels on one framework's arrays, which the caller knows to lie in this process's memory."""
+    """The kernels on one framework's arrays. The caller has checked that they are in host memory."""
 
     address: Callable[[Array], int]
-    threads: Callable[[], int]  # how many at most; 0: the kernels' own choice
+    threads: Callable[[], int]  # the largest number of threads; 0: the kernels choose
 
-    def rows(self, layout: Layout, x: Array, t: Array | None, u: Array | None, ids: Array | None) -> RowResults:
-        """`SoftmaxKernels.rows`, but for the derivatives."""
-        sizes, given, shape, dtype = self._problem(layout, x, t, u, ids)
-        nll, lse, smooth = self._results(layout, x, u, shape, dtype)
+    def rows(
+        self, layout: Layout, x: Array, t: Array | None, smoothing_weights: Array | None, ids: Array | None
+    ) -> RowResults:
+        """`SoftmaxKernels.rows`, without derivatives."""
+        sizes, given, shape, dtype = self._problem(layout, x, t, smoothing_weights, ids)
+        nll, lse, smooth = self._results(layout, x, smoothing_weights, shape, dtype)
         m, s = (self._kept(layout, shape, dtype, x) for _ in range(2))
         self._run(native.rows_forward, sizes, **given, m=m, s=s, loss=nll, lse=lse, smooth=smooth)
         return RowResults(nll, lse, smooth, m, s)
@@ -40,14 +42,14 @@ class Kernels(DenseArrays):
         layout: Layout,
         x: Array,
         t: Array | None,
-        u: Array | None,
+        smoothing_weights: Array | None,
         ids: Array | None,
         stats: tuple[Array, ...],
         coefficients: tuple[Scalar | None, ...],
         wanted: tuple[bool, ...],
     ) -> tuple[Array | None, Array | None]:
         """The derivatives of sum(a loss + b lse + c smooth) in x and t, those that are wanted."""
-        sizes, given, shape, dtype = self._problem(layout, x, t, u, ids)
+        sizes, given, shape, dtype = self._problem(layout, x, t, smoothing_weights, ids)
         m, s = (self.dense(k, (*shape[: layout.axis], 1, *shape[layout.axis :])) for k in stats)
         a, b, c = (self._per_row(k, shape, dtype, x) for k in coefficients)
         dx = self.empty(self.ops.shape(x), self.ops.dtype(x), x) if wanted[0] else None
@@ -60,35 +62,35 @@ class Kernels(DenseArrays):
         layout: Layout,
         x: Array,
         t: Array | None,
-        u: Array | None,
+        smoothing_weights: Array | None,
         ids: Array | None,
-        a: Scalar,
+        nll_scale: Scalar,
         lse2: Scalar | None,
-        c: Scalar | None,
+        smooth_scale: Scalar | None,
     ) -> tuple[RowResults, Array]:
         """`SoftmaxKernels.rows_value_and_grad`."""
-        sizes, given, shape, dtype = self._problem(layout, x, t, u, ids)
-        a, lse2, c = (self._per_row(k, shape, dtype, x) for k in (a, lse2, c))
-        nll, lse, smooth = self._results(layout, x, u, shape, dtype)
+        sizes, given, shape, dtype = self._problem(layout, x, t, smoothing_weights, ids)
+        nll_scale, lse2, smooth_scale = (self._per_row(k, shape, dtype, x) for k in (nll_scale, lse2, smooth_scale))
+        nll, lse, smooth = self._results(layout, x, smoothing_weights, shape, dtype)
         m, s = (self._kept(layout, shape, dtype, x) for _ in range(2))
         dx = given["x"] if self.in_place else self.empty(self.ops.shape(x), self.ops.dtype(x), x)
         outputs = {"loss": nll, "lse": lse, "smooth": smooth, "m": m, "s": s, "dx": dx}
-        self._run(native.rows_both, sizes, **given, a=a, z=lse2, c=c, **outputs)
+        self._run(native.rows_both, sizes, **given, a=nll_scale, z=lse2, c=smooth_scale, **outputs)
         return RowResults(nll, lse, smooth, m, s), dx
 
     def mean_value_and_grad(
-        self, layout: Layout, x: Array, t: Array | None, ids: Array | None, n: int
+        self, layout: Layout, x: Array, t: Array | None, ids: Array | None, count: int
     ) -> tuple[Array, Array]:
         """`SoftmaxKernels.mean_value_and_grad`."""
         sizes, given, _, dtype = self._problem(layout, x, t, None, ids)
         dx = self.empty(self.ops.shape(x), self.ops.dtype(x), x)
-        mean = self._run(native.mean_both, {**sizes, "n": n}, **given, dx=dx)
+        mean = self._run(native.mean_both, {**sizes, "n": count}, **given, dx=dx)
         return self.ops.full((), mean, dtype, x), dx
 
     def sigmoid(
         self, smoothing: float, x: Array, targets: Array, pos_weight: Array | None, weight: Array | None, each: bool
     ) -> Array:
-        """The elementwise loss, without weight and 0 where that is, or sum(weight loss), 0-d."""
+        """Where `each`, every element's unweighted loss, 0 where the weight is 0; else sum(weight loss), 0-d."""
         sizes, given, dtype = self._elements(smoothing, x, targets, pos_weight, weight)
         loss = self.empty(self.ops.shape(x), dtype, x) if each else None
         total = self._run(native.sigmoid_forward, sizes, **given, loss=loss)
@@ -118,42 +120,42 @@ class Kernels(DenseArrays):
         targets: Array,
         pos_weight: Array | None,
         weight: Array | None,
-        g: Scalar,
+        upstream: Scalar,
         each: bool,
     ) -> tuple[Array, Array]:
         """`SigmoidKernels.value_and_grad`."""
         sizes, given, dtype = self._elements(smoothing, x, targets, pos_weight, weight)
         loss = self.empty(self.ops.shape(x), dtype, x) if each else None
         dx = self.empty(self.ops.shape(x), self.ops.dtype(x), x)
-        total = self._run(native.sigmoid_both, {**sizes, "scale": float(g)}, **given, loss=loss, dx=dx)
+        total = self._run(native.sigmoid_both, {**sizes, "scale": float(upstream)}, **given, loss=loss, dx=dx)
         if loss is None:
             return self.ops.full((), total, dtype, x), dx
         return loss if weight is None else weight * loss, dx
 
-    def project(self, h: Array, weight: Array, x: Array) -> None:
+    def project(self, hidden: Array, weight: Array, x: Array) -> None:
         """x = h @ weight.T, in the compute dtype. Here and below, all arrays are dense and have elements."""
-        sizes = self._matrices(h, self.ops.shape(h), self.ops.shape(weight)[0])
-        self._run(native.project, sizes, h=h, w=weight, x=x)
+        sizes = self._matrices(hidden, self.ops.shape(hidden), self.ops.shape(weight)[0])
+        self._run(native.project, sizes, h=hidden, w=weight, x=x)
 
     def pull(self, dx: Array, weight: Array, dh: Array) -> None:
         """dh = dx @ weight."""
         sizes = self._matrices(weight, self.ops.shape(dh), self.ops.shape(weight)[0])
         self._run(native.pull, sizes, dx=dx, w=weight, dh=dh)
 
-    def accumulate(self, dx: Array, h: Array, dw: Array) -> None:
+    def accumulate(self, dx: Array, hidden: Array, dw: Array) -> None:
         """dw += dx.T @ h."""
-        sizes = self._matrices(h, self.ops.shape(h), self.ops.shape(dw)[0])
-        self._run(native.accumulate, sizes, dx=dx, h=h, dw=dw)
+        sizes = self._matrices(hidden, self.ops.shape(hidden), self.ops.shape(dw)[0])
+        self._run(native.accumulate, sizes, dx=dx, h=hidden, dw=dw)
 
     def _matrices(self, typed: Array, rows: Any, classes: Any) -> dict[str, Any]:
         return {"dtype": CODES[self.ops.dtype(typed)], "rows": rows[0], "features": rows[1], "classes": classes}
 
     def _problem(
-        self, layout: Layout, x: Array, t: Array | None, u: Array | None, ids: Array | None
+        self, layout: Layout, x: Array, t: Array | None, smoothing_weights: Array | None, ids: Array | None
     ) -> tuple[dict[str, Any], dict[str, Array | None], Shape, str]:
-        """What every kernel on rows takes: numbers and arrays, by name; the rows' shape; the compute dtype."""
+        """Arguments of all kernels on rows, numbers and arrays by name; the rows' shape; the compute dtype."""
         name = self.ops.dtype(x)
-        given, before, classes, after = self._dense_rows(layout, x, t, u, ids)
+        given, before, classes, after = self._dense_rows(layout, x, t, smoothing_weights, ids)
         sizes = {
             "dtype": CODES[name],
             "outer": math.prod(before),
@@ -166,7 +168,7 @@ class Kernels(DenseArrays):
     def _elements(
         self, smoothing: float, x: Array, targets: Array, pos_weight: Array | None, weight: Array | None
     ) -> tuple[dict[str, Any], dict[str, Array | None], str]:
-        """What every sigmoid kernel takes: numbers and arrays, by name; the compute dtype."""
+        """Arguments of all sigmoid kernels, numbers and arrays by name; the compute dtype."""
         name = self.ops.dtype(x)
         shape: Any = self.ops.shape(x)
         (pos_weight, p_len, p_inner), (weight, w_len, w_inner) = (
@@ -182,7 +184,7 @@ class Kernels(DenseArrays):
         )
 
     def _run(self, kernel: Callable[..., Any], sizes: dict[str, Any], **arrays: Array | None) -> Any:
-        """The kernel, with the addresses of `arrays`, which holds them while native code uses the addresses."""
+        """Calls a kernel with the arrays' addresses; `arrays` keeps them alive until it returns."""
         address = self.address
         addresses = {name: 0 if k is None else address(k) for name, k in arrays.items()}
         return kernel(**sizes, threads=self.threads(), **addresses)

@@ -1,9 +1,8 @@
 """linear_ce on JAX: a `lax.scan` over chunks of rows, and a tangent that takes the gradients along.
 
-The tangent of a summed loss is the product of its gradients with the tangents of what it is a function of. That is
-linear, so that reverse mode transposes it, and the gradients come from the one loop that also gives the value. Their
-own derivatives, and those of every row's loss, are a scan's over formulas, its chunks computed anew: every transform
-works.
+The tangent of a summed loss is the product of its gradients with its arguments' tangents. That is linear, so reverse
+mode can transpose it, and the gradients come from the same loop as the value. Their own derivatives, and those of every
+row's loss, are those of a scan over the formulas, which computes each chunk again: every transform works.
 """
 
 from __future__ import annotations
@@ -26,10 +25,10 @@ from .mesh import varying_alike
 from .ops import OPS, promoting
 
 
-def project(h: Array, weight: Array) -> Array:
+def project(hidden: Array, weight: Array) -> Array:
     """In 16 bits too, with sums and results of 32."""
     return jax.lax.dot_general(
-        h, weight, (((1,), (1,)), ((), ())), preferred_element_type=formulas.compute_dtype(OPS, h)
+        hidden, weight, (((1,), (1,)), ((), ())), preferred_element_type=formulas.compute_dtype(OPS, hidden)
     )
 
 
@@ -37,15 +36,15 @@ def pull(dx: Array, weight: Array) -> Array:
     return dx @ weight.astype(dx.dtype)
 
 
-def accumulate(sums: Array, dx: Array, h: Array) -> Array:
+def accumulate(sums: Array, dx: Array, hidden: Array) -> Array:
     """Some classes at a time: XLA would put the whole product beside the sums."""
-    h = h.astype(sums.dtype)
+    hidden = hidden.astype(sums.dtype)
     classes, features = sums.shape
     step = loop.blocks(classes, features)[0].stop
     whole = classes // step
 
     def add(start: Any, size: int, sums: Array) -> Array:
-        part = jax.lax.dynamic_slice_in_dim(dx, start, size, 1).T @ h
+        part = jax.lax.dynamic_slice_in_dim(dx, start, size, 1).T @ hidden
         return jax.lax.dynamic_update_slice_in_dim(
             sums, jax.lax.dynamic_slice_in_dim(sums, start, size, 0) + part, start, 0
         )
@@ -55,12 +54,12 @@ def accumulate(sums: Array, dx: Array, h: Array) -> Array:
 
 
 def scan(step: Any, carry: Any, rows: Any, chunk: int, keep: None) -> Any:
-    """In chunks that fill the rows, if there are such; else the last one is filled up, which takes a copy."""
+    """In chunks of equal length where the count has such a divisor; else rows are padded, which takes a copy."""
     count = rows[0].shape[0]
     if isinstance(count, int):
         chunk = loop.even(count, chunk)
         chunks = -(-count // chunk)
-    else:  # left open by jax.export, and not 0: as many rows to each chunk, written so that JAX can prove that they fit
+    else:  # left open by jax.export, and not 0; written so that JAX can prove that the chunks hold all rows
         chunks = (count - 1) // chunk + 1
         chunk = (count - 1) // chunks + 1
 
@@ -92,9 +91,9 @@ def _head(spec: LoopSpec, *arrays: Array | None) -> tuple[Array, LoopResults]:
 
 @promoting
 def _smooth(spec: LoopSpec, *arrays: Array | None) -> tuple[Array, LoopResults]:
-    """The same from formulas, which keep their derivatives inside a scan, where JAX drops custom ones.
+    """`_head` from formulas alone: inside a scan JAX drops custom derivatives.
 
-    In the compute dtype: a scan adds up the chunks' derivatives in the weight in whatever dtype the weight has.
+    The weight is widened first, because a scan adds up its derivative in the weight's own dtype.
     """
     operands = loop.with_rounded_values(spec, LoopOperands(*arrays))
     weight, bias = (None if k is None else formulas.widened(OPS, k) for k in operands.parameters[1:])
@@ -103,9 +102,11 @@ def _smooth(spec: LoopSpec, *arrays: Array | None) -> tuple[Array, LoopResults]:
     each = spec._replace(linear=linear, each=True)
 
     @jax.checkpoint
-    def step(carry: None, h: Array, ids: Array, a: Any, lse2: Any, c: Any) -> Any:
-        h = formulas.widened(OPS, h)
-        value, results = loop.composite(each, operands._replace(hidden=h, ids=ids, a=a, lse2=lse2, c=c))
+    def step(carry: None, hidden: Array, ids: Array, nll_scale: Any, lse2: Any, smooth_scale: Any) -> Any:
+        hidden = formulas.widened(OPS, hidden)
+        value, results = loop.composite(
+            each, operands._replace(hidden=hidden, ids=ids).with_slopes(nll_scale, lse2, smooth_scale)
+        )
         return carry, (value, *results)
 
     value, *results = scan(step, None, (operands.hidden, operands.ids, *operands.slopes), spec.chunk, None)[1]
@@ -153,9 +154,8 @@ def _value_and_grads_jvp(spec: LoopSpec, wanted: tuple[bool, ...], primals: Any,
     names = [name for name, is_wanted in zip(LoopOperands._fields, wanted, strict=False) if is_wanted]
 
     def smooth(parameters: Any, slopes: Any) -> Any:
-        h, weight, bias = parameters
-        a, lse2, c = slopes
-        given = operands._replace(hidden=h, weight=weight, bias=bias, a=a, lse2=lse2, c=c)
+        hidden, weight, bias = parameters
+        given = operands._replace(hidden=hidden, weight=weight, bias=bias).with_slopes(*slopes)
 
         def value(chosen: tuple[Array, ...]) -> Any:
             return _smooth(spec, *given._replace(**dict(zip(names, chosen, strict=True))))

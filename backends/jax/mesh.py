@@ -1,9 +1,9 @@
 """Arrays on a mesh of devices: under explicit sharding, and inside jax.shard_map.
 
-Under explicit sharding every operation has to say how its result is split, which some operations of a loss cannot, such
-as picking the label's logit out of classes that are split. A loss knows it as a whole, so its inside is left to the
-compiler. Inside shard_map, JAX knows of each array over which axes of the mesh its shards differ ("varying"), and loops
-and primitives want operands that agree.
+Under explicit sharding, JAX needs to know how every operation's result is split. Some operations of a loss cannot say
+so, such as picking the label's logit out of split classes. The whole loss can, so only its result is specified and the
+rest is left to the compiler. Inside shard_map, JAX tracks for each array over which axes of the mesh its shards differ
+("varying"), and the operands of a loop or a primitive have to agree in that.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ Array = Any
 
 
 def automatic(function: Callable[..., Any], plan: Any, *arrays: Any) -> Any:
-    """function(plan, *arrays), left to the compiler where the arrays are explicitly sharded.
+    """function(plan, *arrays), whose inside the compiler shards where the arrays are explicitly sharded.
 
-    The results are split as the first array is: those of its rank alike, those without the class axis in what remains.
+    Results are split like the first array; those without the class axis, along the other axes.
     """
     mesh = next((m for m in map(_explicit_mesh, arrays) if m is not None), None)
     if mesh is None:

@@ -1,8 +1,8 @@
 """JAX on the native CPU kernels: each with xent's formula, which serves other devices and all higher derivatives.
 
-Reverse mode is a kernel as well: the tangent of a loss is a primitive that is linear in the tangents and whose
-transpose is the kernel's backward pass, so that it keeps (m, s), not the probabilities, and forward mode still works.
-In `static` is what a kernel knows before it sees a number; None is an array that is not there, in and out.
+Reverse mode is a kernel as well: the tangent of a loss is a primitive that is linear in the tangents, and its transpose
+is the kernel's backward pass. So (m, s) are kept, not the probabilities, and forward mode works too. `static` is a
+hashable description of a call; None stands for an operand or result that is absent.
 """
 
 from __future__ import annotations
@@ -37,37 +37,56 @@ def tangents_of(*tangents: Any) -> list[Any]:
 
 
 @promoting
-def _forward(static: Any, x: Array, t: Any, u: Any, ids: Any) -> tuple[Any, ...]:
+def _forward(static: Any, x: Array, t: Any, smoothing_weights: Any, ids: Any) -> tuple[Any, ...]:
     (layout,) = static
-    nll, lse, smooth, m, s = formulas.rows(OPS, layout, wide(x), t, u, ids)
+    nll, lse, smooth, m, s = formulas.rows(OPS, layout, wide(x), t, smoothing_weights, ids)
     assert s is not None
     return jnp.squeeze(m, layout.axis), jnp.squeeze(s, layout.axis), nll, lse, smooth
 
 
 @promoting
 def _backward(
-    static: Any, x: Array, t: Any, u: Any, ids: Any, m: Array, s: Array, *up: Any, pieces: Any = formulas.pieces
+    static: Any,
+    x: Array,
+    t: Any,
+    smoothing_weights: Any,
+    ids: Any,
+    m: Array,
+    s: Array,
+    *up: Any,
+    pieces: Any = formulas.pieces,
 ) -> tuple[Any, Any]:
     layout, wrt_x, wrt_t = static
     m, s = jnp.expand_dims(m, layout.axis), jnp.expand_dims(s, layout.axis)
     parts = pieces(OPS, layout, wide(x), ids, m, s)
-    dx = formulas.pull(OPS, layout, parts, wide(x), t, u, ids, up).astype(x.dtype) if wrt_x else None
+    dx = formulas.pull(OPS, layout, parts, wide(x), t, smoothing_weights, ids, up).astype(x.dtype) if wrt_x else None
     return dx, formulas.pull_labels(OPS, layout, parts, ids, up) if wrt_t else None
 
 
-def _both(static: Any, x: Array, t: Any, u: Any, ids: Any, a: Array, lse2: Any, c: Any) -> tuple[Any, ...]:
-    m, s, loss, lse, smooth = _forward(static, x, t, u, ids)
+def _both(
+    static: Any, x: Array, t: Any, smoothing_weights: Any, ids: Any, nll_scale: Array, lse2: Any, smooth_scale: Any
+) -> tuple[Any, ...]:
+    m, s, loss, lse, smooth = _forward(static, x, t, smoothing_weights, ids)
     b = None if lse2 is None else 2 * lse2 * lse
-    return m, s, loss, lse, smooth, _backward((*static, True, False), x, t, u, ids, m, s, a, b, c)[0]
+    return (
+        m,
+        s,
+        loss,
+        lse,
+        smooth,
+        _backward((*static, True, False), x, t, smoothing_weights, ids, m, s, nll_scale, b, smooth_scale)[0],
+    )
 
 
 @promoting
-def _push(static: Any, dx: Any, dt: Any, x: Array, t: Any, u: Any, ids: Any, m: Array, s: Array) -> tuple[Any, ...]:
+def _push(
+    static: Any, dx: Any, dt: Any, x: Array, t: Any, smoothing_weights: Any, ids: Any, m: Array, s: Array
+) -> tuple[Any, ...]:
     (layout,) = static
     m, s = jnp.expand_dims(m, layout.axis), jnp.expand_dims(s, layout.axis)
     x = wide(x)
     dx = jnp.zeros_like(x) if dx is None else wide(dx)
-    return formulas.push(OPS, layout, pieces(layout, x, ids, m, s), x, t, u, ids, dx, dt)
+    return formulas.push(OPS, layout, pieces(layout, x, ids, m, s), x, t, smoothing_weights, ids, dx, dt)
 
 
 def _pull(static: Any, wrt: tuple[bool, ...], *operands: Any) -> list[Array]:
@@ -89,8 +108,8 @@ push = linear("rows_push", ROWS, _push, _pull, lambda static, present: (True, st
 # ---- rows: the derivatives
 
 
-def rows(layout: Layout, x: Array, t: Any, u: Any, ids: Any) -> Any:
-    return row_results(layout, *_rows(layout, x, t, u, _each_row(layout, x, ids)))
+def rows(layout: Layout, x: Array, t: Any, smoothing_weights: Any, ids: Any) -> Any:
+    return row_results(layout, *_rows(layout, x, t, smoothing_weights, _each_row(layout, x, ids)))
 
 
 def row_results(layout: Layout, m: Array, s: Array, *results: Any) -> RowResults:
@@ -98,8 +117,8 @@ def row_results(layout: Layout, m: Array, s: Array, *results: Any) -> RowResults
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _rows(layout: Layout, x: Array, t: Any, u: Any, ids: Any) -> Any:
-    return forward((layout,), x, t, u, ids)
+def _rows(layout: Layout, x: Array, t: Any, smoothing_weights: Any, ids: Any) -> Any:
+    return forward((layout,), x, t, smoothing_weights, ids)
 
 
 @partial(_rows.defjvp, symbolic_zeros=True)
@@ -107,7 +126,7 @@ def _rows_jvp(layout: Layout, primals: Any, tangents: Any) -> Any:
     dx, dt = tangents_of(*tangents[:2])
     m, s, *results = _rows(layout, *primals)
     moved = push((layout,), jnp.zeros_like(primals[0]) if dx is None and dt is None else dx, dt, *primals, m, s)
-    # nothing but the kernel's own derivative uses the statistics, and it does not depend on how they move
+    # only this derivative rule uses the statistics, and it treats them as constants
     return (m, s, *results), (jnp.zeros_like(m), jnp.zeros_like(s), *moved)
 
 
@@ -126,17 +145,17 @@ def _rows_pull_jvp(static: Any, primals: Any, tangents: Any) -> Any:
     return rows_pull(static, *primals), jax.jvp(smooth, (x, t, *up), (*tangents[:2], *tangents[6:]))[1]
 
 
-def rows_value_and_grad(layout: Layout, x: Array, t: Any, u: Any, ids: Any, *coefficients: Any) -> Any:
+def rows_value_and_grad(layout: Layout, x: Array, t: Any, smoothing_weights: Any, ids: Any, *coefficients: Any) -> Any:
     shape = x.shape[: layout.axis] + x.shape[layout.axis + 1 :]
     like = wide(x[:0]).dtype
     full = (None if k is None else jnp.broadcast_to(jnp.asarray(k, like), shape) for k in coefficients)
-    return _rows_both(layout, x, t, u, _each_row(layout, x, ids), *full)
+    return _rows_both(layout, x, t, smoothing_weights, _each_row(layout, x, ids), *full)
 
 
-def rows_both_over(layout: Layout, x: Array, t: None, u: Any, ids: Any, *coefficients: Any) -> Any:
-    """`rows_value_and_grad` of logits that are not needed afterwards and not differentiated."""
+def rows_both_over(layout: Layout, x: Array, t: None, smoothing_weights: Any, ids: Any, *coefficients: Any) -> Any:
+    """`rows_value_and_grad` that writes the derivative over logits, which are not needed or differentiated later."""
     full = (None if k is None else jnp.broadcast_to(jnp.asarray(k, x.dtype), ids.shape) for k in coefficients)
-    *results, dx = both_over((layout,), x, t, u, ids, *full)
+    *results, dx = both_over((layout,), x, t, smoothing_weights, ids, *full)
     return row_results(layout, *results), dx
 
 
@@ -150,10 +169,12 @@ def _rows_both(layout: Layout, *operands: Any) -> Any:
 def _rows_both_jvp(layout: Layout, primals: Any, tangents: Any) -> Any:
     x, t, u, ids, *coefficients = primals
 
-    def smooth(x: Array, t: Any, a: Array, lse2: Any, c: Any) -> Any:
+    def smooth(x: Array, t: Any, nll_scale: Array, lse2: Any, smooth_scale: Any) -> Any:
         m, s, *results = _rows(layout, x, t, u, ids)
         b = None if lse2 is None else 2 * lse2 * results[1]
-        dx = _backward((layout, True, False), x, t, u, ids, m, s, a, b, c, pieces=formulas.smooth_pieces)[0]
+        dx = _backward(
+            (layout, True, False), x, t, u, ids, m, s, nll_scale, b, smooth_scale, pieces=formulas.smooth_pieces
+        )[0]
         return row_results(layout, m, s, *results), dx
 
     return _rows_both(layout, *primals), jax.jvp(smooth, (x, t, *coefficients), (*tangents[:2], *tangents[4:]))[1]
@@ -211,10 +232,12 @@ def _elements_push(
 
 
 def _elements_transpose(
-    static: Any, wrt: tuple[bool, ...], x: Array, targets: Array, pos_weight: Any, weight: Any, g: Any
+    static: Any, wrt: tuple[bool, ...], x: Array, targets: Array, pos_weight: Any, weight: Any, upstream: Any
 ) -> list[Array]:
     smoothing, lead, _ = static
-    return [d for d in elements_pull((smoothing, lead, *wrt), x, targets, pos_weight, weight, g) if d is not None]
+    return [
+        d for d in elements_pull((smoothing, lead, *wrt), x, targets, pos_weight, weight, upstream) if d is not None
+    ]
 
 
 elements = kernel("sigmoid_forward", ELEMENTS, _elements, lambda static, _there: (static[2], True))
@@ -261,7 +284,7 @@ def _sigmoid_jvp(static: Any, primals: Any, tangents: Any) -> Any:
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def elements_pull(static: Any, x: Array, targets: Array, pos_weight: Any, weight: Any, scale: Array) -> Any:
     lead = static[1]
-    if scale.ndim > lead:  # every element has a scale of its own, which is what a weight is to the kernel
+    if scale.ndim > lead:  # a scale for each element goes into the kernel as its weight
         weight, scale = (
             scale if weight is None else jnp.where(weight == 0, 0.0, scale),
             jnp.ones(scale.shape[:lead], scale.dtype),
@@ -275,10 +298,10 @@ def _elements_pull_jvp(static: Any, primals: Any, tangents: Any) -> Any:
 
 
 def sigmoid_value_and_grad(
-    smoothing: float, x: Array, targets: Array, pos_weight: Any, weight: Any, g: Any, each: bool
+    smoothing: float, x: Array, targets: Array, pos_weight: Any, weight: Any, upstream: Any, each: bool
 ) -> tuple[Array, Array]:
     loss, dx = _sigmoid_both(
-        (smoothing, each), x, targets, pattern(pos_weight, x), pattern(weight, x), jnp.asarray(g, targets.dtype)
+        (smoothing, each), x, targets, pattern(pos_weight, x), pattern(weight, x), jnp.asarray(upstream, targets.dtype)
     )
     return loss if weight is None or not each else weight * loss, dx
 
@@ -323,10 +346,10 @@ LINEAR = replace(
 def fuse_value_and_grad(
     loss: Callable[..., Array], both: Callable[..., Any], static: Any, x: Array, *arrays: Any
 ) -> Array:
-    """One visit of the logits for loss and derivative, wherever the derivative's factor is known to the compiler.
+    """Loss and derivative in one visit of the logits, where the compiler can see the upstream gradient.
 
-    It nearly always is, and 1, inside jax.jit. Outside, scaling the derivative would cost more than a second visit.
-    In float16 the factor is often there to keep the derivative from underflowing.
+    Inside jax.jit that is nearly always 1. Outside, scaling the derivative would cost more than a second visit. In
+    float16 the upstream gradient often is a factor that keeps the derivative from underflowing.
     """
     if not isinstance(x, jax.core.Tracer) or x.to_concrete_value() is not None or x.dtype == "float16":
         return compiled(loss, static, x, *arrays)

@@ -1,10 +1,10 @@
 """A kernel as a JAX primitive: a custom call where a program is compiled for one CPU, xent's formulas everywhere else.
 
-A primitive of our own, not `jax.ffi.ffi_call` alone, because two things have to be decided late: the platform and the
-number of devices when a program is lowered (XLA would gather the operands of a custom call, which it cannot
-partition), and the layout when `vmap` adds an axis (the batch joins the rows, whatever `vmap` is nested in).
+Not `jax.ffi.ffi_call` alone, because two decisions come late. Platform and number of devices are known only when a
+program is lowered: XLA cannot partition a custom call, and would gather its operands. And where `vmap` adds an axis,
+the batch joins the rows.
 
-A formula is a function (static, *operands) -> results; None is an operand or a result that is not there.
+A formula is a function (static, *operands) -> results; None stands for an operand or a result that is absent.
 """
 
 from __future__ import annotations
@@ -36,9 +36,10 @@ _PRIMITIVES: dict[str, Primitive] = {}
 class Family(NamedTuple):
     """What kernels on the same operands have in common."""
 
-    batched: Callable[..., Any]  # (static, operands, dims, size) -> static and operands, batch first; None: cannot be
-    attributes: Callable[..., dict[str, Any]]  # (static, avals of all operands) -> what the handler wants to be told
-    ids: int | None = None  # which operand is integral
+    # (static, operands, dims, size) -> (static, operands) with the batch axis first; None: the kernel cannot batch
+    batched: Callable[..., Any]
+    attributes: Callable[..., dict[str, Any]]  # (static, avals of all operands) -> the FFI handler's attributes
+    ids: int | None = None  # the place of the operand that has an integer dtype
 
 
 def kernel(
@@ -46,9 +47,9 @@ def kernel(
 ) -> Formula:
     """The primitive that stands for a formula, as a function that is called like it.
 
-    slots(static, there): which results there are, where `present` says it of the operands. For what is not there, the
-    custom call has arrays without elements. `over`: the last result goes into the first operand's memory, which XLA
-    copies first where it is used elsewhere, too.
+    slots(static, present) -> which results there are, `present` being which operands there are. The custom call gets
+    empty arrays for those that are absent. `over`: the last result goes into the first operand's memory; XLA copies
+    that operand first if it is used elsewhere.
     """
     primitive, call = _primitive(f"{name}_over" if over else name, family, formula, slots)
 
@@ -78,8 +79,8 @@ def kernel(
 def linear(
     name: str, family: Family, push: Formula, pull: Callable[..., Any], slots: Callable[..., tuple[bool, ...]]
 ) -> Formula:
-    """push(static, dx, dt, *rest), linear in dx and dt, with the transpose
-    pull(static, wrt, *rest, *cotangents) -> [dx, dt], those of the two that `wrt` says."""
+    """The primitive of push(static, dx, dt, *rest), which is linear in dx and dt. Its transpose is
+    pull(static, wrt, *rest, *cotangents) -> the cotangents of dx and dt, as far as `wrt` asks for them."""
     primitive, call = _primitive(name, family, push, slots, linear=2)
 
     def jvp(primals: Any, tangents: Any, **params: Any) -> Any:
@@ -98,8 +99,10 @@ def linear(
 
 
 def spare(both: str, forward: str, operands: int) -> None:
-    """Where the last result of the kernel `both` is not used, as in jax.checkpoint's first pass, `forward` will do: on
-    the first so many operands, with all the other results."""
+    """Replaces the kernel `both` by `forward` where its last result is unused, as in jax.checkpoint's first pass.
+
+    `forward` takes the first `operands` operands, and returns all the other results.
+    """
 
     def eliminate(used: list[bool], eqn: Any) -> Any:
         if used[-1]:
@@ -173,7 +176,7 @@ def _nothing(dtype: Any) -> Any:
 
 
 def _whole(module: Any) -> bool:
-    """Whether a custom call sees whole arrays, in a program that runs in this process."""
+    """Whether the program runs in this process and a custom call in it would see whole arrays."""
     if module.lowering_parameters.for_export or len(module.platforms) > 1:
         return False
     context = module.axis_context
@@ -183,12 +186,12 @@ def _whole(module: Any) -> bool:
     return getattr(context, "num_devices", None) == 1
 
 
-# Products of two matrices, operands as _native.pyi has them; under vmap the formula takes their place
+# Products of two matrices, with operands as in _native.pyi; vmap uses the formula instead
 
 PRODUCTS = Family(batched=lambda *_: None, attributes=lambda *_: {})
 
 
-# Rows: static is (Layout, ...), operands are x, t, u, ids and what has the rows' shape
+# Rows: static is (Layout, ...), operands are x, t, u, ids and then arrays of the rows' shape
 
 
 def _rows_batched(static: Any, operands: Any, dims: Any, size: int) -> Any:
@@ -206,12 +209,12 @@ ROWS = Family(
 )
 
 
-# Elements: static is (e, how many axes are vmap's, ...), operands are x, z, p, w and maybe a scale. p and w have x's
-# rank and broadcast against it as patterns: one run of x's axes, with 1s before and after it.
+# Elements: static is (smoothing, the number of leading axes that vmap added, ...); operands are x, targets, pos_weight,
+# weight and maybe a scale. Both weights have x's rank and broadcast as patterns: a run of x's axes between axes of 1.
 
 
 def pattern(k: Array | None, x: Array) -> Array | None:
-    """k as a pattern: as it is, or at full size."""
+    """The array as a pattern: unchanged but for leading axes, or broadcast to x's shape."""
     if k is None:
         return None
     k = jnp.reshape(k, (1,) * (x.ndim - k.ndim) + k.shape)
@@ -221,12 +224,12 @@ def pattern(k: Array | None, x: Array) -> Array | None:
 
 
 def _elements_batched(static: Any, operands: Any, dims: Any, size: int) -> Any:
-    e, lead, *rest = static
-    return (e, lead + 1, *rest), [batch_first(k, d, size) for k, d in zip(operands, dims, strict=True)]
+    smoothing, lead, *rest = static
+    return (smoothing, lead + 1, *rest), [batch_first(k, d, size) for k, d in zip(operands, dims, strict=True)]
 
 
 def _elements_attributes(static: Any, avals: Any) -> dict[str, Any]:
-    e, lead, *_ = static
+    smoothing, lead, *_ = static
     shape = avals[0].shape[lead:]
 
     def length(k: Any) -> tuple[np.int64, np.int64]:
@@ -235,7 +238,7 @@ def _elements_attributes(static: Any, avals: Any) -> dict[str, Any]:
         return np.int64(math.prod(own)), np.int64(math.prod(shape[last + 1 :]))
 
     (p_len, p_inner), (w_len, w_inner) = length(avals[2]), length(avals[3])
-    return {"e": np.float64(e), "p_len": p_len, "p_inner": p_inner, "w_len": w_len, "w_inner": w_inner}
+    return {"e": np.float64(smoothing), "p_len": p_len, "p_inner": p_inner, "w_len": w_len, "w_inner": w_inner}
 
 
 ELEMENTS = Family(_elements_batched, _elements_attributes)

@@ -18,8 +18,10 @@ Array = Any
 
 
 def promoting(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Vectors broadcast against rows in xent's formulas, also where a user has forbidden it to his own
-    (`jax_numpy_rank_promotion`). For derivative rules too: JAX traces them later."""
+    """The function with rank promotion allowed, which xent's formulas need, whatever `jax_numpy_rank_promotion` is.
+
+    Derivative rules need it as well: JAX traces them later.
+    """
 
     @wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
@@ -47,18 +49,20 @@ def fetch(x: Array) -> Any:
 
 
 def asarray(value: Any, like: Array) -> Array:
-    """NumPy arrays go in as they are: the compiled loss places them with the logits."""
+    """NumPy arrays stay NumPy arrays: the compiled loss places them beside the logits."""
     return value
 
 
 def integer(x: Array) -> Array:
-    """Narrow ids in 32 bits; wider ones stay, since 64 bits may be switched off. Unsigned ones in signed integers of
-    their width: an id that then is negative is no class."""
+    """ids as int32, or int64 where they are wider (in JAX's x64 mode).
+
+    An unsigned id too large for the signed dtype becomes negative, and so is still no class.
+    """
     return x.astype(jnp.int32 if x.dtype.itemsize <= 4 else jnp.int64)
 
 
 def size(x: Array) -> Any:
-    """A dimension that jax.export leaves open is neither an int nor an array."""
+    """The number of elements: an int, or an array where jax.export leaves a dimension open."""
     count = jnp.size(x)
     return count if isinstance(count, int) else jnp.asarray(count)
 
@@ -71,19 +75,19 @@ def device(x: Array) -> str:
 
 
 def total(x: Array, axis: int | None) -> Array:
-    """XLA's own sums block in JAX (not in TensorFlow); adding by hand would cost their vectorisation."""
+    """XLA's own sums: in JAX they are blocked, unlike in TensorFlow, and faster than a tree of additions."""
     return jnp.sum(x) if axis is None else jnp.sum(x, axis, keepdims=True)
 
 
 def top(x: Array, axis: int) -> tuple[Array, Array]:
-    """The outer barrier keeps what is done with them out of the loops over the classes: soft labels took XLA three
-    arrays like x besides."""
+    """The outer barrier keeps later operations out of the loops over the classes: without it, XLA allocates three
+    more arrays like x for soft labels."""
     m, s = jax.lax.optimization_barrier(formulas.top(OPS, x, axis, jax.lax.optimization_barrier))
     return m, s
 
 
 def pick(x: Array, ids: Array, axis: int) -> Array:
-    """JAX gathers only along lengths of which it can prove that they are not 0, as jax.export leaves some open."""
+    """Not a gather where jax.export leaves a length open: JAX would have to prove that it is not 0."""
     if all(isinstance(length, int) for length in x.shape):
         return jnp.take_along_axis(x, ids, axis)
     return total(jnp.where(jax.lax.broadcasted_iota(ids.dtype, x.shape, axis) == ids, x, 0), axis)
@@ -100,7 +104,7 @@ OPS = Ops(
     host=host,
     fetch=fetch,
     asarray=asarray,
-    astype=lambda x, dtype: jnp.asarray(x).astype(dtype),  # x: a count, too
+    astype=lambda x, dtype: jnp.asarray(x).astype(dtype),  # x may be a number
     integer=integer,
     where=jnp.where,
     expand_dims=jnp.expand_dims,

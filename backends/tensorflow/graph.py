@@ -1,7 +1,7 @@
 """TensorFlow's graphs: the kernels where they can run, the formulas where not, and the derivatives of both.
 
-Each function is its namesake in kernels.py, which it leaves everything to that is no graph, or that needs the
-formulas: forward mode and nested tapes (`order`), vectorized_map, XLA.
+Each function calls its namesake in kernels.py where there is no graph, or where the formulas are needed: in forward
+mode and nested tapes (`order`), vectorized_map and XLA.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ wide = partial(formulas.widened, OPS)
 # ---- rows
 
 
-def rows(layout: Layout, x: Array, t: Array | None, u: Array | None, ids: Array | None) -> Any:
+def rows(layout: Layout, x: Array, t: Array | None, smoothing_weights: Array | None, ids: Array | None) -> Any:
     if not usable() or order(x, t) > 1:
-        return plain.rows(layout, x, t, u, ids)
+        return plain.rows(layout, x, t, smoothing_weights, ids)
 
     @tf.custom_gradient
     def kernel(x: Array, t: Array | None = None) -> Any:
-        results = kernel_or_formula(partial(_rows, layout), partial(kernels.rows, layout), x, t, u, ids)
+        results = kernel_or_formula(partial(_rows, layout), partial(kernels.rows, layout), x, t, smoothing_weights, ids)
 
         def backward(*upstream: Array) -> Any:
             given = iter(upstream)
@@ -41,13 +41,13 @@ def rows(layout: Layout, x: Array, t: Array | None, u: Array | None, ids: Array 
 
             def pull(labels: bool) -> Array:
                 each = (partial(f, labels, layout) for f in (_rows_backward, kernels.rows_backward, _rows_further))
-                return replaced(*each, x, t, u, ids, (results.m, results.s), up)
+                return replaced(*each, x, t, smoothing_weights, ids, (results.m, results.s), up)
 
             return pull(False) if t is None else (pull(False), pull(True))  # TensorFlow drops the one that is not used
 
         return [result for result in results if result is not None], backward
 
-    return row_results(layout, u, kernel(x) if t is None else kernel(x, t))
+    return row_results(layout, smoothing_weights, kernel(x) if t is None else kernel(x, t))
 
 
 def rows_value_and_grad(layout: Layout, x: Array, *rest: Any) -> Any:
@@ -62,24 +62,41 @@ def _rows(layout: Layout, x: Array, *rest: Any) -> Any:
 
 
 def _rows_backward(
-    labels: bool, layout: Layout, x: Array, t: Any, u: Any, ids: Any, stats: Any, up: Any, pieces: Any = formulas.pieces
+    labels: bool,
+    layout: Layout,
+    x: Array,
+    t: Any,
+    smoothing_weights: Any,
+    ids: Any,
+    stats: Any,
+    up: Any,
+    pieces: Any = formulas.pieces,
 ) -> Array:
     parts = pieces(OPS, layout, wide(x), ids, *stats)
     if labels:
         return formulas.pull_labels(OPS, layout, parts, ids, up)
-    return tf.cast(formulas.pull(OPS, layout, parts, wide(x), t, u, ids, up), x.dtype)
+    return tf.cast(formulas.pull(OPS, layout, parts, wide(x), t, smoothing_weights, ids, up), x.dtype)
 
 
 _rows_further = partial(_rows_backward, pieces=formulas.smooth_pieces)  # the statistics are constants
 
 
 def rows_both_formula(
-    layout: Layout, x: Array, t: Any, u: Any, ids: Any, a: Scalar, lse2: Scalar | None, c: Scalar | None
+    layout: Layout,
+    x: Array,
+    t: Any,
+    smoothing_weights: Any,
+    ids: Any,
+    nll_scale: Scalar,
+    lse2: Scalar | None,
+    smooth_scale: Scalar | None,
 ) -> Any:
-    """`formulas.rows_value_and_grad`, but with results that know their derivatives."""
-    results = _rows(layout, x, t, u, ids)
+    """`formulas.rows_value_and_grad` with results that TensorFlow can differentiate."""
+    results = _rows(layout, x, t, smoothing_weights, ids)
     b = None if lse2 is None else 2 * lse2 * results.lse
-    return results, _rows_further(False, layout, x, t, u, ids, (results.m, results.s), (a, b, c))
+    return results, _rows_further(
+        False, layout, x, t, smoothing_weights, ids, (results.m, results.s), (nll_scale, b, smooth_scale)
+    )
 
 
 # ---- elements
@@ -115,13 +132,13 @@ def sigmoid_total(smoothing: float, x: Array, targets: Array, pos_weight: Array 
             weight,
         )
 
-        def backward(g: Array) -> Any:
+        def backward(upstream: Array) -> Any:
             x_, z_, p_, w_, absent_ = in_current_graph((x, targets, pos_weight, weight, absent))
-            pulled = _sigmoid_pull(smoothing, x_, z_, p_, absent_, g if weight is None else g * w_)
+            pulled = _sigmoid_pull(smoothing, x_, z_, p_, absent_, upstream if weight is None else upstream * w_)
             if weight is None:
                 return pulled
             loss = sigmoid(smoothing, x_, z_, p_, absent_)
-            return *pulled, *derivatives(lambda weight: _weighted(loss, *weight), [w_], [g])
+            return *pulled, *derivatives(lambda weight: _weighted(loss, *weight), [w_], [upstream])
 
         return value, backward
 
@@ -155,29 +172,29 @@ def _sigmoid_sum(smoothing: float, x: Array, targets: Array, pos_weight: Any, we
 
 
 def _sigmoid_pull(
-    smoothing: float, x: Array, targets: Array, pos_weight: Any, absent: Any, g: Array
+    smoothing: float, x: Array, targets: Array, pos_weight: Any, absent: Any, upstream: Array
 ) -> tuple[Array, ...]:
-    """In the logits and in the labels; TensorFlow drops the one that is not used."""
+    """Derivatives in logits and labels; TensorFlow drops one that is not used."""
 
     def pull(labels: bool) -> Array:
         formula, kernel = (partial(f, labels, smoothing) for f in (_sigmoid_backward, _sigmoid_backward_kernel))
-        return replaced(formula, kernel, formula, x, targets, pos_weight, absent, g)
+        return replaced(formula, kernel, formula, x, targets, pos_weight, absent, upstream)
 
     return pull(False), pull(True)
 
 
 def _sigmoid_backward(
-    labels: bool, smoothing: float, x: Array, targets: Array, pos_weight: Any, absent: Any, g: Array
+    labels: bool, smoothing: float, x: Array, targets: Array, pos_weight: Any, absent: Any, upstream: Array
 ) -> Array:
-    d = formulas.sigmoid_pull(OPS, smoothing, wide(x), targets, pos_weight, absent, g)[labels]
+    d = formulas.sigmoid_pull(OPS, smoothing, wide(x), targets, pos_weight, absent, upstream)[labels]
     return tf.cast(d, targets.dtype if labels else x.dtype)
 
 
 def _sigmoid_backward_kernel(
-    labels: bool, smoothing: float, x: Array, targets: Array, pos_weight: Any, absent: Any, g: Array
+    labels: bool, smoothing: float, x: Array, targets: Array, pos_weight: Any, absent: Any, upstream: Array
 ) -> Array:
-    """An element's own scale is to the kernel what a weight is: where it is 0, nothing else counts."""
-    weight = g if absent is None else OPS.where(absent, 0.0, g)
+    """The upstream gradient of each element goes in as its weight: where it is 0, so is the result."""
+    weight = upstream if absent is None else OPS.where(absent, 0.0, upstream)
     return kernels.sigmoid_backward(labels, smoothing, x, targets, pos_weight, weight)
 
 
@@ -199,17 +216,17 @@ def fuse_value_and_grad(loss: Any, both: Any, static: Any, x: Array, *arrays: Ar
 
     @tf.custom_gradient
     def fused(x: Array, *_: Array) -> Any:
-        """Of more than x, because a tape that is there later, outside of the graph, may ask for it."""
+        """A function of the other operands too: a tape outside the graph may ask for their derivatives later."""
         value, dx = both(static, x, *arrays)
 
-        def backward(g: Array) -> Any:
+        def backward(upstream: Array) -> Any:
             logits, given = in_current_graph((x, arrays))
 
             def again(floats: Any) -> Array:
                 return loss(static, logits, *with_values_at(given, places, floats))
 
-            others = derivatives(again, [given[i] for i in places], [g]) if places else ()
-            return times(dx, g), *others
+            others = derivatives(again, [given[i] for i in places], [upstream]) if places else ()
+            return times(dx, upstream), *others
 
         return value, backward
 

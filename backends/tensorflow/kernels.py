@@ -1,5 +1,5 @@
-"""TensorFlow's kernels: `custom_gradient`s that keep the row statistics (m, s), never the probabilities, and whose
-gradient is made of operations with right gradients of their own."""
+"""TensorFlow's kernels: `custom_gradient`s that keep the row statistics (m, s), never the probabilities. Their gradient
+consists of operations that TensorFlow can differentiate again."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from .tf1 import with_equality
 Array = Any
 
 
-def rows(layout: Layout, x: Array, t: Array | None, u: Array | None, ids: Array | None) -> Any:
-    native = reachable(x, t, u, ids) and order(x, t) < 2
+def rows(layout: Layout, x: Array, t: Array | None, smoothing_weights: Array | None, ids: Array | None) -> Any:
+    native = reachable(x, t, smoothing_weights, ids) and order(x, t) < 2
     wanted = True, t is not None and (not native or order(t) > 0)
 
     @tf.custom_gradient
     def kernel(x: Array, t: Array | None = None) -> Any:
         if native:
-            found = KERNELS.rows(layout, *map(view, (x, t, u, ids)))
+            found = KERNELS.rows(layout, *map(view, (x, t, smoothing_weights, ids)))
             results = RowResults(*(None if result is None else tensor(result) for result in found))
         else:  # vectorized_map drops custom gradients, and forward mode looks through them
-            found = formulas.rows(OPS, layout, formulas.widened(OPS, x), t, u, ids, differentiable=True)
+            found = formulas.rows(OPS, layout, formulas.widened(OPS, x), t, smoothing_weights, ids, differentiable=True)
             results = found
 
         def backward(*upstream: Array) -> Any:
@@ -39,23 +39,27 @@ def rows(layout: Layout, x: Array, t: Array | None, u: Array | None, ids: Array 
             if native and constant(*up):
                 coefficients = tuple(map(view, up))
                 dx, dt = KERNELS.rows_backward(
-                    layout, view(x), view(t), view(u), view(ids), found[3:], coefficients, wanted
+                    layout, view(x), view(t), view(smoothing_weights), view(ids), found[3:], coefficients, wanted
                 )
                 return tensor(dx) if t is None else (tensor(dx), None if dt is None else tensor(dt))
             wide = formulas.widened(OPS, x)
             parts = formulas.smooth_pieces(OPS, layout, wide, ids, results.m, results.s)
-            dx = tf.cast(formulas.pull(OPS, layout, parts, wide, t, u, ids, up), x.dtype)
+            dx = tf.cast(formulas.pull(OPS, layout, parts, wide, t, smoothing_weights, ids, up), x.dtype)
             return dx if t is None else (dx, formulas.pull_labels(OPS, layout, parts, ids, up))
 
         return [result for result in results if result is not None], backward
 
-    return row_results(layout, u, kernel(x) if t is None else kernel(x, t))
+    return row_results(layout, smoothing_weights, kernel(x) if t is None else kernel(x, t))
 
 
-def row_results(layout: Layout, u: Array | None, found: Any) -> RowResults:
-    """Of what is there, in their order."""
+def row_results(layout: Layout, smoothing_weights: Array | None, found: Any) -> RowResults:
+    """RowResults from those of its fields that are not None, in their order."""
     given = iter(found)
-    nll, lse, smooth = next(given), next(given) if layout.lse else None, None if u is None else next(given)
+    nll, lse, smooth = (
+        next(given),
+        next(given) if layout.lse else None,
+        None if smoothing_weights is None else next(given),
+    )
     return RowResults(nll, lse, smooth, next(given), next(given))
 
 
@@ -65,8 +69,10 @@ def sigmoid(smoothing: float, x: Array, targets: Array, pos_weight: Array | None
         wide = formulas.widened(OPS, x)
         loss = formulas.sigmoid(OPS, smoothing, wide, targets, pos_weight, absent)
 
-        def backward(g: Array) -> Any:
-            dx, dz = formulas.sigmoid_pull(OPS, smoothing, formulas.widened(OPS, x), targets, pos_weight, absent, g)
+        def backward(upstream: Array) -> Any:
+            dx, dz = formulas.sigmoid_pull(
+                OPS, smoothing, formulas.widened(OPS, x), targets, pos_weight, absent, upstream
+            )
             return tf.cast(dx, x.dtype), dz
 
         return loss, backward
@@ -95,18 +101,21 @@ def fuse_value_and_grad(loss: Any, both: Any, static: Any, x: Array, *arrays: Ar
     return fused(x)
 
 
-def times(dx: Array, g: Array) -> Array:
-    """Without a visit of dx where g is 1; in a graph, that shows when it runs."""
+def times(dx: Array, upstream: Array) -> Array:
+    """dx * upstream, which leaves dx alone where upstream is 1; a graph decides that when it runs."""
     if tf.executing_eagerly():
-        return dx if constant(g) and float(g) == 1 else dx * g
-    if order(g) > 1:  # forward mode looks through the rule
-        return dx * g
+        return dx if constant(upstream) and float(upstream) == 1 else dx * upstream
+    if order(upstream) > 1:  # forward mode looks through the rule
+        return dx * upstream
 
     @tf.custom_gradient
-    def product(dx: Array, g: Array) -> Any:
-        return tf.cond(g == 1, lambda: dx, lambda: dx * g), lambda up: (up * g, total(up * dx, None))
+    def product(dx: Array, upstream: Array) -> Any:
+        return tf.cond(upstream == 1, lambda: dx, lambda: dx * upstream), lambda up: (
+            up * upstream,
+            total(up * dx, None),
+        )
 
-    return product(*in_current_graph((dx, g)))
+    return product(*in_current_graph((dx, upstream)))
 
 
 @tf.autograph.experimental.do_not_convert

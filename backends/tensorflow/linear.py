@@ -1,7 +1,7 @@
 """linear_ce on TensorFlow: NumPy's loop on the memory of tensors that are values, a `tf.while_loop` in graphs.
 
-Where a tape watches while the loss is computed, the gradients are formed with it; where only its graph is known, when
-they are asked for. Their own derivatives, nested tapes and forward mode take `chunks.composite`.
+Where a tape watches the loss, the gradients are formed along with it; where the tape is outside the graph, when they
+are asked for. Derivatives of gradients, nested tapes and forward mode take `chunks.composite`.
 """
 
 from __future__ import annotations
@@ -54,32 +54,32 @@ def host_loop(spec: LoopSpec, wanted: tuple[bool, ...], operands: LoopOperands) 
 
 
 def no_sums(shape: tuple[int, ...], value: float, dtype: str, like: Any) -> Array:
-    """What sums begin with. Of zeros, a graph's optimizer would make a constant, one more gradient that is kept."""
+    """An empty array for sums to begin with: zeros would become a constant in the graph, as large as the gradient."""
     return tf.fill([0, shape[1]], tf.constant(value, dtype))
 
 
-def project(h: Array, weight: Array, _over: None = None) -> Array:
+def project(hidden: Array, weight: Array, _over: None = None) -> Array:
     """By einsum: matmul takes twice as long where one side has few rows and the other is transposed."""
-    return tf.einsum("nd,cd->nc", formulas.widened(OPS, h), formulas.widened(OPS, weight))
+    return tf.einsum("nd,cd->nc", formulas.widened(OPS, hidden), formulas.widened(OPS, weight))
 
 
 def pull(dx: Array, weight: Array) -> Array:
     return tf.matmul(dx, tf.cast(weight, dx.dtype))
 
 
-def accumulate(sums: Array, dx: Array, h: Array) -> Array:
-    """All at once, which takes a second array like the sums: graphs have no addition in place that XLA knows, too."""
-    product = tf.matmul(dx, tf.cast(h, sums.dtype), transpose_a=True)
+def accumulate(sums: Array, dx: Array, hidden: Array) -> Array:
+    """Takes a second array like the sums: graphs have no in-place addition that XLA knows as well."""
+    product = tf.matmul(dx, tf.cast(hidden, sums.dtype), transpose_a=True)
     return product if sums.shape[0] == 0 else sums + product
 
 
 def scan(step: Any, carry: Any, rows: Any, chunk: int, keep: None) -> Any:
-    """In chunks that fill the rows, if there are such; else the last one is filled up, which takes a copy."""
+    """In chunks of equal length where the count has such a divisor; else rows are padded, which takes a copy."""
     known = rows[0].shape[0]
     chunk = chunk if known is None else chunks.even(known, chunk)
     count = tf.shape(rows[0])[0] if known is None else known
     steps = (count + chunk - 1) // chunk
-    steps = tf.maximum(steps, 1) if known is None else max(steps, 1)  # no rows: one chunk of filling
+    steps = tf.maximum(steps, 1) if known is None else max(steps, 1)  # no rows: one chunk of padding
 
     def cut(k: Array | None) -> Array | None:
         if k is None:
@@ -93,7 +93,7 @@ def scan(step: Any, carry: Any, rows: Any, chunk: int, keep: None) -> Any:
     def at(i: Any, carry: Any) -> Any:
         return step(carry, *(None if k is None else k[i] for k in cuts))
 
-    carry, first = at(0, carry)  # which says what there is
+    carry, first = at(0, carry)  # shows which outputs there are
     arrays = [tf.TensorArray(k.dtype, steps, element_shape=k.shape).write(0, k) for k in kernels.tensors_in(first)]
 
     def body(i: Array, carried: Any, arrays: Any) -> Any:
@@ -101,7 +101,9 @@ def scan(step: Any, carry: Any, rows: Any, chunk: int, keep: None) -> Any:
         written = [array.write(i, k) for array, k in zip(arrays, kernels.tensors_in(outputs), strict=True)]
         return i + 1, kernels.tensors_in(moved), written
 
-    with tf.control_dependencies(kernels.tensors_in((carry, first))):  # or the first two steps would be there at once
+    with tf.control_dependencies(
+        kernels.tensors_in((carry, first))
+    ):  # else the first two chunks could be in memory at once
         start = tf.constant(1)
     loop = (start, kernels.tensors_in(carry), arrays)
     _, carried, arrays = tf.while_loop(lambda i, *_: i < steps, body, loop, parallel_iterations=1)
@@ -138,7 +140,7 @@ def head(spec: LoopSpec, operands: LoopOperands) -> tuple[Array, LoopResults]:
     return value, tf.nest.map_structure(lambda k: None if k is None else tf.stop_gradient(k), results)
 
 
-FLOATING = [i for i, name in enumerate(LoopOperands._fields) if name not in ("u", "ids")]
+FLOATING = [i for i, name in enumerate(LoopOperands._fields) if name not in ("smoothing_weights", "ids")]
 
 
 def _head(spec: LoopSpec, operands: LoopOperands) -> tuple[Array, LoopResults]:
@@ -152,11 +154,11 @@ def _head(spec: LoopSpec, operands: LoopOperands) -> tuple[Array, LoopResults]:
         value = chunks.value(spec, results, operands)
         asked_for[:] = [k is not None for k in results]
 
-        def backward(g: Array, *_: Any) -> list[Array | None]:
+        def backward(upstream: Array, *_: Any) -> list[Array | None]:
             early = grads if any(wanted) else None
-            found = dict(_pull(spec, places, operands, results, early, g))
+            found = dict(_pull(spec, places, operands, results, early, upstream))
             if not tf.executing_eagerly() and len(found) < len(places):  # an outer tape may need them later
-                found = dict(_pull(spec, places, operands, results, None, g)) | found
+                found = dict(_pull(spec, places, operands, results, None, upstream)) | found
             return [found.get(i) for i in places]
 
         return (value, *(k for k in results if k is not None)), backward
@@ -166,23 +168,24 @@ def _head(spec: LoopSpec, operands: LoopOperands) -> tuple[Array, LoopResults]:
     return value, LoopResults(*(next(given) if is_there else None for is_there in asked_for))
 
 
-def _pull(spec: LoopSpec, places: list[int], operands: LoopOperands, results: LoopResults, early: Any, g: Array) -> Any:
-    """(place, derivative) of all `places` that are known `early`, or computed now; they can be differentiated."""
-    g, operands = in_current_graph((g, operands))
+def _pull(
+    spec: LoopSpec, places: list[int], operands: LoopOperands, results: LoopResults, early: Any, upstream: Array
+) -> Any:
+    """Pairs (place, derivative), from `early` gradients or computed now. They can be differentiated again."""
+    upstream, operands = in_current_graph((upstream, operands))
     in_slopes = chunks.in_slopes(results)
     chosen = [i for i in places if i > 2 or early is None or early[i] is not None]
 
     @tf.custom_gradient
-    def pull(g: Array, *_: Array) -> Any:
+    def pull(upstream: Array, *_: Array) -> Any:
         grads = early
         if early is None:
-            a, lse2, c = (None if k is None else k * g for k in operands.slopes)
-            scaled = operands._replace(a=a, lse2=lse2, c=c)
+            scaled = operands.with_slopes(*(None if k is None else k * upstream for k in operands.slopes))
             _, grads = loop(spec, (True, True, operands.bias is not None), scaled)
         else:
-            grads = [None if d is None else times(d, g) for d in early]
+            grads = [None if d is None else times(d, upstream) for d in early]
         typed = (None if d is None else tf.cast(d, k.dtype) for d, k in zip(grads, operands.parameters, strict=True))
-        slots = (*typed, None, None, *(None if k is None else k * g for k in in_slopes))
+        slots = (*typed, None, None, *(None if k is None else k * upstream for k in in_slopes))
 
         def backward(*up: Array) -> Any:
             given = in_current_graph(operands)
@@ -195,11 +198,11 @@ def _pull(spec: LoopSpec, places: list[int], operands: LoopOperands, results: Lo
 
                 return derivatives(value, [around[i] for i in chosen], moved[:1])
 
-            return derivatives(first, [g, *(given[i] for i in places)], up)
+            return derivatives(first, [upstream, *(given[i] for i in places)], up)
 
         return [slots[i] for i in chosen], backward
 
-    return zip(chosen, pull(g, *(operands[i] for i in places)), strict=True)
+    return zip(chosen, pull(upstream, *(operands[i] for i in places)), strict=True)
 
 
 LINEAR = LinearKernels(

@@ -1,4 +1,4 @@
-"""Eager TensorFlow: the native kernels, on the memory of tensors that are values."""
+"""Eager TensorFlow: the native kernels on the memory of its tensors."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def reachable(*arrays: Array | None) -> bool:
 
 
 def order(*arrays: Array | None) -> int:
-    """The highest derivative in these that may be asked for: 2 stands for forward mode, and for all above 1."""
+    """The highest order of derivative that may be asked for: 0, 1, or 2 for more and for forward mode."""
     given = [k for k in arrays if k is not None]
     if pywrap_tfe.TFE_Py_PackJVPs(given)[0]:
         return 2
@@ -35,7 +35,7 @@ def order(*arrays: Array | None) -> int:
 
 
 def constant(*upstream: Array | None) -> bool:
-    """Upstream gradients may be mapped over (tape.jacobian does), or depend on what another tape watches."""
+    """Whether these are plain values: tape.jacobian maps over upstream gradients, and other tapes may watch them."""
     return reachable(*upstream) and order(*upstream) == 0
 
 
@@ -47,10 +47,12 @@ LARGE = 1 << 20  # bytes; for less an operation of TensorFlow's costs more than 
 
 
 def empty(shape: tuple[int, ...], dtype: str, like: Any) -> Any:
-    """Aligned as TensorFlow wants memory that it adopts; its own where fresh memory would cost more than the kernel."""
+    """Memory aligned so that TensorFlow can adopt it; large memory is its own: fresh pages cost more than a kernel."""
     kind = like.dtype if host_numpy.OPS.dtype(like) == dtype else np.dtype(dtype)
     size = math.prod(shape) * kind.itemsize
-    if size >= LARGE and not op_callbacks.should_invoke_op_callbacks():  # enable_check_numerics would look at it now
+    if (
+        size >= LARGE and not op_callbacks.should_invoke_op_callbacks()
+    ):  # enable_check_numerics would check it unwritten
         with tf.device("CPU:0"):
             return view(tf.raw_ops.Empty(shape=shape, dtype=dtype))
     memory = np.empty(size + 64, np.uint8)
@@ -59,7 +61,7 @@ def empty(shape: tuple[int, ...], dtype: str, like: Any) -> Any:
 
 
 def tensor(x: Any) -> Array:
-    """Without a copy where x is aligned."""
+    """A tensor on x's memory, without a copy if that is aligned."""
     x = np.asarray(x)
     if host_numpy.address(x) % 64:
         x, unaligned = empty(x.shape, x.dtype.name, x), x
@@ -84,6 +86,6 @@ HOST = replace(
 
 
 def on_host(function: Callable[..., Any], static: Any, *arrays: Array | None) -> Any:
-    """A loss of values is NumPy's, on the same memory."""
+    """NumPy's loss on the tensors' memory."""
     results = HOST.run(function, static._replace(adapter=HOST), *map(view, arrays))
     return tf.nest.map_structure(tensor, results)

@@ -1,9 +1,9 @@
 """The kernels as operators of TensorFlow's graphs, in the place of xent's formulas.
 
-A graph does not know where it will run, nor whether XLA will compile it. So it holds a call of the formulas, and this
-process has a function of the kernels under the same name; TensorFlow's own graph optimizer takes that one where it
-finds the call on a CPU (as Keras had it choose between cuDNN's LSTM and its own). XLA and GPUs keep the formulas, and
-so does a graph that is saved: it runs where xent is not installed.
+A graph does not know where it will run, nor whether XLA will compile it. So it calls a function of the formulas, and
+this process registers a function of the kernels as another implementation of it. TensorFlow's graph optimizer swaps
+that one in where the call runs on a CPU, a mechanism that Keras used for cuDNN's LSTM. XLA and GPUs keep the formulas,
+and so does a saved graph, which can run where xent is not installed.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from xent.backends.cpu.calls import native
 
 
 def load() -> Any:
-    """None where there are none, or the TensorFlow at hand does not take them."""
+    """TensorFlow's module of the operators; None where they were not built or this TensorFlow does not load them."""
     if native is None:
         return None
-    library = Path(native.__file__).with_name("_tensorflow.so")  # where an editable install puts both
+    library = Path(native.__file__).with_name("_tensorflow.so")  # an editable install puts both there
     if not library.exists():
         return None
     try:
         operators = tf.load_op_library(str(library))
     except (tf.errors.OpError, RuntimeError):
         return None
-    if not hasattr(operators, "xent_accumulate"):  # the last one
+    if not hasattr(operators, "xent_accumulate"):  # registered last: all are there, or none
         return None
     attach = ctypes.CDLL(str(library)).xent_attach
     attach.restype = ctypes.c_bool
@@ -47,7 +47,7 @@ OPERATORS = load()
 
 
 def usable() -> bool:
-    """In a graph, unless it is plain already that XLA will compile it, or that it is inside of tf.vectorized_map."""
+    """In a graph that is neither known to be compiled by XLA nor inside tf.vectorized_map."""
     return (
         OPERATORS is not None
         and not tf.executing_eagerly()
@@ -65,7 +65,7 @@ def inside_vectorized_map() -> bool:
 
 
 class Traced:
-    """A body as a function of TensorFlow's that is outside of every graph, whose own tensors it may not take."""
+    """A tf.function of `body`, traced outside of the current graph, so that it captures none of its tensors."""
 
     def __init__(self, body: Callable[..., Any], operands: Any, **attributes: str) -> None:
         self.given = [k for k in tf.nest.flatten(operands) if tf.is_tensor(k)]
@@ -82,22 +82,22 @@ class Traced:
         return repack(self.results, self.function(*self.given))
 
 
-# By the formula whose place it takes. TensorFlow drops a function that nothing refers to.
+# Keeps each kernel's function alive as long as that of the formula it stands for: TensorFlow drops unused functions.
 KERNEL_OF: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 
 
 def kernel_or_formula(formula: Callable[..., Any], kernel: Callable[..., Any], *operands: Any) -> Any:
-    """formula(*operands), or kernel(*operands) where that can run, whose derivatives on tapes are the caller's to say.
+    """kernel(*operands) where that can run, else formula(*operands); the caller attaches the derivatives.
 
-    Operands and results are tensors, Python numbers, None, and tuples of such; both functions give results alike.
+    Operands and results are tensors, Python numbers, None, and tuples of these. Both functions return the same.
     """
-    name = f"xent_{uuid.uuid4().hex}"  # no name that a graph was saved with elsewhere
+    name = f"xent_{uuid.uuid4().hex}"  # unique, also among graphs that were saved elsewhere
     fast, default = (
         Traced(body, operands, api_implements=name, api_preferred_device=device)
         for body, device in ((kernel, "CPU"), (formula, "NONE"))
     )
     KERNEL_OF[default.function.inference_fn] = fast.function
-    with record.stop_recording():  # a tape would have TensorFlow call another function, which gives more
+    with record.stop_recording():  # under a tape TensorFlow would call another function
         return default.call()
 
 
@@ -106,7 +106,7 @@ def tensors_in(results: Any) -> list[Array]:
 
 
 def repack(like: Any, tensors: Any) -> Any:
-    """`like` with these in the place of its tensors."""
+    """`like` with `tensors` in the place of its own."""
     left = iter(tensors)
     return tf.nest.map_structure(lambda k: next(left) if tf.is_tensor(k) else k, like)
 
@@ -118,14 +118,14 @@ def with_values_at(operands: Any, places: list[int], values: Any) -> list[Any]:
 
 
 def in_current_graph(operands: Any) -> Any:
-    """In this graph, which may be that of a derivative: that one's derivatives do not reach what is further out."""
+    """Copies in the current graph, which may be that of a derivative: tf.gradients cannot reach tensors outside it."""
     if tf.executing_eagerly():
         return operands
     return tf.nest.map_structure(lambda k: tf.identity(k) if tf.is_tensor(k) else k, operands)
 
 
 def derivatives(f: Callable[[Any], Any], floats: Any, up: Any) -> list[Array]:
-    """Of sum(up f(floats)). In graphs not by a tape, which sees nothing while forward mode is at work."""
+    """Derivatives of sum(up f(floats)). In graphs by tf.gradients: a tape records nothing during forward mode."""
     if not tf.executing_eagerly():
         floats = in_current_graph(list(floats))
         return list(tf.gradients(tensors_in(f(floats)), floats, list(up), unconnected_gradients="zero"))
@@ -138,7 +138,7 @@ def derivatives(f: Callable[[Any], Any], floats: Any, up: Any) -> list[Array]:
 def replaced(
     formula: Callable[..., Any], kernel: Callable[..., Any], smooth: Callable[..., Any], *operands: Any
 ) -> Any:
-    """The same, with the derivatives of smooth(*operands), which are computed when they are asked for."""
+    """`kernel_or_formula` whose derivatives are those of smooth(*operands), computed when they are asked for."""
     flat = tf.nest.flatten(in_current_graph(operands))
     places = [i for i, k in enumerate(flat) if tf.is_tensor(k) and k.dtype.is_floating]
 
@@ -159,7 +159,7 @@ def replaced(
     return repack(results, found)
 
 
-# ---- `Kernels`, in a graph. An operand that is not there has no elements, nor has a result.
+# ---- the methods of `Kernels`, in a graph. An empty tensor stands for None, among operands and results.
 
 
 def _compute(x: Array) -> Any:
@@ -174,11 +174,13 @@ def _ids(x: Array, ids: Array | None, axis: int) -> Array:
     return tf.zeros([0], tf.int32) if ids is None else _each_row(x, ids, axis)
 
 
-def _each_row(x: Array, k: Scalar, axis: int) -> Array:
-    """One for each row."""
-    if not isinstance(k, float) and k.shape.is_fully_defined() and k.shape == _without(x.shape, axis):
-        return k
-    return tf.broadcast_to(tf.convert_to_tensor(k, _compute(x)) if isinstance(k, float) else k, _rows(x, axis))
+def _each_row(x: Array, array: Scalar, axis: int) -> Array:
+    """The array broadcast to one element for each row."""
+    if not isinstance(array, float) and array.shape.is_fully_defined() and array.shape == _without(x.shape, axis):
+        return array
+    return tf.broadcast_to(
+        tf.convert_to_tensor(array, _compute(x)) if isinstance(array, float) else array, _rows(x, axis)
+    )
 
 
 def _rows(x: Array, axis: int) -> Array:
@@ -195,25 +197,29 @@ def _shaped(shape: Any, *results: Array) -> None:
         result.set_shape(shape)
 
 
-def _row_results(layout: Layout, x: Array, u: Array | None, results: Any) -> Any:
+def _row_results(layout: Layout, x: Array, smoothing_weights: Array | None, results: Any) -> Any:
     m, s, loss, lse, smooth = results
     _shaped(_without(x.shape, layout.axis), m, s, loss)
-    given = loss, lse if layout.lse else None, None if u is None else smooth
+    given = loss, lse if layout.lse else None, None if smoothing_weights is None else smooth
     _shaped(loss.shape, *(k for k in given if k is not None))
     m, s = (tf.expand_dims(k, layout.axis) for k in (m, s))
     return RowResults(*given, m, s)
 
 
-def rows(layout: Layout, x: Array, t: Array | None, u: Array | None, ids: Array | None) -> Any:
-    operands = *_empty(x, t, u), _ids(x, ids, layout.axis)
-    return _row_results(layout, x, u, OPERATORS.xent_rows(x, *operands, axis=layout.axis, with_lse=layout.lse))
+def rows(layout: Layout, x: Array, t: Array | None, smoothing_weights: Array | None, ids: Array | None) -> Any:
+    operands = *_empty(x, t, smoothing_weights), _ids(x, ids, layout.axis)
+    return _row_results(
+        layout, x, smoothing_weights, OPERATORS.xent_rows(x, *operands, axis=layout.axis, with_lse=layout.lse)
+    )
 
 
-def rows_backward(labels: bool, layout: Layout, x: Array, t: Any, u: Any, ids: Any, stats: Any, up: Any) -> Array:
-    """In the labels, or else in the logits."""
+def rows_backward(
+    labels: bool, layout: Layout, x: Array, t: Any, smoothing_weights: Any, ids: Any, stats: Any, up: Any
+) -> Array:
+    """The derivative in the labels if `labels`, else in the logits."""
     per_row = [None if k is None else _each_row(x, k, layout.axis) for k in up]
     operands = (
-        *_empty(x, t, u),
+        *_empty(x, t, smoothing_weights),
         _ids(x, ids, layout.axis),
         *(tf.squeeze(k, layout.axis) for k in stats),
         *_empty(x, *per_row),
@@ -223,12 +229,14 @@ def rows_backward(labels: bool, layout: Layout, x: Array, t: Any, u: Any, ids: A
     return d
 
 
-def rows_value_and_grad(layout: Layout, x: Array, t: Any, u: Any, ids: Any, *slopes: Scalar | None) -> Any:
+def rows_value_and_grad(
+    layout: Layout, x: Array, t: Any, smoothing_weights: Any, ids: Any, *slopes: Scalar | None
+) -> Any:
     per_row = [None if k is None else _each_row(x, k, layout.axis) for k in slopes]
-    operands = *_empty(x, t, u), _ids(x, ids, layout.axis), *_empty(x, *per_row)
+    operands = *_empty(x, t, smoothing_weights), _ids(x, ids, layout.axis), *_empty(x, *per_row)
     *results, dx = OPERATORS.xent_rows_both(x, *operands, axis=layout.axis, with_lse=layout.lse)
     _shaped(x.shape, dx)
-    return _row_results(layout, x, u, results), dx
+    return _row_results(layout, x, smoothing_weights, results), dx
 
 
 def _elements(
@@ -240,13 +248,13 @@ def _elements(
     )
 
 
-def _pattern(x: Array, k: Array | None) -> tuple[Array, int]:
-    if k is None:
-        return *_empty(x, k), 1
-    if not (x.shape.is_fully_defined() and k.shape.is_fully_defined()):
-        return tf.broadcast_to(k, tf.shape(x)), 1
-    shape, inner = dense.pattern(tuple(k.shape), tuple(x.shape))
-    return tf.broadcast_to(k, shape), inner
+def _pattern(x: Array, array: Array | None) -> tuple[Array, int]:
+    if array is None:
+        return *_empty(x, array), 1
+    if not (x.shape.is_fully_defined() and array.shape.is_fully_defined()):
+        return tf.broadcast_to(array, tf.shape(x)), 1
+    shape, inner = dense.pattern(tuple(array.shape), tuple(x.shape))
+    return tf.broadcast_to(array, shape), inner
 
 
 def sigmoid(
@@ -259,7 +267,7 @@ def sigmoid(
 
 
 def sigmoid_backward(labels: bool, smoothing: float, x: Array, targets: Array, pos_weight: Any, weight: Array) -> Array:
-    """In the labels, or else in the logits."""
+    """The derivative in the labels if `labels`, else in the logits."""
     operands, inner = _elements(smoothing, x, targets, pos_weight, weight)
     d = OPERATORS.xent_sigmoid_backward(*operands, tf.ones([], _compute(x)), **inner, labels=labels)[labels]
     _shaped(x.shape, d)
@@ -267,18 +275,20 @@ def sigmoid_backward(labels: bool, smoothing: float, x: Array, targets: Array, p
 
 
 def sigmoid_value_and_grad(
-    smoothing: float, x: Array, targets: Array, pos_weight: Any, weight: Any, g: Scalar, each: bool
+    smoothing: float, x: Array, targets: Array, pos_weight: Any, weight: Any, upstream: Scalar, each: bool
 ) -> tuple[Array, Array]:
     operands, inner = _elements(smoothing, x, targets, pos_weight, weight)
-    loss, total, dx = OPERATORS.xent_sigmoid_both(*operands, tf.convert_to_tensor(g, _compute(x)), **inner, each=each)
+    loss, total, dx = OPERATORS.xent_sigmoid_both(
+        *operands, tf.convert_to_tensor(upstream, _compute(x)), **inner, each=each
+    )
     _shaped(x.shape, dx, *[loss] * each)
     _shaped((), total)
     return (loss if weight is None else weight * loss) if each else total, dx
 
 
-def project(h: Array, weight: Array, _over: None = None) -> Array:
-    x = OPERATORS.xent_project(h, weight, C=_compute(h))
-    _shaped((h.shape[0], weight.shape[0]), x)
+def project(hidden: Array, weight: Array, _over: None = None) -> Array:
+    x = OPERATORS.xent_project(hidden, weight, C=_compute(hidden))
+    _shaped((hidden.shape[0], weight.shape[0]), x)
     return x
 
 
@@ -288,8 +298,8 @@ def pull(dx: Array, weight: Array) -> Array:
     return dh
 
 
-def accumulate(sums: Array, dx: Array, h: Array) -> Array:
-    """In the memory of the sums; the first has none."""
-    total = OPERATORS.xent_accumulate(sums, dx, h)
-    _shaped((dx.shape[1], h.shape[1]), total)
+def accumulate(sums: Array, dx: Array, hidden: Array) -> Array:
+    """sums + dx.T @ hidden in the memory of the sums. Empty sums stand for 0."""
+    total = OPERATORS.xent_accumulate(sums, dx, hidden)
+    _shaped((dx.shape[1], hidden.shape[1]), total)
     return total

@@ -29,12 +29,12 @@ def asarray(value: Any, like: Array) -> Array:
 
 
 def full(shape: Any, value: Any, dtype: str, like: Array) -> Array:
-    """tf.cast would make float32 of a Python number first, beside float64 too."""
+    """Not by tf.cast alone, which makes a Python number float32 first, even for float64."""
     return tf.fill(shape, tf.cast(value, dtype) if tf.is_tensor(value) else tf.constant(value, dtype))
 
 
 def where(condition: Array, a: Any, b: Any) -> Array:
-    """tf.where would make float32 of a Python number beside float64."""
+    """tf.where with Python numbers cast first: it would make them float32 beside float64."""
     if not tf.is_tensor(a):
         a = tf.cast(a, b.dtype)
     return tf.where(condition, a, b if tf.is_tensor(b) else tf.cast(b, a.dtype))
@@ -43,11 +43,11 @@ def where(condition: Array, a: Any, b: Any) -> Array:
 # ---- mathematics along an axis
 
 
-BLOCK = 8  # terms that one running total in float32 may add
+BLOCK = 8  # the most terms that are added up in one float32 running total
 
 
 def total(x: Array, axis: int | None) -> Array:
-    """Reductions by XLA do not block, and a graph does not know whether XLA will compile it."""
+    """Blocked: XLA's own sums are not, and a graph does not know whether XLA will compile it."""
     if axis is None:
         x = tf.reshape(x, [-1])
         if x.dtype == tf.float32:  # XLA takes minutes to compile many levels of additions
@@ -66,7 +66,7 @@ def total(x: Array, axis: int | None) -> Array:
 
 
 def block_sums(x: Array, axis: int) -> Array:
-    """Quicker than additions, and XLA cannot join two sums that a cast separates."""
+    """Sums of blocks, then of these in float64: faster than a tree, and XLA cannot join sums across a cast."""
     shape = tf.shape(x)
     blocks = tf.concat([shape[:axis], [shape[axis] // BLOCK, BLOCK], shape[axis + 1 :]], 0)
     sums = tf.cast(tf.reduce_sum(tf.reshape(x, blocks), axis + 1), tf.float64)
@@ -86,7 +86,7 @@ def top(x: Array, axis: int) -> tuple[Array, Array]:
 
 
 def pick(x: Array, ids: Array, axis: int) -> Array:
-    """A gather where rows are whole; elsewhere it would take a transpose."""
+    """A gather if the class axis is the last; elsewhere a gather would need a transpose."""
     if axis == len(x.shape) - 1:
         return tf.gather(x, ids, axis=axis, batch_dims=axis)
     return tf.reduce_sum(tf.where(hot(x, ids, axis), x, tf.zeros([], x.dtype)), axis, keepdims=True)

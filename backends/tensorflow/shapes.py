@@ -23,8 +23,10 @@ def vector(lengths: Any) -> Array:
 
 
 def require(value: Array, condition: Array, words: list[Any], shape: Any) -> Array:
-    """An assertion for its sentence; and because XLA drops assertions, a reshape to an impossible shape, of which XLA
-    tells the name."""
+    """An assertion, which says the sentence, and a reshape that is impossible if the condition fails.
+
+    XLA drops assertions; its error about the reshape has the operation's name, which is made from the sentence.
+    """
     said = [word if isinstance(word, str) else vector(word) for word in words]
     name = re.sub(r"\W+", "_", " ".join(word for word in words if isinstance(word, str)))
     with tf.control_dependencies([tf.debugging.Assert(condition, said)]):

@@ -1,4 +1,4 @@
-"""Graphs of TensorFlow 1, where `==` of two tensors says whether they are the same object, not where they are equal."""
+"""Graphs of TensorFlow 1, where `==` compares tensors by identity, not element by element."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from .operators import Traced, derivatives, tensors_in, with_values_at
 
 
 def with_equality(function: Callable[..., Any], static: Any, *arrays: Any) -> Any:
-    """function(static, *arrays); in a graph of TensorFlow 1, and in its derivatives, as a call of what is traced
-    outside of it."""
+    """function(static, *arrays). In a graph of TensorFlow 1 it is traced outside and called, and so are derivatives."""
     if tf.executing_eagerly() or tf.compat.v1.executing_eagerly_outside_functions():
         return function(static, *arrays)
     flat = tf.nest.flatten(arrays)

@@ -1,7 +1,7 @@
 """linear_ce on PyTorch: products, and an `autograd.Function` that computes the gradients along with the loss.
 
-They are handed out once, times the upstream gradient. Asked again, they are computed anew; asked in a way that wants to
-be differentiated further, by `chunks.composite`, which knows every transform.
+The first backward pass takes these gradients, times the upstream one; a later one computes them anew. A backward pass
+that will itself be differentiated goes by `chunks.composite`, which every transform can pass through.
 """
 
 from __future__ import annotations
@@ -28,34 +28,34 @@ Array = Any
 
 
 def native_16(weight: Array) -> bool:
-    """Whether there are products of 16 bits with results of 32. Float16 has no room for a mean's small derivatives."""
+    """Whether 16-bit products with 32-bit results are used. Not for float16: a mean's small derivatives underflow."""
     return bool(weight.dtype == torch.bfloat16 and weight.is_cuda)
 
 
 def direct(*operands: Array) -> Any:
-    """The native kernels where they take these as they are, or None; a weight may be a view of anything."""
+    """The native kernels if they take all operands without a copy, else None; a weight may be any view."""
     found = kernels(*operands)
     usable = found is ON_CPU and all(k.is_contiguous() and k.numel() and not k.is_neg() for k in operands)
     return found if usable else None
 
 
 def buffer(rows: int, classes: int, dtype: str, like: Array) -> Array | None:
-    """On a CPU, whose allocator gives chunk after chunk another place and so takes twice the memory."""
+    """On a CPU only: there the allocator would give each chunk a new place, and take twice the memory."""
     return like.new_empty((rows, classes), dtype=KINDS[dtype]) if like.is_cpu else None
 
 
-def project(h: Array, weight: Array, over: Array | None) -> Array:
+def project(hidden: Array, weight: Array, over: Array | None) -> Array:
     if native_16(weight):
-        return torch.mm(h, weight.mT, out_dtype=torch.float32)
+        return torch.mm(hidden, weight.mT, out_dtype=torch.float32)
     if over is None:
-        return formulas.widened(OPS, h) @ formulas.widened(OPS, weight).mT
-    x = over[: len(h)]
-    if native := direct(h, weight):
-        native.project(h, weight, x)
+        return formulas.widened(OPS, hidden) @ formulas.widened(OPS, weight).mT
+    x = over[: len(hidden)]
+    if native := direct(hidden, weight):
+        native.project(hidden, weight, x)
         return x
-    h = formulas.widened(OPS, h)
+    hidden = formulas.widened(OPS, hidden)
     for part in chunks.blocks(*weight.shape):
-        x[:, part] = h @ formulas.widened(OPS, weight[part]).mT
+        x[:, part] = hidden @ formulas.widened(OPS, weight[part]).mT
     return x
 
 
@@ -74,25 +74,34 @@ def pull(dx: Array, weight: Array) -> Array:
     return dh
 
 
-def accumulate(sums: Array, dx: Array, h: Array) -> Array:
-    if native := direct(sums, dx, h):
-        native.accumulate(dx, h, sums)
+def accumulate(sums: Array, dx: Array, hidden: Array) -> Array:
+    if native := direct(sums, dx, hidden):
+        native.accumulate(dx, hidden, sums)
         return sums
-    if native_16(h):
-        return torch.addmm(sums, dx.mT.to(h.dtype), h, out_dtype=sums.dtype, out=sums)
-    return torch.addmm(sums, dx.mT, h.to(sums.dtype), out=sums)  # which FlopCounterMode counts; addmm_ it does not
+    if native_16(hidden):
+        return torch.addmm(sums, dx.mT.to(hidden.dtype), hidden, out_dtype=sums.dtype, out=sums)
+    return torch.addmm(sums, dx.mT, hidden.to(sums.dtype), out=sums)  # FlopCounterMode does not count addmm_
 
 
 # ---- a chunk's derivative, over its logits
 
 
 def rows_value_and_grad(
-    layout: Layout, x: Array, t: None, u: Array | None, ids: Array, a: Any, lse2: Any, c: Any
+    layout: Layout,
+    x: Array,
+    t: None,
+    smoothing_weights: Array | None,
+    ids: Array,
+    nll_scale: Any,
+    lse2: Any,
+    smooth_scale: Any,
 ) -> Any:
-    native = kernels(x, u, ids)
+    native = kernels(x, smoothing_weights, ids)
     if native not in (None, OPERATORS):
-        return replace(native, in_place=True).rows_value_and_grad(layout, x, t, u, ids, a, lse2, c)
-    return formulas.rows_value_and_grad(OPS, layout, x, t, u, ids, a, lse2, c)
+        return replace(native, in_place=True).rows_value_and_grad(
+            layout, x, t, smoothing_weights, ids, nll_scale, lse2, smooth_scale
+        )
+    return formulas.rows_value_and_grad(OPS, layout, x, t, smoothing_weights, ids, nll_scale, lse2, smooth_scale)
 
 
 def new(shape: Any, like: Array, zeros: bool) -> Array:
@@ -114,13 +123,13 @@ def loop(spec: LoopSpec, wanted: tuple[bool, ...], operands: LoopOperands) -> tu
     layout = spec.layout
     flags = (spec.softcap, spec.chunk, layout.masked, layout.lse, spec.stats, *wanted)
     found = torch.ops.xent.linear(*operands, *flags)
-    there = (True, layout.lse, operands.u is not None, spec.stats, *wanted)
+    there = (True, layout.lse, operands.smoothing_weights is not None, spec.stats, *wanted)
     nll, lse, smooth, correct, *grads = (k if is_there else None for k, is_there in zip(found, there, strict=True))
     return LoopResults(nll, lse, smooth, correct), tuple(grads)
 
 
 def run(spec: LoopSpec, wanted: tuple[bool, ...], operands: LoopOperands) -> tuple[LoopResults, Any]:
-    """Without autocast: the loss is computed in float32 at least, whichever products are the native kernels'."""
+    """The loop without autocast: the loss is computed in float32 at least, as in the native kernels."""
     h = operands.hidden
     with torch.autocast(h.device.type, enabled=False) if autocast(h) else contextlib.nullcontext():
         return chunks.run(spec, wanted, operands)
@@ -131,17 +140,18 @@ def autocast(x: Array) -> bool:
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)  # meta tensors know none
 
 
-def matmul(h: Array, weight: Array) -> Array:
-    """Here a derivative is a product of PyTorch's own, wherever it is taken: autocast leaves float64 alone."""
-    if autocast(h):
-        return (h.double() @ weight.double().mT).to(h.dtype)
-    return h @ weight.mT
+def matmul(hidden: Array, weight: Array) -> Array:
+    """In float64 under autocast, which leaves that alone: the derivative is then not rounded to 16 bits either."""
+    if autocast(hidden):
+        return (hidden.double() @ weight.double().mT).to(hidden.dtype)
+    return hidden @ weight.mT
 
 
 LIBRARY = torch.library.Library("xent", "FRAGMENT")
 LIBRARY.define(
-    "linear(Tensor h, Tensor weight, Tensor? bias, Tensor? u, Tensor ids, Tensor? a, Tensor? z, Tensor? c,"
-    " float? softcap, int chunk, bool masked, bool lse, bool stats, bool dh, bool dweight, bool dbias)"
+    "linear(Tensor hidden, Tensor weight, Tensor? bias, Tensor? smoothing_weights, Tensor ids, Tensor? nll_scale,"
+    " Tensor? lse2, Tensor? smooth_scale, float? softcap, int chunk, bool masked, bool lse, bool stats,"
+    " bool d_hidden, bool d_weight, bool d_bias)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 
@@ -157,14 +167,19 @@ def operator(*arguments: Any) -> tuple[Array, ...]:
 
 def shapes(*arguments: Any) -> tuple[Array, ...]:
     """The operator's results, for tracers."""
-    h, weight, _, u, ids, _, _, _, _softcap, _chunk, _masked, lse, stats, *wanted = arguments
-    dtype = KINDS[formulas.compute_dtype(OPS, h)]
+    count = len(LoopOperands._fields)
+    operands, (_softcap, _chunk, _masked, lse, stats, *wanted) = LoopOperands(*arguments[:count]), arguments[count:]
+    hidden, weight, ids = operands.hidden, operands.weight, operands.ids
+    dtype = KINDS[formulas.compute_dtype(OPS, hidden)]
 
     def result(there: bool, like: Array, dtype: Any = dtype) -> Array:
-        return like.new_empty(like.shape, dtype=dtype) if there else h.new_empty(0)
+        return like.new_empty(like.shape, dtype=dtype) if there else hidden.new_empty(0)
 
-    sums = (result(is_wanted, like) for is_wanted, like in zip(wanted, (h, weight, weight.select(1, 0)), strict=True))
-    return result(True, ids), result(lse, ids), result(u is not None, ids), result(stats, ids, torch.bool), *sums
+    sums = (
+        result(is_wanted, like) for is_wanted, like in zip(wanted, (hidden, weight, weight.select(1, 0)), strict=True)
+    )
+    smooth = result(operands.smoothing_weights is not None, ids)
+    return result(True, ids), result(lse, ids), smooth, result(stats, ids, torch.bool), *sums
 
 
 LIBRARY.impl("linear", operator, "CompositeExplicitAutograd")
@@ -186,30 +201,30 @@ class Head(torch.autograd.Function):
         return chunks.value(spec, results, operands), *results
 
     @staticmethod
-    def backward(ctx: Any, g: Array | None, *_: Any) -> Any:
+    def backward(ctx: Any, upstream: Array | None, *_: Any) -> Any:
         operands, results, grads = _three(ctx.saved_tensors)
-        if g is None:
+        if upstream is None:
             return None, None, *(None for _ in operands)
-        if torch.is_grad_enabled() or batched(g):
-            return None, None, *_further(ctx, operands, g)
+        if torch.is_grad_enabled() or batched(upstream):
+            return None, None, *_further(ctx, operands, upstream)
         if ctx.spec.each or ctx.spent:
-            a, lse2, c = (None if k is None else k * g for k in operands.slopes)
-            grads, g_ = loop(ctx.spec, ctx.wanted, operands._replace(a=a, lse2=lse2, c=c))[1], None
+            scaled = operands.with_slopes(*(None if k is None else k * upstream for k in operands.slopes))
+            grads, scale = loop(ctx.spec, ctx.wanted, scaled)[1], None
         elif recording():
-            grads, g_ = [None if d is None else d * g for d in grads], None
+            grads, scale = [None if d is None else d * upstream for d in grads], None
         else:
-            ctx.spent, g_ = True, g
-        typed = (_handed_out(d, k, g_) for d, k in zip(grads, operands.parameters, strict=True))
+            ctx.spent, scale = True, upstream
+        typed = (_handed_out(d, k, scale) for d, k in zip(grads, operands.parameters, strict=True))
         along = (
-            g * k if needed else None
+            upstream * k if needed else None
             for k, needed in zip(chunks.in_slopes(results), ctx.needs_input_grad[-3:], strict=True)
         )
         return None, None, *typed, None, None, *along
 
 
-def batched(g: Array) -> bool:
-    """By a transform, or by torch.autograd.grad(..., is_grads_batched=True), whose arrays have no memory."""
-    return torch._C._are_functorch_transforms_active() or not (recording() or torch._C._has_storage(g))
+def batched(upstream: Array) -> bool:
+    """Whether a transform or torch.autograd.grad(..., is_grads_batched=True) maps over it: then it has no memory."""
+    return torch._C._are_functorch_transforms_active() or not (recording() or torch._C._has_storage(upstream))
 
 
 def _three(saved: Any) -> Any:
@@ -218,18 +233,18 @@ def _three(saved: Any) -> Any:
     return LoopOperands(*saved[:count]), LoopResults(nll, lse, smooth, None), grads
 
 
-def _handed_out(d: Array | None, like: Array, g: Array | None) -> Array | None:
-    """The caller's to change, without a trace in what is saved."""
+def _handed_out(d: Array | None, like: Array, upstream: Array | None) -> Array | None:
+    """A gradient that the caller may change without changing what is saved."""
     if d is None:
         return None
-    if g is not None:
+    if upstream is not None:
         d = d.data
-        d = d if g.is_cpu and g.item() == 1 else d.mul_(g)
+        d = d if upstream.is_cpu and upstream.item() == 1 else d.mul_(upstream)
     return d.to(like.dtype)
 
 
-def _further(ctx: Any, operands: Any, g: Array) -> list[Array | None]:
-    """By operations that can be differentiated and batched again."""
+def _further(ctx: Any, operands: Any, upstream: Array) -> list[Array | None]:
+    """Gradients by operations that can be differentiated and batched again."""
     needed = ctx.needs_input_grad[2:]
     further = torch.is_grad_enabled()
     with torch.enable_grad():
@@ -238,7 +253,7 @@ def _further(ctx: Any, operands: Any, g: Array) -> list[Array | None]:
             operands = LoopOperands(*moved)
         value = chunks.composite(ctx.spec, operands)[0]
         chosen = [k for k, n in zip(operands, needed, strict=True) if n]
-        found = iter(torch.autograd.grad(value, chosen, g, create_graph=further))
+        found = iter(torch.autograd.grad(value, chosen, upstream, create_graph=further))
     return [next(found) if n else None for n in needed]
 
 

@@ -1,4 +1,4 @@
-"""The native kernels on PyTorch's tensors: which of them, C++ or Triton, take a call's tensors as they are."""
+"""The native kernels on PyTorch's tensors: whether C++ or Triton kernels can take the tensors of a call."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DIRECT = calls.Kernels(
     ops=OPS,
     address=torch.Tensor.data_ptr,
     dense=dense,
-    empty=lambda shape, dtype, like: torch.empty(  # by name: parsed sooner
+    empty=lambda shape, dtype, like: torch.empty(  # keywords are parsed faster
         size=shape, dtype=KINDS[dtype], device=CPU
     ),
     threads=torch.get_num_threads,
@@ -35,7 +35,7 @@ ON_CPU = None if calls.native is None else DIRECT
 
 
 class OnCuda:
-    """The Triton kernels. Looking them up imports Triton; `why_not` says whether there is any sense in trying."""
+    """The Triton kernels. Looking them up imports Triton; `triton.why_not` is None if that can succeed."""
 
     @functools.cached_property
     def kernels(self) -> Any:
@@ -63,7 +63,7 @@ if triton.why_not is None:
 
 
 def kernels(*arrays: Array | None) -> Any:
-    """The native kernels in the form that does here, or None."""
+    """The native kernels for these arrays: as operators where a tracer records, else directly. None: not usable."""
     if OPERATORS is None or torch._C._are_functorch_transforms_active():
         return None
     if recording() or torch._C._len_torch_dispatch_stack():
@@ -75,7 +75,7 @@ def kernels(*arrays: Array | None) -> Any:
 
 
 def operators(arrays: tuple[Array | None, ...]) -> Any:
-    """The kernels as a tracer sees them. Whether there are any is known without importing Triton under its eyes."""
+    """The kernels as operators, or None. Triton is not imported for the answer: a tracer would record the import."""
     if all(x is None or x.is_cpu for x in arrays):
         return OPERATORS if ON_CPU else None
     return OPERATORS if triton.why_not is None and on_one_device(arrays) else None
@@ -87,18 +87,21 @@ def triton_kernels(arrays: tuple[Array | None, ...]) -> Any:
 
 
 def on_one_device(arrays: tuple[Array | None, ...]) -> bool:
-    """On one CUDA device, that is."""
+    """Whether all arrays are on the same CUDA device."""
     there = [x for x in arrays if x is not None]
     return all(x.is_cuda and x.device == there[0].device for x in there)
 
 
 def direct(function: Any) -> Any:
-    """function.apply for arrays in reach of DIRECT: no transform to look for, which takes as long as a tiny loss."""
+    """function.apply without its search for functorch transforms, which takes as long as a tiny loss.
+
+    Right only where `kernels` has ruled transforms out.
+    """
     return super(torch.autograd.Function, function).apply
 
 
 def apply(function: Any, static: Any, *arrays: Array | None) -> Any:
-    """function.apply; where DIRECT will do, without a node that is never used."""
+    """function.apply, but where no derivative is wanted DIRECT runs without a node in the graph."""
     if kernels(*arrays) is not DIRECT:
         return function.apply(static, *arrays)
     recorded = torch.is_grad_enabled() and any(k is not None and k.requires_grad for k in arrays)

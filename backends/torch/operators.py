@@ -1,7 +1,7 @@
 """The kernels as PyTorch operators, `torch.ops.xent.*`: what a tracer (torch.compile, make_fx, torch.jit.trace) records
 in place of their arithmetic. They have no derivatives of their own; the adapter's autograd.Functions call them.
 
-What an operator is called and what shapes it gives is said once; which kernels it runs, for each kind of device.
+`OPERATORS` has each operator's schema and result shapes; `register` binds the kernels of one kind of device to them.
 """
 
 from __future__ import annotations
@@ -13,28 +13,32 @@ from xent.adapter import Layout, RowResults
 
 Array = Any
 LIBRARY = torch.library.Library("xent", "DEF")
-_ROWS = "Tensor x, Tensor? t, Tensor? u, Tensor? ids, int axis, bool hard, bool masked, bool lse"
-_ELEMENTS = "float e, Tensor x, Tensor z, Tensor? p, Tensor? w"
+_ROWS = "Tensor x, Tensor? t, Tensor? smoothing_weights, Tensor? ids, int axis, bool hard, bool masked, bool lse"
+_ELEMENTS = "float smoothing, Tensor x, Tensor targets, Tensor? pos_weight, Tensor? weight"
 
 
 class Operators:
-    """`Kernels`, through the dispatcher. What is not there is an empty tensor in between."""
+    """The methods of `Kernels`, through PyTorch's dispatcher, where an empty tensor stands for None."""
 
-    def rows(self, layout: Layout, x: Array, t: Array | None, u: Array | None, ids: Array | None) -> Any:
-        return _row_results(layout, u, *torch.ops.xent.rows(x, t, u, ids, *layout))
+    def rows(
+        self, layout: Layout, x: Array, t: Array | None, smoothing_weights: Array | None, ids: Array | None
+    ) -> Any:
+        return _row_results(layout, smoothing_weights, *torch.ops.xent.rows(x, t, smoothing_weights, ids, *layout))
 
     def rows_backward(
-        self, layout: Layout, x: Array, t: Any, u: Any, ids: Any, stats: Any, up: Any, wanted: Any
+        self, layout: Layout, x: Array, t: Any, smoothing_weights: Any, ids: Any, stats: Any, up: Any, wanted: Any
     ) -> Any:
-        dx, dt = torch.ops.xent.rows_backward(x, t, u, ids, *layout, *stats, *up, *wanted)
+        dx, dt = torch.ops.xent.rows_backward(x, t, smoothing_weights, ids, *layout, *stats, *up, *wanted)
         return dx if wanted[0] else None, dt if wanted[1] else None
 
-    def rows_value_and_grad(self, layout: Layout, x: Array, t: Any, u: Any, ids: Any, *slopes: Any) -> Any:
+    def rows_value_and_grad(
+        self, layout: Layout, x: Array, t: Any, smoothing_weights: Any, ids: Any, *slopes: Any
+    ) -> Any:
         like = torch.empty((), dtype=_compute(x), device=x.device)
         with torch.no_grad():
             given = (like.new_full((), k) if isinstance(k, float) else k for k in slopes)
-            *results, dx = torch.ops.xent.rows_both(x, t, u, ids, *layout, *given)
-        return _row_results(layout, u, *results), dx
+            *results, dx = torch.ops.xent.rows_both(x, t, smoothing_weights, ids, *layout, *given)
+        return _row_results(layout, smoothing_weights, *results), dx
 
     def sigmoid(self, smoothing: float, x: Array, targets: Array, pos_weight: Any, weight: Any, each: bool) -> Array:
         return torch.ops.xent.sigmoid(smoothing, x, targets, pos_weight, weight, each)
@@ -46,43 +50,45 @@ class Operators:
         return dx if wanted[0] else None, dz if wanted[1] else None
 
     def sigmoid_value_and_grad(
-        self, smoothing: float, x: Array, targets: Array, pos_weight: Any, weight: Any, g: Any, each: bool
+        self, smoothing: float, x: Array, targets: Array, pos_weight: Any, weight: Any, upstream: Any, each: bool
     ) -> tuple[Array, Array]:
         both: tuple[Array, Array] = torch.ops.xent.sigmoid_both(
-            smoothing, x, targets, pos_weight, weight, _scale(g, x), each
+            smoothing, x, targets, pos_weight, weight, _scale(upstream, x), each
         )
         return both
 
 
-def _row_results(layout: Layout, u: Any, nll: Array, lse: Any, smooth: Any, m: Array, s: Array) -> RowResults:
-    return RowResults(nll, lse if layout.lse else None, None if u is None else smooth, m, s)
+def _row_results(
+    layout: Layout, smoothing_weights: Any, nll: Array, lse: Any, smooth: Any, m: Array, s: Array
+) -> RowResults:
+    return RowResults(nll, lse if layout.lse else None, None if smoothing_weights is None else smooth, m, s)
 
 
 def _compute(x: Array) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def _scale(g: Any, x: Array) -> Array:
-    return torch.full((), g, dtype=torch.float64, device=x.device) if isinstance(g, float) else g
+def _scale(upstream: Any, x: Array) -> Array:
+    return torch.full((), upstream, dtype=torch.float64, device=x.device) if isinstance(upstream, float) else upstream
 
 
 def _there(x: Array, *results: Any) -> Any:
-    """A tensor in the place of each None."""
+    """The results with an empty tensor in the place of each None."""
     return tuple(x.new_empty(0, dtype=_compute(x)) if result is None else result for result in results)
 
 
 # ---- shapes, for tracers
 
 
-def _rows(x: Array, t: Any, u: Any, ids: Any, axis: int, hard: bool, masked: bool, lse: bool) -> Any:
+def _rows(x: Array, t: Any, smoothing_weights: Any, ids: Any, axis: int, hard: bool, masked: bool, lse: bool) -> Any:
     shape, dtype = list(x.shape), _compute(x)
     flat, kept = shape[:axis] + shape[axis + 1 :], [*shape[:axis], 1, *shape[axis + 1 :]]
-    sizes = (flat, flat if lse else [0], [0] if u is None else flat, kept, kept)
+    sizes = (flat, flat if lse else [0], [0] if smoothing_weights is None else flat, kept, kept)
     return tuple(x.new_empty(size, dtype=dtype) for size in sizes)
 
 
-def _rows_both(x: Array, t: Any, u: Any, ids: Any, *rest: Any) -> Any:
-    return (*_rows(x, t, u, ids, *rest[:4]), x.new_empty(list(x.shape)))
+def _rows_both(x: Array, t: Any, smoothing_weights: Any, ids: Any, *rest: Any) -> Any:
+    return (*_rows(x, t, smoothing_weights, ids, *rest[:4]), x.new_empty(list(x.shape)))
 
 
 def _gradients(x: Array, dx: bool, dt: bool) -> Any:
@@ -100,7 +106,7 @@ OPERATORS: dict[str, Any] = {
     f"rows({_ROWS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)": _rows,
     f"rows_backward({_ROWS}, Tensor m, Tensor s, Tensor a, Tensor? b, Tensor? c, bool dx, bool dt)"
     " -> (Tensor, Tensor)": lambda x, *rest: _gradients(x, *rest[-2:]),
-    f"rows_both({_ROWS}, Tensor a, Tensor? z, Tensor? c)"
+    f"rows_both({_ROWS}, Tensor nll_scale, Tensor? lse2, Tensor? smooth_scale)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)": _rows_both,
     f"sigmoid({_ELEMENTS}, bool each) -> Tensor": lambda smoothing, x, targets, pos_weight, weight, each: _elements(
         x, each
@@ -121,24 +127,24 @@ def define() -> Operators:
     return Operators()
 
 
-# ---- what they run
+# ---- the kernels behind the operators
 
 
 def register(kernels: Any, key: str) -> None:
-    """`Kernels`, for tensors of one dispatch key."""
+    """Makes the operators run these `Kernels` on tensors of one dispatch key."""
 
     def gradients(x: Array, dx: Any, dt: Any) -> Any:
         return x.new_empty(0) if dx is None else dx, *_there(x, dt)
 
-    def rows(x: Array, t: Any, u: Any, ids: Any, *layout: Any) -> Any:
-        return _there(x, *kernels.rows(Layout(*layout), x, t, u, ids))
+    def rows(x: Array, t: Any, smoothing_weights: Any, ids: Any, *layout: Any) -> Any:
+        return _there(x, *kernels.rows(Layout(*layout), x, t, smoothing_weights, ids))
 
-    def rows_backward(x: Array, t: Any, u: Any, ids: Any, *rest: Any) -> Any:
+    def rows_backward(x: Array, t: Any, smoothing_weights: Any, ids: Any, *rest: Any) -> Any:
         layout, stats, up, wanted = Layout(*rest[:4]), rest[4:6], rest[6:9], rest[9:]
-        return gradients(x, *kernels.rows_backward(layout, x, t, u, ids, stats, up, wanted))
+        return gradients(x, *kernels.rows_backward(layout, x, t, smoothing_weights, ids, stats, up, wanted))
 
-    def rows_both(x: Array, t: Any, u: Any, ids: Any, *rest: Any) -> Any:
-        results, dx = kernels.rows_value_and_grad(Layout(*rest[:4]), x, t, u, ids, *rest[4:])
+    def rows_both(x: Array, t: Any, smoothing_weights: Any, ids: Any, *rest: Any) -> Any:
+        results, dx = kernels.rows_value_and_grad(Layout(*rest[:4]), x, t, smoothing_weights, ids, *rest[4:])
         return _there(x, *results, dx)
 
     def sigmoid(*arguments: Any) -> Any:

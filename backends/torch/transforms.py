@@ -7,16 +7,16 @@ from torch.autograd import forward_ad
 
 
 def traced() -> bool:
-    """Inside torch.compile or a torch.func transform, where in-place work and a list of places do not go well."""
+    """Inside torch.compile or a torch.func transform, which handle in-place and index operations badly."""
     return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
 
 
 def plain() -> bool:
-    """Where an autograd.Function will not do, formulas with right derivatives of their own take its place.
+    """Whether an autograd.Function would fail here, so that formulas PyTorch can differentiate itself are needed.
 
-    Forward mode loses its outer levels in a Function's jvp. torch.compile forgets a Function's vmap rule. What
-    torch.export and torch.jit.trace record has lost its Functions, and shall run where xent is not installed.
-    torch.func.functionalize takes no Function.
+    Forward mode loses its outer levels in a Function's jvp. torch.compile ignores a Function's vmap rule. torch.export
+    and torch.jit.trace record no Functions, and what they record has to run where xent is not installed.
+    torch.func.functionalize supports no Function.
     """
     if torch.compiler.is_compiling():
         return torch.compiler.is_exporting() or torch._C._are_functorch_transforms_active()
@@ -31,8 +31,10 @@ def functionalizing() -> bool:
 
 
 def recording() -> bool:
-    """Operations are taken down, for any shapes or values, instead of run. A mode of the user's, which counts or
-    prints them, sees them run."""
+    """Whether operations are recorded for any shapes or values, not run.
+
+    A dispatch mode of the user's own, which counts or prints operations, does run them.
+    """
     if torch.compiler.is_compiling() or torch._C._get_tracing_state():
         return True
     return torch._C._len_torch_dispatch_stack() > 0 and any(map(torch._C._get_dispatch_mode, TRACERS))

@@ -1,7 +1,7 @@
-"""What the Triton kernels compute with, to the last digits. T is float32 or float64; names on the left of an assignment
-hold no bare numbers, which Triton makes float32.
+"""Functions of the Triton kernels, accurate to the last digits. T is float32 or float64. No variable is assigned a bare
+number, which Triton would make float32.
 
-Triton keeps to the order that is written: no operations are reassociated, only products and sums fused.
+Triton does not reassociate operations; it only fuses products with sums.
 """
 
 import triton

@@ -1,5 +1,5 @@
-"""The Triton kernels. A program holds a tile of rows by classes in registers, and what it needs of the logits is loaded
-once: loads and stores are all that costs time.
+"""The Triton kernels. A program holds a tile of rows by classes in registers and loads each logit once, because loads
+and stores take nearly all of the time.
 
 Bytes moved, a row of n classes: forward n x; backward n x + n dx; both the same where a row fits a tile, else 2 n x +
 n dx; n more for soft labels, each time the logits are read. A row larger than a tile is cut, and `merge` puts its
@@ -22,8 +22,8 @@ from .arithmetic import exp_of, log1p, log1p_unit, reciprocal, times
 
 @triton.jit
 def own_rows(classes, inner, count, tiles, COLUMNS: tl.constexpr, R: tl.constexpr):
-    """The rows' numbers, whether they are there, and the offset of their first class, in 64 bits. COLUMNS: a tile's
-    rows have one `outer` in common, so that they lie side by side and are loaded together."""
+    """The numbers of the tile's rows, whether they exist, and the offsets of their first classes, in 64 bits. COLUMNS:
+    all rows of a tile have the same `outer`, so that they lie side by side and are loaded together."""
     program = tl.program_id(0).to(tl.int64)
     if COLUMNS:
         i = (program % tiles) * R + tl.arange(0, R)
@@ -36,7 +36,7 @@ def own_rows(classes, inner, count, tiles, COLUMNS: tl.constexpr, R: tl.constexp
 
 @triton.jit
 def own_ids(ids, row, there):
-    """Negative in masked rows, -1 in invalid ones; 0 where there are none."""
+    """The rows' ids: negative in masked rows, -1 in invalid ones; 0 if there are no ids."""
     if ids is None:
         return row * 0
     else:
@@ -120,13 +120,13 @@ def unmasked(value, id):
 
 @triton.jit
 def statistics(
-    x, t, u, ids, u_total, a_at, z_at, c_at, m_at, s_at, loss_at, lse_at, smooth_at, dx_at, parts,
+    x, t, u, ids, u_total, a_at, lse2_at, c_at, m_at, s_at, loss_at, lse_at, smooth_at, dx_at, parts,
     classes, inner, count, tiles, T: tl.constexpr, COLUMNS: tl.constexpr, R: tl.constexpr, B: tl.constexpr,
 ):
-    """Rows that fit the tile: their results and, where dx_at is there, their derivative, with b = 2 z lse. Larger ones
-    (parts is there): the statistics of one part, for `merge`.
+    """For rows that fit the tile: their results and, if dx_at is not None, their derivative, with b = 2 lse2 lse. For
+    larger rows, if parts is not None: the statistics of one part, for `merge`.
 
-    Of the places that hold a part's maximum all but one are counted: s leaves exactly one out.
+    Where several places hold a part's maximum, s leaves out exactly one of them.
     """
     row, there, first = own_rows(classes, inner, count, tiles, COLUMNS, R)
     j = tl.program_id(1) * B + tl.arange(0, B)
@@ -165,14 +165,14 @@ def statistics(
             tl.store(part + 5 * step, u_part, mask=there)
     else:
         id = own_ids(ids, row, there)
-        x_y = tl.sum(tl.where(j[None, :] == id[:, None], at, 0.0), 1)  # looked up, another thread's dx may be there
+        x_y = tl.sum(tl.where(j[None, :] == id[:, None], at, 0.0), 1)  # another thread may have put dx there
         m, s, lse = finish(
             m, s, soft, share, smooth, x_y, id, row, there, u_total, m_at, s_at, loss_at, lse_at, smooth_at,
             t is None, T,
         )
         if dx_at is not None:
             a = per_row(a_at, row, there, T)
-            b = 2 * per_row(z_at, row, there, T) * lse
+            b = 2 * per_row(lse2_at, row, there, T) * lse
             c = per_row(c_at, row, there, T)
             dx = derivative(e, w, v, j, id, m, s, x_y, share, a, b, c, u_total, t is None, u is not None, T)
             tl.store(dx_at + place, dx, mask=inside)
@@ -180,12 +180,12 @@ def statistics(
 
 @triton.jit
 def merge(
-    parts, x, ids, u_total, z_at, m_at, s_at, loss_at, lse_at, smooth_at, b_at, share_at,
+    parts, x, ids, u_total, lse2_at, m_at, s_at, loss_at, lse_at, smooth_at, b_at, share_at,
     splits, classes, inner, count,
     T: tl.constexpr, HARD: tl.constexpr, SMOOTH: tl.constexpr, R: tl.constexpr, S: tl.constexpr,
 ):
-    """Rows' results from the statistics of their parts; and, where these are there, what `gradient` is to take: 2 z lse
-    and the labels' sum."""
+    """Rows' results from the statistics of their parts; and for `gradient`, if b_at and share_at are not None,
+    2 lse2 lse and the sum of the labels."""
     row, there, first = own_rows(classes, inner, count, 1, False, R)
     part = tl.arange(0, S)
     inside = there[:, None] & (part < splits)[None, :]
@@ -216,7 +216,7 @@ def merge(
         m, s, soft, share, smooth, x_y, id, row, there, u_total, m_at, s_at, loss_at, lse_at, smooth_at, HARD, T
     )
     if b_at is not None:
-        tl.store(b_at + row, 2 * per_row(z_at, row, there, T) * lse, mask=there)
+        tl.store(b_at + row, 2 * per_row(lse2_at, row, there, T) * lse, mask=there)
     if share_at is not None:
         tl.store(share_at + row, share, mask=there)
 
@@ -226,9 +226,9 @@ def gradient(
     x, t, u, ids, u_total, a_at, b_at, c_at, m_at, s_at, share_at, dx_at, dt_at,
     classes, inner, count, tiles, T: tl.constexpr, COLUMNS: tl.constexpr, R: tl.constexpr, B: tl.constexpr,
 ):
-    """From the saved statistics. The labels' sum is formed where share_at is not there: a tile then holds whole rows.
+    """The derivative from the saved statistics. If share_at is None, a tile holds whole rows and sums up the labels.
 
-    dx may be written over x: the label's logit is used by the thread alone that writes over it, afterwards.
+    dx may be written over x: only the thread that overwrites the label's logit uses it, and before that.
     """
     row, there, first = own_rows(classes, inner, count, tiles, COLUMNS, R)
     j = tl.program_id(1) * B + tl.arange(0, B)
@@ -264,7 +264,7 @@ def gradient(
 
 @triton.jit
 def pattern(p, i, inside, length, inner):
-    """Element i's: p[(i // inner) % length]; without a length, where the array does not repeat."""
+    """The value for element i, p[(i // inner) % length]; length is None where the array does not repeat."""
     place = i // inner
     if length is not None:
         place = place % length
@@ -273,11 +273,12 @@ def pattern(p, i, inside, length, inner):
 
 @triton.jit
 def elements(
-    x, z, p, p_length, p_inner, w, w_length, w_inner, scale_at, loss_at, sums, dx_at, dz_at, n,
-    E: tl.constexpr, T: tl.constexpr, LONG: tl.constexpr, B: tl.constexpr,
+    x, targets, pos_weight, pos_weight_length, pos_weight_inner, weight_at, weight_length, weight_inner, scale_at,
+    loss_at, sums, dx_at, d_targets_at, n,
+    SMOOTHING: tl.constexpr, T: tl.constexpr, LONG: tl.constexpr, B: tl.constexpr,
 ):
-    """Sigmoid: what is asked for of the loss without w (loss_at), a program's sum of w loss (sums), and the derivatives
-    of scale * sum(w loss). With q = exp(-|x|):
+    """Sigmoid: the unweighted loss (loss_at), a program's sum of weight * loss (sums), and the derivatives of
+    scale * sum(weight * loss), those whose address is not None. With q = exp(-|x|):
 
     loss = (x > 0 ? negative : positive) |x| + (negative + positive) log1p(q)
     dx = negative sigmoid(x) - positive sigmoid(-x), sigmoid(|x|) = 1 / (1 + q)
@@ -286,16 +287,16 @@ def elements(
     i = (program.to(tl.int64) if LONG else program) * B + tl.arange(0, B)  # divisions of 64 bits are slow
     inside = i < n
     at = tl.load(x + i, mask=inside, other=0.0).to(T)
-    label = tl.load(z + i, mask=inside, other=0.0)
-    positive = label * (1 - E) + E / 2
-    negative = (1 - label) * (1 - E) + E / 2
+    label = tl.load(targets + i, mask=inside, other=0.0)
+    positive = label * (1 - SMOOTHING) + SMOOTHING / 2
+    negative = (1 - label) * (1 - SMOOTHING) + SMOOTHING / 2
     factor = at * 0 + 1
-    if p is not None:
-        factor = pattern(p, i, inside, p_length, p_inner)
+    if pos_weight is not None:
+        factor = pattern(pos_weight, i, inside, pos_weight_length, pos_weight_inner)
         positive *= factor
     weight = tl.zeros([B], T) + 1
-    if w is not None:
-        weight = pattern(w, i, inside, w_length, w_inner)
+    if weight_at is not None:
+        weight = pattern(weight_at, i, inside, weight_length, weight_inner)
     absent = weight == 0
     up = at > 0
     size = tl.where(up, at, -at)
@@ -308,7 +309,7 @@ def elements(
             tl.store(loss_at + i, loss, mask=inside)
         if sums is not None:
             tl.store(sums + program, tl.sum(tl.where(inside, loss * weight, 0.0), 0))
-    if (dx_at is not None) or (dz_at is not None):
+    if (dx_at is not None) or (d_targets_at is not None):
         if scale_at is not None:
             weight *= tl.load(scale_at).to(T)
         if dx_at is not None:
@@ -316,10 +317,10 @@ def elements(
             small = q * large
             slope = negative * tl.where(up, large, small) - positive * tl.where(up, small, large)
             tl.store(dx_at + i, tl.where(absent, 0.0, slope * weight), mask=inside)
-        if dz_at is not None:
+        if d_targets_at is not None:
             slope = -at
-            if p is not None:
+            if pos_weight is not None:
                 slope = times(factor, tl.where(up, 0.0, size) + spread) - (tl.where(up, size, 0.0) + spread)
-            if E == 1:  # smoothed away: labels do not count
+            if SMOOTHING == 1:  # smoothed away: labels do not count
                 slope = tl.zeros([B], T)
-            tl.store(dz_at + i, tl.where(absent, 0.0, slope * (1 - E) * weight), mask=inside)
+            tl.store(d_targets_at + i, tl.where(absent, 0.0, slope * (1 - SMOOTHING) * weight), mask=inside)

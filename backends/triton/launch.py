@@ -18,14 +18,14 @@ from xent.backends.dense import DenseArrays, Shape
 
 from . import kernels
 
-# Elements of a tile: 16 for each thread of 16 warps, so that several tiles share a processor and one's loads hide
-# another's sums. Rows of up to twice as many classes still go in whole, with 32 a thread.
+# Elements of a tile: 16 for each thread of 16 warps, so that several tiles share a multiprocessor and the loads of one
+# overlap the sums of another. A row of up to twice as many classes is still one tile, with 32 elements a thread.
 TILE = 8192
-SMALL = 2048  # of a tile of short rows, which do not need the threads to work on one row together
-BESIDE = 64  # rows side by side in a tile where the class axis is not the last: 128 bytes of 16 bits
-PART = 4096  # of a row's parts, where there are too few rows for the whole device
-FEW = 256  # programs: about two for each processor of a large device
-ELEMENTS = 4096  # of a program of the sigmoid kernel
+SMALL = 2048  # elements of a tile of short rows, which do not need many threads for one row
+BESIDE = 64  # rows side by side in a tile where the class axis is not the last: 128 bytes of 16-bit logits
+PART = 4096  # elements of a part of a row, where there are too few rows for the whole device
+FEW = 256  # a grid of fewer programs is refined: this is about two for each multiprocessor of a large device
+ELEMENTS = 4096  # elements for each program of the sigmoid kernel
 
 
 class Cut(NamedTuple):
@@ -47,7 +47,7 @@ class Cut(NamedTuple):
 
     @property
     def tiles(self) -> int:
-        """To an `outer`, where they are `columns`."""
+        """How many for each `outer`, where they are `columns`."""
         return quotient(self.sizes[2], self.rows)
 
     @property
@@ -71,13 +71,12 @@ def power(n: int) -> int:
 
 
 def options(elements: int) -> dict[str, Any]:
-    """How a kernel on tiles of so many elements is compiled. Fused products are Triton's own choice up to 3.9, and then
-    a warning that it will not be any more."""
+    """Compiler options for tiles of so many elements. Triton is about to change its default for fused products."""
     return {"num_warps": min(max(elements // 512, 1), 16), "enable_fp_fusion": True}
 
 
 def cut(outer: int, classes: int, inner: int, wide: bool) -> Cut:
-    """Rows whole where they fit; cut where they do not, or where whole ones are too few for the device."""
+    """Whole rows in a tile where they fit, else parts; also parts where there are too few rows for the device."""
     tile = TILE // 2 if wide else TILE
     rows, columns = min(power(inner), BESIDE), power(classes)
     if rows * columns > (2 * tile if inner == 1 else tile):
@@ -100,7 +99,7 @@ class Rows(NamedTuple):
     t: Array | None
     u: Array | None
     ids: Array | None
-    total: Array | None  # sum u
+    total: Array | None  # sum of u
     cut: Cut
     shape: Shape
     dtype: str
@@ -133,9 +132,11 @@ KINDS = {"float32": tl.float32, "float64": tl.float64}
 class Kernels(DenseArrays):
     """The kernels on tensors of one CUDA device."""
 
-    def rows(self, layout: Layout, x: Array, t: Array | None, u: Array | None, ids: Array | None) -> RowResults:
-        """`SoftmaxKernels.rows`, but for the derivatives."""
-        rows = self._rows(layout, x, t, u, ids)
+    def rows(
+        self, layout: Layout, x: Array, t: Array | None, smoothing_weights: Array | None, ids: Array | None
+    ) -> RowResults:
+        """`SoftmaxKernels.rows`, without derivatives."""
+        rows = self._rows(layout, x, t, smoothing_weights, ids)
         results, stats = self._outputs(layout, rows)
         with torch.cuda.device_of(x):
             self._forward(rows, results, stats)
@@ -146,14 +147,14 @@ class Kernels(DenseArrays):
         layout: Layout,
         x: Array,
         t: Array | None,
-        u: Array | None,
+        smoothing_weights: Array | None,
         ids: Array | None,
         stats: tuple[Array, ...],
         coefficients: tuple[Scalar | None, ...],
         wanted: tuple[bool, ...],
     ) -> tuple[Array | None, Array | None]:
         """The derivatives of sum(a loss + b lse + c smooth) in x and t, those that are wanted."""
-        rows = self._rows(layout, x, t, u, ids)
+        rows = self._rows(layout, x, t, smoothing_weights, ids)
         a, b, c = (self._per_row(k, rows.shape, rows.dtype, x) for k in coefficients)
         share = None if rows.t is None or rows.cut.parts == 1 else rows.t.sum(layout.axis)
         dx = torch.empty_like(rows.x) if wanted[0] else None
@@ -167,32 +168,36 @@ class Kernels(DenseArrays):
         layout: Layout,
         x: Array,
         t: Array | None,
-        u: Array | None,
+        smoothing_weights: Array | None,
         ids: Array | None,
-        a: Scalar,
+        nll_scale: Scalar,
         lse2: Scalar | None,
-        c: Scalar | None,
+        smooth_scale: Scalar | None,
     ) -> tuple[RowResults, Array]:
         """`SoftmaxKernels.rows_value_and_grad`."""
-        rows = self._rows(layout, x, t, u, ids)
-        a, lse2, c = (self._per_row(k, rows.shape, rows.dtype, x) for k in (a, lse2, c))
+        rows = self._rows(layout, x, t, smoothing_weights, ids)
+        nll_scale, lse2, smooth_scale = (
+            self._per_row(k, rows.shape, rows.dtype, x) for k in (nll_scale, lse2, smooth_scale)
+        )
         results, stats = self._outputs(layout, rows)
         dx = rows.x if self.in_place else torch.empty_like(rows.x)
         with torch.cuda.device_of(x):
             if rows.cut.parts == 1:
-                self._forward(rows, results, stats, a, lse2, c, dx)
+                self._forward(rows, results, stats, nll_scale, lse2, smooth_scale, dx)
             else:
-                b = None if lse2 is None else torch.empty_like(a)
-                share = None if t is None else torch.empty_like(a)
+                b = None if lse2 is None else torch.empty_like(nll_scale)
+                share = None if t is None else torch.empty_like(nll_scale)
                 self._forward(rows, results, stats, lse2=lse2, kept=(b, share))
-                self._pull(rows, a, b, c, *stats, share, dx, None)
+                self._pull(rows, nll_scale, b, smooth_scale, *stats, share, dx, None)
         return RowResults(*results, *stats), dx
 
-    def _rows(self, layout: Layout, x: Array, t: Array | None, u: Array | None, ids: Array | None) -> Rows:
-        given, before, classes, after = self._dense_rows(layout, x, t, u, ids)
+    def _rows(
+        self, layout: Layout, x: Array, t: Array | None, smoothing_weights: Array | None, ids: Array | None
+    ) -> Rows:
+        given, before, classes, after = self._dense_rows(layout, x, t, smoothing_weights, ids)
         return Rows(
             **given,
-            total=None if u is None else u.sum(),
+            total=None if smoothing_weights is None else smoothing_weights.sum(),
             cut=cut(math.prod(before), classes, math.prod(after), x.dtype == torch.float64),
             shape=before + after,
             dtype=formulas.compute_dtype(self.ops, x),
@@ -207,9 +212,9 @@ class Kernels(DenseArrays):
         rows: Rows,
         results: Any,
         stats: Any,
-        a: Any = None,
+        nll_scale: Any = None,
         lse2: Any = None,
-        c: Any = None,
+        smooth_scale: Any = None,
         dx: Any = None,
         kept: Any = (None, None),
     ) -> None:
@@ -217,7 +222,9 @@ class Kernels(DenseArrays):
         if not count:
             return
         if cut.parts == 1:
-            kernels.statistics[cut.grid](*rows.arrays, a, lse2, c, *stats, *results, dx, None, **rows.tile)
+            kernels.statistics[cut.grid](
+                *rows.arrays, nll_scale, lse2, smooth_scale, *stats, *results, dx, None, **rows.tile
+            )
             return
         parts = stats[0].new_empty((2 if rows.t is None and rows.u is None else 6, cut.parts, count))
         kernels.statistics[cut.grid](*rows.arrays, *(None,) * 9, parts, **rows.tile)
@@ -252,7 +259,7 @@ class Kernels(DenseArrays):
     def sigmoid(
         self, smoothing: float, x: Array, targets: Array, pos_weight: Array | None, weight: Array | None, each: bool
     ) -> Array:
-        """The elementwise loss, without weight and 0 where that is, or sum(weight loss), 0-d."""
+        """Where `each`, every element's unweighted loss, 0 where the weight is 0; else sum(weight loss), 0-d."""
         loss, total = self._elements(smoothing, x, targets, pos_weight, weight, None, each, not each)[:2]
         return loss if each else total
 
@@ -277,11 +284,11 @@ class Kernels(DenseArrays):
         targets: Array,
         pos_weight: Array | None,
         weight: Array | None,
-        g: Scalar,
+        upstream: Scalar,
         each: bool,
     ) -> tuple[Array, Array]:
         """`SigmoidKernels.value_and_grad`."""
-        loss, total, dx, _ = self._elements(smoothing, x, targets, pos_weight, weight, g, each, not each, True)
+        loss, total, dx, _ = self._elements(smoothing, x, targets, pos_weight, weight, upstream, each, not each, True)
         return total if loss is None else loss if weight is None else weight * loss, dx
 
     def _repeated(self, k: Array | None, shape: Any) -> tuple[Array | None, int | None, int]:
@@ -291,7 +298,7 @@ class Kernels(DenseArrays):
     def _elements(
         self, smoothing: float, x: Array, targets: Array, pos_weight: Any, weight: Any, scale: Any, *wanted: bool
     ) -> tuple[Any, Any, Any, Any]:
-        """The loss, its sum, the derivatives in x and targets: those that are wanted."""
+        """(loss, its sum, the derivative in x, that in targets), each None unless wanted."""
         shape: Any = self.ops.shape(x)
         kind = formulas.compute_dtype(self.ops, x)
         dtype = getattr(torch, kind)
@@ -302,7 +309,7 @@ class Kernels(DenseArrays):
         loss = torch.empty_like(x, dtype=dtype) if each else None
         sums = x.new_empty(programs, dtype=dtype) if total else None
         slopes = torch.empty_like(x) if dx else None, torch.empty_like(targets) if dz else None
-        if isinstance(scale, float):  # a launch's numbers have 32 bits
+        if isinstance(scale, float):  # Triton passes Python floats as 32 bits
             scale = None if scale == 1 else torch.full((), scale, dtype=dtype, device=x.device)
         with torch.cuda.device_of(x):
             if count:
@@ -316,7 +323,7 @@ class Kernels(DenseArrays):
                     sums,
                     *slopes,
                     count,
-                    E=float(smoothing),
+                    SMOOTHING=float(smoothing),
                     T=KINDS[kind],
                     LONG=count + ELEMENTS >= 2**31,
                     B=ELEMENTS,

@@ -16,10 +16,10 @@ from xent.adapter import ABSENT, INVALID, Array, Layout, LinearKernels, Ops, Row
 
 from .sums import compute_dtype, widened
 
-# Rows of a chunk. Below the first, products wait for the weight's gradient to come and go; above the second, nothing
-# is gained (docs/performance.md).
+# Rows of a chunk. With fewer than FEWEST, products wait for the weight's gradient to be read and written; more than
+# MOST gain nothing (docs/performance.md).
 FEWEST, MOST = 128, 2048
-PANEL = 32  # products take so many rows at a time, or a part of it
+PANEL = 32  # the products work on this many rows at a time, or on a divisor of it
 MEMORY = 19 << 20  # bytes of a chunk's logits
 # Enough for 600 rows of 220,000 classes. The products of a chunk of R rows do 6 R operations an element of the weight
 # and move 12 bytes of it and its gradient; a Hopper does 295 operations a byte, by its data sheet.
@@ -45,12 +45,12 @@ class LoopOperands(NamedTuple):
     # Of hidden's dtype or, beside 16 bits, of float32: then they are rounded to hidden's, and their gradients are not.
     weight: Array  # [C, D]
     bias: Array | None  # [C]
-    u: Array | None  # [C]
+    smoothing_weights: Array | None  # [C]
     ids: Array  # [N]
-    # [N] each: the loss is the sum of a nll + lse2 lse^2 + c smooth. a: None for 0
-    a: Array | None
+    # [N] each: the loss is the sum of nll_scale nll + lse2 lse^2 + smooth_scale smooth. nll_scale: None for 0
+    nll_scale: Array | None
     lse2: Array | None
-    c: Array | None
+    smooth_scale: Array | None
 
     @property
     def parameters(self) -> tuple[Array, Array, Array | None]:
@@ -60,7 +60,10 @@ class LoopOperands(NamedTuple):
     @property
     def slopes(self) -> tuple[Array | None, Array | None, Array | None]:
         """What each row's nll, lse^2 and smooth are multiplied by."""
-        return self.a, self.lse2, self.c
+        return self.nll_scale, self.lse2, self.smooth_scale
+
+    def with_slopes(self, nll_scale: Array | None, lse2: Array | None, smooth_scale: Array | None) -> LoopOperands:
+        return self._replace(nll_scale=nll_scale, lse2=lse2, smooth_scale=smooth_scale)
 
 
 class LoopResults(NamedTuple):
@@ -80,12 +83,14 @@ Grads = tuple[Array | None, ...]  # in hidden, weight and bias, those that are w
 
 def forward(spec: LoopSpec, operands: LoopOperands) -> LoopResults:
     operands = _of_one_dtype(spec, operands)
-    _, weight, bias, u, ids, *_ = operands
+    _, weight, bias, smoothing_weights, ids, *_ = operands
     over = _buffer(spec, operands)
 
-    def step(carry: None, h: Array, ids: Array) -> tuple[None, LoopResults]:
-        x = _logits(spec, _zero_masked(spec, h, ids), weight, bias, over)
-        return carry, _results(spec, spec.linear.rows(spec.layout, x, None, u, ids), _at_label(spec, x, ids))
+    def step(carry: None, hidden: Array, ids: Array) -> tuple[None, LoopResults]:
+        x = _logits(spec, _zero_masked(spec, hidden, ids), weight, bias, over)
+        return carry, _results(
+            spec, spec.linear.rows(spec.layout, x, None, smoothing_weights, ids), _at_label(spec, x, ids)
+        )
 
     return LoopResults(
         *spec.linear.scan(step, None, (operands.hidden, ids), spec.chunk, _rows_that_count(spec, ids))[1]
@@ -93,10 +98,12 @@ def forward(spec: LoopSpec, operands: LoopOperands) -> LoopResults:
 
 
 def value_and_grads(spec: LoopSpec, wanted: tuple[bool, ...], operands: LoopOperands) -> tuple[LoopResults, Grads]:
-    """The same, and the derivatives of the loss in hidden, weight and bias, in the dtype that is computed in: 16 bits
-    are rounded once, when everything is added up."""
+    """`forward`, and the derivatives of the loss in hidden, weight and bias.
+
+    They are in the compute dtype: 16-bit gradients are rounded once, after all chunks are added up.
+    """
     operands = _of_one_dtype(spec, operands)
-    hidden, weight, bias, u, ids, *slopes = operands
+    hidden, weight, bias, smoothing_weights, ids, *slopes = operands
     linear = spec.linear
     ops, dtype = linear.ops, compute_dtype(linear.ops, hidden)
     classes, features = ops.shape(weight)
@@ -104,15 +111,19 @@ def value_and_grads(spec: LoopSpec, wanted: tuple[bool, ...], operands: LoopOper
     assert features is not None
     over = _buffer(spec, operands)
 
-    def step(carry: Any, h: Array, ids: Array, a: Any, lse2: Any, c: Any) -> tuple[Any, tuple[Array | None, ...]]:
+    def step(
+        carry: Any, hidden: Array, ids: Array, nll_scale: Any, lse2: Any, smooth_scale: Any
+    ) -> tuple[Any, tuple[Array | None, ...]]:
         dw, db = carry
-        h = _zero_masked(spec, h, ids)
-        x = _logits(spec, h, weight, bias, over)
+        hidden = _zero_masked(spec, hidden, ids)
+        x = _logits(spec, hidden, weight, bias, over)
         slope, x_y = _slope(spec, x), _at_label(spec, x, ids)
-        results, dx = linear.rows_value_and_grad(spec.layout, x, None, u, ids, 0.0 if a is None else a, lse2, c)
+        results, dx = linear.rows_value_and_grad(
+            spec.layout, x, None, smoothing_weights, ids, 0.0 if nll_scale is None else nll_scale, lse2, smooth_scale
+        )
         if slope is not None:
             dx *= slope
-        dw = None if dw is None else linear.accumulate(dw, dx, h)
+        dw = None if dw is None else linear.accumulate(dw, dx, hidden)
         db = None if db is None else linear.accumulate(db, dx, ops.expand_dims(ops.astype(ids, dtype) * 0 + 1, 1))
         return (dw, db), (*_results(spec, results, x_y), linear.pull(dx, weight) if wanted[0] else None)
 
@@ -129,7 +140,7 @@ def value_and_grads(spec: LoopSpec, wanted: tuple[bool, ...], operands: LoopOper
 
 
 def run(spec: LoopSpec, wanted: tuple[bool, ...], operands: LoopOperands) -> tuple[LoopResults, Grads]:
-    """`value_and_grads` where a derivative is wanted, else `forward` beside three times None."""
+    """`value_and_grads` where a derivative is wanted, else `forward` with no gradients."""
     if any(wanted):
         return value_and_grads(spec, wanted, operands)
     return forward(spec, operands), (None, None, None)
@@ -143,7 +154,10 @@ def _of_one_dtype(spec: LoopSpec, operands: LoopOperands) -> LoopOperands:
 
 
 def with_rounded_values(spec: LoopSpec, operands: LoopOperands) -> LoopOperands:
-    """The same values in weight's and bias's own dtype: unlike those of a cast, their derivatives are not rounded."""
+    """weight and bias with the values that hidden's dtype can hold, but in their own dtype.
+
+    A cast would also round their derivatives.
+    """
     ops = spec.linear.ops
     dtype = ops.dtype(operands.hidden)
 
@@ -156,22 +170,22 @@ def with_rounded_values(spec: LoopSpec, operands: LoopOperands) -> LoopOperands:
 
 
 def value(spec: LoopSpec, results: LoopResults, operands: LoopOperands) -> Array:
-    """a nll + lse2 lse^2 + c smooth, each row's or their sum."""
-    a, lse2, c = operands.slopes
-    scale = _reduce.RowWeights(0.0 if a is None else a, lse2, c)
+    """nll_scale nll + lse2 lse^2 + smooth_scale smooth, each row's or their sum."""
+    nll_scale, lse2, smooth_scale = operands.slopes
+    scale = _reduce.RowWeights(0.0 if nll_scale is None else nll_scale, lse2, smooth_scale)
     each = scale.contribution(results.nll, None if lse2 is None else results.lse, results.smooth)
     return each if spec.each else spec.linear.ops.sum(each, None)
 
 
 def in_slopes(results: LoopResults) -> tuple[Array, Array | None, Array | None]:
-    """The derivatives of each row's value in a, lse2 and c."""
+    """The derivatives of each row's value in nll_scale, lse2 and smooth_scale."""
     return results.nll, None if results.lse is None else results.lse * results.lse, results.smooth
 
 
 def composite(spec: LoopSpec, operands: LoopOperands) -> tuple[Array, LoopResults]:
     """The same value from all logits at once, by operations that every transform of the framework goes through."""
     linear, empty = spec.linear, _empty(spec, operands)
-    ops, ids, u = linear.ops, operands.ids, operands.u
+    ops, ids, smoothing_weights = linear.ops, operands.ids, operands.smoothing_weights
     operands = with_rounded_values(spec, operands)
     h, weight, bias = operands.parameters
     if empty is not None:
@@ -180,16 +194,16 @@ def composite(spec: LoopSpec, operands: LoopOperands) -> tuple[Array, LoopResult
     x = linear.matmul(h, weight)
     x = x if bias is None else x + widened(ops, bias)
     x = x if spec.softcap is None else spec.softcap * linear.smooth_tanh(x / spec.softcap)
-    results = _results(spec, linear.rows(spec.layout, x, None, u, ids), _at_label(spec, x, ids))
+    results = _results(spec, linear.rows(spec.layout, x, None, smoothing_weights, ids), _at_label(spec, x, ids))
     if spec.layout.masked:
         results = results._replace(nll=results.nll + _poison(ops, x, ids))
     return value(spec, results, operands), results
 
 
 def _empty(spec: LoopSpec, operands: LoopOperands) -> Array | None:
-    """Whether no row counts, a 0-d bool, where all are there for their statistics: 0 times their NaN would be NaN.
+    """Whether no row counts, as a 0-d bool. None where that is impossible, or known to be false.
 
-    None where that cannot be, or is known not to be so.
+    With `stats`, rows that do not count are computed all the same, and 0 times the NaN that they may hold would be NaN.
     """
     if not spec.stats:
         return None
@@ -205,7 +219,7 @@ def _poison(ops: Ops, x: Array, ids: Array) -> Array:
     return ops.squeeze(ops.sum(bad, 1), 1) * ops.where(ids == INVALID, float("nan"), ops.astype(ids, ops.dtype(x)) * 0)
 
 
-# ---- one chunk. Where arrays can be changed, the operators below change them: a chunk is there once.
+# ---- one chunk. `+=` and the like work in place where arrays can be changed, so that there is one copy of a chunk.
 
 
 def _buffer(spec: LoopSpec, operands: LoopOperands) -> Array | None:
@@ -214,8 +228,8 @@ def _buffer(spec: LoopSpec, operands: LoopOperands) -> Array | None:
     return spec.linear.buffer(spec.chunk, classes, compute_dtype(spec.linear.ops, h), h)
 
 
-def _logits(spec: LoopSpec, h: Array, weight: Array, bias: Array | None, over: Array | None) -> Array:
-    x = spec.linear.project(h, weight, over)
+def _logits(spec: LoopSpec, hidden: Array, weight: Array, bias: Array | None, over: Array | None) -> Array:
+    x = spec.linear.project(hidden, weight, over)
     if bias is not None:
         x += spec.linear.ops.astype(bias, spec.linear.ops.dtype(x))
     if spec.softcap is not None:
@@ -226,7 +240,7 @@ def _logits(spec: LoopSpec, h: Array, weight: Array, bias: Array | None, over: A
 
 
 def _slope(spec: LoopSpec, x: Array) -> Array | None:
-    """The softcap's own, from its result: 1 - tanh^2."""
+    """The softcap's derivative, 1 - tanh^2, from the capped logits."""
     if spec.softcap is None:
         return None
     slope = x / spec.softcap
@@ -247,14 +261,16 @@ def _results(spec: LoopSpec, results: RowResults, x_y: Array | None) -> LoopResu
     return LoopResults(results.nll, results.lse, results.smooth, correct)
 
 
-def _zero_masked(spec: LoopSpec, h: Array, ids: Array) -> Array:
-    """0 in masked rows: what they hold must not reach a product."""
+def _zero_masked(spec: LoopSpec, hidden: Array, ids: Array) -> Array:
+    """The hidden states with 0 in masked rows: what those hold must not reach a product."""
+    if not spec.layout.masked:
+        return hidden
     ops = spec.linear.ops
-    return ops.astype(ops.where(ops.expand_dims(ids, 1) == ABSENT, 0.0, h), ops.dtype(h)) if spec.layout.masked else h
+    return ops.astype(ops.where(ops.expand_dims(ids, 1) == ABSENT, 0.0, hidden), ops.dtype(hidden))
 
 
 def _rows_that_count(spec: LoopSpec, ids: Array) -> Any:
-    """Where the rows are that are there; None where all are, or where that is not known without waiting."""
+    """The numbers of the rows that are not masked; None where none is masked, or where ids cannot be read at once."""
     values = spec.linear.ops.host(ids) if spec.layout.masked else None
     if values is None:
         return None
@@ -266,12 +282,12 @@ def _rows_that_count(spec: LoopSpec, ids: Array) -> Any:
 
 
 def fitting(memory: int, row: int) -> int:
-    """Rows of a chunk whose logits take so many bytes each."""
+    """How many rows of `row` bytes of logits make a chunk that fits in `memory` bytes."""
     return min(max(memory // row // PANEL * PANEL, FEWEST), MOST)
 
 
 def even(count: int, chunk: int) -> int:
-    """Rows of a chunk, at most `chunk`: so many that chunks fill the rows, if that does not take twice as many."""
+    """Rows of a chunk, at most `chunk`, that divide `count`, unless that takes twice as many chunks."""
     fewest = -(-count // chunk)
     chunks = next((n for n in range(fewest, 2 * fewest) if count % n == 0), fewest)
     return -(-count // chunks) if chunks else chunk

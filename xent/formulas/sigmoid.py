@@ -23,18 +23,24 @@ def sigmoid(
 
 
 def sigmoid_pull(
-    ops: Ops, smoothing: float, x: Array, targets: Array, pos_weight: Array | None, absent: Array | None, g: Array
+    ops: Ops,
+    smoothing: float,
+    x: Array,
+    targets: Array,
+    pos_weight: Array | None,
+    absent: Array | None,
+    upstream: Array,
 ) -> tuple[Array, Array]:
     """Reverse mode: the derivatives of sum(g loss) in x and targets; differentiable further."""
     if absent is not None:
-        x, targets, g = (ops.where(absent, 0.0, k) for k in (x, targets, g))
+        x, targets, upstream = (ops.where(absent, 0.0, k) for k in (x, targets, upstream))
     positive, negative = _both(smoothing, targets, pos_weight)
     q = ops.exp(-_size(ops, x))  # by it sigmoid(x) and sigmoid(-x) keep their derivatives where they round to 1
-    dx = g * ((negative * ops.where(x > 0, 1.0, q) - positive * ops.where(x > 0, q, 1.0)) / (1 + q))
+    dx = upstream * ((negative * ops.where(x > 0, 1.0, q) - positive * ops.where(x > 0, q, 1.0)) / (1 + q))
     if smoothing == 1:  # smoothed away: labels do not count
         return dx, ops.zeros_like(x)
     slope = -x if pos_weight is None else times(ops, pos_weight, _softplus(ops, -x)) - _softplus(ops, x)
-    return dx, g * (slope * (1 - smoothing))
+    return dx, upstream * (slope * (1 - smoothing))
 
 
 def sigmoid_value_and_grad(
@@ -44,14 +50,14 @@ def sigmoid_value_and_grad(
     targets: Array,
     pos_weight: Array | None,
     weight: Array | None,
-    g: Scalar,
+    upstream: Scalar,
     each: bool,
 ) -> tuple[Array, Array]:
     """`SigmoidKernels.value_and_grad`, for logits in the compute dtype."""
     absent = None if weight is None else weight == 0
     loss = sigmoid(ops, smoothing, x, targets, pos_weight, absent)
     loss = loss if weight is None else weight * loss
-    slope = g + ops.zeros_like(x) if weight is None else g * weight
+    slope = upstream + ops.zeros_like(x) if weight is None else upstream * weight
     return loss if each else ops.sum(loss, None), sigmoid_pull(ops, smoothing, x, targets, pos_weight, absent, slope)[0]
 
 

@@ -66,7 +66,7 @@ def rows(
     layout: Layout,
     x: Array,
     t: Array | None,
-    u: Array | None,
+    smoothing_weights: Array | None,
     ids: Array | None,
     *,
     differentiable: bool = False,
@@ -94,8 +94,11 @@ def rows(
         loss = ops.sum(times(ops, t, top.gap(ops, x)), axis) + ops.sum(t, axis) * log1p_s
     if layout.lse:
         lse = m + log1p_s if top.shift is None else m + log1p_s + top.shift
-    if u is not None:
-        smooth = ops.sum(times(ops, along(ops, u, x, axis), top.gap(ops, x)), axis) + ops.sum(u, 0) * log1p_s
+    if smoothing_weights is not None:
+        smooth = (
+            ops.sum(times(ops, along(ops, smoothing_weights, x, axis), top.gap(ops, x)), axis)
+            + ops.sum(smoothing_weights, 0) * log1p_s
+        )
 
     def finish(result: Array | None) -> Array | None:
         if result is None:
@@ -198,7 +201,7 @@ def pull(
     parts: Pieces,
     x: Array,
     t: Array | None,
-    u: Array | None,
+    smoothing_weights: Array | None,
     ids: Array | None,
     coefficients: tuple[Scalar | None, ...],
 ) -> Array:
@@ -208,7 +211,7 @@ def pull(
     r = 1 / (1 + parts.s)
     rest: Any = 0.0 if b is None else b
     if c is not None:
-        rest = rest + c * ops.sum(u, 0)
+        rest = rest + c * ops.sum(smoothing_weights, 0)
     if layout.hard:
         label = _class(ops, layout, ops.expand_dims(ids, layout.axis))
         at_label = (a * parts.p_label_minus_1 + rest * parts.e_y) * r
@@ -217,7 +220,7 @@ def pull(
         t = _unmasked(ops, layout, t, ids)
         unlabelled, at_label = ops.sum(t, layout.axis) - t, t * _each_p_minus_1(ops, layout, parts, x, ids)
         dx = parts.e * ((a * unlabelled + rest) * r) + a * at_label * r
-    return dx if c is None else dx - c * along(ops, u, x, layout.axis)
+    return dx if c is None else dx - c * along(ops, smoothing_weights, x, layout.axis)
 
 
 def pull_labels(
@@ -252,7 +255,7 @@ def push(
     parts: Pieces,
     x: Array,
     t: Array | None,
-    u: Array | None,
+    smoothing_weights: Array | None,
     ids: Array | None,
     dx: Array,
     dt: Array | None,
@@ -270,7 +273,11 @@ def push(
         loss = ops.sum(slope * dx, axis) * r
         if dt is not None:
             loss = loss + ops.sum(dt * (parts.gap + ops.log1p(parts.s)), axis)
-    smooth = None if u is None else ops.sum(u, 0) * mean - ops.sum(along(ops, u, x, axis) * dx, axis)
+    smooth = (
+        None
+        if smoothing_weights is None
+        else ops.sum(smoothing_weights, 0) * mean - ops.sum(along(ops, smoothing_weights, x, axis) * dx, axis)
+    )
 
     def finish(tangent: Array) -> Array:
         if layout.masked:
@@ -285,25 +292,25 @@ def rows_value_and_grad(
     layout: Layout,
     x: Array,
     t: Array | None,
-    u: Array | None,
+    smoothing_weights: Array | None,
     ids: Array | None,
-    a: Scalar,
+    nll_scale: Scalar,
     lse2: Scalar | None,
-    c: Scalar | None,
+    smooth_scale: Scalar | None,
 ) -> tuple[RowResults, Array]:
     """`SoftmaxKernels.rows_value_and_grad`, for logits in the compute dtype."""
-    results = rows(ops, layout, x, t, u, ids)
+    results = rows(ops, layout, x, t, smoothing_weights, ids)
     b = None if lse2 is None else 2 * lse2 * results.lse
     parts = pieces(ops, layout, x, ids, results.m, results.s)
-    return results, pull(ops, layout, parts, x, t, u, ids, (a, b, c))
+    return results, pull(ops, layout, parts, x, t, smoothing_weights, ids, (nll_scale, b, smooth_scale))
 
 
 def mean_value_and_grad(
-    ops: Ops, both: Callable[..., Any], layout: Layout, x: Array, t: Array | None, ids: Array | None, n: int
+    ops: Ops, both: Callable[..., Any], layout: Layout, x: Array, t: Array | None, ids: Array | None, count: int
 ) -> tuple[Array, Array]:
     """`SoftmaxKernels.mean_value_and_grad`, by way of the group's `rows_value_and_grad`."""
-    results, dx = both(layout, x, t, None, ids, 1 / n, None, None)
-    return ops.sum(results.nll, None) / n, dx
+    results, dx = both(layout, x, t, None, ids, 1 / count, None, None)
+    return ops.sum(results.nll, None) / count, dx
 
 
 def softmax_kernels(ops: Ops) -> SoftmaxKernels:
