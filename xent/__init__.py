@@ -33,7 +33,7 @@ __all__ = [
 __version__ = "0.1.0"
 
 
-# Name: the module that has it. Nothing here is needed to compute a loss, so it is imported when it is asked for.
+# Tools and their modules. No loss needs them, so they are imported when they are first used.
 _LAZY = {"bench": "xent.benchmarks.run", "compare": "xent.verify.compare", "doctor": "xent.verify.doctor"}
 
 

@@ -1,4 +1,4 @@
-"""`python -m xent`, and where the `xent` command starts: it says what to install before it needs it."""
+"""The entry point of `python -m xent` and of the `xent` command: it says what to install if typer is missing."""
 
 import sys
 

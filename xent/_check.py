@@ -34,11 +34,11 @@ HOW_TO_MAKE_DENSE = {
     ("torch", "masked"): "tensor.get_data(), with weights of 0 for what is masked",
     ("torch", "mkldnn"): "tensor.to_dense()",
 }
-REAL, INTEGRAL = (float, numbers.Real), (int, numbers.Integral)  # NumPy's too; abstract classes are slow to ask
+REAL, INTEGRAL = (float, numbers.Real), (int, numbers.Integral)  # the usual type first: abstract classes are slow
 UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 
 
-# What other libraries call an argument: what it is here, where the loss has it.
+# Argument names of other libraries, and xent's names for the same thing.
 HABITS = {
     "reduction": ("reduce",),
     "size_average": ("reduce",),
@@ -58,7 +58,7 @@ LOGITS = "; logits are what it takes"
 class LabelError(ValueError):
     """A class id is neither a class nor the ignored one."""
 
-    __init__ = Exception.__init__  # AutoGraph re-raises errors of other constructors as something else
+    __init__ = Exception.__init__  # AutoGraph re-raises only errors that have this constructor
 
 
 # ---- arrays and their frameworks
@@ -90,7 +90,7 @@ def not_dense(argument: str, kind: str, how: str) -> TypeError:
 
 
 def dense(argument: str, own: Adapter, x: Any) -> None:
-    """Of arrays whose type does not say so."""
+    """Raises for an array that is not dense, which its type does not show."""
     layout = own.ops.layout(x)
     if layout is not None:
         raise not_dense(argument, f"a {layout} tensor", HOW_TO_MAKE_DENSE[own.name, layout])
@@ -155,7 +155,7 @@ def number(argument: str, value: Any, low: float = -math.inf, high: float = math
     if isinstance(value, bool) or not isinstance(value, REAL):
         raise TypeError(f"{argument}: expected a number, got {value!r}")
     given = float(value)
-    if not (low <= given <= high and -math.inf < given < math.inf):  # math.isfinite takes no number of torch.compile's
+    if not (low <= given <= high and -math.inf < given < math.inf):  # math.isfinite rejects torch.SymFloat
         between = "a finite number" if math.isinf(high) else f"a number from {low:g} to {high:g}"
         raise ValueError(f"{argument}: expected {between}, got {given!r}")
     return given
@@ -195,7 +195,7 @@ def choice(argument: str, value: Any, choices: Sequence[str]) -> str:
 
 
 def names(given: Sequence[str] | None) -> list[str]:
-    """Each once; a name by itself is one."""
+    """The names as a list without repetitions; a string is one name."""
     return list(dict.fromkeys([given] if isinstance(given, str) else given or ()))
 
 
@@ -230,7 +230,7 @@ def unexpected(function: Any, given: Iterable[str]) -> TypeError:
 
 
 def ids_in_range(ids: Any, classes: int, ignored: int | None, sample_weight: Array | None, ops: Ops) -> None:
-    """ids, a NumPy array: all of them classes, ignored, or of weight 0."""
+    """Raises unless every id, in a NumPy array, is a class, ignored, or of weight 0."""
     if not ids.size or _largest(ids, classes) < classes:
         return
     bad = (ids < 0) | (ids >= classes)
@@ -253,10 +253,10 @@ def ids_in_range(ids: Any, classes: int, ignored: int | None, sample_weight: Arr
 
 
 def _largest(ids: Any, classes: int) -> Any:
-    """The largest id, where negative ones count as at least `classes`.
+    """The largest id, or a number of at least `classes` if any id is negative.
 
-    Read as unsigned integers they do, so that one visit is enough, if there are no more classes than the signed
-    integers can hold: -7 of 8 bits is 249.
+    One visit is enough where ids can be read as unsigned integers, in which -7 of 8 bits is 249. With more classes than
+    the signed integers hold, 249 could be a class.
     """
     bits = 8 * ids.dtype.itemsize
     if ids.dtype.kind == "i" and classes <= 1 << (bits - 1):
@@ -309,7 +309,7 @@ def not_differentiable(framework: str, loss: Any, known: Iterable[str]) -> TypeE
     )
 
 
-# ---- settings in the environment, where "" is as good as none
+# ---- settings in the environment, where "" means not set
 
 
 def switch(name: str, given: str) -> str:

@@ -1,4 +1,4 @@
-"""Where the commands print, and how they show that they are at work.
+"""The commands' output and progress bars.
 
 Names of files, errors and versions are printed as they are, as `Text`: in a string rich takes [brackets] for markup and
 :colons: for emoji.
@@ -19,7 +19,7 @@ err = Console(stderr=True, emoji=False)
 
 
 def say(*parts: str | tuple[str, str], to: Console = out) -> None:
-    """One line: of plain text, and of pairs (text, style)."""
+    """Prints one line of plain texts and of pairs (text, style)."""
     to.print(Text.assemble(*parts), soft_wrap=True)
 
 
@@ -28,7 +28,7 @@ def fail(error: BaseException) -> None:
 
 
 def writable(file: Path | None) -> None:
-    """Raises ValueError before minutes are spent on what could not be written."""
+    """Raises ValueError if the file could not be written: before minutes are spent on its content."""
     if file is None:
         return
     folder = file.absolute().parent
@@ -39,7 +39,7 @@ def writable(file: Path | None) -> None:
 
 
 class Steps:
-    """A bar on standard error, where that is a terminal."""
+    """A progress bar on standard error, if that is a terminal."""
 
     def __init__(self, first: str, quiet: bool = False) -> None:
         what = TextColumn("{task.description:42.42}", markup=False)

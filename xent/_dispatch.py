@@ -62,7 +62,7 @@ def _look_up(x: Any, argument: str) -> Adapter:
 def _framework(x: Any) -> str | None:
     for name, types in FRAMEWORKS.items():
         module = sys.modules.get(name)
-        if isinstance(x, tuple([getattr(module, t, ()) for t in types])):  # () where it is not imported, or half
+        if isinstance(x, tuple([getattr(module, t, ()) for t in types])):  # () where it is not, or not fully, imported
             return name
     return None
 
@@ -75,7 +75,7 @@ def _third_party(x: Any, argument: str) -> Adapter:
                 return adapter
     if hasattr(x, "__array_namespace__"):
         return _standard(x.__array_namespace__())
-    if hasattr(x, "__array__"):  # a pandas Series, say: NumPy's, as a list is
+    if hasattr(x, "__array__"):  # such as a pandas Series, which counts as NumPy's
         return load("numpy")
     raise _check.not_an_array(x, argument)
 
@@ -91,7 +91,7 @@ def _standard(namespace: Any) -> Adapter:
 
 def installed() -> Iterator[EntryPoint]:
     """The third parties' adapters."""
-    from importlib.metadata import entry_points  # a third of what `import xent` would otherwise cost
+    from importlib.metadata import entry_points  # takes a third as long as the rest of `import xent`
 
     return (entry for entry in entry_points(group=GROUP) if entry.name not in FRAMEWORKS)
 

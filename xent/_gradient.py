@@ -43,7 +43,7 @@ def value_and_grad(loss: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
     if not callable(loss):
         raise _check.not_a_loss(loss)
 
-    return functools.partial(_value_and_grad, loss, _own(loss))  # which can be pickled, unlike a function in here
+    return functools.partial(_value_and_grad, loss, _own(loss))  # a partial can be pickled, a nested function not
 
 
 def _value_and_grad(loss: Any, own: Any, /, *args: Any, **kwargs: Any) -> tuple[Any, Any]:

@@ -1,4 +1,4 @@
-"""What a training loop does with labels before the loss: shift them to the next token, add up what they weigh."""
+"""What a training loop does with labels before the loss: shift them to the next token, add up their weights."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def next_token(labels: Array, ignore_index: int = -100, *, segment_ids: Array | 
 
 
 def _goes_on(adapter: Adapter, segment_ids: Array, ids: Array) -> Array:
-    """Whether the next position is of the same segment; compared before the numbers are another framework's."""
+    """Whether the next position is in the same segment, compared in the segments' own framework and dtype."""
     own, segments = _plan.with_adapter(adapter, "segment_ids", segment_ids, ids)
     _check.real("segment_ids", own.ops.dtype(segments))
     _rules.sequence("segment_ids", own.ops.shape(segments) if ranked(own, segments) else (None,))
@@ -121,7 +121,7 @@ def total_weight(
 
 
 def _is_float64(adapter: Adapter, value: Any) -> bool:
-    """Of the framework's own arrays: NumPy's beside others are float64 by habit."""
+    """Whether this is a float64 array of the adapter's framework. NumPy arrays beside it are float64 by default."""
     if value is None or find(value) is not adapter:
         return False
     return adapter.ops.dtype(adapter.ops.asarray(contents(value), value)) == "float64"

@@ -22,7 +22,7 @@ class Grads(NamedTuple):
 
 
 def value(plan: Plan, *operands: Any) -> Any:
-    """What derivatives there are, the adapter's `LinearKernels.head` takes along."""
+    """The loss. Its derivatives come from the adapter's `LinearKernels.head`."""
     spec, of_loop, finish = _problem(plan, Operands(*operands))
     return finish(*spec.linear.head(spec, of_loop))
 
@@ -58,7 +58,7 @@ def value_and_grads(plan: Plan, *operands: Any) -> tuple[Any, Grads]:
 
 
 def _problem(plan: Plan, operands: Operands) -> tuple[loop.LoopSpec, loop.LoopOperands, Callable[..., Any]]:
-    """What the loop takes, all of it by the row, and what makes the loss of its results."""
+    """The loop's description and operands, flattened to rows, and a function that makes the loss of its results."""
     linear, options, dtype = plan.adapter.linear, plan.options, plan.dtype
     assert linear is not None
     ops, each, hidden = linear.ops, options.reduce == "none", operands.inputs
@@ -72,7 +72,7 @@ def _problem(plan: Plan, operands: Operands) -> tuple[loop.LoopSpec, loop.LoopOp
     def finish(value: Array, results: loop.LoopResults) -> Any:
         if each:
             value = linear.shaped(value, rows.ids)
-        elif divisor is not None and not isinstance(divisor, int):  # over nothing, the mean of infinities is 0, too
+        elif divisor is not None and not isinstance(divisor, int):  # a mean over nothing is 0, even of infinities
             value = ops.where(ops.astype(divisor, dtype) == 0, 0.0, value)
         if not options.stats:
             return value
@@ -88,7 +88,7 @@ def _per_row(linear: LinearKernels, ids: Array, k: Scalar | None, dtype: str) ->
 
 
 def _chunk(linear: LinearKernels, hidden: Array, plan: Plan, count: Any) -> int:
-    """As many rows as the memory allows, and as evenly as they go; a dimension may not be known yet."""
+    """Rows of a chunk: as many as the memory allows, in chunks of nearly equal length. `count` may be unknown."""
     asked_for = plan.options.chunk_rows
     assert plan.classes is not None
     row = plan.classes * (8 if plan.dtype == "float64" else 4) * (1 if plan.options.softcap is None else 2)

@@ -1,7 +1,7 @@
-"""From per-row statistics to the loss: masks, weights, class weights, smoothing, z-loss, reductions. Once, for all.
+"""From per-row statistics to the loss: masks, weights, class weights, smoothing, z-loss, reductions; for all adapters.
 
-A row contributes  w_loss * loss + w_lse * lse^2 + w_smooth * smooth  (for sigmoid, w_loss * loss), so that the same
-weights give the value and, known before the kernel runs, what its derivative is scaled with.
+A row contributes  w_loss * loss + w_lse * lse^2 + w_smooth * smooth  (for sigmoid, w_loss * loss). These weights are
+known before the kernel runs, so they also scale its derivative.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def code(ops: Ops, labels: Array, classes: Scalar, ignored: int | None, out_of_r
 
 
 def _as_held(ignored: int, dtype: str) -> int:
-    """The ignored id as `Ops.integer` holds it: unsigned ids may be in signed integers of their width."""
+    """The ignored id in the dtype of `Ops.integer`, where a large unsigned id may have become negative."""
     bits = int(dtype.removeprefix("u").removeprefix("int"))
     return ignored - 2**bits if dtype.startswith("int") and ignored >= 2 ** (bits - 1) else ignored
 
@@ -45,8 +45,10 @@ def soft_class_weight(ops: Ops, table: Array, column: Array, t: Array, axis: int
 
 
 def over(ops: Ops, x: Array, count: Scalar) -> Array:
-    """x / count, which is an array where a graph does not know it yet."""
-    is_number = ops.unknown is None or isinstance(count, int) or not hasattr(count, "dtype")  # a SymInt has none
+    """x / count; count is an array where a graph does not know it yet."""
+    is_number = (
+        ops.unknown is None or isinstance(count, int) or not hasattr(count, "dtype")
+    )  # torch.SymInt has no dtype
     return x / (count if is_number else ops.astype(count, ops.dtype(x)))
 
 
@@ -64,7 +66,7 @@ def product(sample_weight: Array | None, class_weight: Array | None) -> Array | 
 
 
 def mark_absent(ops: Ops, ids: Array | None, weight: Array) -> Array:
-    """Rows of weight 0 are not there."""
+    """ids with ABSENT in rows of weight 0."""
     return ops.astype(weight == 0, ops.index_dtype) * ABSENT if ids is None else ops.where(weight == 0, ABSENT, ids)
 
 
@@ -105,14 +107,14 @@ def stats(ops: Ops, results: RowResults, x: Array, ids: Array, weight: Array | N
 
 
 def described(ops: Ops, nll: Array, lse: Array | None, correct: Array, ids: Array, weight: Array | None) -> Stats:
-    """w: each row's weight, broadcasting; None where all rows that are there have 1."""
+    """weight: each row's, broadcasting; None where all rows that are not masked have weight 1."""
     correct = correct & (ids >= 0)
     there = ops.astype(ids != ABSENT, ops.dtype(nll))
     return Stats(*map(ops.stop_gradient, (nll, lse, correct, there if weight is None else there * weight)))
 
 
 class RowWeights(NamedTuple):
-    """What a row's three statistics are multiplied by; None: 1 for `loss`, not there for the others."""
+    """What a row's three statistics are multiplied by. None: 1 for `loss`; for the others, that they take no part."""
 
     loss: Scalar | None
     lse: Any = None
@@ -132,7 +134,7 @@ class RowWeights(NamedTuple):
         return value if smooth is None else value + self.smooth * smooth
 
     def slopes(self, upstream: Scalar) -> tuple[Scalar, Scalar | None, Scalar | None]:
-        """What g times the sum of all contributions has in front of loss, lse^2 and smooth."""
+        """The coefficients of loss, lse^2 and smooth in upstream times the sum of all contributions."""
         return (
             upstream if self.loss is None else upstream * self.loss,
             None if self.lse is None else upstream * self.lse,
@@ -145,7 +147,7 @@ def row_weights(
 ) -> RowWeights:
     """(1 - smoothing) loss + smoothing * smooth + z_loss lse^2, weighted.
 
-    `on_loss` weights the labels' term, w is the row's whole weight, `sample_weight` the caller's; None: 1. Class
+    `on_loss` weights the labels' term, `weight` is the row's whole weight, `sample_weight` the caller's; None: 1. Class
     weights act per class, so they are inside `smooth` already, and inside soft labels.
     """
     smoothing, z_loss = options.label_smoothing, options.z_loss
@@ -163,8 +165,11 @@ def row_weights(
 def denominator(
     ops: Ops, options: Options, count: Scalar, dtype: str, weight: Array | None, ids: Array | None, denom: Scalar | None
 ) -> Scalar | None:
-    """What the sum over `count` examples is divided by; None where it is not. w: every example's weight, broadcasting,
-    None where all present ones have 1; ids: None where every one is present."""
+    """What the sum over `count` examples is divided by, or None.
+
+    weight: every example's, broadcasting; None where all that are not masked have weight 1. ids: None where no example
+    is masked.
+    """
     reduce = options.reduce
     if reduce in ("none", "sum"):
         return None
@@ -182,9 +187,9 @@ def denominator(
 def empty(
     ops: Ops, options: Options, weight: Array | None, denom: Scalar | None, divisor: Scalar | None
 ) -> Array | None:
-    """Whether the mean is over nothing although rows are there, a 0-d bool: 0 times their NaN would be NaN.
+    """Whether the divisor is 0 although not all rows are masked, as a 0-d bool: 0 times a row's NaN would be NaN.
 
-    None where that cannot be: a count of rows is 0 only when all are masked, and a divisor that can be read is not 0.
+    None where it cannot be so: a count is 0 only if all rows are masked, and a divisor may be readable and not 0.
     """
     if denom is None and (weight is None or options.reduce != "mean"):
         return None
@@ -193,7 +198,7 @@ def empty(
 
 
 def mark_empty(ops: Ops, ids: Array | None, empty: Array, rank: int) -> Array:
-    """No row is there where the mean is over nothing; `rank` is the loss's."""
+    """ids with every row masked if `empty`; `rank` is the loss's."""
     if ids is None:
         ids = ops.astype(empty, ops.index_dtype) * 0
     for _ in range(rank - len(ops.shape(ids))):
@@ -202,7 +207,7 @@ def mark_empty(ops: Ops, ids: Array | None, empty: Array, rank: int) -> Array:
 
 
 def constant_where(ops: Ops, condition: Array, x: Array) -> Array:
-    """x, without a derivative where the condition holds: 0 times one that is NaN would be NaN."""
+    """x, as a constant where the condition holds: 0 times a derivative of NaN would be NaN."""
     return ops.where(condition, ops.stop_gradient(x), x)
 
 

@@ -11,7 +11,7 @@ Shape = tuple[int | None, ...]
 
 
 class ShapeRule(NamedTuple):
-    """What shape an argument has to have, and its sentence: `before`, the expected shape, `after`, the argument's."""
+    """What shape an argument has to have. The error says: `before`, the expected shape, `after`, the given shape."""
 
     argument: str
     before: str
@@ -22,7 +22,7 @@ class ShapeRule(NamedTuple):
     advice: Callable[[Shape, Shape], str] | None = None  # (this shape, the logits') -> more to say
 
     def check(self, got: Shape, expected: Shape, logits: Shape = ()) -> None:
-        """As far as a graph under construction knows."""
+        """Raises if the shapes contradict the rule, as far as they are known."""
         tail = expected[len(expected) - len(got) :] if self.broadcasts and len(got) < len(expected) else expected
         if not ((self.scalar and not got) or (len(got) == len(tail) and self._lengths_fit(got, tail))):
             more = self.advice(got, logits) if self.advice and logits else ""
@@ -39,7 +39,7 @@ class ShapeRule(NamedTuple):
 
 
 def class_axes(logits: Shape, ids: Shape) -> list[int]:
-    """Those that leave the ids' shape if the logits' classes are along them."""
+    """The axes without which the logits have the ids' shape."""
     return [axis for axis in range(len(logits)) if logits[:axis] + logits[axis + 1 :] == ids]
 
 
@@ -63,13 +63,15 @@ POS_WEIGHT = ShapeRule(
     "pos_weight", "expected a shape that broadcasts to the logits'", ", got", ones=True, broadcasts=True
 )
 DENOM = ShapeRule("denom", "expected shape", " (a number or a 0-d array), got")
-HEAD = ShapeRule("weight", "expected shape", " (hidden's features), got")  # of known shapes head_shapes says it
+HEAD = ShapeRule(
+    "weight", "expected shape", " (hidden's features), got"
+)  # for shapes known only at run time; else head_shapes
 SEGMENTS = ShapeRule("segment_ids", "expected shape", " (the labels'), got")
 BIAS = ShapeRule("bias", "expected shape", " (one for each class), got")
 
 
 def class_axis(shape: Shape, axis: Any) -> int:
-    """axis, never negative."""
+    """The class axis, counted from the front."""
     place, rank = axis_number(axis), len(shape)
     if not shape:
         raise ValueError("logits: expected at least one dimension, the classes; got a scalar")
@@ -93,7 +95,7 @@ def no_class(shape: Any, axis: int) -> list[Any]:
 
 
 def head_shapes(hidden: Shape, weight: Shape) -> None:
-    """[..., D] and [C, D]."""
+    """Raises unless hidden is [..., D] and weight [C, D]."""
     if not hidden:
         raise ValueError("hidden: expected at least one dimension, the features; got a scalar")
     if hidden[-1] == 0:
@@ -108,7 +110,7 @@ def head_shapes(hidden: Shape, weight: Shape) -> None:
 
 
 def token_ids(shape: Shape, dtype: str, ignore_index: Any) -> int:
-    """`next_token`'s labels: a sequence at least, which can hold the number for its end; that number."""
+    """Checks `next_token`'s labels, and returns `ignore_index` as an int that their dtype can hold."""
     sequence("labels", shape)
     if dtype == "bool":
         raise TypeError("labels: expected token ids of an integer dtype, got bool")
@@ -128,7 +130,7 @@ def unknown_rank(argument: str) -> ValueError:
 
 
 def class_weights(shape: Shape) -> Any:
-    """How many classes there are, by the shape of their weights alone."""
+    """The number of classes, from the shape of class_weight alone."""
     if len(shape) != 1 or shape[0] == 0:
         raise ValueError(f"class_weight: expected shape (classes,), got {text(shape)}")
     return shape[0]

@@ -1,7 +1,7 @@
 """Shapes that a graph may not know while it is traced: what is known is checked at once, the rest when the graph runs.
 
-A shape is a tuple of ints, and of 0-d arrays in the place of those that are not known. Where not even their number is
-known, arguments are flattened to one that is.
+A shape is a tuple of ints, with a 0-d array for each length that is not known. Where not even the rank is known,
+arguments are flattened to a known one.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def shape_of(adapter: Adapter, x: Array) -> Shape:
 
 
 def length(ops: Ops, x: Array, axis: int) -> Scalar:
-    """Along an axis where it is not known yet."""
+    """The length along an axis, as an array: it is not known yet."""
     assert ops.unknown is not None
     return ops.unknown.lengths(x)[axis]
 
@@ -35,13 +35,13 @@ def known(adapter: Adapter, shape: Shape) -> Shape:
     """The shape, with None for what is not known yet."""
     if adapter.ops.unknown is not None:
         for n in shape:
-            if type(n) is not int:  # nearly always they all are
+            if type(n) is not int:  # all lengths are ints in most calls
                 return tuple(n if isinstance(n, int) else None for n in shape)
     return shape
 
 
 def class_axis(adapter: Adapter, x: Array, shape: Shape, axis: Any) -> tuple[Array, int, Any]:
-    """The logits, which have a class; where their classes are, never negative; how many there are, or None."""
+    """The logits, checked to have at least one class; the class axis, never negative; the class count, or None."""
     lengths = known(adapter, shape)
     axis = _rules.class_axis(lengths, axis)
     if lengths[axis] is None:
@@ -53,7 +53,7 @@ def class_axis(adapter: Adapter, x: Array, shape: Shape, axis: Any) -> tuple[Arr
 def fitted(
     adapter: Adapter, rule: _rules.ShapeRule, value: Array | None, shape: Shape, logits: Shape = ()
 ) -> Array | None:
-    """value, of a shape that the rule wants beside this one; `logits`: their shape, where there is advice about it."""
+    """value, checked to have the shape that the rule wants beside `shape`; `logits`, their shape, is for advice."""
     if value is None:
         return None
     unknown, lengths = adapter.ops.unknown, known(adapter, shape)
@@ -69,8 +69,8 @@ def fitted(
 def flattened(
     adapter: Adapter, x: Array, axis: Any, given: tuple[tuple[_rules.ShapeRule, Array | None], ...]
 ) -> tuple[Array, int, Any, list[Array | None]]:
-    """Logits of unknown rank as [before, classes, after], [before, classes] or [elements]; where their classes are;
-    the loss's lengths; and the other arguments with their elements in the same order."""
+    """For logits of unknown rank: the logits as [before, classes, after], [before, classes] or [elements]; their class
+    axis; the loss's lengths; and the other arguments, flattened to match."""
     unknown = adapter.ops.unknown
     assert unknown is not None
     x, whole, rows = unknown.flatten(x, None if axis is None else _rules.axis_number(axis))

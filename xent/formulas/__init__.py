@@ -8,8 +8,7 @@ With m = max_j x_j and s = sum of exp(x_j - m) over all j but one maximal one:
     p_y - 1 = -s / (1 + s) at the maximum, (exp(x_y - m) - (1 + s)) / (1 + s) elsewhere, where p_y <= 1/2
 
 The textbook's logsumexp(x) - x_y rounds to 0 once the label leads by 17 (float32), and loses every digit under a
-common offset. The last line stands for -expm1(-nll) without its expm1, which compilers get wrong (Inductor's is 0 below
-6e-8).
+common offset. The last line is -expm1(-nll), written without expm1, which Inductor rounds to 0 below 6e-8.
 """
 
 from .sigmoid import sigmoid, sigmoid_kernels, sigmoid_pull, sigmoid_total, sigmoid_value_and_grad

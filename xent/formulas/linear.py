@@ -1,8 +1,8 @@
 """linear_ce's loop over chunks of rows; `LinearKernels.head` runs it and attaches derivative rules.
 
-A chunk's logits become its rows' statistics and, where gradients are wanted, their own derivative, which is multiplied
-out at once: into the hidden states' gradient, row by row, and into the weight's, a sum over the chunks. Everything that
-a row's loss is multiplied by depends on labels and weights alone, so it is known before the first chunk.
+A chunk's logits give its rows' statistics and, where gradients are wanted, the derivative in the logits. That is
+multiplied at once into the rows of the hidden states' gradient, and into the weight's, which is a sum over the chunks.
+What each row's loss is multiplied by depends on labels and weights alone, so it is known before the first chunk.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from .sums import compute_dtype, widened
 FEWEST, MOST = 128, 2048
 PANEL = 32  # the products work on this many rows at a time, or on a divisor of it
 MEMORY = 19 << 20  # bytes of a chunk's logits
-# Enough for 600 rows of 220,000 classes. The products of a chunk of R rows do 6 R operations an element of the weight
-# and move 12 bytes of it and its gradient; a Hopper does 295 operations a byte, by its data sheet.
+# Enough for 600 rows of 220,000 classes. For each element of the weight, the products of a chunk of R rows do 6 R
+# operations and move 12 bytes, of the weight and its gradient; a Hopper GPU does 295 operations in the time of a byte.
 MEMORY_ON_A_GPU = 512 << 20
 BLOCK = 1 << 20  # elements of the weight to convert at a time, or of its gradient to add up in the cache
 
@@ -42,7 +42,8 @@ class LoopOperands(NamedTuple):
     """The arrays of N rows, D features, C classes; None: not there."""
 
     hidden: Array  # [N, D]
-    # Of hidden's dtype or, beside 16 bits, of float32: then they are rounded to hidden's, and their gradients are not.
+    # weight and bias have hidden's dtype or, beside 16 bits, float32. Then they are rounded to
+    # hidden's dtype, but their gradients are not.
     weight: Array  # [C, D]
     bias: Array | None  # [C]
     smoothing_weights: Array | None  # [C]

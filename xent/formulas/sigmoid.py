@@ -35,7 +35,7 @@ def sigmoid_pull(
     if absent is not None:
         x, targets, upstream = (ops.where(absent, 0.0, k) for k in (x, targets, upstream))
     positive, negative = _both(smoothing, targets, pos_weight)
-    q = ops.exp(-_size(ops, x))  # by it sigmoid(x) and sigmoid(-x) keep their derivatives where they round to 1
+    q = ops.exp(-_size(ops, x))  # sigmoid(x) and sigmoid(-x) keep derivatives in q where they round to 1
     dx = upstream * ((negative * ops.where(x > 0, 1.0, q) - positive * ops.where(x > 0, q, 1.0)) / (1 + q))
     if smoothing == 1:  # smoothed away: labels do not count
         return dx, ops.zeros_like(x)
@@ -76,13 +76,13 @@ def sigmoid_total(
 
 
 def sigmoid_kernels(ops: Ops) -> SigmoidKernels:
-    """The whole group by formulas, for a framework without differentiation."""
+    """The group made of formulas, for a framework without differentiation."""
     losses = partial(sigmoid, ops)
     return SigmoidKernels(losses, partial(sigmoid_total, ops, losses), partial(sigmoid_value_and_grad, ops))
 
 
 def _both(smoothing: float, targets: Array, pos_weight: Array | None) -> tuple[Array, Array]:
-    """The weights of log sigmoid(x) and log sigmoid(-x), each smoothed by itself: 1 - smoothed would round."""
+    """The weights of -log sigmoid(x) and -log sigmoid(-x), smoothed separately: 1 - (a smoothed label) would round."""
     positive, negative = targets, 1 - targets
     if smoothing:
         half = smoothing / 2
@@ -95,5 +95,5 @@ def _softplus(ops: Ops, x: Array) -> Array:
 
 
 def _size(ops: Ops, x: Array) -> Array:
-    """|x| by branches: both halves of the formulas around it are smooth through 0, where abs has no derivative."""
+    """|x| as two branches, each smooth at 0, where abs has no derivative."""
     return ops.where(x > 0, x, -x)

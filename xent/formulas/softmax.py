@@ -20,7 +20,7 @@ def finite_or_nan(ops: Ops, m: Array) -> Array:
 def top(ops: Ops, x: Array, axis: int, barrier: Callable[[Array], Array] = lambda m: m) -> tuple[Array, Array]:
     """`Ops.top` without an argmax, which compilers neither fuse nor vectorise.
 
-    The barrier keeps compilers that lose vectorisation when two sums share a loop from joining them.
+    `barrier` keeps a compiler from computing both sums in one loop, which some of them then do not vectorise.
     """
     m = finite_or_nan(ops, ops.max(x, axis))
     others = ops.sum(ops.where(x == m, 0.0, ops.exp(x - m)), axis)
@@ -31,8 +31,8 @@ def top(ops: Ops, x: Array, axis: int, barrier: Callable[[Array], Array] = lambd
 def behind(ops: Ops, x: Array, m: Array) -> Array:
     """m - x, and exactly 0 at the maximum.
 
-    The subtraction alone does not give that inside a compiler. Where x is a product, x - m becomes a fused
-    multiply-add, which subtracts m, a rounded product, from the exact one. Comparisons are safe from this.
+    When compiled, a subtraction alone is not always 0 there: if x is a product, x - m becomes a fused multiply-add,
+    which subtracts the rounded product m from the exact one. A comparison is not affected.
     """
     return ops.where(x == m, 0.0, m - x)
 
@@ -53,7 +53,7 @@ def _zero_masked(ops: Ops, x: Array, ids: Array) -> Array:
 
 
 def _where_present(ops: Ops, k: Scalar, ids: Array, like: Array) -> Array:
-    """Per-row k, linearly: k itself, 0 in an absent row, NaN in an invalid one."""
+    """k for each row, 0 in an absent one and NaN in an invalid one; linear in k."""
     one = ops.zeros_like(like) + 1
     return ops.where(ids == ABSENT, 0.0, one * k) * ops.where(ids == INVALID, NAN, one)
 
@@ -73,8 +73,8 @@ def rows(
 ) -> RowResults:
     """`SoftmaxKernels.rows`, for logits in the compute dtype.
 
-    Where `differentiable`, automatic differentiation of the formulas is right by itself, and as accurate as the
-    kernels' own derivative: for transforms that a framework's custom derivatives do not survive.
+    Where `differentiable`, automatic differentiation of these formulas is right, and as accurate as the kernels' own
+    derivative: for transforms that ignore a framework's custom derivatives.
     """
     axis = layout.axis
     ids = None if ids is None else ops.expand_dims(ids, axis)
@@ -175,7 +175,7 @@ def _pieces(ops: Ops, layout: Layout, top: Top, x: Array, label: Array | None) -
     if label is None:
         return Pieces(top.m, top.s, gap, e, None, None)
     x_y = ops.pick(x, label, layout.axis)
-    e_y = ops.exp(-top.gap(ops, x_y))  # picking it from e would make compilers store e
+    e_y = ops.exp(-top.gap(ops, x_y))  # picked from e, it would make compilers store all of e
     return Pieces(top.m, top.s, None, e, e_y, _p_minus_1(ops, x_y == top.m, e_y, top.s))
 
 
@@ -185,7 +185,7 @@ def _p_minus_1(ops: Ops, best: Array, e: Array, s: Array) -> Array:
 
 
 def _labelled(ops: Ops, layout: Layout, x: Array, ids: Array | None) -> tuple[Array, Array | None]:
-    """x without what masked rows hold, and the class ids keeping the axis, or None where labels are soft."""
+    """x with masked rows set to 0, and the class ids keeping the axis, or None where labels are soft."""
     return _unmasked(ops, layout, x, ids), _class(
         ops, layout, ops.expand_dims(ids, layout.axis)
     ) if layout.hard else None
@@ -232,7 +232,7 @@ def pull_labels(
 
 
 def _each_p_minus_1(ops: Ops, layout: Layout, parts: Pieces, x: Array, ids: Array | None) -> Array:
-    """(p - 1) (1 + s) of every class: what a one-hot label's gradient is made of, wherever the label is."""
+    """(p - 1) (1 + s) of every class, for labels that may be one-hot at any of them."""
     return _p_minus_1(ops, _unmasked(ops, layout, x, ids) == parts.m, parts.e, parts.s)
 
 
@@ -314,6 +314,6 @@ def mean_value_and_grad(
 
 
 def softmax_kernels(ops: Ops) -> SoftmaxKernels:
-    """The whole group by formulas, for a framework without differentiation."""
+    """The group made of formulas, for a framework without differentiation."""
     both = partial(rows_value_and_grad, ops)
     return SoftmaxKernels(partial(rows, ops), both, partial(mean_value_and_grad, ops, both))

@@ -1,5 +1,4 @@
-"""What the other formulas are made of: the dtype to compute in, sums whose error does not grow with their length,
-products in which 0 * inf is 0."""
+"""Parts of the other formulas: the dtype to compute in, sums of bounded error, products in which 0 * inf is 0."""
 
 from __future__ import annotations
 
@@ -22,10 +21,10 @@ def widened(ops: Ops, x: Array) -> Array:
 def tree_sum(
     x: Array, n: int | None, add_eighths: Callable[[Array, int], Array], total: Callable[[Array], Array]
 ) -> Array:
-    """Sum in blocks, so that the error grows with log n: add eighths onto each other until 16 terms are left.
+    """A sum whose error grows with log n: eighths of the array are added to each other until 16 terms are left.
 
-    Compilers turn a plain sum into one running total per vector lane: 1e-4 relative after 262,144 equal terms. They
-    also join sums of sums into one; they cannot do that to elementwise additions.
+    Compilers turn a plain sum into one running total for each vector lane, with an error of 1e-4 after 262,144 equal
+    terms. They also merge a sum of sums into one sum, but not elementwise additions.
     """
     while n is not None and n > 16:
         n = -(-n // 8)
