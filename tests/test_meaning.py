@@ -365,19 +365,12 @@ def test_an_empty_list_of_labels(live, a):
 
 
 @pytest.mark.parametrize("loss", ["sparse_ce", "softmax_ce", "sigmoid_ce", "linear_ce"])
-def test_value_and_grad_by_name_and_pickled(live, loss):
+def test_value_and_grad_by_name_and_pickled(live, a, loss):
     """A worker gets it from another process."""
     needs_loss(live, loss)
-
-    def a(values):
-        return live.array(np.asarray(values), "float32", "cpu")
-
-    x, y = np.arange(6.0).reshape(2, 3), np.full((2, 3), 0.5)
-    arguments = {"logits": a(x), "labels": a(y)} if loss in ("softmax_ce", "sigmoid_ce") else {"labels": [2, 1]}
-    if loss == "linear_ce":
-        arguments = {"hidden": a(x), "weight": a(np.eye(3)), **arguments}
-    elif loss == "sparse_ce":
-        arguments = {"logits": a(x), **arguments}
+    x, soft = a(np.arange(6.0).reshape(2, 3)), a(np.full((2, 3), 0.5))
+    arguments = {"hidden": x, "weight": a(np.eye(3))} if loss == "linear_ce" else {"logits": x}
+    arguments["labels"] = soft if loss in ("softmax_ce", "sigmoid_ce") else [2, 1]
     function = xent.value_and_grad(getattr(xent, loss))
     want = function(*arguments.values())
     for found in function(**arguments), pickle.loads(pickle.dumps(function))(**arguments):
