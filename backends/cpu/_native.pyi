@@ -1,17 +1,21 @@
 """The native CPU kernels, on raw addresses, whose arrays the caller keeps until a call returns.
 
-The adapters give arguments by name. Impossible sizes, unknown dtypes and missing addresses are a ValueError; the values
-in the arrays are for the adapters to check. Where there is nothing to do, addresses may be anything.
+The adapters give arguments by name. Impossible sizes, unknown dtypes and missing addresses are a ValueError; the
+adapters check the values in the arrays. Where there are no elements, addresses may be anything.
 
-An address is an int; 0 stands for an argument that is not there. `dtype` is one of F32, F64, F16, BF16: that of x and
-dx; every other array is in the compute dtype: float64 for F64, else float32. Arrays are contiguous, of any alignment.
-Logits are [outer, classes, inner]; arrays of rows are [outer * inner]; u is [classes]. ids are int64 where `wide`,
-else int32; ABSENT (-2) and INVALID (-1) mark rows that are not read: their loss, lse, smooth and gradients are 0, or
-NaN, their m and s 0. Where labels are soft, ids may be there for the marks alone. Outputs must not overlap inputs,
-but dx may be x where inner is 1.
+The letters are those of xent/adapter.py: u smoothing weights; a, b, c what loss, lse and smooth are multiplied by; z
+what lse^2 is. Of the sigmoid kernels: z targets, e label smoothing, p pos_weight, w weight. Of the products: h hidden
+states, w weight.
 
-threads: how many at most, the caller's included; 0: XENT_NUM_THREADS, else the CPUs this process may use. Results do
-not depend on it. The GIL is released except where the work takes a few microseconds.
+An address is an int; 0 stands for an absent argument, and `t|0` means that t may be absent. `dtype` is one of F32, F64,
+F16, BF16: that of x and dx; every other array is in the compute dtype: float64 for F64, else float32. Arrays are
+contiguous, of any alignment. Logits are [outer, classes, inner]; arrays of rows are [outer * inner]; u is [classes].
+ids are int64 where `wide`, else int32. Rows marked ABSENT (-2) or INVALID (-1) in ids are not read: their loss, lse,
+smooth and gradients are 0 (ABSENT) or NaN (INVALID), their m and s 0. Beside soft labels, ids only carry these marks.
+Outputs must not overlap inputs, but dx may be x where inner is 1.
+
+threads: the most that are used, the caller's included; 0: XENT_NUM_THREADS, else the CPUs this process may use. Results
+do not depend on it. The GIL is released except where the work takes a few microseconds.
 """
 
 from typing import Final
@@ -23,16 +27,16 @@ F64: Final = 1
 F16: Final = 2
 BF16: Final = 3
 
-INTERFACE: Final = 3  # a module left from older sources has another, or none, and is not used
+INTERFACE: Final = 3  # a module compiled from sources with another number is not used
 
 version: str
 
 def isa() -> str:
-    """The instruction set in use: "avx512", "avx2" or "baseline". XENT_ISA, read once, forces one; a ValueError where
-    there is none of that name here."""
+    """The instruction set in use: "avx512", "avx2" or "baseline". XENT_ISA, read once, forces one; ValueError if this
+    machine cannot run it."""
 
 def isas() -> list[str]:
-    """Those that this build has and this machine runs."""
+    """The instruction sets that this build has and this machine can run, best first."""
 
 def max_threads() -> int:
     """What `threads=0` means."""
@@ -56,7 +60,7 @@ def rows_forward(
 ) -> None:
     """Statistics (m, s) and results of every row. In: x, t|0, u|0, ids|0. Out: m, s, loss, lse|0, smooth|0.
 
-    Hard labels where t is 0 (ids must be there), soft ones otherwise.
+    Labels are soft, t, or if that is 0 hard, ids.
     """
 
 def rows_backward(
@@ -145,9 +149,9 @@ def sigmoid_forward(
 ) -> float:
     """Returns sum(w loss), added up in a fixed order; writes the elementwise loss, without w, to loss|0.
 
-    p and w are patterns: element i has p[(i // p_inner) % p_len]. A scalar is (1, 1), one a class on the last axis
-    (C, 1), one a row [N, 1] is (N, C), a full array (n, 1). 0 stands for ones. Where w == 0 the loss is 0, whatever
-    x and z hold.
+    p and w are patterns: the value for element i is p[(i // p_inner) % p_len]. (p_len, p_inner) is (1, 1) for a scalar,
+    (C, 1) for one value a class on the last axis, (N, C) for one a row, (n, 1) for a full array. 0 stands for ones.
+    Where w == 0 the loss is 0, whatever x and z hold.
     """
 
 def sigmoid_backward(
@@ -206,7 +210,7 @@ def runners() -> int:
 def ffi_handlers() -> dict[str, CapsuleType]:
     """XLA FFI handlers: jax.ffi.register_ffi_target("xent_" + name, capsule, platform="cpu") for each.
 
-    Operands and results in the order below; one with 0 elements (jnp.zeros(0, dtype)) is not there. Arrays have the
+    Operands and results are in the order below; one with 0 elements (jnp.zeros(0, dtype)) is absent. Arrays have the
     logits' shape, their shape without the class axis, or are [classes]; attribute `trailing` (np.int64) is how many
     axes follow the class axis. dtypes as above: x's decides; ids int32 or int64.
 

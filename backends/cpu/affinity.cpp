@@ -43,7 +43,7 @@ F* function(void* library, const char* name) {
   return reinterpret_cast<F*>(dlsym(library, name));
 }
 
-// The processors that an OpenMP library, if it is one, found free for the process before it bound anything.
+// Adds the processors that the library, if it is OpenMP's, found for the process before it bound threads.
 void add_places(void* library, cpu_set_t* set) {
   auto places = function<int()>(library, "omp_get_num_places");
   auto sizes = function<int(int)>(library, "omp_get_place_num_procs");
@@ -58,11 +58,11 @@ void add_places(void* library, cpu_set_t* set) {
   }
 }
 
-// Frameworks load OpenMP, and so have their thread bound, before they load this extension.
+// `at_load` may be too few: frameworks often load OpenMP, which binds their thread, before they load this extension.
 cpu_set_t allowed() {
   cpu_set_t set = at_load;
   if (!bound()) return set;
-  std::vector<std::string> names;  // nothing is opened while the loader's list is locked
+  std::vector<std::string> names;  // dlopen is called later: the loader's list is locked here
   dl_iterate_phdr(note, &names);
   for (const std::string& name : names) {
     if (void* library = dlopen(name.c_str(), RTLD_LAZY | RTLD_NOLOAD)) {

@@ -1,5 +1,5 @@
-// Where threads of this process may run. OpenMP, told to bind its threads, binds the one that loads it, too, and what
-// that one starts would share its processor.
+// Where threads of this process may run. If OpenMP is told to bind its threads, it also binds the thread that loads it, and
+// threads started by that one would all share its processor.
 #pragma once
 
 #include <thread>
@@ -7,8 +7,8 @@
 
 namespace xent {
 
-std::vector<int> processors();  // none: not known
-int here();                     // the one that this runs on, for now; -1: not known
+std::vector<int> processors();  // empty: not known
+int here();                     // the processor of the calling thread, at the moment; -1: not known
 
 void bind(std::thread& started, int processor);
 void unbind(std::thread& started);

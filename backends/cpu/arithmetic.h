@@ -1,4 +1,4 @@
-// What the kernels compute with: exp of what is not positive, log1p, and sums. Included by kernels.cpp, after vectors.h.
+// Arithmetic of the kernels: exp for x <= 0, log1p, and sums. Included by kernels.cpp, after vectors.h.
 
 template <class V>
 XENT_INLINE inline V max(V a, V b) {
@@ -25,7 +25,7 @@ XENT_INLINE inline bool any_at_least(Vec<T> v, T bound) {
   return any;
 }
 
-// All lanes in one, by halves: one after the other, each would wait for the one before
+// Combines all lanes by halves: one after the other, each operation would wait for the one before
 template <class T, int N, class F>
 XENT_INLINE inline T folded(Pack<T, N> v, F&& f) {
   if constexpr (N == 2) {
@@ -133,7 +133,7 @@ XENT_INLINE inline Vec<double> log1p_any(Vec<double> s) {
   return k * 0.693147180559945309 + log1p_unit<double>(select(small, s, rest)) + s * 0.0;  // NaN stays NaN
 }
 
-// ---- sums: terms are added 8 to a lane, and those sums with what their addition rounds off (two-sum)
+// ---- sums: each lane adds 8 terms directly, and then these sums by two-sum, which keeps the rounding errors
 
 constexpr int kTerms = 8;
 
@@ -145,7 +145,7 @@ struct Sum {
     low += (high - (sum - moved)) + (v - moved);
     high = sum;
   }
-  // inf - inf: what is rounded off an infinite sum is no number, but the sum is
+  // The rounding error of an infinite sum is inf - inf, NaN, but the sum itself is right.
   XENT_INLINE Vec<T> rest() const { return select(low == low, low, Vec<T>{}); }
   XENT_INLINE Vec<T> lanes() const { return high + rest(); }
   XENT_INLINE void give(double* to) const {

@@ -34,18 +34,18 @@ namespace {
 constexpr double kAlone = 1 << 19;
 constexpr double kChunk = 1 << 17;
 
-// Output larger than this is written past the caches where its memory is there already: the lines would be read first
-// for nothing (36 ms or 19 ms for 524 MB). Where it is fresh, the kernel has just zeroed them in the cache, and a write
-// past it costs twice as much (69 ms or 125 ms).
+// Output larger than this is written past the caches if its memory has been used before: an ordinary store would first
+// read the line (524 MB take 36 ms, and 19 ms past the caches). The operating system has just zeroed fresh memory in the
+// cache, where a write past it takes twice as long (69 ms, and 125 ms).
 constexpr int64_t kStreamBytes = 8 << 20;
 constexpr int64_t kHugeBytes = 4 << 20, kPage = 2 << 20;
 
-// Two threads that touch a fresh 2 MB page at the same time both have one zeroed, and one of the two is thrown away: all
-// pages, where the threads' parts are smaller than pages (62 ms or 56 ms for 524 MB). So each takes some pages at a time.
+// If two threads touch a fresh 2 MB page at once, the system zeroes two pages and throws one away; with parts smaller than
+// a page that happens to all of them (524 MB take 62 ms instead of 56). So each thread takes several pages at a time.
 constexpr double kFreshChunk = 8 << 20;
 
-// Fresh memory costs more to get, 4 kB at a time, than to write. Ask for 2 MB pages before it is touched; memory that is
-// there already keeps its pages.
+// Getting fresh memory in pages of 4 kB takes longer than writing to it, so 2 MB pages are asked for before it is touched.
+// Memory that was touched before keeps its pages.
 void ask_for_huge_pages(void* p, int64_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   constexpr uintptr_t mask = kPage - 1;
@@ -61,13 +61,13 @@ void huge_pages(void* p, int64_t bytes) {
   if (p && bytes >= kHugeBytes) ask_for_huge_pages(p, bytes);
 }
 
-// What is to stay in a core's cache lies in one page: of many small ones, wherever the system had them, some fall on the
-// same sets (the same loss and gradients of linear_ce took 2.0 s in one process and 2.2 in the next).
+// Memory that is to stay in a core's cache, in one huge page: of many small pages, some would share sets of the cache, by
+// chance (the same loss and gradients of linear_ce took 2.0 s in one process and 2.2 s in the next).
 class Scratch {
  public:
   explicit Scratch(int64_t bytes) : bytes_(size_t(bytes + 2 * kPage)) {
 #if defined(__linux__)
-    if (bytes >= kPage / 8) {  // straight from the system: what malloc had before keeps its small pages
+    if (bytes >= kPage / 8) {  // not by malloc, which may reuse memory in small pages
       void* found = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
       if (found != MAP_FAILED) {
         mapped_ = found;
@@ -98,7 +98,7 @@ class Scratch {
   std::unique_ptr<char[]> own_;
 };
 
-// Whether the middle of a buffer has memory yet
+// Whether the page in the middle of a buffer has been touched
 bool touched(void* p, int64_t bytes) {
 #if defined(__linux__)
   constexpr uintptr_t page = 1 << 16;  // a multiple of any machine's smallest
@@ -111,10 +111,10 @@ bool touched(void* p, int64_t bytes) {
 #endif
 }
 
-// What a kernel is about to write, where it is large: is its memory there already?
+// Whether a large output goes to memory that was touched before, and is streamed, or to fresh memory
 struct Output {
   bool streamed;
-  int64_t fresh;  // bytes, if it is not
+  int64_t fresh;  // bytes of fresh memory, else 0
   Output(void* p, int64_t bytes) {
     bool large = p && bytes >= kStreamBytes;
     streamed = large && touched(p, bytes);
@@ -159,9 +159,9 @@ const Kernels* chosen() {
   throw std::invalid_argument("xent: there are no kernels for XENT_ISA=" + std::string(wanted));
 }
 
-// ---- what no caller may hand over
+// ---- checks of sizes and addresses
 
-// Whether memory can hold so many elements of 8 bytes, with room for a kernel to round sizes up
+// Whether so many elements of 8 bytes can exist, with room for a kernel to round sizes up
 bool can_be(std::initializer_list<int64_t> sizes) {
   int64_t most = int64_t(1) << 58;
   for (int64_t n : sizes) {
@@ -194,12 +194,12 @@ void check_arrays(const Rows& k) {
 void check_sizes(const Sigmoid& k) {
   check_dtype(k.dtype);
   require(can_be({k.n}), "xent: impossible sizes of logits");
-  for (const Pattern* p : {&k.p, &k.w}) {
+  for (const Pattern* p : {&k.pos_weight, &k.weight}) {
     require(!p->at || (p->length > 0 && p->inner > 0), "xent: impossible sizes of a weight");
   }
 }
 
-void check_arrays(const Sigmoid& k) { require(k.x && k.z, "xent: logits or labels are missing"); }
+void check_arrays(const Sigmoid& k) { require(k.x && k.targets, "xent: logits or labels are missing"); }
 
 void check_sizes(const Product& k) {
   check_dtype(k.dtype);
@@ -209,11 +209,11 @@ void check_sizes(const Product& k) {
 }
 
 void check_arrays(const Product& k) {
-  bool given = (k.h || k.task == Product::kPull) && (k.w || k.task == Product::kAccumulate);
+  bool given = (k.hidden || k.task == Product::kPull) && (k.weight || k.task == Product::kAccumulate);
   require(given && k.x && (k.out || k.task == Product::kProject), "xent: a matrix is missing");
 }
 
-// Of blocks' sums, by two-sum: as good for 10^9 elements as for 10
+// A sum of block sums by two-sum, as accurate for 10^9 elements as for 10
 struct Total {
   double high = 0, low = 0;
   void add(double v) {
@@ -224,7 +224,7 @@ struct Total {
   double value() const { return low == low ? high + low : high; }  // inf - inf: the sum is infinite all the same
 };
 
-// In a block, eight at a time, so that none waits for the last
+// Eight running totals in a block, so that additions do not wait for each other
 template <class T>
 double sum(const T* p, int64_t n) {
   constexpr int64_t block = 64;

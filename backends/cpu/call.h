@@ -1,5 +1,5 @@
-// From a description of the work to the kernels: whether it can be, how it is cut up, when it is worth a second thread,
-// which output is written past the caches. What module.cpp, jax/ffi.cpp and tensorflow/operators.cpp all call.
+// From a description of the work to the kernels: checks it, cuts it into parts, decides on the number of threads and which
+// output is written past the caches. Called by module.cpp, jax/ffi.cpp and tensorflow/operators.cpp.
 #pragma once
 
 #include <stdexcept>
@@ -8,7 +8,7 @@
 
 namespace xent {
 
-// In every build: a wrong size or address would reach memory that was never passed. Python sees a ValueError.
+// Checked in every build: a wrong size or address would reach memory that was not passed. A ValueError in Python.
 inline void require(bool holds, const char* sentence) {
   if (!holds) throw std::invalid_argument(sentence);
 }
@@ -18,9 +18,9 @@ inline int64_t size_of(Dtype dtype) { return dtype == kF64 ? 8 : dtype == kF32 ?
 double cost(const Rows& k);  // rough, in elements of float32
 double cost(const Sigmoid& k);
 double cost(const Product& k);
-bool spreads(double cost);  // over more than one thread, unless fewer are asked for
+bool spreads(double cost);  // whether it is worth more than one thread
 
-// These throw std::invalid_argument where sizes, dtype or addresses cannot be. Work without elements is done at once.
+// These throw std::invalid_argument for impossible sizes, dtypes or addresses. Work without elements returns at once.
 double run(Rows k, int threads);     // the sum of the losses, if it is wanted
 double run(Sigmoid k, int threads);  // the sum of w * loss; 0 backward
 double run(Product k, int threads);  // 0

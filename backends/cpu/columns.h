@@ -1,9 +1,9 @@
-// Rows beside each other, the class axis in the middle: [outer, classes, inner] with inner > 1, and rows of a few classes.
+// Rows beside each other: the class axis is in the middle, [outer, classes, inner] with inner > 1, or rows have few classes.
 // Included by kernels.cpp, after rows.h.
 //
-// A unit is a tile: all classes of up to kTile neighbouring rows, few enough to stay in L2 between visits. Class by
-// class, it reads pieces of kTile elements side by side, for the maximum; then sums strip by strip (a vector of rows),
-// then writes the gradient class by class again. Everything is a vector of rows, so rows never meet.
+// A unit is a tile: all classes of up to kTile neighbouring rows, few enough to stay in L2 between visits. The first visit
+// takes the maxima, class by class, from kTile adjacent elements each; the second adds up strip by strip, a strip being a
+// vector of rows; the third writes the gradient, class by class. Each lane is a row of its own, so rows never mix.
 
 constexpr int64_t kTile = 512, kTileBytes = 256 << 10;
 
@@ -14,7 +14,7 @@ inline int64_t tile_width(const Rows& k) {
 }
 inline int64_t tiles(const Rows& k) { return (k.inner + tile_width(k) - 1) / tile_width(k); }
 
-// What is known of a tile's rows; lanes past the last row hold harmless numbers.
+// Per-row values of a tile. Lanes past the last row hold finite numbers that are not used.
 template <class T>
 struct Tile {
   using Int = typename Float<T>::Int;
@@ -32,7 +32,7 @@ XENT_INLINE inline Vec<T> lanes_of(const T* p, int64_t i) {
   return get<Vec<T>>(p + i, 0);
 }
 
-// As many elements as fit into a vector of float64: rows' results are rounded once, at their end
+// Pieces that fit into a vector of float64, in which rows' results are computed, to be rounded once at the end
 using Doubles = Vec<double>;
 template <class T>
 using Piece = Pack<T, kLanes<double>>;
@@ -41,7 +41,7 @@ XENT_INLINE inline Doubles widened(const T* p) {
   return convert<Doubles>(get<Piece<T>>(p, 0));
 }
 
-// From memory to lanes and back, `width` rows of which may be less than whole vectors
+// From memory to lanes and back, for `width` rows, which need not be whole vectors
 template <class T>
 void take(T* lanes, const void* p, int64_t first, int64_t width) {
   if (p) std::memcpy(lanes, static_cast<const char*>(p) + first * int64_t(sizeof(T)), size_t(width) * sizeof(T));
@@ -65,7 +65,7 @@ struct Sums {
   double s[kTile], soft[kTile], share[kTile], smooth[kTile];
 };
 
-// of one strip
+// The sums of one strip
 template <class X, bool kSoft, bool kSmooth, class W>
 XENT_INLINE inline void strip(const Rows& k, const X* x, const Compute<X>* t, int64_t i, W width, Tile<Compute<X>>& tile,
                               Sums& sums) {
@@ -185,7 +185,8 @@ void one_tile(const Rows& k, int64_t unit, double u_total) {
     each_strip<T>(width, [&](int64_t i, auto count) XENT_INLINE {
       strip<X, kSoft, kSmooth>(k, x, t, i, count, tile, sums);
     });
-    each_strip<double>(width, [&](int64_t i, auto) XENT_INLINE {  // by itself: strips wait for none of its long chains
+    // A loop of its own: its long chains of operations would delay the strips.
+    each_strip<double>(width, [&](int64_t i, auto) XENT_INLINE {
       Doubles sum = get<Doubles>(sums.s + i, 0), spread = log1p_any(sum), m = widened(tile.m + i);
       auto masked = get<Pack<Int, kLanes<double>>>(tile.masked + i, 0) != Pack<Int, kLanes<double>>{};
       auto keep = [&](T* to, Doubles value, Piece<T> otherwise) XENT_INLINE {
@@ -212,14 +213,14 @@ void one_tile(const Rows& k, int64_t unit, double u_total) {
   }
   if (!k.dx && !k.dt) return;
 
-  T b[kTile] = {}, z[kTile] = {};
+  T b[kTile] = {}, lse2[kTile] = {};
   take(tile.a, k.a, row, width);
   take(tile.c, k.c, row, width);
   take(b, k.b, row, width);
-  take(z, k.z, row, width);
+  take(lse2, k.lse2, row, width);
   each_strip<T>(width, [&](int64_t i, auto) XENT_INLINE {
     V m = lanes_of(tile.m, i), s = lanes_of(tile.s, i), a = lanes_of(tile.a, i), label = lanes_of(x_y, i);
-    V rest = lanes_of(b, i) + lanes_of(z, i) * lanes_of(lse, i) * T(2) + lanes_of(tile.c, i) * U;
+    V rest = lanes_of(b, i) + lanes_of(lse2, i) * lanes_of(lse, i) * T(2) + lanes_of(tile.c, i) * U;
     V r = T(1) / (s + T(1));
     store(tile.k, i, ((kSoft ? a * lanes_of(tile.share, i) : a) + rest) * r);
     if constexpr (kSoft) {
@@ -261,8 +262,8 @@ void beside(const Rows& k, int64_t begin, int64_t end) {
   for (int64_t unit = begin; unit < end; ++unit) one_tile<X, kSoft, kSmooth>(k, unit, u_total);
 }
 
-// ---- few classes, side by side: they would leave vectors half empty, and a row's own work would be most of it. So rows
-// are turned to lie beside each other, a tile in L1 at a time, and their gradient is turned back.
+// ---- rows of few classes that lie side by side: they would leave vectors half empty, and most of the time would be the
+// fixed work of each row. So a tile that fits in L1 is transposed, treated as above, and its gradient is transposed back.
 
 constexpr int64_t kFew = 64, kTurnedBytes = 32 << 10;
 static_assert(64 * kFew * sizeof(double) <= kTurnedBytes, "64 rows fit");
@@ -313,7 +314,7 @@ void turned(const Rows& k, int64_t begin, int64_t end) {
       tile.t = t, tile.dt = k.dt ? dt : nullptr;
     }
     tile.ids = k.wide ? from_row<int64_t>(k.ids, first) : from_row<int32_t>(k.ids, first);
-    for (auto p : {&tile.a, &tile.b, &tile.c, &tile.z}) *p = from_row<T>(*p, first);
+    for (auto p : {&tile.a, &tile.b, &tile.c, &tile.lse2}) *p = from_row<T>(*p, first);
     for (auto p : {&tile.m, &tile.s, &tile.loss, &tile.lse, &tile.smooth}) *p = from_row<T>(*p, first);
     one_tile<X, kSoft, kSmooth>(tile, 0, u_total);
     if (k.dx) turn(dx, n, rows, static_cast<X*>(k.dx) + first * n);

@@ -5,18 +5,18 @@
 template <class T>
 struct Slopes {
   T k, a, c;   // dx_j = k exp(x_j - m) - a t_j - c u_j
-  T at_place;  // all of it at one place where the first two terms may cancel, below
+  T at_place;  // dx at the one place where the first two terms may cancel, computed without cancellation
 };
 
-// Where labels are hard, the label's place; where they are soft, that of the one class with p > 1/2, if there is one.
+// The place of the label, if labels are hard; else that of the class with p > 1/2, if there is one.
 template <class T>
 struct Place {
   int64_t at = -1;
   T x = 0, t = 0, u = 0;
 };
 
-// pull's per-row part; `rest` = b + c sum u. At the place, (sum t - t) p - t (1 - p), where 1 - p is what the others
-// have: for labels that are 1 at one place, that is the gradient of hard ones.
+// The per-row part of formulas.pull; rest = b + c sum u. At the place dx is a ((sum t - t) p - t (1 - p)) + ..., where
+// 1 - p comes from the other classes: so one-hot soft labels get the gradient of hard ones.
 template <class T>
 Slopes<T> slopes(const Stats<T>& row, const Place<T>& place, double a, double rest, double c) {
   double r = 1 / (1 + row.s), at_place = 0;
@@ -27,7 +27,7 @@ Slopes<T> slopes(const Stats<T>& row, const Place<T>& place, double a, double re
   return {T((a * row.share + rest) * r), T(a), T(c), T(at_place)};
 }
 
-// The first place from i on where x has its maximum m, which is there; -1 where it is not, after all
+// The first place from i on where x equals its maximum m; -1 if there is none
 template <class X>
 int64_t place_of(const X* x, int64_t i, int64_t n, Compute<X> m) {
   using T = Compute<X>;
@@ -56,7 +56,7 @@ double total(const T* t, int64_t n) {
   return sum.value();
 }
 
-// How many elements from p on until vectors in memory are aligned; n where they never are
+// How many elements precede the first aligned vector from p on; n if there is none
 template <class X>
 int64_t misaligned(const X* p, int64_t n) {
   constexpr uintptr_t size = sizeof(Raw<X>);
@@ -65,15 +65,16 @@ int64_t misaligned(const X* p, int64_t n) {
   return short_by % sizeof(X) || count > n ? n : count;
 }
 
-// Whether loads of x, going up, run into the stores to dx that are still under way: a processor that tells places apart by
-// the last 12 bits of their addresses waits for each (4K aliasing; twice the time and more). Going down, they do not.
+// Whether loads of x in ascending order would wait for pending stores to dx. A processor that compares only the last 12
+// bits of addresses takes them for the same place (4K aliasing), which doubles the time and more. In descending order
+// they do not collide.
 inline bool collide(const void* x, const void* dx) {
   constexpr uintptr_t page = 4096, ahead = 512;
   uintptr_t apart = (reinterpret_cast<uintptr_t>(dx) - reinterpret_cast<uintptr_t>(x)) % page;
   return apart && apart < ahead;
 }
 
-// term(i, width): the vector exp(x_i - m), ... down: of what is streamed, whole vectors from the last to the first
+// term(i, width): the vector exp(x_i - m), ... down: streamed vectors are written from the last to the first
 template <class X, bool kSoft, bool kSmooth, class F>
 void gradient(const F& term, const Compute<X>* t, const Compute<X>* u, int64_t n, int64_t place,
               Slopes<Compute<X>> slope, X* dx, bool streaming, bool down) {
@@ -135,8 +136,9 @@ void label_gradient(const X* x, int64_t n, Compute<X> m, Compute<X> spread, Comp
   });
 }
 
-// Where there was a visit, each block relative to its own maximum; its result is the same, kept or computed anew. Blocks of
-// one maximum are written as one: between two, a line of memory would be streamed in part and stored in part, which waits.
+// With a `visit`, each block is relative to its own maximum; the result is the same whether exponentials are kept or not.
+// Adjacent blocks of the same maximum are written as one: a cache line between two blocks would be partly streamed and
+// partly stored, which is slow.
 template <class X, bool kSoft, bool kSmooth>
 void row_gradient(const Rows& k, const X* x, const Compute<X>* t, const Compute<X>* u, int64_t place, Compute<X> m,
                   const Visit<Compute<X>>* visit, Slopes<Compute<X>> slope, X* dx) {

@@ -5,7 +5,7 @@
 
 namespace xent {
 
-enum Dtype : int { kF32, kF64, kF16, kBF16 };  // int: a wrong one may come in, and is refused
+enum Dtype : int { kF32, kF64, kF16, kBF16 };  // an int, so that any value can be passed and checked
 enum class Task { kForward, kBackward, kBoth };
 
 constexpr int64_t kAbsent = -2, kInvalid = -1;  // marks in ids, as in xent/adapter.py
@@ -17,8 +17,8 @@ struct Rows {
   int64_t outer, classes, inner;
   const void *x, *t, *u, *ids;
   bool wide;                          // ids are int64, not int32
-  const void *a, *b, *c, *z;          // coefficients of loss, lse, smooth, lse^2
-  double slope;                       // every row's a, where that is null
+  const void *a, *b, *c, *lse2;       // coefficients of loss, lse, smooth, lse^2
+  double slope;                       // the same a for all rows, if that is null
   void *m, *s, *loss, *lse, *smooth;  // m and s go in where the task is kBackward
   void *dx, *dt;
   bool summed;     // the losses are wanted in one sum, not in `loss`
@@ -34,41 +34,40 @@ struct Pattern {
 struct Sigmoid {
   Dtype dtype;
   int64_t n;
-  double e, scale;
-  const void *x, *z;
-  Pattern p, w;
+  double smoothing, scale;
+  const void *x, *targets;
+  Pattern pos_weight, weight;
   void *loss, *dx, *dz;
-  double* sums;  // forward: one of w * loss for each block
+  double* sums;  // forward: the sum of weight * loss in each block
   bool backward, streaming;
 };
 constexpr int64_t kSigmoidBlock = 4096;
 
-// As products.h describes them; the dtype is that of h and w, everything else is in the compute dtype.
+// As products.h describes them; the dtype is that of hidden and weight, all else is in the compute dtype.
 struct Product {
   enum Task { kProject, kPull, kAccumulate } task;
   Dtype dtype;
   int64_t rows, features, classes;
-  const void *h, *w;
-  void *x;        // the logits, out of kProject; their derivative, into the others
+  const void *hidden, *weight;
+  void *x;        // output of kProject, the logits; input of the others, their derivative
   void *out;      // dh or dw
-  void *scratch;  // Kernels::scratch bytes of it
-  int64_t strip;  // kPull: features to a unit
+  void *scratch;  // of Kernels::product_scratch bytes
+  int64_t strip;  // kPull: features of a unit
 };
 
-// Work comes in units that do not depend on who does them: a row, a tile of rows beside each other, a block of elements.
+// Work is cut into units whose results do not depend on the thread: a row, a tile of rows, a block of elements.
 struct Kernels {
   const char* isa;
   int64_t (*row_units)(const Rows&);
   void (*rows)(const Rows&, int64_t begin, int64_t end);
   void (*sigmoid)(const Sigmoid&, int64_t begin, int64_t end);
-  int64_t (*product_units)(Product&, int threads);  // and how wide a strip is
+  int64_t (*product_units)(Product&, int threads);  // also sets the strip
   int64_t (*product_scratch)(const Product&);       // bytes
   void (*prepare)(const Product&);                  // before the first unit
   void (*product)(const Product&, int64_t begin, int64_t end);
 };
 
-// In the order of preference; null where this build has none.
 const Kernels* kernels();                 // the one in use
-const Kernels* const* available(int* n);  // those this machine runs
+const Kernels* const* available(int* n);  // those that this machine can run, best first
 
 }  // namespace xent

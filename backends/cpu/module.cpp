@@ -29,8 +29,8 @@ std::mutex one_at_a_time;  // for in_turn
 
 void* at(Address address) { return reinterpret_cast<void*>(address); }
 
-// Before Python 3.14, a daemon thread that asks for the GIL while the interpreter exits is ended by unwinding its stack,
-// which C++ in between answers by ending the process. Such a thread waits instead, as 3.14 has it.
+// Before Python 3.14, a daemon thread that asks for the GIL while the interpreter exits is ended by unwinding its stack. If
+// C++ frames are on it, that ends the process. Such a thread waits here for ever instead, as it does since 3.14.
 void take_gil_back(PyThreadState* state) {
 #if defined(__GLIBCXX__)
   try {
@@ -45,7 +45,7 @@ void take_gil_back(PyThreadState* state) {
 
 template <class K>
 double without_gil(const K& k, double cost, int threads) {
-  if (cost < 1 << 13) return run(k, threads);  // a few microseconds: about what giving it up costs
+  if (cost < 1 << 13) return run(k, threads);  // less than releasing the GIL would cost
   double result = 0;
   std::exception_ptr failed;
   PyThreadState* state = PyEval_SaveThread();
@@ -87,7 +87,7 @@ void rows_both(int dtype, Int outer, Int classes, Int inner, bool wide, int thre
                Address ids, Address a, Address z, Address c, Address loss, Address lse, Address smooth, Address m,
                Address s, Address dx) {
   Rows k = rows(Task::kBoth, dtype, outer, classes, inner, wide, x, t, u, ids);
-  k.a = at(a), k.z = at(z), k.c = at(c), k.dx = at(dx);
+  k.a = at(a), k.lse2 = at(z), k.c = at(c), k.dx = at(dx);
   k.loss = at(loss), k.lse = at(lse), k.smooth = at(smooth), k.m = at(m), k.s = at(s);
   without_gil(k, cost(k), threads);
 }
@@ -103,9 +103,9 @@ Sigmoid sigmoid(int dtype, Int n, double e, Int p_len, Int p_inner, Int w_len, I
                 Address p, Address w) {
   Sigmoid k{};
   k.dtype = Dtype(dtype);
-  k.n = n, k.e = e, k.x = at(x), k.z = at(z);
-  k.p = {at(p), p_len, p_inner};
-  k.w = {at(w), w_len, w_inner};
+  k.n = n, k.smoothing = e, k.x = at(x), k.targets = at(z);
+  k.pos_weight = {at(p), p_len, p_inner};
+  k.weight = {at(w), w_len, w_inner};
   return k;
 }
 
@@ -136,7 +136,7 @@ Product product(Product::Task task, int dtype, Int rows, Int features, Int class
   Product k{};
   k.task = task, k.dtype = Dtype(dtype);
   k.rows = rows, k.features = features, k.classes = classes;
-  k.h = at(h), k.w = at(w), k.x = at(x), k.out = at(out);
+  k.hidden = at(h), k.weight = at(w), k.x = at(x), k.out = at(out);
   return k;
 }
 
@@ -163,7 +163,7 @@ nb::dict ffi_handlers() {
   return all;
 }
 
-// TensorFlow runs operators side by side. Two that take every processor would only be in each other's caches.
+// One large call at a time: TensorFlow runs operators in parallel, and two on all processors would share their caches.
 template <class K>
 double in_turn(K k, int threads) {
   std::unique_lock<std::mutex> turn(one_at_a_time, std::defer_lock);
@@ -178,7 +178,7 @@ Address runners() {
 
 }  // namespace
 
-// What the arguments are called in Python: those that kernels of one kind begin with
+// Python names of the arguments with which all kernels of a kind begin
 #define XENT_ROWS "dtype"_a, "outer"_a, "classes"_a, "inner"_a, "wide"_a, "threads"_a, "x"_a, "t"_a, "u"_a, "ids"_a
 #define XENT_ELEMENTS "dtype"_a, "n"_a, "e"_a, "p_len"_a, "p_inner"_a, "w_len"_a, "w_inner"_a
 #define XENT_PRODUCT "dtype"_a, "rows"_a, "features"_a, "classes"_a, "threads"_a
@@ -189,7 +189,7 @@ NB_MODULE(_native, module) {
   module.attr("F16") = int(kF16);
   module.attr("BF16") = int(kBF16);
   module.attr("version") = XENT_VERSION;
-  module.attr("INTERFACE") = 3;  // counts what the arguments below have been
+  module.attr("INTERFACE") = 3;  // increased whenever the arguments below change
   module.def("isa", [] { return kernels()->isa; });
   module.def("isas", [] {
     int n;

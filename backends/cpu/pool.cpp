@@ -23,8 +23,8 @@ namespace {
 
 constexpr int kMost = 256;
 
-// IEEE arithmetic for as long as it lives. XLA's and TensorFlow's threads flush subnormal numbers to zero, torch can be
-// told to, and a thread started by such a one does, too: the same numbers would have different losses.
+// IEEE arithmetic during its lifetime. Threads of XLA and TensorFlow flush subnormal numbers to zero, PyTorch's can be told
+// to, and threads inherit that from the thread that starts them: the same logits would have different losses.
 class Ieee {
 #if defined(__SSE2__) || defined(_M_X64)
  public:
@@ -52,9 +52,9 @@ struct Job {
   void* context;
 };
 
-// Where every processor has work, each has a helper of its own, and that of the caller's processor is left out. Left to
-// itself, Linux wakes a thread where it ran last, even behind its caller, and looks around less the busier it was: calls
-// of 1.6 ms took 2.9 on two processors, one of them idle.
+// If a call uses all processors, each has a helper that is bound to it, but for the caller's processor. Without binding,
+// Linux wakes a thread where it ran last, even if the caller runs there: calls of 1.6 ms took 2.9 ms on two processors, one
+// of them idle.
 struct Helper {
   std::condition_variable start;
   int processor = -1;  // any
@@ -63,7 +63,7 @@ struct Helper {
 
 class Pool {
  public:
-  // Only for who holds `busy`.
+  // The caller holds `busy`.
   void run(int helpers, const Job& job) {
     Helper* called[kMost];
     int n;
@@ -77,7 +77,7 @@ class Pool {
     for (int i = 0; i < n; ++i) called[i]->start.notify_one();
     take_chunks();
     std::unique_lock lock(mutex_);
-    for (int i = 0; i < n; ++i) called[i]->called = false;  // who has not come yet need not
+    for (int i = 0; i < n; ++i) called[i]->called = false;  // a helper that has not started need not
     done_.wait(lock, [&] { return at_work_ == 0; });
   }
 
@@ -106,7 +106,7 @@ class Pool {
       at_home ? bind(one, helper->processor) : unbind(one);
       one.detach();
       return true;
-    } catch (const std::system_error&) {  // no more to be had: fewer will do
+    } catch (const std::system_error&) {  // no more threads can be made: go on with fewer
       some.pop_back();
       return false;
     }
@@ -143,7 +143,7 @@ class Pool {
   Helpers at_home_, roaming_;
 };
 
-// Never destroyed: its threads may outlive main, and a forked child has a copy whose locks stay locked.
+// Never destroyed: its threads may outlive main, and a forked child's copy of it may have locked mutexes.
 std::atomic<Pool*> current{nullptr};
 
 Pool& pool() {

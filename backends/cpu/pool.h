@@ -1,4 +1,4 @@
-// A few threads of our own. OpenMP's hang after a fork, and its libraries fight over who is loaded.
+// A thread pool. Not OpenMP: its threads hang after a fork, and several of its libraries conflict in one process.
 #pragma once
 
 #include <cstdint>
@@ -8,9 +8,9 @@ namespace xent {
 int max_threads();  // XENT_NUM_THREADS, else the CPUs this process may use
 int threads_for(int wanted);  // 0: max_threads()
 
-// Calls work(context, begin, end) until all of [0, units), not empty, is done, `chunk` units at a time, on at most `threads`
-// (of threads_for) threads, the caller's among them. Who does which chunk is not fixed. While one call runs, another thread's
-// is worked off on its own thread. A forked child starts with no threads and makes its own.
+// Calls work(context, begin, end) for all of [0, units), which is not empty, `chunk` units at a time, on at most `threads`
+// (from threads_for) threads, the caller's among them. Which thread does which chunk is not fixed. A call that comes while
+// another one runs uses its caller's thread alone. A forked child starts without threads and makes its own.
 void parallel(int threads, int64_t units, int64_t chunk, void (*work)(void*, int64_t, int64_t), void* context);
 
 }  // namespace xent

@@ -4,10 +4,10 @@
 //   accumulate  dw += dx^T h
 // Included by kernels.cpp, after arithmetic.h.
 //
-// Few rows and many classes: w and dw pass through the processor once a product and are not turned; what is turned or
-// laid out in panels is h, which stays in L2. A tile of kTall x kWide vectors of sums stays in registers while kDeep
-// terms are added to each: two loads and kTall broadcasts for 2 kTall multiply-adds. Every sum has its own order of
-// terms, whichever thread works on its neighbours. Bytes moved: x + w; dx + w + dh; dx + 2 dw.
+// There are few rows and many classes. So w and dw are read and written once for each product, and never transposed;
+// h, which is transposed or laid out in panels, stays in L2. A tile of kTall x kWide vectors of sums stays in registers
+// while kDeep terms are added to each: two loads and kTall broadcasts for 2 kTall multiply-adds. The order of the terms of
+// a sum does not depend on the threads. Bytes moved: x + w; dx + w + dh; dx + 2 dw.
 
 #if XENT_AVX512
 constexpr int kTall = 12;  // of 32 registers, 24 hold sums
@@ -16,15 +16,14 @@ constexpr int kTall = 6;  // of 16, 12
 #endif
 constexpr int kWide = 2;
 constexpr int kDeep = 1024;
-constexpr int kStride = kDeep + 16;  // of rows beside each other: a power of two would have them all in one set of L1
-// What pull holds of w, in L2. Wider, and dx is read less often; deeper, dh.
+constexpr int kStride = kDeep + 16;  // between packed rows: at a power of two they would share one set of L1
+// The part of w that pull keeps in L2. If it is wider, dx is read less often; if deeper, dh.
 constexpr int kPullDeep = 256, kPullWide = 512;
 constexpr int kAhead = 4;  // terms to each line that is fetched ahead
 template <class T>
 constexpr int kSpan = kWide * kLanes<T>;
 
-// What comes next, `rows` of `width` bytes: a line of it is fetched every few terms, while there is nothing else to wait
-// for.
+// Prefetches `rows` of `width` bytes that are needed next, a cache line every few terms.
 struct Ahead {
   const char* row;
   int64_t rows, width, stride, at = 0;
@@ -85,8 +84,7 @@ auto panel_at(const T* b) {
   };
 }
 
-// done for `multiply`: `rows` of its rows, `width` of kSpan sums each, added to what is at `to`, or put there where it is
-// fresh
+// A `done` for `multiply`: of `rows` of its rows, `width` of the kSpan sums are added to `to`, or stored if `fresh`
 template <class T>
 auto adding_to(T* to, int64_t stride, int64_t rows, int64_t width, bool fresh) {
   return [=](int i, Vec<T> left, Vec<T> right) XENT_INLINE {
@@ -102,7 +100,7 @@ auto adding_to(T* to, int64_t stride, int64_t rows, int64_t width, bool fresh) {
   };
 }
 
-// n elements in the dtype that is computed in
+// Copies n elements, widened to the compute dtype
 template <class X>
 inline void widen_to(Compute<X>* to, const X* from, int64_t n) {
   constexpr int lanes = kLanes<Compute<X>>;
@@ -117,7 +115,7 @@ inline void widen_to(Compute<X>* to, const X* from, int64_t n) {
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t panels(int64_t n, int64_t width) { return (n + width - 1) / width; }
 
-// Columns of `from`, [along][across], as panels of kSpan: [along][kSpan] each, 0 where there is nothing
+// The columns of `from`, [along][across], as panels of kSpan columns, [along][kSpan] each, filled up with 0
 template <class X>
 void pack(const X* from, int64_t across, int64_t along, int64_t stride, Compute<X>* to) {
   constexpr int span = kSpan<Compute<X>>;
@@ -130,7 +128,7 @@ void pack(const X* from, int64_t across, int64_t along, int64_t stride, Compute<
   }
 }
 
-// The same of rows, [across][along]: a piece of each at a time, as much as stays in L1 turned
+// The same for a matrix [across][along], which is transposed, in pieces that stay in L1
 template <class X>
 void pack_turned(const X* from, int64_t across, int64_t along, Compute<X>* to) {
   constexpr int span = kSpan<Compute<X>>, piece = 64;
@@ -150,7 +148,7 @@ void pack_turned(const X* from, int64_t across, int64_t along, Compute<X>* to) {
   }
 }
 
-// Rows of a, `depth` terms of each, kStride apart; 0 where there are none
+// Packs kHeight rows, `depth` terms of each, kStride apart; rows that do not exist are 0
 template <int kHeight, class X>
 void rows_beside(const X* from, int64_t n, int64_t stride, int64_t depth, Compute<X>* to) {
   for (int i = 0; i < kHeight; ++i) {
@@ -167,7 +165,7 @@ template <class X>
 void project(const Product& k, int64_t begin, int64_t end) {
   using T = Compute<X>;
   constexpr int span = kSpan<T>;
-  const auto* w = static_cast<const X*>(k.w);
+  const auto* w = static_cast<const X*>(k.weight);
   const auto* h = static_cast<const T*>(k.scratch);  // in panels of rows
   auto* x = static_cast<T*>(k.x);
   alignas(64) T a[kTall * kStride], tile[kTall][span];
@@ -190,7 +188,7 @@ void project(const Product& k, int64_t begin, int64_t end) {
   }
 }
 
-// The terms of a panel that is being packed: read where they lie, and put into `b` for the rows to come
+// The terms of a panel, read from the matrix and also packed into `b` for the following rows
 template <class X, class T>
 auto packing(const X* from, int64_t stride, T* b) {
   return [=](int64_t k, Vec<T>& left, Vec<T>& right) XENT_INLINE {
@@ -207,12 +205,12 @@ struct Part {
   Ahead next;
 };
 
-// At most kHeight rows of dh, from `row` on. The first of all pack what they read.
+// Up to kHeight rows of dh, from `row` on. The first rows of the matrix also pack w for the others.
 template <int kHeight, class X>
 void pull_rows(const Product& k, Part<X>& part, int64_t row) {
   using T = Compute<X>;
   constexpr int span = kSpan<T>;
-  const auto* w = static_cast<const X*>(k.w) + part.from * k.features + part.left;
+  const auto* w = static_cast<const X*>(k.weight) + part.from * k.features + part.left;
   const auto* dx = static_cast<const T*>(k.x) + row * k.classes + part.from;
   T* dh = static_cast<T*>(k.out) + row * k.features + part.left;
   alignas(64) T a[kHeight * kStride];
@@ -238,11 +236,11 @@ inline int64_t packed(const Product& k, int64_t span) {
   return least(kPullDeep, k.classes) * panels(least(kPullWide, k.strip), span) * span;
 }
 
-// A unit is as many features as k.strip; each has scratch of its own.
+// A unit is k.strip features, with scratch of its own.
 template <class X>
 void pull(const Product& k, int64_t begin, int64_t end) {
   constexpr int third = kTall / 3;
-  const auto* w = static_cast<const X*>(k.w);
+  const auto* w = static_cast<const X*>(k.weight);
   for (int64_t unit = begin; unit < end; ++unit) {
     auto* b = static_cast<Compute<X>*>(k.scratch) + unit * packed(k, kSpan<Compute<X>>);
     int64_t stop = least((unit + 1) * k.strip, k.features);
@@ -297,10 +295,10 @@ void product_of(const Product& k, int64_t begin, int64_t end) {
   of_task[int(k.task)](k, begin, end);
 }
 
-// h as the product wants it, into its scratch
+// Lays out h for the product, in its scratch memory
 template <class X>
 void prepare_of(const Product& k) {
-  const auto* h = static_cast<const X*>(k.h);
+  const auto* h = static_cast<const X*>(k.hidden);
   auto* to = static_cast<Compute<X>*>(k.scratch);
   if (k.task == Product::kProject) pack_turned(h, k.rows, k.features, to);
   if (k.task == Product::kAccumulate) pack(h, k.features, k.rows, k.features, to);

@@ -5,7 +5,7 @@ void put_result(void* p, int64_t row, double value) {
   if (p) put(p, row, T(value));
 }
 
-// An id past the classes is never looked up, even if another thread wrote it after the caller's check.
+// An id past the classes counts as invalid: another thread may have written it after the caller's check.
 inline int64_t id_at(const Rows& k, int64_t row) {
   int64_t id = k.wide ? get<int64_t>(k.ids, row) : get<int32_t>(k.ids, row);
   return id < k.classes ? id : kInvalid;
@@ -37,12 +37,12 @@ void one_row(const Rows& k, int64_t row, double u_total) {
   if (dx && k.task == Task::kBoth) {
     if (n <= kBlock<T>) {
       visit.terms = block;
-    } else if constexpr (std::is_same_v<X, T>) {  // in the gradient's own place, unless that is not to be read
+    } else if constexpr (std::is_same_v<X, T>) {  // in the gradient's memory, unless that is streamed
       if (!k.streaming && dx != x && n <= visit.kMost) visit.terms = dx;
     }
   }
   Stats<T> stats{};
-  T x_y = kSoft ? T(0) : load_one(x, id);  // before dx, which may be in its place
+  T x_y = kSoft ? T(0) : load_one(x, id);  // before dx, which may overwrite it
   double lse = 0;
   if (k.task == Task::kBackward) {
     stats.m = get<T>(k.m, row);
@@ -65,7 +65,7 @@ void one_row(const Rows& k, int64_t row, double u_total) {
   }
   if (dx) {
     double a = k.a ? double(get<T>(k.a, row)) : k.slope, c = k.c ? double(get<T>(k.c, row)) : 0;
-    double b = k.b ? double(get<T>(k.b, row)) : k.z ? 2 * double(get<T>(k.z, row)) * lse : 0;
+    double b = k.b ? double(get<T>(k.b, row)) : k.lse2 ? 2 * double(get<T>(k.lse2, row)) * lse : 0;
     bool visited = k.task == Task::kBoth && n <= visit.kMost;
     Place<T> place{id, x_y, T(1)};
     if constexpr (kSoft) {

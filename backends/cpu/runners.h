@@ -1,4 +1,4 @@
-// The kernels for a library that is not linked with them: what _native hands to the operators of TensorFlow's graphs.
+// The kernels as function pointers, which _native hands to the library of TensorFlow's operators: they are not linked.
 #pragma once
 
 #include <cstddef>
@@ -8,7 +8,7 @@
 namespace xent {
 
 struct Runners {
-  size_t sizes[3];  // of what these take, by which the two libraries know that they are of one build
+  size_t sizes[3];  // of the arguments' types, to check that both libraries are from the same sources
   double (*rows)(Rows, int threads);
   double (*sigmoid)(Sigmoid, int threads);
   double (*product)(Product, int threads);

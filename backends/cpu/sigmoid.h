@@ -2,9 +2,9 @@
 //
 // With q = exp(-|x|):  loss = (x > 0 ? negative : positive) |x| + (negative + positive) log1p(q)
 //                      dx = negative sigmoid(x) - positive sigmoid(-x), sigmoid(|x|) = 1 / (1 + q)
-// Bytes moved, per element: x + z, + 4 (8) for the loss, + dx; the same in one visit for both.
+// Bytes moved, per element: x + targets, + 4 (8) for the loss, + dx; loss and dx together are one visit.
 
-// `count` values of a pattern from element i on: in place where they lie side by side, else copied to `room`
+// `count` values of a pattern from element i on: where they are if they are adjacent in memory, else copied to `room`
 template <class T>
 const T* values(const Pattern& p, int64_t i, int64_t count, T* room) {
   const char* at = static_cast<const char*>(p.at);
@@ -34,18 +34,18 @@ void elements(const Sigmoid& k, int64_t first, int64_t last) {
   using V = Vec<T>;
   constexpr int64_t block = 4 * kTerms * kLanes<T>;
   static_assert(kSigmoidBlock % block == 0, "blocks of a sum fill the unit of work");
-  const T keep = T(1 - k.e), half = T(k.e / 2), scale = T(k.scale);
-  T p_room[block], w_room[block];
+  const T keep = T(1 - k.smoothing), half = T(k.smoothing / 2), scale = T(k.scale);
+  T pos_weight_room[block], weight_room[block];
 
   for (int64_t unit = first; unit < last; ++unit) {
     int64_t stop = (unit + 1) * kSigmoidBlock < k.n ? (unit + 1) * kSigmoidBlock : k.n;
     Sum<T> sum;
     for (int64_t begin = unit * kSigmoidBlock; begin < stop; begin += block) {
       int64_t count = stop - begin < block ? stop - begin : block;
-      const T* p = values(k.p, begin, count, p_room);
-      const T* w = values(k.w, begin, count, w_room);
+      const T* pos_weight = values(k.pos_weight, begin, count, pos_weight_room);
+      const T* weights = values(k.weight, begin, count, weight_room);
       const X* x = static_cast<const X*>(k.x) + begin;
-      const T* z = static_cast<const T*>(k.z) + begin;
+      const T* targets = static_cast<const T*>(k.targets) + begin;
       V sums[4] = {};
       sweep<T>(0, count, [&](int64_t i, int lane, auto width) XENT_INLINE {
         auto write = [&](auto* to, V v) XENT_INLINE {
@@ -55,8 +55,8 @@ void elements(const Sigmoid& k, int64_t first, int64_t last) {
             store(to, i, v);
           }
         };
-        V at = load_some(x, i, width, T(0)), label = load_some(z, i, width, T(0));
-        V weight = load_some(w, i, width, T(0)), factor = load_some(p, i, width, T(0)), zero = V{};
+        V at = load_some(x, i, width, T(0)), label = load_some(targets, i, width, T(0));
+        V weight = load_some(weights, i, width, T(0)), factor = load_some(pos_weight, i, width, T(0)), zero = V{};
         V positive = (label * keep + half) * factor, negative = (T(1) - label) * keep + half;
         V size = magnitude(at), q = exp_neg<T>(zero - size), spread = log1p_unit<T>(q);
         auto up = at > zero, absent = weight == zero;
@@ -75,8 +75,8 @@ void elements(const Sigmoid& k, int64_t first, int64_t last) {
         }
         if (k.dz) {
           V slope = zero - at;
-          if (k.p.at) slope = times(factor, select(up, zero, size) + spread) - (select(up, size, zero) + spread);
-          slope = k.e == 1 ? zero : slope * keep;
+          if (k.pos_weight.at) slope = times(factor, select(up, zero, size) + spread) - (select(up, size, zero) + spread);
+          slope = k.smoothing == 1 ? zero : slope * keep;
           write(static_cast<T*>(k.dz) + begin, select(absent, zero, slope * (weight * scale)));
         }
       });

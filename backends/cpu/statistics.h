@@ -1,11 +1,10 @@
 // The statistics of a row whose classes lie side by side, for its loss and its gradient. Included by kernels.cpp, after
 // arithmetic.h.
 //
-// Statistics take one trip over memory. A block (twice kTerms vectors for each of four sums) is added up relative to the
-// maximum so far, while its own maximum is taken; only where that is a new one, or a tie, is the block, by now in L1,
-// gone through again. Where the gradient follows, the exponentials are kept for it, with the maximum that each block's are
-// relative to. Bytes moved, a row of n: forward n x; backward and both n x (the second visit is in L2) + n dx; n more for
-// soft labels.
+// The statistics read memory once. A block (twice kTerms vectors for each of four sums) is added up relative to the maximum
+// so far, while its own maximum is taken. Only if that is larger or a tie is the block, by now in L1, visited again. If a
+// gradient follows, the exponentials are kept for it, with the maximum that those of each block are relative to. Bytes
+// moved for a row of n: forward n x; backward and both n x (the second visit is in L2) + n dx; n more for soft labels.
 
 struct Full {
   constexpr operator int() const { return 0; }
@@ -29,7 +28,7 @@ XENT_INLINE inline void store_some(X* p, int64_t i, W width, Vec<Compute<X>> v) 
   }
 }
 
-// body(i, k, width) for each vector: from i, into sum k of 4; width is Full or, at the end, how many elements there are
+// Calls body(i, k, width) for each vector from element i on, for sum k of 4. width: Full, or at the end the elements left
 template <class T, class F>
 XENT_INLINE inline void sweep(int64_t i, int64_t end, F&& body) {
   constexpr int n = kLanes<T>;
@@ -53,7 +52,7 @@ XENT_INLINE inline V max4(const V (&v)[4]) {
   return max(max(v[0], v[1]), max(v[2], v[3]));
 }
 
-// A sum that is linear in exp(m) or moves with m: what was added up relative to an older m is kept apart, in float64.
+// A sum relative to the maximum m. What was added up before m last rose is kept apart, in float64, relative to the new m.
 template <class T>
 struct Moving {
   Sum<T> now;
@@ -84,7 +83,7 @@ struct Weighted {
   }
 };
 
-// exp(a - b), and what a - b rounds off: it would be the error of a whole sum
+// exp(a - b), corrected for the rounding of a - b, which would be an error of a whole sum
 inline double exp_of_difference(double a, double b) {
   double d = a - b, moved = d - a, lost = (a - (d - moved)) - (b + moved);
   return std::exp(d) * (1 + (lost == lost ? lost : 0));  // inf - inf
@@ -93,8 +92,8 @@ inline double exp_of_difference(double a, double b) {
 template <class T>
 constexpr int64_t kBlock = 2 * 4 * kTerms * kLanes<T>;
 
-// What a row's statistics leave for its gradient, where it has not too many blocks: exp(x_j - m) is exp(x_j - top) times
-// scale, those of j's block. The first factor may be kept.
+// What the statistics of a row keep for its gradient, if it has no more than kBlocks blocks: exp(x_j - m) is
+// exp(x_j - top) * scale, with top and scale those of j's block. The first factors may be kept in `terms`.
 template <class T>
 struct Visit {
   static constexpr int64_t kBlocks = 256, kMost = kBlocks * kBlock<T>;
@@ -102,14 +101,14 @@ struct Visit {
   double scale[kBlocks];
   T* terms = nullptr;  // null: they are not kept
 
-  // Where the block begins in which the maximum is met first
+  // The beginning of the first block that contains the maximum
   int64_t first(T m) const {
     int64_t b = 0;
     while (b + 1 < kBlocks && top[b] != m) ++b;
     return b * kBlock<T>;
   }
 
-  // From all blocks' maxima to their scales. False where some are so small that products would be no normal numbers.
+  // Computes the blocks' scales. False if some are so small that products could be subnormal.
   bool settle(int64_t n, T m) {
     T last = m;
     double power = 1, least = 1;
@@ -134,7 +133,7 @@ Stats<Compute<X>> statistics(const X* x, const Compute<X>* t, const Compute<X>* 
   for (int64_t begin = 0; begin < n; begin += block) {
     int64_t end = begin + block < n ? begin + block : n;
     V most[4], e, g, w, h, v;
-    // Adds up the block relative to `to`; where `careful`, without the elements equal to m, which are counted.
+    // Adds up the block relative to `to`. If `careful`, elements equal to m are counted instead of added.
     auto add_up = [&](auto careful, T to) XENT_INLINE {
       for (int k = 0; k < 4; ++k) most[k] = careful ? V{} : all(-kInf<T>);
       e = g = w = h = v = V{};

@@ -1,4 +1,4 @@
-// XLA's typed FFI: buffers in, kernels called. An operand without elements is one that is not there.
+// Handlers of XLA's typed FFI, which call the kernels. A buffer without elements stands for an absent operand.
 
 #include "ffi.h"
 
@@ -19,7 +19,7 @@ const char* kWrong = "xent: operands or results are not as this version of the k
 struct Buffer {
   char* data;
   int64_t count, size;
-  // Part g of G equal ones, each of `n` elements of `bytes`; nullptr where there is nothing
+  // Part g of `of` equal parts, each of n elements of `bytes` bytes; nullptr for an absent buffer
   void* part(int64_t g, int64_t of, int64_t n, int64_t bytes) const {
     if (!count) return nullptr;
     require(count % of == 0 && count / of == n && size == bytes, kWrong);
@@ -55,7 +55,7 @@ Dtype dtype_of(const AnyBuffer& x) {
 
 int64_t computed_size(Dtype dtype) { return dtype == kF64 ? 8 : 4; }
 
-// XLA knows no exceptions.
+// Turns exceptions into XLA's errors.
 template <class F>
 Error answer(F&& work) {
   try {
@@ -68,7 +68,7 @@ Error answer(F&& work) {
   }
 }
 
-// x's layout, and how many parts there are: a u for each (more than one under vmap)
+// Sets the sizes from x, and returns the number of parts: one for each u, several under vmap
 int64_t layout(ffi::RemainingArgs args, int64_t trailing, Rows* k) {
   AnyBuffer x = args.get<AnyBuffer>(0).value(), u = args.get<AnyBuffer>(2).value();
   auto shape = x.dimensions();
@@ -87,8 +87,8 @@ int64_t layout(ffi::RemainingArgs args, int64_t trailing, Rows* k) {
   return parts;
 }
 
-// Every part in turn: assign(k, row, logits) says which of the N operands and results is which, row(i) being one that has
-// a value for each row, and logits(i, bytes) one of x's shape
+// Runs the kernel on every part. assign(k, row, logits) sets the addresses in k from the N buffers: row(i) is buffer i with
+// one value a row, logits(i, bytes) buffer i of x's shape
 template <size_t N, class Assign>
 Error each_part(ffi::RemainingArgs args, ffi::RemainingRets rets, int64_t trailing, size_t inputs, Task task,
                 Assign assign) {
@@ -124,7 +124,7 @@ Error rows_backward(ffi::RemainingArgs args, ffi::RemainingRets rets, int64_t tr
 
 Error rows_both(ffi::RemainingArgs args, ffi::RemainingRets rets, int64_t trailing) {
   return each_part<13>(args, rets, trailing, 7, Task::kBoth, [](Rows& k, auto row, auto logits) {
-    k.a = row(4), k.z = row(5), k.c = row(6);
+    k.a = row(4), k.lse2 = row(5), k.c = row(6);
     k.m = row(7), k.s = row(8), k.loss = row(9), k.lse = row(10), k.smooth = row(11);
     k.dx = logits(12, size_of(k.dtype));
   });
@@ -143,8 +143,8 @@ double scalar(const void* p, Dtype dtype) {
   return dtype == kF64 ? *static_cast<const double*>(p) : double(*static_cast<const float*>(p));
 }
 
-// The same for elements; there are as many parts as the scalar `counted` has values: a sum or a scale for each.
-// assign(k, logits, scalar) gives the sum's address, if there is one.
+// The same for the sigmoid kernels. There is a part for each value of buffer `counted`, the sums or the scales.
+// assign(k, logits, one) returns the address for the sum, or nullptr; one(i) is the part's value in buffer i.
 template <size_t N, class Assign>
 Error each_part(ffi::RemainingArgs args, ffi::RemainingRets rets, double e, const int64_t (&patterns)[4],
                 size_t inputs, size_t counted, Assign assign) {
@@ -155,13 +155,13 @@ Error each_part(ffi::RemainingArgs args, ffi::RemainingRets rets, double e, cons
     k.dtype = dtype_of(args.get<AnyBuffer>(0).value());
     int64_t parts = b[counted].count, computed = computed_size(k.dtype);
     require(parts > 0, kWrong);
-    k.e = e, k.n = b[0].count / parts;
+    k.smoothing = e, k.n = b[0].count / parts;
     for (int64_t g = 0; g < parts; ++g) {
       auto logits = [&](int i, int64_t bytes) { return b[i].part(g, parts, k.n, bytes); };
       auto one = [&](int i) { return b[i].part(g, parts, 1, computed); };
-      k.x = logits(0, b[0].size), k.z = logits(1, computed);
-      k.p = {b[2].part(g, parts, patterns[0], computed), patterns[0], patterns[1]};
-      k.w = {b[3].part(g, parts, patterns[2], computed), patterns[2], patterns[3]};
+      k.x = logits(0, b[0].size), k.targets = logits(1, computed);
+      k.pos_weight = {b[2].part(g, parts, patterns[0], computed), patterns[0], patterns[1]};
+      k.weight = {b[3].part(g, parts, patterns[2], computed), patterns[2], patterns[3]};
       void* sum = assign(k, logits, one);
       double total = run(k, 0);
       set_scalar(sum, k.dtype, total);
@@ -204,7 +204,7 @@ Sizes sizes(const AnyBuffer& matrix) {
   return {matrix.dimensions()[0], matrix.dimensions()[1]};
 }
 
-// `typed` is of the inputs' dtype, `computed` of what that is computed in; x has the logits' sizes
+// `typed` has the inputs' dtype, `computed` the compute dtype, x the logits' sizes
 Error product(Product::Task task, AnyBuffer typed, AnyBuffer computed, AnyBuffer of_rows, AnyBuffer of_classes,
               AnyBuffer x, Product k) {
   return answer([&] {
@@ -219,20 +219,20 @@ Error product(Product::Task task, AnyBuffer typed, AnyBuffer computed, AnyBuffer
 
 Error project(AnyBuffer h, AnyBuffer w, ffi::Result<AnyBuffer> x) {
   Product k{};
-  k.h = h.untyped_data(), k.w = w.untyped_data(), k.x = x->untyped_data();
+  k.hidden = h.untyped_data(), k.weight = w.untyped_data(), k.x = x->untyped_data();
   return product(Product::kProject, h, *x, h, w, *x, k);
 }
 
 Error pull(AnyBuffer dx, AnyBuffer w, ffi::Result<AnyBuffer> dh) {
   Product k{};
-  k.x = dx.untyped_data(), k.w = w.untyped_data(), k.out = dh->untyped_data();
+  k.x = dx.untyped_data(), k.weight = w.untyped_data(), k.out = dh->untyped_data();
   return product(Product::kPull, w, dx, *dh, w, dx, k);
 }
 
 Error accumulate(AnyBuffer dw, AnyBuffer dx, AnyBuffer h, ffi::Result<AnyBuffer> out) {
   if (dw.untyped_data() != out->untyped_data()) return Error::InvalidArgument(kWrong);
   Product k{};
-  k.x = dx.untyped_data(), k.h = h.untyped_data(), k.out = out->untyped_data();
+  k.x = dx.untyped_data(), k.hidden = h.untyped_data(), k.out = out->untyped_data();
   return product(Product::kAccumulate, h, dx, h, dw, dx, k);
 }
 

@@ -1,4 +1,4 @@
-// One execution of an operator: its operands, its results, and what is wrong with them. For operators.cpp.
+// One execution of an operator: access to its operands and results, and errors. For operators.cpp.
 #pragma once
 
 #include <cstdint>
@@ -66,7 +66,7 @@ class Call {
     }
   }
 
-  // Where an operand lies, which TensorFlow keeps until the operator is done; nullptr: not there
+  // An operand's address, valid until the operator is done; nullptr: absent
   const void* in(int i) { return data(input(i)); }
 
   double scalar(int i) {
@@ -85,14 +85,14 @@ class Call {
 
   void* out_if(bool wanted, int i, const Shape& shape) { return out(i, wanted ? shape : Shape{0}); }
 
-  // In the memory of an operand of this shape and dtype, if it is used nowhere else
+  // An output in the memory of an operand of the same shape and dtype, if that is used nowhere else; else new memory
   void* out_over(int operand, int i, const Shape& shape) {
     int from = -1;
     return kept(tf.TF_ForwardInputOrAllocateOutput(context_, &operand, 1, i, shape.data(), int(shape.size()), &from,
                                                    status_.raw));
   }
 
-  // That what is computed in is what the other dtype wants
+  // Checks that operand `computed` has the compute dtype of operand `typed`
   void require_computed(int typed, int computed) {
     require((type(typed) == kTfDouble) == (type(computed) == kTfDouble));
   }

@@ -1,6 +1,6 @@
-// The kernels as operators of TensorFlow's graphs, through its C interface. A library of its own, which
-// tf.load_op_library loads: nothing of TensorFlow's is needed to build it, what it calls is looked up in the TensorFlow
-// that loads it. An operand without elements is one that is not there. operators.py calls the operators.
+// The kernels as operators of TensorFlow's graphs, through its C interface. They are a library of their own, which
+// tf.load_op_library loads. No TensorFlow is needed to build it: it looks up TensorFlow's functions when it is loaded. An
+// operand without elements stands for an absent one. operators.py calls the operators.
 
 #include <algorithm>
 #include <cstring>
@@ -18,10 +18,10 @@
 namespace xent {
 namespace {
 
-Runners runners;  // the kernels, which are in another library
+Runners runners;  // the kernels, which are in the library _native
 
-// ---- the operators. Shapes and dtypes are checked, values (class ids) are not: who calls them has. Attributes come in
-// the order in which an operator's description names them.
+// ---- the operators. They check shapes and dtypes; the caller has checked the class ids. Attributes are in the order of
+// the operator's description.
 
 using Attributes = std::vector<int64_t>;
 
@@ -53,7 +53,7 @@ void row_results(Call& call, Rows* k, int64_t axis, bool lse) {
   k->lse = call.out_if(lse, 3, each), k->smooth = call.out_if(k->u, 4, each);
 }
 
-// What every row has
+// An operand with one value a row
 const void* per_row(Call& call, int i, const Rows& k) {
   call.require(call.count(i) == k.outer * k.inner);
   return call.in(i);
@@ -77,7 +77,7 @@ void rows_backward(Call& call, const Attributes& attributes) {
 
 void rows_both(Call& call, const Attributes& attributes) {
   Rows k = rows(call, Task::kBoth, attributes[0]);
-  k.a = per_row(call, 4, k), k.z = per_row_if_there(call, 5, k), k.c = per_row_if_there(call, 6, k);
+  k.a = per_row(call, 4, k), k.lse2 = per_row_if_there(call, 5, k), k.c = per_row_if_there(call, 6, k);
   row_results(call, &k, attributes[0], attributes[1]);
   k.dx = k.inner == 1 ? call.out_over(0, 5, call.shape(0)) : call.out(5, call.shape(0));
   runners.rows(k, 0);
@@ -88,9 +88,9 @@ Sigmoid sigmoid(Call& call, const Attributes& attributes) {
   k.dtype = call.dtype(0), k.n = call.count(0);
   call.require(call.count(1) == k.n && call.count(4) == 1 && attributes[0] > 0 && attributes[1] > 0);
   call.require_computed(0, 1);
-  k.x = call.in(0), k.z = call.in(1), k.e = call.scalar(4);
-  k.p = {call.in(2), std::max<int64_t>(call.count(2), 1), attributes[0]};
-  k.w = {call.in(3), std::max<int64_t>(call.count(3), 1), attributes[1]};
+  k.x = call.in(0), k.targets = call.in(1), k.smoothing = call.scalar(4);
+  k.pos_weight = {call.in(2), std::max<int64_t>(call.count(2), 1), attributes[0]};
+  k.weight = {call.in(3), std::max<int64_t>(call.count(3), 1), attributes[1]};
   return k;
 }
 
@@ -136,7 +136,7 @@ void project(Call& call, const Attributes&) {
   Shape h = call.matrix(0), w = call.matrix(1);
   Product k = product(call, Product::kProject, h, w, {h[0], w[0]});
   call.require((call.type(0) == kTfDouble) == (call.out_type(0) == kTfDouble));
-  k.dtype = call.dtype(0), k.h = call.in(0), k.w = call.in(1), k.x = call.out(0, {h[0], w[0]});
+  k.dtype = call.dtype(0), k.hidden = call.in(0), k.weight = call.in(1), k.x = call.out(0, {h[0], w[0]});
   runners.product(k, 0);
 }
 
@@ -144,17 +144,17 @@ void pull(Call& call, const Attributes&) {
   Shape dx = call.matrix(0), w = call.matrix(1);
   Product k = product(call, Product::kPull, {dx[0], w[1]}, w, dx);
   call.require_computed(1, 0);
-  k.dtype = call.dtype(1), k.x = const_cast<void*>(call.in(0)), k.w = call.in(1), k.out = call.out(0, {dx[0], w[1]});
+  k.dtype = call.dtype(1), k.x = const_cast<void*>(call.in(0)), k.weight = call.in(1), k.out = call.out(0, {dx[0], w[1]});
   runners.product(k, 0);
 }
 
-// Into the sums' own memory if they are used nowhere else, or from 0 where there are none
+// Adds in the sums' memory if no other operator uses it; sums without elements stand for 0
 void accumulate(Call& call, const Attributes&) {
   Shape dx = call.matrix(1), h = call.matrix(2);
   Shape sums{dx[1], h[1]};
   Product k = product(call, Product::kAccumulate, h, sums, dx);
   call.require_computed(2, 0);
-  k.dtype = call.dtype(2), k.x = const_cast<void*>(call.in(1)), k.h = call.in(2);
+  k.dtype = call.dtype(2), k.x = const_cast<void*>(call.in(1)), k.hidden = call.in(2);
   size_t bytes = size_t(sums[0] * sums[1]) * width(call.type(0));
   if (call.count(0) == 0) {
     k.out = call.out(0, sums);
@@ -168,7 +168,7 @@ void accumulate(Call& call, const Attributes&) {
   runners.product(k, 0);
 }
 
-// ---- their descriptions. T is the logits' dtype, C what they are computed in, I that of class ids.
+// ---- descriptions of the operators. T is the logits' dtype, C the compute dtype, I that of class ids.
 
 struct Operator {
   const char* name;
@@ -184,7 +184,7 @@ const Operator kOperators[] = {
      {"x: T", "t: C", "u: C", "ids: I", "m: C", "s: C", "a: C", "b: C", "c: C"}, {"dx: T", "dt: C"}, rows_backward},
     {"XentRowsBoth", {"axis", "with_lse"}, {"x: T", "t: C", "u: C", "ids: I", "a: C", "z: C", "c: C"},
      {"m: C", "s: C", "loss: C", "lse: C", "smooth: C", "dx: T"}, rows_both},
-    // e is an operand: attributes have 32 bits for what is not an integer
+    // e is an operand, not an attribute, since float attributes have 32 bits
     {"XentSigmoid", {"p_inner", "w_inner", "each"}, {"x: T", "z: C", "p: C", "w: C", "e: double"},
      {"loss: C", "sum: C"}, sigmoid_forward},
     {"XentSigmoidBackward", {"p_inner", "w_inner", "labels"},
@@ -201,7 +201,7 @@ bool uses(const Operator& op, const char* type) {
   return std::any_of(op.inputs.begin(), op.inputs.end(), is) || std::any_of(op.outputs.begin(), op.outputs.end(), is);
 }
 
-// Shapes are said in Python, where they are known.
+// operators.py sets the shapes.
 void no_shapes(TF_ShapeInferenceContext* context, TF_Status* status) {
   tf.TF_ShapeInferenceContextSetUnknownShape(context, status);
 }
@@ -274,7 +274,7 @@ bool on_load() {
   }
 }
 
-// TensorFlow gives its users those operators that are registered while it loads a library.
+// tf.load_op_library returns the operators that are registered while the library is loaded.
 [[maybe_unused]] const bool loaded = on_load();
 
 }  // namespace
