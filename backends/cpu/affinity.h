@@ -1,5 +1,5 @@
-// Where threads of this process may run. If OpenMP is told to bind its threads, it also binds the thread that loads it, and
-// threads started by that one would all share its processor.
+// Where threads of this process may run. If OpenMP is told to bind its threads, it also binds the thread that loads it,
+// and threads started by that one would all share its processor.
 #pragma once
 
 #include <thread>

@@ -63,9 +63,9 @@ XENT_INLINE inline V horner(V x, V sum, T next, Ts... more) {
   return horner(x, V(sum * x + next), more...);
 }
 
-// exp(x) for x <= 0, within 1 ulp; 0 where the result is no normal number, and for -inf; NaN for NaN. exp(0) is 1.
-// 2^n e^r with n = round(x / ln 2). Coefficients: polynomials.py. No subnormal results: a product of one takes 100 times
-// as long.
+// exp(x) for x <= 0, within 1 ulp; 0 where the result is no normal number, and for -inf; NaN for NaN. exp(0) is 1. 2^n
+// e^r with n = round(x / ln 2). Coefficients: polynomials.py. No subnormal results: a product of one takes 100 times as
+// long.
 template <class T>
 XENT_INLINE inline Vec<T> exp_neg(Vec<T> x) {
   using V = Vec<T>;

@@ -29,23 +29,24 @@ extern const Kernels table;
 
 namespace {
 
-// Measured on 2 virtual cores of a Zen 5: two threads took 1.2 to 1.5 times as long as one for 2^17 to 2^18 elements, 0.93
-// for 2^19, 0.75 for 2^20.
+// Measured on 2 virtual cores of a Zen 5: two threads took 1.2 to 1.5 times as long as one for 2^17 to 2^18 elements,
+// 0.93 for 2^19, 0.75 for 2^20.
 constexpr double kAlone = 1 << 19;
 constexpr double kChunk = 1 << 17;
 
 // Output larger than this is written past the caches if its memory has been used before: an ordinary store would first
-// read the line (524 MB take 36 ms, and 19 ms past the caches). The operating system has just zeroed fresh memory in the
-// cache, where a write past it takes twice as long (69 ms, and 125 ms).
+// read the line (524 MB take 36 ms, and 19 ms past the caches). The operating system has just zeroed fresh memory in
+// the cache, where a write past it takes twice as long (69 ms, and 125 ms).
 constexpr int64_t kStreamBytes = 8 << 20;
 constexpr int64_t kHugeBytes = 4 << 20, kPage = 2 << 20;
 
-// If two threads touch a fresh 2 MB page at once, the system zeroes two pages and throws one away; with parts smaller than
-// a page that happens to all of them (524 MB take 62 ms instead of 56). So each thread takes several pages at a time.
+// If two threads touch a fresh 2 MB page at once, the system zeroes two pages and throws one away; with parts smaller
+// than a page that happens to all of them (524 MB take 62 ms instead of 56). So each thread takes several pages at a
+// time.
 constexpr double kFreshChunk = 8 << 20;
 
-// Getting fresh memory in pages of 4 kB takes longer than writing to it, so 2 MB pages are asked for before it is touched.
-// Memory that was touched before keeps its pages.
+// Getting fresh memory in pages of 4 kB takes longer than writing to it, so 2 MB pages are asked for before it is
+// touched. Memory that was touched before keeps its pages.
 void ask_for_huge_pages(void* p, int64_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   constexpr uintptr_t mask = kPage - 1;
@@ -61,8 +62,8 @@ void huge_pages(void* p, int64_t bytes) {
   if (p && bytes >= kHugeBytes) ask_for_huge_pages(p, bytes);
 }
 
-// Memory that is to stay in a core's cache, in one huge page: of many small pages, some would share sets of the cache, by
-// chance (the same loss and gradients of linear_ce took 2.0 s in one process and 2.2 s in the next).
+// Memory that is to stay in a core's cache, in one huge page: of many small pages, some would share sets of the cache,
+// by chance (the same loss and gradients of linear_ce took 2.0 s in one process and 2.2 s in the next).
 class Scratch {
  public:
   explicit Scratch(int64_t bytes) : bytes_(size_t(bytes + 2 * kPage)) {

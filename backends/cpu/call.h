@@ -1,5 +1,5 @@
-// From a description of the work to the kernels: checks it, cuts it into parts, decides on the number of threads and which
-// output is written past the caches. Called by module.cpp, jax/ffi.cpp and tensorflow/operators.cpp.
+// From a description of the work to the kernels: checks it, cuts it into parts, decides on the number of threads and
+// which output is written past the caches. Called by module.cpp, jax/ffi.cpp and tensorflow/operators.cpp.
 #pragma once
 
 #include <stdexcept>

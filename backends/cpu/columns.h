@@ -1,9 +1,10 @@
-// Rows beside each other: the class axis is in the middle, [outer, classes, inner] with inner > 1, or rows have few classes.
-// Included by kernels.cpp, after rows.h.
+// Rows beside each other: the class axis is in the middle, [outer, classes, inner] with inner > 1, or rows have few
+// classes. Included by kernels.cpp, after rows.h.
 //
-// A unit is a tile: all classes of up to kTile neighbouring rows, few enough to stay in L2 between visits. The first visit
-// takes the maxima, class by class, from kTile adjacent elements each; the second adds up strip by strip, a strip being a
-// vector of rows; the third writes the gradient, class by class. Each lane is a row of its own, so rows never mix.
+// A unit is a tile: all classes of up to kTile neighbouring rows, few enough to stay in L2 between visits. The first
+// visit takes the maxima, class by class, from kTile adjacent elements each; the second adds up strip by strip, a strip
+// being a vector of rows; the third writes the gradient, class by class. Each lane is a row of its own, so rows never
+// mix.
 
 constexpr int64_t kTile = 512, kTileBytes = 256 << 10;
 
@@ -262,8 +263,9 @@ void beside(const Rows& k, int64_t begin, int64_t end) {
   for (int64_t unit = begin; unit < end; ++unit) one_tile<X, kSoft, kSmooth>(k, unit, u_total);
 }
 
-// ---- rows of few classes that lie side by side: they would leave vectors half empty, and most of the time would be the
-// fixed work of each row. So a tile that fits in L1 is transposed, treated as above, and its gradient is transposed back.
+// ---- rows of few classes that lie side by side: they would leave vectors half empty, and most of the time would be
+// the fixed work of each row. So a tile that fits in L1 is transposed, treated as above, and its gradient is transposed
+// back.
 
 constexpr int64_t kFew = 64, kTurnedBytes = 32 << 10;
 static_assert(64 * kFew * sizeof(double) <= kTurnedBytes, "64 rows fit");

@@ -1,4 +1,5 @@
-// The gradient of a row whose classes lie side by side, from its statistics. Included by kernels.cpp, after statistics.h.
+// The gradient of a row whose classes lie side by side, from its statistics. Included by kernels.cpp, after
+// statistics.h.
 
 // ---- results and coefficients of one row, in float64
 
@@ -136,9 +137,9 @@ void label_gradient(const X* x, int64_t n, Compute<X> m, Compute<X> spread, Comp
   });
 }
 
-// With a `visit`, each block is relative to its own maximum; the result is the same whether exponentials are kept or not.
-// Adjacent blocks of the same maximum are written as one: a cache line between two blocks would be partly streamed and
-// partly stored, which is slow.
+// With a `visit`, each block is relative to its own maximum; the result is the same whether exponentials are kept or
+// not. Adjacent blocks of the same maximum are written as one: a cache line between two blocks would be partly streamed
+// and partly stored, which is slow.
 template <class X, bool kSoft, bool kSmooth>
 void row_gradient(const Rows& k, const X* x, const Compute<X>* t, const Compute<X>* u, int64_t place, Compute<X> m,
                   const Visit<Compute<X>>* visit, Slopes<Compute<X>> slope, X* dx) {

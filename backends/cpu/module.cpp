@@ -29,8 +29,9 @@ std::mutex one_at_a_time;  // for in_turn
 
 void* at(Address address) { return reinterpret_cast<void*>(address); }
 
-// Before Python 3.14, a daemon thread that asks for the GIL while the interpreter exits is ended by unwinding its stack. If
-// C++ frames are on it, that ends the process. Such a thread waits here for ever instead, as it does since 3.14.
+// Before Python 3.14, a daemon thread that asks for the GIL while the interpreter exits is ended by unwinding its
+// stack. If C++ frames are on it, that ends the process. Such a thread waits here for ever instead, as it does since
+// 3.14.
 void take_gil_back(PyThreadState* state) {
 #if defined(__GLIBCXX__)
   try {

@@ -23,8 +23,8 @@ namespace {
 
 constexpr int kMost = 256;
 
-// IEEE arithmetic during its lifetime. Threads of XLA and TensorFlow flush subnormal numbers to zero, PyTorch's can be told
-// to, and threads inherit that from the thread that starts them: the same logits would have different losses.
+// IEEE arithmetic during its lifetime. Threads of XLA and TensorFlow flush subnormal numbers to zero, PyTorch's can be
+// told to, and threads inherit that from the thread that starts them: the same logits would have different losses.
 class Ieee {
 #if defined(__SSE2__) || defined(_M_X64)
  public:
@@ -52,9 +52,9 @@ struct Job {
   void* context;
 };
 
-// If a call uses all processors, each has a helper that is bound to it, but for the caller's processor. Without binding,
-// Linux wakes a thread where it ran last, even if the caller runs there: calls of 1.6 ms took 2.9 ms on two processors, one
-// of them idle.
+// If a call uses all processors, each has a helper that is bound to it, but for the caller's processor. Without
+// binding, Linux wakes a thread where it ran last, even if the caller runs there: calls of 1.6 ms took 2.9 ms on two
+// processors, one of them idle.
 struct Helper {
   std::condition_variable start;
   int processor = -1;  // any

@@ -4,10 +4,10 @@
 //   accumulate  dw += dx^T h
 // Included by kernels.cpp, after arithmetic.h.
 //
-// There are few rows and many classes. So w and dw are read and written once for each product, and never transposed;
-// h, which is transposed or laid out in panels, stays in L2. A tile of kTall x kWide vectors of sums stays in registers
-// while kDeep terms are added to each: two loads and kTall broadcasts for 2 kTall multiply-adds. The order of the terms of
-// a sum does not depend on the threads. Bytes moved: x + w; dx + w + dh; dx + 2 dw.
+// There are few rows and many classes. So w and dw are read and written once for each product, and never transposed; h,
+// which is transposed or laid out in panels, stays in L2. A tile of kTall x kWide vectors of sums stays in registers
+// while kDeep terms are added to each: two loads and kTall broadcasts for 2 kTall multiply-adds. The order of the terms
+// of a sum does not depend on the threads. Bytes moved: x + w; dx + w + dh; dx + 2 dw.
 
 #if XENT_AVX512
 constexpr int kTall = 12;  // of 32 registers, 24 hold sums

@@ -1,10 +1,11 @@
 // The statistics of a row whose classes lie side by side, for its loss and its gradient. Included by kernels.cpp, after
 // arithmetic.h.
 //
-// The statistics read memory once. A block (twice kTerms vectors for each of four sums) is added up relative to the maximum
-// so far, while its own maximum is taken. Only if that is larger or a tie is the block, by now in L1, visited again. If a
-// gradient follows, the exponentials are kept for it, with the maximum that those of each block are relative to. Bytes
-// moved for a row of n: forward n x; backward and both n x (the second visit is in L2) + n dx; n more for soft labels.
+// The statistics read memory once. A block (twice kTerms vectors for each of four sums) is added up relative to the
+// maximum so far, while its own maximum is taken. Only if that is larger or a tie is the block, by now in L1, visited
+// again. If a gradient follows, the exponentials are kept for it, with the maximum that those of each block are
+// relative to. Bytes moved for a row of n: forward n x; backward and both n x (the second visit is in L2) + n dx; n
+// more for soft labels.
 
 struct Full {
   constexpr operator int() const { return 0; }
@@ -28,7 +29,8 @@ XENT_INLINE inline void store_some(X* p, int64_t i, W width, Vec<Compute<X>> v) 
   }
 }
 
-// Calls body(i, k, width) for each vector from element i on, for sum k of 4. width: Full, or at the end the elements left
+// Calls body(i, k, width) for each vector from element i on, for sum k of 4. width: Full, or at the end the elements
+// left
 template <class T, class F>
 XENT_INLINE inline void sweep(int64_t i, int64_t end, F&& body) {
   constexpr int n = kLanes<T>;
@@ -52,7 +54,8 @@ XENT_INLINE inline V max4(const V (&v)[4]) {
   return max(max(v[0], v[1]), max(v[2], v[3]));
 }
 
-// A sum relative to the maximum m. What was added up before m last rose is kept apart, in float64, relative to the new m.
+// A sum relative to the maximum m. What was added up before m last rose is kept apart, in float64, relative to the new
+// m.
 template <class T>
 struct Moving {
   Sum<T> now;

@@ -1,9 +1,9 @@
-// Vectors as wide as the instruction set's registers, and how they come from memory. Included by kernels.cpp, inside the
-// namespace of the instruction set being compiled.
+// Vectors as wide as the instruction set's registers, and how they come from memory. Included by kernels.cpp, inside
+// the namespace of the instruction set being compiled.
 //
 // GNU vector extensions where the compiler has them, else structs with loops (MSVC); intrinsics only where operators
-// cannot express it. Nothing from <algorithm>: the linker keeps one copy of a template's instantiation, and one that was
-// compiled here with AVX-512 could then run on every processor.
+// cannot express it. Nothing from <algorithm>: the linker keeps one copy of a template's instantiation, and one that
+// was compiled here with AVX-512 could then run on every processor.
 
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__)
 #define XENT_AVX512 1
@@ -200,7 +200,8 @@ template <class X>
 XENT_INLINE inline Vec<Compute<X>> load(const X* p, int64_t i) {
   return widen<X>(get<Raw<X>>(reinterpret_cast<const char*>(p) + i * int64_t(sizeof(X)), 0));
 }
-// The hardware prefetcher stops at 4 kB boundaries: with this, a forward pass took 27 ms instead of 35 (4096x32000, float32).
+// The hardware prefetcher stops at 4 kB boundaries: with this, a forward pass took 27 ms instead of 35 (4096x32000,
+// float32).
 template <class X>
 XENT_INLINE inline void fetch_ahead(const X* p, int64_t i) {
 #if defined(__GNUC__) && !defined(XENT_PORTABLE)

@@ -87,8 +87,8 @@ int64_t layout(ffi::RemainingArgs args, int64_t trailing, Rows* k) {
   return parts;
 }
 
-// Runs the kernel on every part. assign(k, row, logits) sets the addresses in k from the N buffers: row(i) is buffer i with
-// one value a row, logits(i, bytes) buffer i of x's shape
+// Runs the kernel on every part. assign(k, row, logits) sets the addresses in k from the N buffers: row(i) is buffer i
+// with one value a row, logits(i, bytes) buffer i of x's shape
 template <size_t N, class Assign>
 Error each_part(ffi::RemainingArgs args, ffi::RemainingRets rets, int64_t trailing, size_t inputs, Task task,
                 Assign assign) {

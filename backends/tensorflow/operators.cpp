@@ -1,6 +1,6 @@
 // The kernels as operators of TensorFlow's graphs, through its C interface. They are a library of their own, which
-// tf.load_op_library loads. No TensorFlow is needed to build it: it looks up TensorFlow's functions when it is loaded. An
-// operand without elements stands for an absent one. operators.py calls the operators.
+// tf.load_op_library loads. No TensorFlow is needed to build it: it looks up TensorFlow's functions when it is loaded.
+// An operand without elements stands for an absent one. operators.py calls the operators.
 
 #include <algorithm>
 #include <cstring>
@@ -20,8 +20,8 @@ namespace {
 
 Runners runners;  // the kernels, which are in the library _native
 
-// ---- the operators. They check shapes and dtypes; the caller has checked the class ids. Attributes are in the order of
-// the operator's description.
+// ---- the operators. They check shapes and dtypes; the caller has checked the class ids. Attributes are in the order
+// of the operator's description.
 
 using Attributes = std::vector<int64_t>;
 
