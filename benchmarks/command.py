@@ -58,8 +58,8 @@ def bench_command(
         for file in (json_file, html, png):
             writable(file)
         if png is not None:
-            plot.figure_type()  # before minutes are spent, too
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a time limit's: what is finished is kept
+            plot.figure_type()  # raises without matplotlib, before minutes are spent
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as sent by a time limit: finished cases are kept
         with Steps("starting") as step:
             result = bench(
                 workload,

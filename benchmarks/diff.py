@@ -1,7 +1,7 @@
 """`xent bench --diff OLD NEW`: what got faster or slower beyond the noise.
 
-Times of two runs cannot be compared, the machine may have been busier in one. What can be is how xent stood to others
-in the same rounds: to each rival of its backend and mode, and to the memory's floor.
+Times of two runs cannot be compared: the machine may have been busier during one. What is compared is xent's ratio to
+others in the same rounds: to each rival of its backend and mode, and to the memory's floor.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import NamedTuple
 from xent.benchmarks.result import ENOUGH, Case, Result, Series, Spread
 from xent.benchmarks.tables import Column, Row, Table, times
 
-NOISE = 0.1  # changes up to this are not told
+NOISE = 0.1  # smaller changes are not reported
 COLUMNS = (
     Column("", f"faster, slower: against most others by more than {NOISE:.0%}, and beyond both runs' quartiles", True),
     Column("now", "xent's speed as a multiple of what it was"),
@@ -40,7 +40,7 @@ class Verdict(NamedTuple):
 
     @property
     def word(self) -> str:
-        """Faster or slower if it is so against more than half of the others: one rival's own change is not xent's."""
+        """Whether xent got faster or slower against most of the others, since one rival may itself have changed."""
         clear = [factor > 1 for factor, (old, new) in zip(self.factors, self.changes, strict=True) if _clear(old, new)]
         for word, agreed in (("faster", clear.count(True)), ("slower", clear.count(False))):
             if 2 * agreed > len(self.changes):

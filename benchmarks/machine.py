@@ -1,4 +1,4 @@
-"""What was measured on: processor, caches, memory and what is set about it, GPU, versions, commit."""
+"""The machine that was measured on: processor, memory and its settings, GPU, versions, commit."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def memory(which: str) -> int:
 
 
 def cores() -> int:
-    """Those that this process may use."""
+    """The number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -1,4 +1,4 @@
-"""How long a call takes and how much memory; how fast memory is; and how a clock that stopped early is found out."""
+"""The time and memory of a call, the speed of memory, and a check that the clock did not stop too early."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from xent.benchmarks.frameworks import Traffic
 Call = Callable[[], Any]
 Wait = Callable[[Any], None]
 
-LATE = 0.25  # of a call's time: a result's first fetch may take so much longer than a later one's
+LATE = 0.25  # a share of a call's time: by how much a fetch at once may take longer than one after a pause
 STATUS, FORGET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def seconds(calls: Iterator[Call], wait: Wait, least: float = 0.0) -> float:
-    """Per call, over as many as take so long together, one at least; freeing the results is part of it."""
+    """Seconds of a call, over as many calls as take at least `least` seconds; freeing the results is included."""
     count, taken, start = 0, -1.0, time.perf_counter()
     while taken < least:
         result = next(calls)()
@@ -35,10 +35,10 @@ def seconds(calls: Iterator[Call], wait: Wait, least: float = 0.0) -> float:
 
 
 def late(call: Call, wait: Wait, fetch: Callable[[Any], Any]) -> bool:
-    """Whether the result is not there yet when `wait` returns: fetched at once, it takes longer than after a pause.
+    """Whether the result is unfinished when `wait` returns: fetched at once, it takes longer than after a pause.
 
-    Knows nothing of any framework, so it also finds out a `wait` that is wrong. Three times over, since on a busy
-    machine a fetch may be interrupted.
+    That needs no knowledge of the framework, so a wrong `wait` is found as well. It has to happen three times: on a
+    busy machine a fetch may be interrupted.
     """
 
     def fetching(pause: float) -> float:
@@ -60,13 +60,13 @@ def late(call: Call, wait: Wait, fetch: Callable[[Any], Any]) -> bool:
 
 
 def peak(call: Callable[[], float]) -> tuple[float, int | None]:
-    """What a call returns, and the bytes of host memory at its peak beyond those before it, its result included.
+    """What a call returns, and by how many bytes the process's memory grew at its peak, result included.
 
-    None where the system does not tell: it is Linux that keeps the peak, and forgets it on demand.
+    None where that is not known: only Linux keeps the peak and can reset it.
     """
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)  # what the C library keeps for later would hide what the call takes
+        ctypes.CDLL(None).malloc_trim(0)  # the call could use memory that the C library has kept
     try:
         FORGET.write_text("5")
         before = _status("VmRSS")
@@ -81,7 +81,7 @@ def _status(name: str) -> int:
 
 
 def host_traffic(size: int, threads: int) -> Traffic:
-    """By NumPy's loops, which let each other run."""
+    """What reads and what writes host memory: NumPy's loops, which release the GIL, on several threads."""
     source = np.ones(size // 4, np.float32)
     pool = ThreadPoolExecutor(threads)
 

@@ -30,10 +30,10 @@ from xent.benchmarks.workloads import UNCACHED, Workload
 from xent.verify.frameworks import device, load
 
 SAMPLE = 0.02  # seconds: shorter calls are repeated until a sample takes so long
-SLOW = 0.1  # seconds: what takes so long has not come back early
-SEED = 0  # of the inputs
+SLOW = 0.1  # seconds: a call that takes longer is not checked for returning early
+SEED = 0  # of the inputs' random numbers
 
-Tell = Callable[..., None]  # a message's kind, and what it says
+Tell = Callable[..., None]  # sends a message: its kind, and its content
 
 
 @dataclass(frozen=True)
@@ -47,14 +47,14 @@ class Job:
     passes: tuple[str, ...]
     rivals: bool
     rounds: int  # at most
-    seconds: float  # no round beyond the fifth begins later
+    seconds: float  # after so long no round begins, but for the first five
     cases: list[Case]
     contenders: tuple[str, ...] = ()  # users' own
 
 
 @dataclass(eq=False)
 class Entry:
-    """A contender in one pass, what is found out about it, and its times."""
+    """A contender in one pass, with what was measured of it."""
 
     series: Series
     call: Call
@@ -63,7 +63,7 @@ class Entry:
 
     @contextlib.contextmanager
     def guarded(self) -> Iterator[None]:
-        """Whatever a framework raises is what the report is to say."""
+        """Puts whatever a framework raises into the report."""
         try:
             yield
         except Exception as error:
@@ -72,7 +72,7 @@ class Entry:
 
 
 class Session:
-    """One framework, and the case it is at."""
+    """One framework, and the case that it is working on."""
 
     def __init__(self, job: Job, tell: Tell) -> None:
         """Imports the framework. Raises ValueError where it has no such device."""
@@ -92,15 +92,15 @@ class Session:
 
     @cached_property
     def traffic(self) -> frameworks.Traffic | None:
-        """In the memory that the logits are in; None where there is no way to measure it."""
+        """What reads and writes the memory that holds the logits; None where that cannot be measured."""
         if self.device == "cpu":
             return measure.host_traffic(self.moved, self.job.threads)
         return self.framework.traffic(self.moved) if self.framework.traffic else None
 
     def case(self, workload: Workload, dtype: str) -> tuple[list[Series], tuple[float, float] | None]:
-        """Checks, then times every contender: its series, and the bandwidth beside them."""
+        """Checks, then times every contender. Returns their series and the measured bandwidth."""
         self.workload, self.dtype = workload, dtype
-        self.turns: Iterator[Any] = iter(())  # the last case's inputs go first
+        self.turns: Iterator[Any] = iter(())  # frees the last case's inputs
         self.framework.begin(dtype)
         x, y = workload.arrays(SEED)
         self.x = frameworks.each(self._as_seen, x)
@@ -111,7 +111,7 @@ class Session:
         users = frameworks.of_users(self.framework, workload, self.job.contenders)
         entries = list(self._entries(itertools.chain(self.framework.contenders(workload), users)))
         gc.collect()
-        gc.freeze()  # a framework's million objects take a quarter of a second to look through
+        gc.freeze()  # else each collection would take 0.25 s for a framework's million objects
         true = truth(workload, self.x, y if workload.ids else self._as_seen(y))
         for entry in entries:
             self.tell("doing", f"checking {entry.series.name} {entry.series.mode}")
@@ -124,7 +124,7 @@ class Session:
         return [entry.series for entry in entries], bandwidth
 
     def _as_seen(self, array: Any) -> Any:
-        """NumPy values as the framework has them in this dtype."""
+        """NumPy values after a round trip through the framework's dtype."""
         return self.framework.numpy(self.framework.array(array, self.dtype))
 
     def _entries(self, contenders: Iterable[Contender]) -> Iterator[Entry]:
@@ -136,13 +136,13 @@ class Session:
                     yield Entry(series, contender.forward if which == "forward" else contender.both)
 
     def _calls(self, entry: Entry) -> Iterator[partial[Any]]:
-        """Each with the next of the inputs."""
+        """Calls of a contender, each on the next copy of the inputs."""
         return (partial(entry.call, x, self.labels) for x in self.turns)
 
     # ---- correct first
 
     def _check(self, entry: Entry, true: Truth) -> None:
-        """The first call, whether its result is right, a second call's memory and time, whether it waits."""
+        """Times the first call and checks its result; then measures a second one, and whether it waits."""
         series, calls, wait = entry.series, self._calls(entry), self.framework.wait
         start = time.perf_counter()
         result = next(calls)()
@@ -173,15 +173,14 @@ class Session:
         series.problem = wrong(self.workload, self.dtype, _dtype(loss) or self.dtype, series)
 
     def _fetch(self, result: Any) -> None:
-        """A number of each array: it is there no sooner than the array, and takes no time to bring over."""
+        """Fetches one number of each array: that has to wait for the array, but takes no time to copy."""
         for array in frameworks.arrays(result):
             self.framework.numpy(array[(0,) * array.ndim] if getattr(array, "ndim", 0) else array)
 
     # ---- then side by side
 
     def _rounds(self, entries: list[Entry]) -> tuple[list[float], list[float]]:
-        """Each contender has its turn in each round, in another order each time; so have memory's read and write,
-        whose seconds a byte are the answer."""
+        """Times each contender once a round, in random order. Returns each round's seconds a byte to read and write."""
         reads: list[float] = []
         writes: list[float] = []
         end = time.monotonic() + self.job.seconds
@@ -200,14 +199,14 @@ class Session:
         return reads, writes
 
     def _sample(self, entry: Entry) -> float:
-        """Seconds of a call; of short ones the mean of many, after one that is not timed and wakes up what sleeps."""
+        """Seconds of a call. Of short calls the mean of many, after an untimed one, since threads may be asleep."""
         calls, wait = self._calls(entry), self.framework.wait
         if entry.each < SAMPLE:
             measure.seconds(calls, wait)
         return measure.seconds(calls, wait, SAMPLE)
 
     def _compare(self, entries: list[Entry], reads: list[float], writes: list[float]) -> None:
-        """The times of each, beside those of xent in the same mode and in its fastest, and beside the floor."""
+        """Sets each contender's times, and their ratios to xent's in the same mode, xent's fastest, and the floor."""
         right = [entry for entry in entries if not entry.series.problem]
         for entry in right:
             series, samples = entry.series, entry.samples
@@ -225,7 +224,7 @@ class Session:
 
 
 def _dtype(array: Any) -> str:
-    """Its NumPy name, whatever the framework; "" for what is no array."""
+    """The NumPy name of any framework's dtype; "" for what is not an array."""
     dtype = getattr(array, "dtype", "")
     return str(getattr(dtype, "name", None) or str(dtype).removeprefix("torch."))
 
@@ -246,7 +245,7 @@ def main() -> None:
     except ValueError as error:
         tell("absent", f"{job.backend}: {error}")
         return
-    gc.disable()  # no call pays for what others have left
+    gc.disable()  # no call pays for objects that others have left
     for case in job.cases:
         tell("case")
         if case.dtype not in session.dtypes:
@@ -254,5 +253,5 @@ def main() -> None:
             continue
         try:
             tell("done", *session.case(case.workload, case.dtype))
-        except Exception as error:  # for want of memory, it may be; the next case may do
+        except Exception as error:  # perhaps there was not enough memory; the next case may work
             tell("broken", f"{type(error).__name__}: {error}")

@@ -1,4 +1,4 @@
-"""What a run found: medians and quartiles, errors, memory, and their file."""
+"""The results of a run, medians and quartiles, errors and memory, and their file."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 from xent.benchmarks.workloads import WIDTH, Workload
 
 FORMAT = 2  # of the file
-ENOUGH = 5  # rounds from which something is called faster or slower
+ENOUGH = 5  # the fewest rounds for a verdict of faster or slower
 
 
 class Spread(NamedTuple):
-    """A median between its quartiles, and of how many rounds."""
+    """A median, its quartiles, and the number of rounds."""
 
     median: float
     low: float
@@ -33,13 +33,13 @@ class Spread(NamedTuple):
 
     @classmethod
     def ratio(cls, slow: Iterable[float], fast: Iterable[float]) -> Spread:
-        """How many times as long, round by round."""
+        """Of the ratios of two times in the same round."""
         return cls.of([a / b for a, b in zip(slow, fast, strict=True)])
 
 
 @dataclass
 class Series:
-    """One contender on one case in one pass. None: not known, or there is nothing to compare with."""
+    """One contender on one case in one pass. None: not known, or nothing to compare with."""
 
     name: str
     backend: str
@@ -58,7 +58,7 @@ class Series:
 
     @property
     def key(self) -> tuple[str, str, str, str]:
-        """What is the same in another case or run."""
+        """Identifies the series in other cases and runs."""
         return self.name, self.backend, self.mode, self.which
 
     @property
@@ -67,7 +67,7 @@ class Series:
 
     @property
     def verdict(self) -> str:
-        """Of a rival: whether xent wins or loses against it, if both quartiles say so; "" without a comparison."""
+        """Of a rival: "win" or "loss" of xent's if both quartiles agree, else "level"; "" without a comparison."""
         if self.ratio is None:
             return ""
         if self.ratio.rounds < ENOUGH or self.ratio.low <= 1 <= self.ratio.high:
@@ -93,25 +93,24 @@ class Case:
 
     @property
     def key(self) -> tuple[object, ...]:
-        """What is the same in another run."""
+        """Identifies the case in other runs."""
         return self.workload.name, self.workload.shape, self.dtype, self.value
 
     @property
     def memory(self) -> int:
-        """About how many bytes have to be free: the inputs, and what the greediest contender or the check takes."""
+        """About how many bytes have to be free: for the inputs, and for the check or the largest contender."""
         work = self.workload
         held = work.inputs * (work.copies(self.dtype) + (not work.ids)) * WIDTH[self.dtype]
         return held + 4 * (8 * work.logits + 6 * work.inputs * work.linear)
 
     def floor(self, which: str) -> float | None:
-        """Seconds that the least traffic takes at the measured bandwidth; None of linear_ce."""
+        """Seconds of the least memory traffic at the measured bandwidth; None for linear_ce."""
         read, write = speed(self.bandwidth.values())
         least = self.workload.read(self.dtype), self.workload.written(self.dtype, which)
         return least[0] / read + least[1] / write if read else None
 
     def extra(self, series: Series | None) -> float:
-        """Bytes at the peak beyond those before the call, NaN if not known; of linear_ce, also beyond its gradients,
-        which are not of the logits' size."""
+        """`Series.memory`, or NaN; for linear_ce without its gradients, which are not of the logits' size."""
         if series is None or series.memory is None:
             return math.nan
         results = self.workload.written(self.dtype, series.which) if self.workload.linear else 0
@@ -122,7 +121,7 @@ class Case:
 
 
 def speed(bandwidths: Iterable[tuple[float, float]]) -> tuple[float, float]:
-    """The fastest that was measured, read and written: a floor is what no time is below. 0 where nothing was."""
+    """The fastest bandwidths that were measured, since a floor is a lower bound; 0 if none was."""
     read, write = map(max, zip(*(list(bandwidths) or [(0.0, 0.0)]), strict=True))
     return float(read), float(write)
 
@@ -134,18 +133,18 @@ class Result:
     machine: dict[str, Any]
     settings: dict[str, Any]
     cases: list[Case] = field(default_factory=list)
-    absent: list[str] = field(default_factory=list)  # what cannot run here, and why
-    broken: list[str] = field(default_factory=list)  # what could run here, and broke
+    absent: list[str] = field(default_factory=list)  # what cannot run on this machine, and why
+    broken: list[str] = field(default_factory=list)  # processes and cases that failed
     interrupted: bool = False
 
     @property
     def failures(self) -> list[str]:
-        """What of xent failed or was wrong; of processes that died it is not known whose fault it was."""
+        """Where xent failed or was wrong, and all processes that died, for whatever reason."""
         ours = [(case, s) for case in self.cases for s in case.series if s.ours and s.problem]
         return [*self.broken, *(f"{case.title}: {s.label}: {s.problem}" for case, s in ours)]
 
     def save(self, path: Path | str) -> None:
-        """In one step, so that an interruption leaves a whole file. Floats have four digits."""
+        """Replaces the file at once, so that an interruption leaves a complete one. Floats have four digits."""
         path = Path(path)
         part = path.with_name(path.name + ".part")
         exact = json.dumps({"format": FORMAT, **asdict(self, dict_factory=_known)})
@@ -158,7 +157,7 @@ class Result:
 
     @classmethod
     def load(cls, path: Path | str) -> Result:
-        """Raises ValueError where the file is not one of ours."""
+        """Raises ValueError for a file that `save` did not write."""
         try:
             found = json.loads(Path(path).read_text(encoding="utf-8"))
             if found.pop("format") != FORMAT:
@@ -171,7 +170,7 @@ class Result:
 
 
 def _known(fields: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Without what is not known or, such as the error of NaN, no number."""
+    """The fields without those that are not known or NaN."""
     return {name: value for name, value in fields if value not in (None, "") and value == value}
 
 

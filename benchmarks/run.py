@@ -1,4 +1,4 @@
-"""`xent.bench`: which cases, about how long they take, and the processes that time them, one after the other."""
+"""`xent.bench`: chooses the cases, estimates their time, and runs the frameworks' processes one after the other."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from xent.benchmarks.workloads import sweep as variants
 from xent.verify import frameworks
 
 MODES = ("eager", "graph", "compiled")
-MANY, SECONDS = 25, 4.0  # rounds at most, and after how long no more begin, where their number is not said
-# Seconds on two cores, about: until a framework has started; to compile and check a case's contenders.
+MANY, SECONDS = 25, 4.0  # without `rounds`: the most rounds, and after how many seconds no more begin
+# About how many seconds on two cores a framework takes to start, and to compile and check a case's contenders.
 ABOUT = {"numpy": (1, 2), "torch": (10, 15), "tensorflow": (12, 5), "jax": (6, 4)}
-BYTES, OPERATIONS = 5e9, 5e10  # that a core moves and computes in a second, about
-# Not from the current folder, where a file may have the name of a module.
+BYTES, OPERATIONS = 5e9, 5e10  # about how many a core moves and computes in a second
+# Without the current folder on the path, where a file may have the name of a module.
 START = "import sys; sys.path.pop(0); from xent.benchmarks.process import main; main()"
 
 
@@ -144,7 +144,7 @@ def bench(
 
 
 def _note(result: Result, job: Job, case: Case, kind: str, *said: Any) -> None:
-    """Puts what a process says into the result."""
+    """Puts a process's message into the result."""
     if kind == "version":
         name, number = said
         result.machine["versions"][name] = number
@@ -180,7 +180,7 @@ def _cases(names: Sequence[str], dtypes: Sequence[str], threads: int, quick: boo
 
 
 def estimate(job: Job) -> float:
-    """Seconds that it takes on two cores, about."""
+    """About how many seconds the job takes on two cores."""
     start, prepare = ABOUT[job.backend] if "compiled" in job.modes else (ABOUT[job.backend][0], 2)
     total = float(start)
     for case in job.cases:
@@ -196,15 +196,15 @@ def estimate(job: Job) -> float:
 
 
 def messages(job: Job) -> Iterator[tuple[Any, ...]]:
-    """What a process says about its job: the case that it is at, the kind of message, and the rest.
+    """The messages of a process about its job: the case that it is working on, the kind of message, and its content.
 
-    One that dies takes only that case with it: another one does the others.
+    If the process dies, another one goes on after that case.
     """
     case, left = None, iter(job.cases)
     with tempfile.TemporaryFile("w+") as errors:
         process = _start(job, errors)
         try:
-            with contextlib.suppress(EOFError, pickle.UnpicklingError):  # it has ended or died
+            with contextlib.suppress(EOFError, pickle.UnpicklingError):  # the process has ended
                 while process.stdout is not None:
                     kind, *said = pickle.load(process.stdout)
                     case = next(left) if kind == "case" else case
@@ -229,7 +229,7 @@ def _start(job: Job, errors: IO[str]) -> subprocess.Popen[bytes]:
         stdout=subprocess.PIPE,
         stderr=errors,
         env=environment(job.backend, job.device, job.threads),
-        start_new_session=True,  # Ctrl-C is for this process, which ends the other one itself
+        start_new_session=True,  # Ctrl-C reaches only this process, which ends the other one
     )
     assert process.stdin is not None
     pickle.dump(job, process.stdin)
@@ -238,9 +238,11 @@ def _start(job: Job, errors: IO[str]) -> subprocess.Popen[bytes]:
 
 
 def environment(backend: str, device: str, threads: int) -> dict[str, str]:
-    """What a framework reads when it starts: its threads, and not to hoard a GPU's memory. What is set about memory
-    stays as it is."""
-    hidden = {"CUDA_VISIBLE_DEVICES": ""}  # some frameworks would rather use a GPU than what they are given
+    """Environment variables for a framework's process: its threads, and not to reserve a GPU's whole memory.
+
+    Settings of the memory allocator stay as they are.
+    """
+    hidden = {"CUDA_VISIBLE_DEVICES": ""}  # else some frameworks would use a GPU anyway
     return {
         **os.environ,
         **(hidden if device == "cpu" else {}),

@@ -1,4 +1,4 @@
-"""`xent bench`: a result in the terminal, from 80 columns up, and as one page that needs nothing else."""
+"""`xent bench`: a result in a terminal of at least 80 columns, and as one self-contained page."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def page(result: Result) -> str:
 
 
 def show_tables(shown: list[Table], console: Console) -> None:
-    """And what their headings mean."""
+    """Prints the tables, and then what their headings mean."""
     for one in shown:
         _table(one, console)
     pairs({column.heading: column.meaning for one in shown for column in one.columns if column.meaning}, console)

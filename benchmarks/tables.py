@@ -15,7 +15,7 @@ from xent.benchmarks.result import Case, Result, Series, speed
 from xent.benchmarks.workloads import PASSES, WIDTH
 
 LONGEST = 28  # characters of a contender's name
-SMALL = 1e6  # bytes of logits: from here on memory is told as their multiple
+SMALL = 1e6  # bytes of logits from which on memory is shown as a multiple of them
 
 
 class Column(NamedTuple):
@@ -61,7 +61,7 @@ def tables(result: Result) -> Iterator[Table]:
 
 
 def passes(*cases: Case) -> list[str]:
-    """Those that were timed."""
+    """The passes that were timed."""
     return [which for which in PASSES if any(series.which == which for case in cases for series in case.series)]
 
 
@@ -225,13 +225,13 @@ def facts(result: Result) -> dict[str, str]:
 
 
 def short(name: str) -> str:
-    """What tells it from the others: the framework and the kind of labels are said elsewhere."""
+    """A contender's name without the framework and the kind of labels, which the table shows elsewhere."""
     name = name.removeprefix("tf.nn.").split("_with_")[0]
     return name if len(name) <= LONGEST else name.replace("cross_entropy", "ce")
 
 
 def digits(x: float, n: int = 3) -> str:
-    """n significant ones, never an exponent."""
+    """x with n significant digits, never with an exponent."""
     if math.isnan(x):
         return "-"
     return f"{Decimal(f'{x:.{n - 1}e}'):f}" if x else "0"
@@ -242,7 +242,7 @@ def times(x: float) -> str:
 
 
 def _in_units(units: dict[str, float], x: float, n: int = 3) -> str:
-    """In the largest unit that there is at least one of, when it is rounded to n digits."""
+    """x with n digits in the largest unit of which it is at least 1 after rounding."""
     unit = next((unit for unit, scale in units.items() if float(f"{x / scale:.{n - 1}e}") >= 1), [*units][-1])
     return f"{digits(x / units[unit], n)} {unit}" if x > 0 else digits(x)
 

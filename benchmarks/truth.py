@@ -1,8 +1,7 @@
 """Whether a contender is right: its loss and every entry of its gradient against float64.
 
-`xent.oracle` is the truth, and takes 300 ns an entry. Here the textbook's formulas, the same that time NumPy, are
-computed in float64, in blocks of rows: good to 1e-13 on the random logits that are timed. The tests hold the two
-together.
+`xent.oracle` takes 300 ns an entry. So the textbook's formulas, those of the NumPy contender, are computed in float64
+here, in blocks of rows: accurate to 1e-13 on the random logits that are timed. The tests compare both.
 """
 
 from __future__ import annotations
@@ -21,8 +20,8 @@ from xent.benchmarks.workloads import WIDTH, Workload
 Array = Any
 BLOCK = 1 << 16  # entries at a time, in float64: they stay in the cache
 
-# The largest relative error that still counts as right: of xent, of a rival. xent rounds once. Rivals that compute in
-# 16 bits throughout come to some ten roundoffs.
+# The largest relative error that counts as right, of xent and of a rival. xent rounds once. Rivals that compute in
+# 16 bits throughout have errors of about ten roundoffs.
 ROUNDOFF = {"float16": 2.0**-11, "bfloat16": 2.0**-8}
 ALLOWED = {
     "float64": (1e-12, 1e-10),
@@ -41,7 +40,7 @@ SMALLEST = {"float64": 2.0**-1022, "float32": 2.0**-126, "float16": 2.0**-14, "b
 
 @dataclass
 class Truth:
-    """The mean loss in float64, and what its gradient is made of; of linear_ce the gradients themselves."""
+    """The mean loss in float64, and the inputs from which its gradient is computed; for linear_ce the gradients."""
 
     workload: Workload
     x: Array  # logits in rows

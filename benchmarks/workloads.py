@@ -1,4 +1,4 @@
-"""What is timed, as data: shapes that stand for real uses, and the least work that each of them is."""
+"""What is timed, as data: shapes that stand for real uses, and the least work that each of them takes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Workload:
     axis: int = -1
     dtypes: tuple[str, ...] = ("float32",)  # that are timed if none is asked for
     by_default: bool = True  # also timed if no workload is asked for
-    cold: bool = True  # the logits come from memory, not from a cache that kept them since the last call
+    cold: bool = True  # the logits come from memory, not from a cache that still has them from the last call
 
     @property
     def linear(self) -> bool:
@@ -56,11 +56,11 @@ class Workload:
 
     @property
     def from_memory(self) -> bool:
-        """Its time is memory's: cold, and not linear_ce, which reads its inputs so often that it does not matter."""
+        """Whether memory decides the time: for cold logits, but not linear_ce, which reads its inputs many times."""
         return self.cold and not self.linear
 
     def copies(self, dtype: str) -> int:
-        """How many inputs the calls take turns on, so that none finds its own in a cache."""
+        """How many copies of the inputs the calls take turns on, so that no call finds its inputs in a cache."""
         return min(-(-UNCACHED // (self.inputs * WIDTH[dtype])), 256) if self.from_memory else 1
 
     def read(self, dtype: str) -> int:

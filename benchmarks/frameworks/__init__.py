@@ -1,4 +1,4 @@
-"""The contenders, one file a framework: `make(device)` gives a `Framework`."""
+"""The contenders, one file for each framework, whose `make(device)` returns a `Framework`."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ class Framework:
     array: Callable[[Any, str], Array]  # (NumPy float32 values or ids, dtype) -> a contender's argument
     numpy: Callable[[Array], Any]  # back, 16-bit floats as float32
     contenders: Callable[[Workload], Iterable[Contender]]
-    distributions: tuple[str, ...]  # to name with their versions; those of rivals may be missing
-    wait: Callable[[Any], None] = lambda _: None  # until a result is there
-    begin: Callable[[str], None] = lambda _: None  # before anything is done in this dtype
-    limit: Callable[[int], None] = lambda _: None  # the threads, where the processors that a process may use do not
-    # start() -> stop() -> extra bytes at the peak by the framework's own count; None where it cannot tell.
+    distributions: tuple[str, ...]  # packages whose versions are reported; those of rivals may be missing
+    wait: Callable[[Any], None] = lambda _: None  # waits until a result is complete
+    begin: Callable[[str], None] = lambda _: None  # called before the first use of a dtype
+    limit: Callable[[int], None] = lambda _: None  # sets the number of threads, if the process's processors do not
+    # start() -> stop() -> extra bytes at the peak by the framework's own count; None if it has none
     peak: Callable[[], Callable[[], int | None]] = lambda: lambda: None
-    # (function, arguments) -> bytes that a compiler has laid out for results and temporaries.
+    # (function, arguments) -> bytes that the compiler has reserved for results and temporaries
     planned: Callable[..., int | None] = lambda *_: None
     modes: dict[str, Mode] = field(default_factory=dict)  # for a user's own loss
     mean: Callable[[Array], Array] = lambda x: x.mean()
@@ -56,14 +56,14 @@ def in_modes(modes: dict[str, Mode], name: str, loss: Loss) -> Iterator[Contende
 
 
 def keras(workload: Workload, modes: dict[str, Mode]) -> Iterator[Contender]:
-    """Its loss on the backend that KERAS_BACKEND names; of linear_ce none, where it would hold the logits as the
-    backend's own does."""
+    """Keras's loss on the backend that KERAS_BACKEND names; none for linear_ce, where it would hold all logits as the
+    framework's own loss does."""
     if workload.loss in KERAS and installed("keras"):
         library = importlib.import_module("keras")
         own = getattr(library.losses, f"{KERAS[workload.loss]}_crossentropy")
 
         def loss(x: Array, y: Array) -> Array:
-            # Some of its backends know the last axis only.
+            # Some of Keras's backends take only the last axis.
             x = x if workload.axis == -1 else library.ops.moveaxis(x, workload.axis, -1)
             return library.ops.mean(own(y, x, from_logits=True))
 
@@ -99,12 +99,12 @@ def paired(loss: Callable[..., Array]) -> Loss:
 
 
 def held(workload: Workload, loss: Loss) -> Loss:
-    """A loss of logits; where the inputs are hidden states and a weight, with all the logits in memory at once."""
+    """A loss of logits as a contender takes it: for linear_ce, with all logits in memory at once."""
     return (lambda x, y: loss(x[0] @ x[1].T, y)) if workload.linear else loss
 
 
 def each(function: Callable[[Array], Any], inputs: Inputs) -> Any:
-    """Of one array, or of each in a tuple."""
+    """The function of one array, or of each array in a tuple."""
     return tuple(map(function, inputs)) if isinstance(inputs, tuple) else function(inputs)
 
 

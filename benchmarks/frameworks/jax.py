@@ -31,7 +31,7 @@ MODES: dict[str, Mode] = {
 def make(device: str) -> Framework:
     live = load("jax")
     return Framework(
-        # Of a copy, for JAX may take a NumPy array's memory for its own, and the inputs would be one and the same.
+        # A copy, because JAX may use a NumPy array's memory: then all copies of the inputs would share it.
         array=lambda x, dtype: live.array(x.copy(), dtype if x.dtype.kind == "f" else "int32", device),
         numpy=lambda x: np.asarray(x).astype(np.float32) if x.dtype.itemsize == 2 else np.asarray(x),
         contenders=contenders,
@@ -62,7 +62,7 @@ def contenders(workload: Workload) -> Iterator[Contender]:
 
 
 def by_hand(loss: Loss) -> Loss:
-    """The logits of some rows at a time, computed once more in the backward pass."""
+    """The loss from the logits of some rows at a time, which the backward pass computes again."""
 
     @jax.checkpoint
     def of_rows(weight: Array, h: Array, y: Array) -> Array:

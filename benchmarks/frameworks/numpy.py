@@ -1,4 +1,4 @@
-"""NumPy: what its users write, at its best: in place, without one-hot labels. In float64 it is the truth."""
+"""NumPy: what its users write, at its best: in place, without one-hot labels. In float64 this is the truth."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def contenders(workload: Workload) -> Iterator[Contender]:
 
 
 def of_mean(result: Any) -> tuple[Array, ...]:
-    """A user's (loss, gradient), or the loss alone, one a row or not, as those of the mean."""
+    """The mean of a user's loss, which may be one a row, and the mean's gradient if there is one."""
     loss, *grad = result if isinstance(result, tuple) else (result,)
     return (np.mean(loss), *(k / np.size(loss) for k in grad))
 
@@ -51,7 +51,7 @@ def in_place(workload: Workload) -> tuple[Call, Call]:
 
 
 def wide(x: Array) -> Array:
-    """NumPy computes 16-bit floats one by one, in software."""
+    """16-bit floats as float32: NumPy would compute them one by one, in software."""
     x = np.asarray(x)
     return x.astype(np.float32) if x.dtype.itemsize == 2 else x
 

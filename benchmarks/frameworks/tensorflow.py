@@ -39,7 +39,7 @@ def contenders(workload: Workload, modes: dict[str, Mode]) -> Iterator[Contender
 
     def own(x: Inputs, y: Array) -> Array:
         logits = tf.matmul(*x, transpose_b=True) if workload.linear else x
-        logits = logits if workload.axis == -1 else tf.transpose(logits, class_axis_last)  # the only one it knows
+        logits = logits if workload.axis == -1 else tf.transpose(logits, class_axis_last)  # tf.nn takes no other
         return tf.reduce_mean(getattr(tf.nn, name)(labels=y, logits=logits))
 
     yield from in_modes(modes, f"tf.nn.{name}", own)
@@ -59,8 +59,11 @@ def _mode(compiler: Callable[[Call], Call]) -> Mode:
 
 
 def peak(device: str) -> Callable[[], int | None]:
-    """The allocator's own count, for it keeps what it once had. On a CPU it counts only where TensorFlow uses oneDNN
-    (AVX-512 VNNI and the like); elsewhere memory is the C library's, and the process's peak tells."""
+    """The allocator's own count, because it never gives memory back to the system.
+
+    On a CPU, TensorFlow counts only where it uses oneDNN (AVX-512 VNNI and the like). Elsewhere memory comes from the C
+    library, and the process's peak is right.
+    """
     memory = tf.config.experimental
     try:
         memory.reset_memory_stats(device)

@@ -52,13 +52,13 @@ def contenders(workload: Workload, modes: dict[str, Mode], cuda: bool) -> Iterat
     for name, fused in (linear_rivals(cuda) if workload.linear else {}).items():
         yield from frameworks.in_modes(not_compiled, name, frameworks.paired(fused))
     if cuda and workload.loss == "sparse_ce" and workload.axis == -1 and frameworks.installed("liger-kernel"):
-        # Last, for it writes its gradient over the logits: those that are checked before see them as they were.
+        # The last, because it writes its gradient over the logits, which the others have used by then.
         liger = importlib.import_module("liger_kernel.transformers.functional").liger_cross_entropy
         yield from frameworks.in_modes(not_compiled, "liger-kernel", liger)
 
 
 def linear_rivals(cuda: bool) -> dict[str, Callable[..., Array]]:
-    """They hold a part of the logits at a time, or none."""
+    """Losses that hold a part of the logits at a time, or none."""
     found: dict[str, Callable[..., Array]] = {}
     if hasattr(torch.nn, "LinearCrossEntropyOptions"):
         options = torch.nn.LinearCrossEntropyOptions()
