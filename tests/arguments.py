@@ -42,7 +42,7 @@ def numpy_dtype(name: str) -> Any:
 
 
 def rounded(values: Any, dtype: str) -> Any:
-    """What the dtype holds of them, in float64."""
+    """The values rounded to the dtype, in float64."""
     with np.errstate(over="ignore", invalid="ignore"):
         return np.asarray(values).astype(numpy_dtype(dtype)).astype(np.float64)
 
@@ -51,7 +51,7 @@ def rounded(values: Any, dtype: str) -> Any:
 
 
 def laid_out(argument: Argument) -> tuple[Any, Any]:
-    """The array as the memory says, and all the bytes that it lies in."""
+    """An array laid out as `argument.memory` says, and the whole buffer that it is in."""
     values, _, name, memory = argument
     dtype = numpy_dtype(name).newbyteorder() if memory.swapped else numpy_dtype(name)
     shape, size, axis = values.shape, dtype.itemsize, memory.axis

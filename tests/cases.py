@@ -139,7 +139,7 @@ def few(loss):
 
 
 def covering(cases):
-    """So many of them that every option is there: for compilers, which take seconds for each. --full: all."""
+    """The first cases that together have every option, since compilers take seconds for each. --full: all cases."""
     shown, found = set(), []
     for case in cases:
         if FULL or not shown.issuperset(case.names):
@@ -149,7 +149,7 @@ def covering(cases):
 
 
 def unless_compiled(live, cases):
-    """All of them, but on JAX, which compiles every call."""
+    """All cases, but on JAX, which compiles every call, only `covering` ones."""
     return covering(cases) if live.name == "jax" else cases
 
 
@@ -174,7 +174,7 @@ def case(loss, chosen, reduce):
 
 
 def arguments(loss, dtype, options):
-    """Logits and labels as the dtype holds them, in float64."""
+    """Logits and labels, rounded to the dtype, in float64."""
     data = np.random.default_rng(11)
     x = rounded(3 * data.normal(size=SHAPE), dtype)
     if loss == "sparse_ce":
@@ -194,12 +194,12 @@ def arguments(loss, dtype, options):
 
 
 def truth(loss, x, y, options):
-    """The oracle's, for options as the dtype of the computation holds them."""
+    """The oracle's answer, for options that are rounded to the compute dtype."""
     return getattr(oracle, loss)(x, y, **options)
 
 
 def held(options, dtype):
-    """Options rounded to what the computation holds, so that the oracle answers the same question."""
+    """Options rounded to the compute dtype, so that the oracle computes with the same numbers."""
     compute = PRECISION[dtype].compute
     return {
         name: rounded(np.asarray(value, np.float64), compute) if name in ROUNDED else value
@@ -211,7 +211,7 @@ ROUNDED = ("sample_weight", "class_weight", "pos_weight")
 
 
 def assert_close(got, want, dtype, what, result=False):
-    """Within the dtype's bar, entry by entry relative to the largest one: options subtract terms of that size."""
+    """Every entry within the dtype's bar, relative to the largest one, since options subtract terms of that size."""
     precision = PRECISION[dtype]
     np.testing.assert_array_equal(np.isnan(got), np.isnan(want), err_msg=what)
     size = np.nanmax(np.abs(want), initial=0)
@@ -227,10 +227,10 @@ def assert_close(got, want, dtype, what, result=False):
 
 
 def compilers(live, code=True):
-    """All that the framework has: XLA and graphs without, in TensorFlow; one elsewhere.
+    """The framework's compilers: tf.function with and without XLA in TensorFlow, one elsewhere.
 
-    Without `code`, PyTorch runs its graphs as they were traced: to generate code takes ten seconds each time. --full:
-    it does.
+    Without `code`, PyTorch only traces its graphs, since generating code takes ten seconds each time. With --full it
+    generates code all the same.
     """
     found = [compile for mode, compile in live.compilers.items() if mode != "eager"]
     if not found:

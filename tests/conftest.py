@@ -13,7 +13,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ["COLUMNS"] = "100"  # what the commands print is checked
 
 HAVE_LINEAR_CE = ("numpy", "torch", "tensorflow", "jax")
-# These come first, so that with several workers none of them is what all others wait for in the end.
+# Run first: with several workers, a long file at the end would keep only one of them busy.
 LONGEST = ("test_compiled.py", "test_fuzz.py", "test_compat_keras.py", "test_serving.py", "test_triton.py")
 BACKENDS = (*HAVE_LINEAR_CE, "array_api_strict", "toy_framework")
 
@@ -41,7 +41,7 @@ def pytest_report_header():
 
 
 def pytest_terminal_summary(terminalreporter):
-    """What the fuzz did, and how to do it again."""
+    """Which random calls the fuzz made, and how to repeat them."""
     for report in terminalreporter.getreports("passed"):
         for name, value in report.user_properties:
             if name == "fuzz" and report.when == "call":
@@ -93,7 +93,7 @@ def _backend(item):
 
 @pytest.fixture(autouse=True, scope="module")
 def compiled_functions_are_forgotten():
-    """JAX keeps everything that it ever compiled."""
+    """Frees JAX's memory: it keeps all functions that it has compiled."""
     yield
     if "jax" in sys.modules:
         sys.modules["jax"].clear_caches()
@@ -101,7 +101,7 @@ def compiled_functions_are_forgotten():
 
 @pytest.fixture(scope="session")
 def live(request):
-    """One framework after the other."""
+    """Each framework in turn, with its arrays on --device."""
     from xent.verify import frameworks
 
     cases.needs_installed(request.param)
@@ -115,5 +115,5 @@ def live(request):
 
 @pytest.fixture
 def linear(live):
-    """Those of them that have linear_ce."""
+    """Each framework that has linear_ce, in turn."""
     return live

@@ -58,8 +58,8 @@ turns = itertools.count()
 
 
 def each_loss(test):
-    """For programs that compile for seconds: two of the losses with the kernels, the other two without; the next
-    program the other way round; --full: everything."""
+    """Parametrizes a test that compiles for seconds by two of the four losses: by the other two without the kernels,
+    and in the next test the other way round. --full: by every problem."""
     tried = ONE_OF_EACH_LOSS[(next(turns) + KERNELS) % 2 :: 2]
     chosen = [pytest.param(k, id=k.name, marks=() if k in tried else pytest.mark.full) for k in PROBLEMS]
     return pytest.mark.parametrize("problem", chosen)(test)
@@ -72,9 +72,9 @@ def name(value):
 
 
 def cover(programs, problems=PROBLEMS, each=2):
-    """Each program with a few of the problems; with --full, with all of them.
+    """Pairs of each program with `each` of the problems; --full: with all of them.
 
-    Without the kernels, where each runs once more, with half as many and others.
+    All programs run a second time without the kernels, then with half as many, other problems.
     """
     every = -(-len(problems) // (each if KERNELS else max(each // 2, 1)))
     turn = 0 if KERNELS else 1

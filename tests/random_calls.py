@@ -60,7 +60,7 @@ class Draw(Passing):
         return spoiled(self, call) if self.chance(0.06) else self.asked(call)
 
     def asked(self, call: Call) -> Call:
-        """With what is to be differentiated, and how."""
+        """The call, with a choice of what to differentiate and how."""
         if call.framework in ("numpy", "array_api_strict"):
             return call._replace(how=self.pick(("value", "value_and_grad", "value_and_grad", "value_and_grad")))
         how = self.pick(("value", "value_and_grad", "value_and_grad", "own", "own", "own"))
@@ -236,7 +236,7 @@ class Draw(Passing):
         return np.broadcast_to(False if self.sample_weight is None else self.sample_weight.values == 0, self.rows)
 
     def garbage(self, x: Any, gone: Any, axis: int | None) -> None:
-        """What is left out may hold anything."""
+        """Fills masked rows with anything, which must not matter."""
         if self.chance(0.5):
             return
         gone = np.broadcast_to(gone if axis is None else np.expand_dims(gone, axis), x.shape)
@@ -244,7 +244,7 @@ class Draw(Passing):
         x[gone] = junk[gone]
 
     def hard_rows(self, x: Any) -> None:
-        """Now and then something infinite, labelled or not, or NaN, in a row that may well be there."""
+        """Sometimes an infinity or NaN in a row, which may be one that counts."""
         if x.size and self.chance(0.04):
             x.flat[self.rng.integers(x.size)] = self.pick((-np.inf, -np.inf, np.inf, np.nan))
 

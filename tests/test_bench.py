@@ -1,4 +1,4 @@
-"""The timing harness: that it checks before it times, that its clock waits, and that nothing finished is lost."""
+"""The timing harness: it checks before it times, its clock waits for results, and finished cases are never lost."""
 
 import dataclasses
 import gc
@@ -268,7 +268,7 @@ def everyone():
 
 
 def test_everyone_is_right(everyone):
-    """The harness tells no one wrong who is not."""
+    """The harness calls no contender wrong that is right."""
     assert everyone.failures == []
     assert [case.workload for case in everyone.cases] == list(SMALL.values())
     for case in everyone.cases:

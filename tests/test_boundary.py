@@ -18,7 +18,7 @@ FEATURES = 4
 
 
 def arguments(loss, shape, axis, dtype="float64"):
-    """What comes after the options, with logits (hidden states for linear_ce) of a shape; as the dtype holds them."""
+    """A loss's positional arguments, rounded to the dtype; the first one, logits or hidden states, has this shape."""
     data = np.random.default_rng(len(shape) + sum(shape))
     x, rows = rounded(2 * data.normal(size=shape), dtype), shape[:axis] + shape[axis:][1:]
     if loss == "linear_ce":
@@ -89,7 +89,7 @@ EMPTY = [((3, 128, 0), 1), ((0, 5), 1), ((0, 70), 1), ((2, 0, 5), 2), ((0, 5, 3)
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_a_length_of_0_at_every_place(live, loss):
-    """An inner length of 0 was taken for 1: memory was read and written that was not passed."""
+    """An inner length of 0 used to be taken for 1, so that foreign memory was read and written."""
     needs_loss(live, loss)
     for shape, axis in EMPTY[:2] if live.name == "jax" else EMPTY:
         if loss == "linear_ce":
@@ -111,7 +111,7 @@ def test_a_length_of_0_at_every_place(live, loss):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("loss", LOSSES)
 def test_one_example(live, loss, dtype):
-    """Its results and coefficients are 0-d, for which NumPy has scalars, whose addresses are a temporary's."""
+    """Results and coefficients are then 0-d; NumPy makes scalars of them, whose address is that of a temporary."""
     needs_loss(live, loss)
     needs_dtype(live, dtype)
     if live.name == "jax" and dtype != "float32" and not cases.FULL:
@@ -215,7 +215,7 @@ def backwards(x):
 
 
 def broadcast(x):
-    """Without strides, where x says the same along its first axis."""
+    """With stride 0 along the first axis, if x is constant along it."""
     return np.broadcast_to(x[:1], x.shape) if x.ndim and (x == x[:1]).all() else x
 
 

@@ -1,4 +1,4 @@
-"""Whose array is it: every kind of array finds its adapter, nothing is imported for it, and it is quick."""
+"""Every kind of array finds its framework's adapter, and nothing that is not needed is imported."""
 
 import ast
 import importlib.util
@@ -95,7 +95,7 @@ def test_torch_kinds():
 
 @pytest.mark.backend("torch")
 def test_first_dispatch_under_torch_compile():
-    """Nothing was imported before the compiler saw the call."""
+    """The adapter is imported while the compiler traces the call."""
     pytest.importorskip("torch", reason="torch is not installed")
     code = """
         import torch, xent
@@ -290,7 +290,7 @@ def test_adapter_with_a_field_missing():
 
 
 def test_adapters_look_alike():
-    """Who has read one has read them all: what they share comes in the same order."""
+    """The functions that adapters have in common are in the same order in all of them."""
     order = ("fetch", "asarray", "integer", "total", "top", "put", "OPS", "rows", "sigmoid", "value_and_grad")
     for name in ("numpy", "torch", "tensorflow", "jax"):
         path = Path(importlib.util.find_spec(f"xent.backends.{name}").origin)

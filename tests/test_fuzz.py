@@ -201,11 +201,11 @@ SECONDS, MANY_SECONDS = 60, 3600
 
 @pytest.mark.chosen_backends
 def test_random_calls(request, capsys, record_property):
-    """As many as there is time for: a busy machine makes fewer, and nothing else of it."""
+    """As many calls as there is time for; on a busy machine there are only fewer."""
     option = request.config.getoption
     seed, number = asked_for(option("--fuzz-seed"), new=option("--full"))
     again = f"pytest tests/test_fuzz.py --fuzz-seed={seed}"
-    with capsys.disabled():  # at once: the process may not live to tell
+    with capsys.disabled():  # at once, since a call may crash the process
         print(f"\nfuzz: {again}", flush=True)
     frameworks = [name for name in option("--backend") or FRAMEWORKS if installed(name)]
     if number is not None:
@@ -333,7 +333,7 @@ PLANTED = (bent_entry, forgotten_mask, wrong_denominator, wrong_axis, wrong_sign
 @pytest.mark.backend("numpy")
 @pytest.mark.parametrize("plant", PLANTED, ids=lambda plant: plant.__name__)
 def test_finds(plant, monkeypatch):
-    """In so few calls that a minute has many times as many."""
+    """Within 400 calls, of which a minute has many times as many."""
     plant(monkeypatch)
     with pytest.raises(Wrong):
         check_numpy(calls=400)

@@ -119,7 +119,7 @@ def test_weights(differentiating, reduce):
 
 @pytest.mark.parametrize("reduce", ["none", "mean"])
 def test_upstream_gradients(differentiating, reduce):
-    """Each row's own where there are such; and a factor."""
+    """One for each row, and a single factor for a mean."""
     live = differentiating
     up = rng.normal(size=SHAPE) if reduce == "none" else np.float64(-1.75)
     each = oracle.linear_ce(H, V, Y, sample_weight=up if reduce == "none" else None, reduce=reduce)
@@ -156,7 +156,7 @@ def test_backward_again(factor):
 
 
 def watched(live, undo, *names):
-    """The adapter's, and where it computes as NumPy does, NumPy's functions, with a list of their arguments' shapes."""
+    """Makes functions of the adapter, and of NumPy's where that is used, note the shapes of their arguments."""
     calls = {name: [] for name in names}
 
     def spy(name, function):
@@ -242,7 +242,7 @@ def test_chunks_do_not_matter(linear, chunk_rows):
             assert_close(linear.numpy(one), linear.numpy(other), 1e-14, "gradient")
 
 
-# ---- whose products
+# ---- which products are native
 
 
 class Recorded:

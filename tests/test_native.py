@@ -82,7 +82,7 @@ def test_no_more_than_rounding(dtype, classes, inner):
 
 
 def test_an_older_maximum_far_below():
-    """All that was added up relative to it moves at once, so what its distance rounds off would be a common error."""
+    """All earlier terms are rescaled by one factor, whose rounding error would be an error of the whole sum."""
     rng = np.random.default_rng(0)
     for lead in rng.uniform(16, 32, 20):
         x = rng.normal(size=5000)
@@ -275,7 +275,7 @@ def test_every_16_bit_number_survives(dtype):
 
 
 def test_a_thread_that_flushes_subnormal_numbers():
-    """XLA's and TensorFlow's do; the kernels' threads that these start would, too, and 8 are more than there were."""
+    """XLA's and TensorFlow's threads do, and threads that they start inherit it; 8 threads make the pool start some."""
     torch = pytest.importorskip("torch")
     small = np.float32(2.0**-130)
     many, few = (Rows("float32", np.full((n, 1, 1), 2.0**-130), ids=np.zeros(n, int), threads=8) for n in (90_000, 9))
@@ -336,7 +336,7 @@ def test_an_infinite_mean():
     assert Rows("float32", x, ids=np.ones(9, int)).mean(9.0)[0] == np.inf
 
 
-# How far above all else the maximum is that comes last: what was visited before is kept and scaled, or computed anew.
+# By how much the last block raises the maximum: earlier exponentials are kept and scaled, or computed again.
 @pytest.mark.parametrize("spike", [0, 1, 20, 41, 42, 60, 87, 95, 500])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_exponentials_that_are_kept(dtype, spike):

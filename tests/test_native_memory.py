@@ -19,7 +19,7 @@ from native_arrays import DTYPES, NOISE, Elements, Memory, Products, Rows, addre
 HERE = Path(__file__).parent
 
 
-# ---- what cannot be is refused, before anything is read or written
+# ---- impossible arguments are refused before anything is read or written
 
 ROOM = np.zeros(64)
 PLACE = address(ROOM)
@@ -62,7 +62,7 @@ def test_impossible_arguments(kernel, bad):
 
 @pytest.mark.parametrize("sizes", [{"outer": 0}, {"inner": 0}, {"outer": 0, "inner": 0}], ids=str)
 def test_nothing_to_do(sizes):
-    """Addresses of nothing may be null, and what is there is left alone."""
+    """Addresses may be null where there are no elements, and memory is left alone."""
     before = ROOM.copy()
     for kernel in ("rows_forward", "rows_backward", "rows_both"):
         arguments = GOOD[kernel] | sizes
@@ -77,7 +77,7 @@ def test_nothing_to_do(sizes):
 @pytest.mark.parametrize("classes", [5, 700])
 @pytest.mark.parametrize("wide", [True, False])
 def test_ids_past_the_classes_are_not_looked_up(classes, inner, wide):
-    """Whoever calls has checked them; another thread may have changed them since."""
+    """The caller has checked them, but another thread may have changed them since."""
     x = NOISE.normal(size=(2, classes, inner))
     ids = np.zeros((2, inner), int)
     ids[0, -1] = 2**31 - 1
@@ -171,7 +171,7 @@ def test_large_output_at_any_address(offset, classes):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_large_output_just_ahead_of_the_logits(dtype):
-    """Within a page of 4 KB, that is, where loads going up would run into stores: such rows are written downwards."""
+    """In the last 12 bits of its address: loads would wait for the stores, so such rows are written backwards."""
     x = NOISE.normal(size=(300, 20001, 1)).astype(np.float16)
     rows = Rows(dtype, loaded(stored(x, dtype), dtype), ids=NOISE.integers(0, 20001, 300))
     a = np.ones(300)
@@ -284,7 +284,7 @@ LOAD = "from xent.backends.cpu import native"
     ids=["by the program", "by torch, afterwards", "by torch, before"],
 )
 def test_threads_of_a_bound_one(setup):
-    """OpenMP, PyTorch's too, binds the thread that loads it; the kernels' own are not to crowd onto its processor."""
+    """OpenMP, also PyTorch's, binds the thread that loads it; the kernels' threads must not share its processor."""
     if "import torch" in setup:
         pytest.importorskip("torch")
     code = """
@@ -343,7 +343,7 @@ MISSING = next((isa for isa in ("avx512", "avx2") if isa not in native.isas()), 
     ],
 )
 def test_settings_that_cannot_be(name, value, expected):
-    """Never another setting than the one that was asked for, at every call."""
+    """An error at every call, and never another setting than the one that was asked for."""
     code = """
 import numpy as np, xent
 for _ in range(2):

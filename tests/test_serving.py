@@ -55,7 +55,7 @@ print(model.evaluate(keras.ops.ones((2, 4)), keras.ops.array([0, 2]), verbose=0)
 
 @pytest.mark.backend("tensorflow")
 def test_keras_file(tmp_path):
-    """Keras names the import that a compiled model wants, and needs none to predict."""
+    """Keras's error names the import that a compiled model needs; predicting needs none."""
     needs_installed("keras", "tensorflow")
     path = tmp_path / "model.keras"
     (saved,) = printed("-c", SAVE_KERAS, path, KERAS_BACKEND="tensorflow").splitlines()

@@ -119,8 +119,7 @@ MODES = {
 }
 
 
-# "unknown_batch" is a graph, too. Through one that is there TensorFlow has rev_over_fwd wrong, of its own operations as
-# well.
+# "unknown_batch" is a graph as well. TensorFlow's own rev_over_fwd is wrong through a function that was traced before.
 TRIED_IN = {
     "graph": ("value", "grad", "jvp", "vmap"),
     "of_a_graph": ("grad", "jvp", "rev_over_rev", "vmap_grad"),
@@ -136,7 +135,7 @@ TRIED = [
 
 @functools.cache
 def wanted(loss, transform):
-    """The same for all modes."""
+    """The reference's answer, which all modes share."""
     _, reference, second = PAIRS[loss]
     return TRANSFORMS[transform](reference)(tf.constant(X), tf.constant(second))
 
@@ -171,7 +170,7 @@ def check_transform(loss, transform, mode):
 @pytest.mark.compiled
 @pytest.mark.parametrize(("transform", "loss"), cover(["value", "grad"], PAIRS))
 def test_xla_of_a_function_that_was_traced_before(loss, transform):
-    """XLA has no kernels of ours; it takes the formulas that are in the graph beside them."""
+    """XLA cannot run the kernels, but the graph also has the formulas."""
     ours, _, second = PAIRS[loss]
     x, t = tf.constant(X), tf.constant(second)
     traced = tf.function(ours)
@@ -184,7 +183,7 @@ def test_xla_of_a_function_that_was_traced_before(loss, transform):
     "loss", [k if k in ("sparse", "linear") else pytest.param(k, marks=pytest.mark.full) for k in PAIRS]
 )
 def test_derivatives_of_what_was_differentiated_in_a_graph(loss):
-    """Its own tape asked for the first operand's alone; who calls it may ask for more."""
+    """The tape inside the graph asks for the logits' derivative alone; a tape outside may ask for all others."""
     ours, reference, second = PAIRS[loss]
 
     def outer(f):
@@ -267,7 +266,7 @@ BY_KERNELS = {
     ),
 )
 def test_graphs_run_the_kernels(call, name):
-    """What comes out is what NumPy gets of them, to the last bit, which is not what the formulas give."""
+    """The results are those of the kernels on NumPy, to the last bit; the formulas' would differ."""
     dtype, (reduce, tape) = call
     loss, (args, options), x = getattr(xent, name), BY_KERNELS[name](dtype), ROWS.astype(dtype)
     f = lambda x: loss(x, *args, **options, reduce=reduce)  # noqa: E731
@@ -295,7 +294,7 @@ def with_gradient(f):
 @pytest.mark.parametrize("transform", ["jvp", "grad", "grad_of_vmap"])
 @pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
 def test_labels_of_exactly_zero(loss, transform):
-    """Their derivative is the gap, not 0."""
+    """The derivative in a label of 0 is the gap, lse - x, not 0."""
     ours, reference, second = PAIRS[loss]
     x, t = tf.constant(X), tf.constant(np.round(second))
     assert_close(TRANSFORMS[transform](ours)(x, t), TRANSFORMS[transform](reference)(x, t))
@@ -313,7 +312,7 @@ LARGE = tf.random.stateless_normal([1024, 512], [1, 2]), np.zeros(1024, int)
 
 
 def test_large_gradients_are_in_tensorflows_own_memory(monkeypatch):
-    """Which is there already, where fresh pages would take longer than the kernel."""
+    """Its allocator has pages already; getting fresh ones would take longer than the kernel."""
     if not with_tensorflow.NATIVE:
         pytest.skip("without the native kernels all results are")
     places, empty = [], tf.raw_ops.Empty

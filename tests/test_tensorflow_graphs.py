@@ -1,4 +1,4 @@
-"""TensorFlow's graphs: what is found out when they run, what they are made of."""
+"""TensorFlow's graphs: what they check when they run, and which operations they contain."""
 
 import gc
 import re
@@ -57,7 +57,7 @@ def unknown(value, argument, axes):
     ("graph", "name"), cover([("lengths", True), ("rank", False), ("rank", True), ("lengths", False)], MISFITS, each=8)
 )
 def test_what_does_not_fit_is_found_when_a_graph_runs(graph, name):
-    """With the sentence of eager calls; XLA tells its words as an operation's name."""
+    """With the words of the eager error; in XLA's error they are the name of an operation."""
     axes, xla = graph
     loss, given = MISFITS[name]
     with pytest.raises(ValueError, match="expected") as eager:
@@ -110,14 +110,14 @@ def test_a_bias_of_16_bits(transform):
 
 
 def test_label_error_inside_a_function():
-    """AutoGraph hands it on as what it is."""
+    """AutoGraph does not turn it into another error."""
     with pytest.raises(xent.LabelError, match="class ids out of range"):
         tf.function(lambda x: xent.sparse_ce(x, [0, 9, 1]))(tf.constant(X))
 
 
 @pytest.mark.parametrize("name", ["sparse_ce", "softmax_ce", "sigmoid_ce", "linear_ce"])
 def test_graphs_of_tensorflow_1(name):
-    """They compare tensors by identity, and are saved with all functions that they have."""
+    """Where == compares tensors by identity, and where saving a graph saves all its functions."""
     v1 = tf.compat.v1
     given = np.random.default_rng(0).normal(size=(3, 4))
     soft = np.array([[1, 0, 0, 0], [0, 0.5, 0.5, 0], [0.1, 0.2, 0.3, 0.4]])
@@ -146,7 +146,7 @@ def test_graphs_of_tensorflow_1(name):
 
 
 def test_kernels_stay_as_long_as_their_formulas():
-    """No graph holds them, lest it be saved with them."""
+    """And not longer: a graph that held the kernels' functions would be saved with them."""
     before = len(operators.KERNEL_OF)
     f = tf.function(lambda x: operators.kernel_or_formula(tf.exp, tf.exp, x))
     f(tf.constant(1.0))
@@ -168,7 +168,7 @@ def grad(f):
 
 
 def all_graphs(graph):
-    """Itself and those of all functions that it may call, and that those may; of kernels in their place, too."""
+    """A graph and the graphs of all functions that it may call, directly or not, the kernels' among them."""
     functions = [graph._get_function(name) for name in graph._functions]
     kernels = [operators.KERNEL_OF[f].inference_fn for f in functions if f in operators.KERNEL_OF]
     return [graph, *(g for f in functions + kernels for g in all_graphs(f.graph))]

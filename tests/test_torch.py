@@ -119,7 +119,7 @@ def test_transform(loss, transform):
 @pytest.mark.parametrize("transform", ["jvp", "func_grad"])
 @pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
 def test_labels_of_exactly_zero(loss, transform):
-    """Their derivative is the gap, not 0."""
+    """The derivative in a label of 0 is the gap, lse - x, not 0."""
     ours, reference, second = PAIRS[loss]
     x, t = torch.tensor(X), torch.tensor(np.round(second))
     assert_trees_close(TRANSFORMS[transform](ours)(x, t), TRANSFORMS[transform](reference)(x, t))
@@ -173,7 +173,7 @@ def test_compiled_code_calls_the_kernels(run):
 
 
 def test_meta_tensors():
-    """A loss of no numbers has its shape, dtype and gradients, as a model that is built on this device asks for."""
+    """Losses of tensors without values have a shape, a dtype and gradients, as a model on this device needs."""
     x, v = (torch.tensor(k, device="meta", requires_grad=True) for k in (X, V))
     y, t = Y1.to("meta"), torch.tensor(T, device="meta")
     for loss in (xent.sparse_ce(x, y), xent.softmax_ce(x, t), xent.sigmoid_ce(x, t), xent.linear_ce(x, v, y)):
