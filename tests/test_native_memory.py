@@ -1,7 +1,7 @@
 """The native kernels' bounds, memory, threads and processes; and their settings."""
 
 import os
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -212,20 +212,10 @@ def test_a_row_of_few_classes_does_not_depend_on_its_neighbours(classes, dtype, 
 
 def test_many_python_threads_at_once():
     want = big(0)
-    wrong = []
-
-    def work():
-        for _ in range(3):
-            for a, b in zip(want, big(0), strict=True):
-                if not np.array_equal(a, b):
-                    wrong.append((a, b))
-
-    threads = [threading.Thread(target=work) for _ in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong
+    with ThreadPoolExecutor(6) as pool:
+        for found in pool.map(lambda _: big(0), range(18)):
+            for a, b in zip(found, want, strict=True):
+                np.testing.assert_array_equal(a, b)
 
 
 FORK = """

@@ -3,7 +3,7 @@
 import contextlib
 import copy
 import io
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -87,16 +87,8 @@ def scaled(f, x):
 
 def in_threads(f, x):
     """As DataParallel has it: every replica in a thread."""
-    found = [None] * 4
-
-    def run(i):
-        found[i] = backward(f, x)
-
-    threads = [threading.Thread(target=run, args=(i,)) for i in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(4) as pool:
+        found = [*pool.map(lambda _: backward(f, x), range(4))]
     for other in found[1:]:
         assert torch.equal(found[0][1], other[1])
     return found[0]

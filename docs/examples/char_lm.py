@@ -2,8 +2,8 @@
 
     pip install ".[all]" optax && python docs/examples/char_lm.py
 
-About a minute for each. The text is Python's standard library. Initial parameters and batches are the same everywhere, so
-the curves should be, too. Each framework uses its own optimiser and its own way to differentiate and compile a step.
+About a minute for each. The text is Python's standard library. Initial parameters and batches are the same everywhere,
+so the curves should be, too. Each framework uses its own optimiser and its own way to differentiate and compile a step.
 """
 
 from __future__ import annotations
