@@ -113,13 +113,7 @@ def empty(shape: tuple[int, ...], dtype: str, like: Array) -> Array:
 
 
 NATIVE = calls.native is not None
-KERNELS = calls.Kernels(
-    ops=OPS,
-    address=address,
-    dense=dense,
-    empty=empty,
-    threads=lambda: 0,
-)
+KERNELS = calls.Kernels(ops=OPS, address=address, dense=dense, empty=empty, threads=lambda: 0)
 
 
 def sigmoid(smoothing: float, x: Array, targets: Array, pos_weight: Array | None, absent: Array | None) -> Array:

@@ -35,8 +35,7 @@ def run(loss, x, rest):
 
 FORMATS = {
     "export": SimpleNamespace(
-        save=save_program,
-        load=lambda path, *given: run(torch.export.load(path.with_suffix(".pt2")).module(), *given),
+        save=save_program, load=lambda path, *given: run(torch.export.load(path.with_suffix(".pt2")).module(), *given)
     ),
     "trace": SimpleNamespace(save=save_trace, load=lambda path, *given: run(torch.jit.load(path), *given)),
 }

@@ -275,9 +275,7 @@ def bent_entry(monkeypatch):
 
 def forgotten_mask(monkeypatch):
     monkeypatch.setattr(
-        _reduce,
-        "mark_absent",
-        lambda ops, ids, w: ids if ids is not None else ops.astype(w == 0, ops.index_dtype) * 0,
+        _reduce, "mark_absent", lambda ops, ids, w: ids if ids is not None else ops.astype(w == 0, ops.index_dtype) * 0
     )
 
 

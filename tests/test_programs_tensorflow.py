@@ -30,11 +30,7 @@ def check(problem, found, truth=None, scale=1.0):
     assert_close(found[1], scale * gradient, problem, "gradient")
 
 
-MODES = {
-    "eager": lambda f: f,
-    "graph": tf.function,
-    "xla": lambda f: tf.function(f, jit_compile=True),
-}
+MODES = {"eager": lambda f: f, "graph": tf.function, "xla": lambda f: tf.function(f, jit_compile=True)}
 
 
 # ---- steps before the loss, in one graph with it

@@ -33,9 +33,7 @@ FORMULAS = Adapter(
 NATIVE = replace(
     FORMULAS,
     softmax=SoftmaxKernels(
-        native.rows,
-        native.rows_value_and_grad,
-        partial(formulas.mean_value_and_grad, OPS, native.rows_value_and_grad),
+        native.rows, native.rows_value_and_grad, partial(formulas.mean_value_and_grad, OPS, native.rows_value_and_grad)
     ),
     sigmoid=SigmoidKernels(native.sigmoid, native.sigmoid_total, native.sigmoid_value_and_grad),
     autodiff=Autodiff(kernels.value_and_grad, lambda _x: False, native.fuse_value_and_grad),

@@ -17,9 +17,7 @@ ADAPTER = Adapter(
     types=(tf.Tensor, tf.Variable),
     ops=OPS,
     softmax=SoftmaxKernels(
-        graph.rows,
-        graph.rows_value_and_grad,
-        partial(formulas.mean_value_and_grad, OPS, graph.rows_value_and_grad),
+        graph.rows, graph.rows_value_and_grad, partial(formulas.mean_value_and_grad, OPS, graph.rows_value_and_grad)
     ),
     sigmoid=SigmoidKernels(graph.sigmoid, graph.sigmoid_total, graph.sigmoid_value_and_grad),
     autodiff=Autodiff(kernels.value_and_grad, kernels.needs_framework_autodiff, graph.fuse_value_and_grad),

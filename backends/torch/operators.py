@@ -92,10 +92,7 @@ def _rows_both(x: Array, t: Any, smoothing_weights: Any, ids: Any, *rest: Any) -
 
 
 def _gradients(x: Array, dx: bool, dt: bool) -> Any:
-    return (
-        x.new_empty(list(x.shape) if dx else [0]),
-        x.new_empty(list(x.shape) if dt else [0], dtype=_compute(x)),
-    )
+    return (x.new_empty(list(x.shape) if dx else [0]), x.new_empty(list(x.shape) if dt else [0], dtype=_compute(x)))
 
 
 def _elements(x: Array, each: bool) -> Array:
