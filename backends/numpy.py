@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from xent import formulas
-from xent.adapter import Adapter, LinearKernels, Ops, SigmoidKernels, SoftmaxKernels
+from xent.adapter import Adapter, LinearKernels, Ops, Shortcut, SigmoidKernels, SoftmaxKernels
 from xent.backends.cpu import calls
 from xent.formulas import linear as loop
 
@@ -128,6 +128,51 @@ if NATIVE:
     SIGMOID = SigmoidKernels(sigmoid, partial(KERNELS.sigmoid, each=False), KERNELS.sigmoid_value_and_grad)
 
 
+# ---- `sparse_ce` without options in one call
+
+DTYPES = {np.dtype(name): code for name, code in calls.CODES.items() if name != "bfloat16"}
+WIDE = {np.dtype(np.int64): True, np.dtype(np.int32): False}
+
+
+def fits(x: Array, ids: Array) -> bool:
+    """Whether the kernels take these as they are, but for ids that are no class."""
+    if not (type(x) is type(ids) is np.ndarray and x.dtype in DTYPES and ids.dtype in WIDE):
+        return False
+    shape = x.shape
+    dense = x.flags.c_contiguous and ids.flags.c_contiguous
+    return bool(dense and shape and ids.shape == shape[:-1] and shape[-1])
+
+
+def mean_of_ids(x: Array, ids: Array, dx: Array | None) -> Array | None:
+    """The mean loss, and its gradient in dx; None where an id is no class."""
+    mean = calls.native.mean_of_ids(
+        dtype=DTYPES[x.dtype],
+        outer=ids.size,
+        classes=x.shape[-1],
+        wide=WIDE[ids.dtype],
+        threads=0,
+        x=address(x),
+        ids=address(ids),
+        dx=0 if dx is None else address(dx),
+    )
+    return None if mean is None else (np.float64 if x.dtype.itemsize == 8 else np.float32)(mean)
+
+
+def quick_value(x: Array, ids: Array, _again: Any) -> Array | None:
+    return mean_of_ids(x, ids, None) if fits(x, ids) else None
+
+
+def quick_value_and_grad(x: Array, ids: Array) -> tuple[Array, Array] | None:
+    if not fits(x, ids):
+        return None
+    dx = np.empty_like(x)
+    mean = mean_of_ids(x, ids, dx)
+    return None if mean is None else (mean, dx)
+
+
+SHORTCUT = Shortcut(quick_value, quick_value_and_grad) if NATIVE else None
+
+
 def quietly(function: Callable[..., Any], static: Any, *arrays: Any) -> Any:
     """Runs a loss without NumPy's warnings: NaN from inf - inf is a defined result here."""
     with np.errstate(all="ignore"):
@@ -214,6 +259,7 @@ ADAPTER = Adapter(
     softmax=SOFTMAX,
     sigmoid=SIGMOID,
     linear=LINEAR,
+    shortcut=SHORTCUT,
     takes_16bit=NATIVE,
     run=quietly,
 )

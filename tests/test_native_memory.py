@@ -29,6 +29,8 @@ GOOD = {
     "rows_forward": LAYOUT | dict.fromkeys(("m", "s", "loss", "lse", "smooth"), PLACE),
     "rows_backward": LAYOUT | dict.fromkeys(("m", "s", "a", "b", "c", "dx"), PLACE) | {"dt": 0},
     "rows_both": LAYOUT | dict.fromkeys(("a", "z", "c", "loss", "lse", "smooth", "m", "s", "dx"), PLACE),
+    "mean_of_ids": {"dtype": 0, "outer": 2, "classes": 3, "wide": True, "threads": 1}
+    | dict.fromkeys(("x", "ids", "dx"), PLACE),
     "sigmoid_forward": {"dtype": 0, "n": 6, "e": 0.0, "p_len": 6, "p_inner": 1, "w_len": 1, "w_inner": 1, "threads": 1}
     | dict.fromkeys(("x", "z", "p", "w", "loss"), PLACE),
     "project": {"dtype": 0, "rows": 2, "features": 3, "classes": 4, "threads": 1, "h": PLACE, "w": PLACE, "x": PLACE},
@@ -42,6 +44,8 @@ IMPOSSIBLE = [
     *(("rows_backward", {name: 0}) for name in ("x", "ids", "m", "s", "a", "u")),  # c is of no use without u
     ("rows_backward", {"dt": PLACE}),  # labels are hard
     *(("rows_both", {name: 0}) for name in ("x", "ids", "a", "dx")),
+    *(("mean_of_ids", {name: value}) for name in ("outer", "classes") for value in (-1, 2**60)),
+    *(("mean_of_ids", {name: 0}) for name in ("classes", "x", "ids")),
     *(("sigmoid_forward", {name: value}) for name in ("n", "dtype") for value in (-1, -(2**31))),
     *(("sigmoid_forward", {name: 0}) for name in ("x", "z", "p_len", "p_inner", "w_len", "w_inner")),
     ("sigmoid_forward", {"n": 2**62}),

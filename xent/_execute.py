@@ -26,6 +26,7 @@ class Loss(NamedTuple):
     value_and_grad: Callable[Concatenate[Plan, ...], tuple[Any, Any]] | None
     # (plan, operands, first argument as it was given) -> the same in another way
     gradient: Callable[[Plan, Operands, Array], tuple[Any, Any]] | None = None
+    shortcut: bool = False  # whether `Adapter.shortcut` computes it
 
 
 class WithGradient(NamedTuple):
@@ -40,6 +41,10 @@ def run(loss: Loss, operands: Operands, options: Options) -> Any:
     if type(inputs) is WithGradient:
         return _with_gradient(loss, inputs.inputs, operands, options)
     adapter = find(inputs, loss.first)
+    if loss.shortcut and adapter.shortcut is not None and _nothing_but_labels(operands) and options.untouched:
+        result = adapter.shortcut.value(inputs, operands.labels, _again)
+        if result is not None:
+            return result
     plan, checked = loss.plan(adapter, operands, options)
     if adapter.autodiff is None or loss.value_and_grad is None or not plan.fusible:
         result = adapter.run(loss.value, plan, *checked)
@@ -50,12 +55,27 @@ def run(loss: Loss, operands: Operands, options: Options) -> Any:
 
 def _with_gradient(loss: Loss, inputs: Array, operands: Operands, options: Options) -> tuple[Any, Any]:
     adapter = find(inputs, loss.first)
+    if loss.shortcut and adapter.shortcut is not None and _nothing_but_labels(operands) and options.untouched:
+        found = adapter.shortcut.value_and_grad(inputs, operands.labels)
+        if found is not None:
+            return found
     _, *others = operands
     plan, checked = loss.plan(adapter, Operands(inputs, *others), options)
     if loss.gradient is not None:
         return loss.gradient(plan, checked, inputs)
     result: tuple[Any, Any] = adapter.run(loss.value_and_grad, plan, *checked)
     return result
+
+
+def _nothing_but_labels(operands: Operands) -> bool:
+    return operands.sample_weight is operands.class_weight is operands.denom is None
+
+
+def _again(logits: Array, labels: Array) -> Array:
+    """What the shortcut computed, by the general way."""
+    plan, operands = SPARSE.plan(find(logits), Operands(logits, labels), Options())
+    loss: Array = plan.adapter.run(SPARSE.value, plan, *operands)
+    return loss
 
 
 def in_shape(plan: Plan, result: Any) -> Any:
@@ -222,5 +242,5 @@ def _elements(plan: Plan, operands: Operands) -> Elements:
 
 
 SOFTMAX = Loss("logits", _plan.softmax, softmax_value, softmax_value_and_grad)
-SPARSE = Loss("logits", _plan.sparse, softmax_value, softmax_value_and_grad)
+SPARSE = Loss("logits", _plan.sparse, softmax_value, softmax_value_and_grad, shortcut=True)
 SIGMOID = Loss("logits", _plan.sigmoid, sigmoid_value, sigmoid_value_and_grad)

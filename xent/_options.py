@@ -22,6 +22,11 @@ class Options(NamedTuple):
     softcap: float | None = None
     chunk_rows: int | None = None
 
+    @property
+    def untouched(self) -> bool:
+        """Whether all are as they are by default, and of the same types: then there is nothing to check."""
+        return tuple(map(type, self)) == TYPES and self == DEFAULT
+
     def checked(self, denom: Any) -> Options:
         """With numbers of Python's, where they were NumPy's."""
         axis, reduce, label_smoothing, z_loss, ignore_index, invalid, stats, softcap, chunk_rows = self
@@ -44,6 +49,10 @@ class Options(NamedTuple):
             _check.above_zero("softcap", softcap),
             _check.count("chunk_rows", chunk_rows),
         )
+
+
+DEFAULT = Options()
+TYPES = tuple(map(type, DEFAULT))
 
 
 class Operands(NamedTuple):

@@ -246,6 +246,20 @@ class LinearKernels:
     memory: Callable[[Array], int]  # bytes that a chunk of logits may take, on the array's device
 
 
+# ---- small calls
+
+
+@dataclass(frozen=True, eq=False)
+class Shortcut:
+    """`sparse_ce(logits, ids)` with every option as it is by default, on arrays that kernels take as they are: all
+    checks and the loss in one native call. None: the general way has to be taken, which also words the errors."""
+
+    # value(logits, ids, again) -> the mean, 0-d. again(logits, ids): the same by the general way, differentiable.
+    value: Callable[[Array, Array, Callable[[Array, Array], Array]], Array | None]
+    # value_and_grad(logits, ids) -> (the mean, its derivative in the logits), as `xent.value_and_grad` returns them
+    value_and_grad: Callable[[Array, Array], tuple[Array, Array] | None]
+
+
 # ---- the adapter
 
 
@@ -265,6 +279,7 @@ class Adapter:
     sigmoid: SigmoidKernels
     autodiff: Autodiff | None = None
     linear: LinearKernels | None = None
+    shortcut: Shortcut | None = None
     takes_16bit: bool = False  # the kernels take 16-bit logits as they are
     # run(f, plan, *operands) = f(plan, *operands): how a loss is best executed (JAX compiles it; others just call)
     run: Callable[..., Any] = call

@@ -27,7 +27,7 @@ F64: Final = 1
 F16: Final = 2
 BF16: Final = 3
 
-INTERFACE: Final = 3  # a module compiled from sources with another number is not used
+INTERFACE: Final = 4  # a module compiled from sources with another number is not used
 
 version: str
 
@@ -130,6 +130,15 @@ def mean_both(
     """sum(loss) / n, added up in float64, and its gradient, in one visit of each row.
 
     In: x, t|0, u, not used, ids|0. Out: dx.
+    """
+
+def mean_of_ids(
+    dtype: int, outer: int, classes: int, wide: bool, threads: int, x: int, ids: int, dx: int
+) -> float | None:
+    """The mean of the losses, added up in float64, and its gradient where dx is not 0. None, and nothing written, where
+    an id is no class. ids carry no marks here.
+
+    In: x, ids. Out: dx|0.
     """
 
 def sigmoid_forward(

@@ -186,7 +186,7 @@ void check_arrays(const Rows& k) {
   require(k.u || !k.c, "xent: smoothing's weights are missing");
   require(k.t || !k.dt, "xent: soft labels are missing");
   switch (k.task) {
-    case Task::kForward: return require(k.m && k.s && k.loss, "xent: memory for results is missing");
+    case Task::kForward: return require((k.m && k.s && k.loss) || k.summed, "xent: memory for results is missing");
     case Task::kBackward: return require(k.m && k.s && k.a, "xent: statistics or coefficients are missing");
     case Task::kBoth: return require(k.dx && !k.dt && (k.a || k.summed), "xent: memory or coefficients are missing");
   }
@@ -288,10 +288,14 @@ double cost(const Product& k) {
 
 bool spreads(double cost) { return cost >= kAlone && threads_for(0) > 1; }
 
-double run(Rows k, int threads) {
+void check(const Rows& k) {
   check_sizes(k);
+  if (k.outer && k.inner) check_arrays(k);
+}
+
+double run(Rows k, int threads) {
+  check(k);
   if (k.outer == 0 || k.inner == 0) return 0;
-  check_arrays(k);
   int64_t bytes = k.outer * k.classes * k.inner * size_of(k.dtype);
   Output dx(k.dx, bytes);
   k.streaming = dx.streamed;

@@ -20,6 +20,8 @@ double cost(const Sigmoid& k);
 double cost(const Product& k);
 bool spreads(double cost);  // whether it is worth more than one thread
 
+void check(const Rows& k);  // what `run` begins with, for callers that read arrays themselves before it
+
 // These throw std::invalid_argument for impossible sizes, dtypes or addresses. Work without elements returns at once.
 double run(Rows k, int threads);     // the sum of the losses, if it is wanted
 double run(Sigmoid k, int threads);  // the sum of w * loss; 0 backward

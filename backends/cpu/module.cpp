@@ -1,12 +1,15 @@
 // The Python module `_native`: integers and addresses in, kernels called. _native.pyi says what each argument is.
 
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
 #include <chrono>
+#include <cstring>
 #include <exception>
 #include <mutex>
+#include <optional>
 #include <thread>
 #if defined(__GLIBCXX__)
 #include <cxxabi.h>
@@ -100,6 +103,27 @@ double mean_both(int dtype, Int outer, Int classes, Int inner, bool wide, double
   return without_gil(k, cost(k), threads) / n;
 }
 
+template <class Id>
+bool all_in_range(const void* ids, Int n, Int classes) {
+  bool fine = true;
+  for (Int i = 0; i < n; ++i) {
+    Id id;
+    std::memcpy(&id, static_cast<const char*>(ids) + i * Int(sizeof(Id)), sizeof(Id));  // aligned or not
+    fine &= id >= 0 && id < classes;
+  }
+  return fine;
+}
+
+std::optional<double> mean_of_ids(int dtype, Int outer, Int classes, bool wide, int threads, Address x, Address ids,
+                                  Address dx) {
+  Rows k = rows(dx ? Task::kBoth : Task::kForward, dtype, outer, classes, 1, wide, x, 0, 0, ids);
+  double n = outer ? double(outer) : 1;
+  k.slope = 1 / n, k.dx = at(dx), k.summed = true;
+  check(k);
+  if (!(wide ? all_in_range<Int> : all_in_range<int32_t>)(k.ids, outer, classes)) return std::nullopt;
+  return without_gil(k, cost(k), threads) / n;
+}
+
 Sigmoid sigmoid(int dtype, Int n, double e, Int p_len, Int p_inner, Int w_len, Int w_inner, Address x, Address z,
                 Address p, Address w) {
   Sigmoid k{};
@@ -190,7 +214,7 @@ NB_MODULE(_native, module) {
   module.attr("F16") = int(kF16);
   module.attr("BF16") = int(kBF16);
   module.attr("version") = XENT_VERSION;
-  module.attr("INTERFACE") = 3;  // increased whenever the arguments below change
+  module.attr("INTERFACE") = 4;  // increased whenever the arguments below change
   module.def("isa", [] { return kernels()->isa; });
   module.def("isas", [] {
     int n;
@@ -206,6 +230,8 @@ NB_MODULE(_native, module) {
       "dx"_a);
   module.def("mean_both", mean_both, "dtype"_a, "outer"_a, "classes"_a, "inner"_a, "wide"_a, "n"_a, "threads"_a,
       "x"_a, "t"_a, "u"_a, "ids"_a, "dx"_a);
+  module.def("mean_of_ids", mean_of_ids, "dtype"_a, "outer"_a, "classes"_a, "wide"_a, "threads"_a, "x"_a, "ids"_a,
+      "dx"_a);
   module.def("sigmoid_forward", sigmoid_forward, XENT_ELEMENTS, "threads"_a, "x"_a, "z"_a, "p"_a, "w"_a, "loss"_a);
   module.def("sigmoid_backward", sigmoid_backward, XENT_ELEMENTS, "scale"_a, "threads"_a, "x"_a, "z"_a, "p"_a, "w"_a,
       "dx"_a, "dz"_a);

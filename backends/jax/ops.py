@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import wraps
+from functools import cache, wraps
 from typing import Any
 
 import jax
@@ -32,6 +32,8 @@ def promoting(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 # ---- arrays
+
+name_of = cache(lambda dtype: dtype.name)  # NumPy puts it together each time
 
 
 def host(x: Array) -> Any:
@@ -98,7 +100,7 @@ def put(x: Array, ids: Array, values: Array, axis: int) -> Array:
 
 
 OPS = Ops(
-    dtype=lambda x: x.dtype.name,
+    dtype=lambda x: name_of(x.dtype),
     shape=np.shape,
     device=device,
     host=host,

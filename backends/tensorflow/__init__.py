@@ -11,6 +11,7 @@ from xent.adapter import Adapter, Autodiff, SigmoidKernels, SoftmaxKernels
 from . import graph, kernels
 from .linear import LINEAR
 from .ops import OPS
+from .shortcut import SHORTCUT
 
 ADAPTER = Adapter(
     name="tensorflow",
@@ -22,6 +23,7 @@ ADAPTER = Adapter(
     sigmoid=SigmoidKernels(graph.sigmoid, graph.sigmoid_total, graph.sigmoid_value_and_grad),
     autodiff=Autodiff(kernels.value_and_grad, kernels.needs_framework_autodiff, graph.fuse_value_and_grad),
     linear=LINEAR,
+    shortcut=SHORTCUT,
     takes_16bit=True,
     run=kernels.run,
 )

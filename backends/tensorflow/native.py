@@ -88,4 +88,6 @@ HOST = replace(
 def on_host(function: Callable[..., Any], static: Any, *arrays: Array | None) -> Any:
     """NumPy's loss on the tensors' memory."""
     results = HOST.run(function, static._replace(adapter=HOST), *map(view, arrays))
+    if isinstance(results, np.ndarray | np.generic):  # most are, and a walk takes longer than the loss
+        return tensor(results)
     return tf.nest.map_structure(tensor, results)

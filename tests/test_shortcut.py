@@ -1,0 +1,110 @@
+"""`sparse_ce` without options takes one native call: the same numbers as the general way, and the same errors."""
+
+import numpy as np
+import pytest
+import xent
+from xent._dispatch import load
+from xent._execute import _again
+from xent._options import Options
+
+WIDE = 30 * np.random.default_rng(7).normal(size=(33, 17))
+SHAPES = {"rows": (33, 17), "sequence": (2, 3, 17), "one row": (17,), "no rows": (0, 17), "one class": (4, 1)}
+# what sparse_ce may or may not be given, made of logits [2, 3] and ids [2]
+DECLINED = {
+    "a negative id": lambda x, y: (x, y - 1),
+    "an id past the classes": lambda x, y: (x, y + 2),
+    "ids of another width": lambda x, y: (x, y.astype("int16")),
+    "unsigned ids": lambda x, y: (x, y.astype("uint64")),
+    "ids of another shape": lambda x, y: (x, y[:, None]),
+    "fewer ids": lambda x, y: (x, y[:1]),
+    "no classes": lambda x, y: (x[:, :0], y),
+    "integer logits": lambda x, y: (x.astype("int64"), y),
+    "a scalar": lambda x, y: (x[0, 0], y),
+}
+
+
+@pytest.fixture
+def shortcut(live):
+    found = load(live.name).shortcut
+    if found is None:
+        pytest.skip(f"{live.name} takes no shortcut here")
+    return found
+
+
+def outcome(function, *args):
+    """The result, or the error's type and sentence."""
+    try:
+        return function(*args)
+    except (TypeError, ValueError) as error:
+        return type(error), str(error)
+
+
+@pytest.mark.parametrize("ids", ["int64", "int32"])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_same_numbers(shortcut, live, monkeypatch, shape, ids):
+    y = live.array(np.resize([0, shape[-1] - 1, 1 % shape[-1]], shape[:-1]), ids, "cpu")
+    for dtype in live.dtypes:
+        x = live.array(np.resize(WIDE, shape), dtype, "cpu")
+        loss, dx = xent.value_and_grad(xent.sparse_ce)(x, y)
+        value = xent.sparse_ce(x, y)
+        # TensorFlow hands out a 0-d array as a scalar of NumPy's, which has no address
+        if dtype in ("float32", "float64") and len(shape) > 1:
+            assert shortcut.value(x, y, _again) is not None
+            assert shortcut.value_and_grad(x, y) is not None
+        with monkeypatch.context() as general:
+            general.setattr(Options, "untouched", False)
+            wanted, slope = xent.value_and_grad(xent.sparse_ce)(x, y)
+        unit = 2.0**-52 if dtype == "float64" else 2.0**-23
+        for got in (loss, value):
+            assert got.dtype == wanted.dtype
+            assert tuple(got.shape) == ()
+            np.testing.assert_allclose(live.numpy(got), live.numpy(wanted), rtol=2 * unit, err_msg=dtype)
+        assert dx.dtype == x.dtype
+        np.testing.assert_array_equal(live.numpy(dx), live.numpy(slope), dtype)
+
+
+@pytest.mark.parametrize("change", DECLINED.values(), ids=DECLINED)
+def test_declined(shortcut, live, monkeypatch, change):
+    """What needs a change, or a word of advice, goes the general way."""
+    x, y = (live.array(k, None, "cpu") for k in change(WIDE[:2, :3].astype("float32"), np.array([0, 1])))
+    assert shortcut.value(x, y, _again) is None
+    assert shortcut.value_and_grad(x, y) is None
+    got = outcome(xent.sparse_ce, x, y)
+    monkeypatch.setattr(Options, "untouched", False)
+    assert str(got) == str(outcome(xent.sparse_ce, x, y))
+
+
+OTHERS = [{"axis": -1.0}, {"axis": True}, {"label_smoothing": False}, {"z_loss": np.zeros(2)}, {"reduce": ["mean"]}]
+
+
+@pytest.mark.parametrize("given", OTHERS, ids=str)
+def test_options_like_the_defaults(live, given):
+    """Equal to them, or not to be compared: checked all the same."""
+    x, y = live.array(WIDE[:2, :3], "float32", "cpu"), live.array([0, 1], "int32", "cpu")
+    with pytest.raises((TypeError, ValueError), match=f"^{next(iter(given))}: expected "):
+        xent.sparse_ce(x, y, **given)
+
+
+@pytest.mark.backend("torch")
+def test_torch_derivatives_of_all_kinds():
+    """The gradient is taken along; asked for again, or for a derivative of it, the general way computes it."""
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    x, y = torch.tensor(WIDE[:4, :5], requires_grad=True), torch.tensor([0, 4, 2, 1])
+    loss = xent.sparse_ce(x, y)
+    (first,) = torch.autograd.grad(loss, x, retain_graph=True)
+    (again,) = torch.autograd.grad(loss, x, create_graph=True)
+    torch.testing.assert_close(first, again, rtol=1e-14, atol=0)
+    assert torch.autograd.gradgradcheck(lambda x: xent.sparse_ce(x, y), x)
+    torch.testing.assert_close(xent.sparse_ce(torch._neg_view(x), y), xent.sparse_ce(-x, y), rtol=1e-14, atol=0)
+    with torch.no_grad():
+        assert not xent.sparse_ce(x, y).requires_grad
+    doubled = torch.func.vmap(xent.sparse_ce)(torch.stack([x.detach(), 2 * x.detach()]), torch.stack([y, y]))
+    torch.testing.assert_close(doubled[0], loss.detach(), rtol=1e-14, atol=0)
+
+
+@pytest.mark.backend("torch")
+def test_torch_fortran_order():
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    x, y = torch.tensor(WIDE[:4, :5]).T.contiguous().T, torch.tensor([0, 4, 2, 1])
+    assert load("torch").shortcut.value(x, y, _again) is None
+    torch.testing.assert_close(xent.sparse_ce(x, y), xent.sparse_ce(x.contiguous(), y), rtol=1e-14, atol=0)
