@@ -197,16 +197,38 @@ def _exact(dx: Array, g: Array) -> bool:
     return dx.element_size() > 2 or abs(math.frexp(g.item())[0]) == 0.5
 
 
-def fuse_value_and_grad(loss: Any, both: Any, static: Any, x: Array, *arrays: Any) -> Array:
+class Compiled(torch.autograd.Function):
+    """`Fused` as torch.compile records it: its graphs can be differentiated once, and say so when asked for more."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Array, both: Any, static: Any, *arrays: Any) -> Array:
+        value, dx = both(static, x, *arrays)
+        ctx.others = 2 + len(arrays)
+        ctx.save_for_backward(x, dx)
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, g: Array) -> Any:
+        x, dx = ctx.saved_tensors
+        return (torch.ops.xent.scaled(dx, g, x), *[None] * ctx.others)  # x: else dx would pass for a constant
+
+
+IN_CACHE = 1 << 22  # logits; of more, scaling their gradient takes longer than visiting them a second time
+
+
+def fuse_value_and_grad(loss: Any, both: Any, static: Any, x: Array, *arrays: Array) -> Array:
     if (
         torch.is_grad_enabled()
         and x.requires_grad
         and x.dtype != torch.float16  # GradScaler's factor has to go in before rounding: what is left may be 0
         and not any(k is not None and k.requires_grad for k in arrays)
         and not plain()
-        and kernels(x, *arrays) is DIRECT
     ):
-        return direct(Fused)(x, loss, both, static, arrays)
+        if kernels(x, *arrays) is DIRECT:
+            return direct(Fused)(x, loss, both, static, arrays)
+        compiled = torch.compiler.is_compiling() and kernels(x, *arrays) is not None
+        if compiled and x.element_size() > 2 and x.numel() <= IN_CACHE:
+            return Compiled.apply(x, both, static, *arrays)
     return loss(static, x, *arrays)
 
 
