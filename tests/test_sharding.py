@@ -28,7 +28,7 @@ def in_shards(x, labels, cuts, u=None, ids=None, slopes=(1.0, None, None)):
     def shard(index):
         place = places[index]
         is_own = np.arange(len(places)) == index
-        return _sharding.Shard(place.start, place.stop - place.start, x.shape[1], is_own, gather)
+        return _sharding.Shard(place.start, place.stop - place.start, x.shape[1], is_own, gather, lambda k: k[place])
 
     def own(index):
         place = places[index]
@@ -43,7 +43,7 @@ def in_shards(x, labels, cuts, u=None, ids=None, slopes=(1.0, None, None)):
         row = _sharding.combine(OPS, this, handed_out[index])
         results = _sharding.results(OPS, layout, row, ids)
         up = [None if k is None else k * np.ones(len(x), x.dtype) for k in slopes]
-        up = _sharding.coefficients(OPS, layout, this, row, ids, *up)
+        up = _sharding.coefficients(OPS, layout, row, this.holds(ids) if hard else None, *up)
         found.append(results[:3])
         if this.length:
             local = this.own_ids(OPS, ids) if hard else ids

@@ -291,6 +291,10 @@ def no_linear(framework: str) -> TypeError:
     return TypeError(f"hidden: the adapter of {framework} brings no linear_ce; see docs/backends.md")
 
 
+def no_collectives(framework: str) -> TypeError:
+    return TypeError(f"sharded: the adapter of {framework} brings no collectives; expected arrays of PyTorch")
+
+
 # ---- value_and_grad
 
 

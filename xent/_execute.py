@@ -83,7 +83,7 @@ class Rows(NamedTuple):
 def softmax_value(plan: Plan, *operands: Any) -> Any:
     rows = prepare(plan, Operands(*operands))
     x = rows.x if rows.empty is None else _reduce.constant_where(plan.adapter.ops, rows.empty, rows.x)
-    return _softmax_value(plan, rows, plan.adapter.softmax.rows(rows.layout, x, rows.t, rows.u, rows.ids))
+    return softmax_loss(plan, rows, plan.adapter.softmax.rows(rows.layout, x, rows.t, rows.u, rows.ids))
 
 
 def softmax_value_and_grad(plan: Plan, *operands: Any) -> tuple[Any, Array]:
@@ -101,10 +101,10 @@ def softmax_value_and_grad(plan: Plan, *operands: Any) -> tuple[Any, Array]:
     ]
     results, dx = kernels.rows_value_and_grad(rows.layout, rows.x, rows.t, rows.u, rows.ids, *slopes)
     dx = dx if rows.empty is None else ops.where(rows.empty, 0.0, dx)
-    return _softmax_value(plan, rows, results), ops.astype(dx, ops.dtype(x))
+    return softmax_loss(plan, rows, results), ops.astype(dx, ops.dtype(x))
 
 
-def _softmax_value(plan: Plan, rows: Rows, results: RowResults) -> Any:
+def softmax_loss(plan: Plan, rows: Rows, results: RowResults) -> Any:
     """The loss, beside the rows' statistics where they are asked for."""
     ops, options = plan.adapter.ops, plan.options
     value = rows.scale.contribution(results.nll, results.lse if options.z_loss else None, results.smooth)

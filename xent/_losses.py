@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NoReturn
 
+from xent import _execute_sharded
 from xent._check import unexpected
 from xent._execute import SIGMOID, SOFTMAX, SPARSE, run
 from xent._linear import LINEAR
@@ -22,6 +23,7 @@ def softmax_ce(
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     denom: Scalar | None = None,
+    sharded: Any = None,
     **unknown: NoReturn,
 ) -> Array:
     """Cross-entropy of softmax(logits) against labels that are distributions over the classes.
@@ -65,7 +67,10 @@ def softmax_ce(
     if unknown:
         raise unexpected(softmax_ce, unknown)
     operands = Operands(logits, labels, sample_weight, class_weight, denom)
-    return run(SOFTMAX, operands, Options(axis, reduce, label_smoothing, z_loss))
+    options = Options(axis, reduce, label_smoothing, z_loss)
+    if sharded is not None:
+        return _execute_sharded.softmax(operands, options, sharded)
+    return run(SOFTMAX, operands, options)
 
 
 def sparse_ce(
@@ -82,6 +87,7 @@ def sparse_ce(
     invalid: str = "auto",
     denom: Scalar | None = None,
     stats: bool = False,
+    sharded: Any = None,
     **unknown: NoReturn,
 ) -> Any:
     """Cross-entropy of softmax(logits) against labels that are class ids.
@@ -131,7 +137,10 @@ def sparse_ce(
     if unknown:
         raise unexpected(sparse_ce, unknown)
     operands = Operands(logits, labels, sample_weight, class_weight, denom)
-    return run(SPARSE, operands, Options(axis, reduce, label_smoothing, z_loss, ignore_index, invalid, stats))
+    options = Options(axis, reduce, label_smoothing, z_loss, ignore_index, invalid, stats)
+    if sharded is not None:
+        return _execute_sharded.sparse(operands, options, sharded)
+    return run(SPARSE, operands, options)
 
 
 def linear_ce(

@@ -42,6 +42,7 @@ class Shard(NamedTuple):
     is_own: Array  # [shards] of bool: where this one is among the shards, in the order of their classes
     # gather(arrays) -> the arrays of all shards, each stacked along a new first axis; they are of one dtype
     gather: Callable[[tuple[Array, ...]], tuple[Array, ...]]
+    part: Callable[[Array], Array]  # a vector [C] -> the shard's part of it
 
     def holds(self, ids: Array) -> Array:
         """Whether a class id is one of the shard's own."""
@@ -180,13 +181,12 @@ def results(ops: Ops, layout: Layout, row: Row, ids: Array | None) -> RowResults
 
 
 def coefficients(
-    ops: Ops, layout: Layout, shard: Shard, row: Row, ids: Array | None, a: Array, b: Array | None, c: Array | None
+    ops: Ops, layout: Layout, row: Row, held: Array | None, a: Array, b: Array | None, c: Array | None
 ) -> tuple[Array, Array, Array | None]:
-    """What `formulas.pull` is to multiply a shard's nll, lse and smooth by, for the derivative of a nll + b lse + c smooth
-    of all classes in the shard's logits. Its m and s are the rows', its other arguments the shard's.
+    """What `formulas.pull` is to multiply a shard's nll, lse and smooth by, for the derivative of a nll + b lse +
+    c smooth of all classes in the shard's logits. Its m and s are the rows', its other arguments the shard's.
     """
     if layout.hard:
-        held = shard.holds(ids)
         nll, rest = ops.where(held, a, 0.0), ops.where(held, 0.0, a)
     else:
         nll, rest = a, a * ops.squeeze(row.other_targets, layout.axis)

@@ -8,6 +8,7 @@ function is a `TypeError` when the adapter's module is imported. docs/backends.m
     SigmoidKernels  the loss of each element by itself     }
     Autodiff        the framework's own differentiation; None where it has none
     LinearKernels   what `linear_ce` takes; None: the framework has no `linear_ce`
+    Collectives     what `sharded=` takes, classes that are split over processes or devices; None: it is an error
 
 Names, here and in `xent.formulas`. A row is one example: its logits lie along the class axis.
 
@@ -240,6 +241,26 @@ class LinearKernels:
     memory: Callable[[Array], int]  # bytes that a chunk of logits may take, on the array's device
 
 
+# ---- classes that are split over processes or devices
+
+
+@dataclass(frozen=True, eq=False)
+class Collectives:
+    """What `sharded=` takes. Types are those of `xent._sharding`: Shard, Row.
+
+    All shards compute the same loss. A derivative is that of this one loss, in the arrays that a shard holds.
+    """
+
+    # shard(group, length, rows, like) -> Shard, for a shard of so many classes whose arrays have so many rows; `group`
+    #   is what the caller gave as `sharded=`. An error where it makes no sense, on all shards alike
+    shard: Callable[[Any, int, int, Array], Any]
+    # attach(layout, x, t, u, ids, held, row) -> RowResults: `_sharding.results`, differentiable in x and t by
+    #   `_sharding.coefficients`. ids are those of `Shard.own_ids`
+    attach: Callable[..., RowResults]
+    summed: Callable[[Array, Array], Array]  # (own, total) -> total, whose derivative in own is 1
+    total: Callable[[Any, Array], Array]  # (group, own) -> the sum over the group
+
+
 # ---- the adapter
 
 
@@ -259,6 +280,7 @@ class Adapter:
     sigmoid: SigmoidKernels
     autodiff: Autodiff | None = None
     linear: LinearKernels | None = None
+    collectives: Collectives | None = None
     takes_16bit: bool = False  # the kernels take 16-bit logits as they are
     # run(f, plan, *operands) = f(plan, *operands): how a loss is best executed (JAX compiles it; others just call)
     run: Callable[..., Any] = call

@@ -8,6 +8,7 @@ from xent.adapter import Adapter, Autodiff, SigmoidKernels, SoftmaxKernels
 from . import kernels
 from .linear import LINEAR
 from .ops import OPS
+from .sharded import COLLECTIVES
 
 ADAPTER = Adapter(
     name="torch",
@@ -17,5 +18,6 @@ ADAPTER = Adapter(
     sigmoid=SigmoidKernels(kernels.sigmoid, kernels.sigmoid_total, kernels.sigmoid_value_and_grad),
     autodiff=Autodiff(kernels.value_and_grad, kernels.needs_framework_autodiff, kernels.fuse_value_and_grad),
     linear=LINEAR,
+    collectives=COLLECTIVES,
     takes_16bit=True,
 )

@@ -1,0 +1,261 @@
+"""`sharded=` on PyTorch, in processes that each hold some of the classes: `python tests/sharded_torch.py 2 [names]`.
+
+Every check runs in all processes. It compares with the truth, which each works out for itself from whole rows.
+"""
+
+import sys
+import tempfile
+import warnings
+from functools import partial
+
+import cases
+import numpy as np
+import pytest
+import torch
+import xent
+from torch.distributed.tensor.debug import CommDebugMode
+from xent.verify import regimes
+from xent.verify.tolerance import errors
+
+DTYPE = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
+GATHER = torch.ops.c10d._allgather_base_
+
+
+def rank():
+    return torch.distributed.get_rank()
+
+
+def group():
+    return torch.distributed.group.WORLD
+
+
+def places(classes):
+    """Which classes the process holds: evenly many, others, none in the first, in the last, in all but one of them."""
+    count = torch.distributed.get_world_size()
+    even = [classes * k // count for k in range(count + 1)]
+    ends = [0] * count + [classes], [0] + [classes] * count
+    for cuts in (even, [0, 1, *even[2:]], [0, 0, *even[2:]], [*even[:-2], classes, classes], *ends):
+        yield slice(cuts[rank()], cuts[rank() + 1])
+
+
+def own(x, place, axis=1):
+    return np.take(x, range(place.start, place.stop), axis)
+
+
+def tensors(x, labels, dtype, place, axis=1):
+    """The process's own part of the logits, which asks for a gradient, and of labels that are soft."""
+    leaf = torch.tensor(own(x, place, axis), dtype=DTYPE[dtype]).requires_grad_()
+    if labels.dtype.kind in "iu":
+        return leaf, torch.tensor(labels)
+    wide = torch.float64 if dtype == "float64" else torch.float32
+    return leaf, torch.tensor(own(labels, place, axis), dtype=wide)
+
+
+# ---- checks
+
+
+def every_option(loss):
+    for case in cases.cases(loss):
+        x, y = cases.arguments(loss, "float32", case.options)
+        want = cases.truth(loss, x, y, cases.held(case.options, "float32"))
+        for place in places(x.shape[1]):
+            leaf, labels = tensors(x, y, "float32", place)
+            got = getattr(xent, loss)(leaf, labels, sharded=group(), **case.options)
+            got.sum().backward()
+            cases.assert_close(got.detach().numpy(), want.loss, "float32", f"{case} {place} loss", result=True)
+            whole = want.logits.copy()  # right where other processes hold it
+            whole[:, place] = leaf.grad.numpy()
+            cases.assert_close(whole, want.logits, "float32", f"{case} {place} gradient")
+
+
+def sparse_options():
+    every_option("sparse_ce")
+
+
+def softmax_options():
+    every_option("softmax_ce")
+
+
+def hard_regimes():
+    """Leads to 80, offsets to 1e8, -inf, ties: as accurate as of whole rows."""
+    for loss, dtype, classes in (
+        ("sparse_ce", "float32", 10),
+        ("softmax_ce", "float32", 10),
+        ("sparse_ce", "float64", 1000),
+        ("softmax_ce", "float64", 10),
+        ("sparse_ce", "bfloat16", 10),
+    ):
+        batch = regimes.batch(loss, dtype, classes)
+        truth = batch.truth()
+        for place in places(classes):
+            leaf, labels = tensors(batch.logits, batch.labels, dtype, place)
+            got = getattr(xent, loss)(leaf, labels, reduce="none", sharded=group())
+            got.sum().backward()
+            whole = truth.logits.copy()
+            whole[:, place] = leaf.grad.double().numpy()
+            off = errors(batch, truth, got.detach().double().numpy(), whole)
+            assert off.loss_share.max() <= 1, (loss, dtype, place, batch.regimes[int(off.loss_share.argmax())])
+            assert off.grad_share.max() <= 1, (loss, dtype, place, batch.regimes[int(off.grad_share.argmax())])
+
+
+def in_labels_and_weights():
+    """Derivatives in soft labels, also through the class weights' average, and in sample_weight."""
+    data = np.random.default_rng(0)
+    x, t = data.normal(size=(4, 6)), data.dirichlet(np.ones(6), 4)
+    options = {"class_weight": data.uniform(0.5, 2, 6), "z_loss": 0.01, "label_smoothing": 0.1}
+    weight = data.uniform(0.5, 2, 4)
+    want = xent.oracle.softmax_ce(x, t, sample_weight=weight, **options)
+    for place in places(6):
+        logits, labels = tensors(x, t, "float64", place)
+        w = torch.tensor(weight, requires_grad=True)
+        labels.requires_grad_()
+        xent.softmax_ce(logits, labels, sample_weight=w, sharded=group(), **options).backward()
+        np.testing.assert_allclose(labels.grad, own(want.labels, place), rtol=1e-12, atol=1e-14)
+        np.testing.assert_allclose(w.grad, want.sample_weight, rtol=1e-12, atol=1e-14)
+
+
+def statistics_of_rows():
+    """stats=True, and value_and_grad of it, with an id that is left out and one that is no class."""
+    x = np.random.default_rng(0).normal(size=(5, 6)).astype("f")
+    y = np.array([0, 5, -100, 9, 2])
+    options = {"ignore_index": -100, "invalid": "nan", "stats": True, "reduce": "sum"}
+    (_, want), grad = xent.value_and_grad(xent.sparse_ce)(torch.tensor(x), torch.tensor(y), **options)
+    for place in places(6):
+        given = torch.tensor(own(x, place)), torch.tensor(y)
+        (loss, stats), dx = xent.value_and_grad(xent.sparse_ce)(*given, sharded=group(), **options)
+        assert loss.isnan()
+        for got, expected in zip(stats, want, strict=True):
+            torch.testing.assert_close(got, expected, equal_nan=True)
+        torch.testing.assert_close(dx, grad[:, place], equal_nan=True)
+
+
+def ids_out_of_range():
+    """An error, or NaN, in all processes alike, also in those that hold no class."""
+    x = np.random.default_rng(0).normal(size=(3, 4)).astype("f")
+    for place in places(4):
+        leaf = torch.tensor(own(x, place)).requires_grad_()
+        for bad in (4, -1, 2**32):
+            y = torch.tensor([0, bad, 1])
+            for invalid in ("auto", "raise"):
+                with pytest.raises(xent.LabelError, match=rf"the first at \[1\] is {bad}; expected 0 to 3"):
+                    xent.sparse_ce(leaf, y, invalid=invalid, sharded=group())
+            leaf.grad = None
+            each = xent.sparse_ce(leaf, y, invalid="nan", reduce="none", sharded=group())
+            each.sum().backward()
+            assert each.isnan().tolist() == [False, True, False]
+            assert leaf.grad.isnan().all(1).tolist() == [place.stop == place.start, True, place.stop == place.start]
+
+
+def bad_calls():
+    x, y = torch.zeros(3, 2), torch.zeros(3, dtype=torch.int64)
+    all_of_them, none, uneven = group(), x[:, :0], slice(rank() + 1)
+    for words, call in {
+        "sharded: expected a process group": lambda: xent.sparse_ce(x, y, sharded="tp"),
+        "sharded: the adapter of numpy": lambda: xent.sparse_ce(x.numpy(), y.numpy(), sharded=all_of_them),
+        "sharded: .* torch.func": lambda: torch.func.grad(lambda x: xent.sparse_ce(x, y, sharded=all_of_them))(x),
+        "logits: expected the same rows": lambda: xent.sparse_ce(x[uneven], y[uneven], sharded=all_of_them),
+        "logits: expected at least one class on": lambda: xent.sparse_ce(none, y, sharded=all_of_them),
+        "class_weight: expected shape": lambda: xent.sparse_ce(x, y, class_weight=[1.0, 2.0], sharded=all_of_them),
+        r"labels: expected shape \(3, 2\)": lambda: xent.softmax_ce(x, torch.zeros(3, 4), sharded=all_of_them),
+    }.items():
+        with pytest.raises((TypeError, ValueError), match=words):
+            call()
+
+
+def collectives():
+    """Forward two gathers, of two numbers a process and of the rows' statistics; backward none."""
+    sizes = []
+
+    class Counted(CommDebugMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func.overloadpacket is GATHER:
+                sizes.append(args[1].numel() * args[1].element_size())
+            return super().__torch_dispatch__(func, types, args, kwargs)
+
+    n, smoothing, z_loss, table = 50, {"label_smoothing": 0.1}, {"z_loss": 0.1}, {"class_weight": np.ones(8)}
+    length = 8 // torch.distributed.get_world_size()
+    x, y, t = torch.randn(n, length), torch.zeros(n, dtype=torch.int64), torch.rand(n, length)
+    for options, ids, soft in (
+        ({}, 12, 16),
+        (z_loss | table, 12, 20),
+        (smoothing | z_loss, 16, 20),
+        (smoothing | table, 16, 24),
+    ):
+        for loss, labels, a_row in ((xent.sparse_ce, y, ids), (xent.softmax_ce, t, soft)):
+            leaf = x.clone().requires_grad_()
+            sizes.clear()
+            with Counted() as forward:
+                value = loss(leaf, labels, sharded=group(), **options)
+            with CommDebugMode() as backward:
+                value.backward()
+            assert forward.get_comm_counts() == {GATHER: 2}, forward.get_comm_counts()
+            assert backward.get_total_counts() == 0
+            assert sizes == [16, n * a_row + (4 if "label_smoothing" in options else 0)], sizes
+
+
+def compiled():
+    """As one graph, whose sizes are those of the call: ids, soft labels, and every option."""
+    data = np.random.default_rng(0)
+    x, t, y = data.normal(size=(5, 6)), data.dirichlet(np.ones(6), 5), np.array([0, 5, -100, 3, 9])
+    options = {"class_weight": data.uniform(0.5, 2, 6), "z_loss": 0.01, "label_smoothing": 0.1}
+    options["sample_weight"] = torch.tensor([1.0, 0.0, 2.0, 0.5, 1.0])
+    of_ids = options | {"ignore_index": -100, "invalid": "ignore"}
+
+    @partial(torch.compile, fullgraph=True, backend="aot_eager")
+    def losses(x, t, y):
+        hard, stats = xent.sparse_ce(x, y, reduce="sum", stats=True, sharded=group(), **of_ids)
+        mean = xent.softmax_ce(x, t, sharded=group(), **options)
+        return hard, stats.nll, mean, xent.sparse_ce(x.detach(), y, sharded=group())
+
+    place = next(iter(places(6)))
+    logits, soft = tensors(x, t, "float64", place)
+    hard, nll, mean, invalid = losses(logits, soft, torch.tensor(y))
+    want = xent.oracle.sparse_ce(x, y, reduce="sum", **of_ids)
+    want_soft = xent.oracle.softmax_ce(x, t, **options)
+    np.testing.assert_allclose((hard.item(), mean.item()), (want.loss, want_soft.loss), rtol=1e-6)
+    assert nll[2] == 0
+    assert invalid.isnan()
+    (hard + mean).backward()
+    np.testing.assert_allclose(logits.grad, own(want.logits + want_soft.logits, place), rtol=1e-6, atol=1e-9)
+
+
+CHECKS = {
+    check.__name__: check
+    for check in (
+        sparse_options,
+        softmax_options,
+        hard_regimes,
+        in_labels_and_weights,
+        statistics_of_rows,
+        ids_out_of_range,
+        bad_calls,
+        collectives,
+        compiled,
+    )
+}
+
+
+# ---- processes
+
+
+def run(index, rendezvous, count, names):
+    warnings.simplefilter("error")
+    warnings.filterwarnings("ignore", ".*should not be instantiated", DeprecationWarning)  # torch.compile does so
+    torch.distributed.init_process_group("gloo", init_method=rendezvous, rank=index, world_size=count)
+    for name in names:
+        torch.manual_seed(0)
+        CHECKS[name]()
+        if index == 0:
+            print("passed", name, flush=True)
+    torch.distributed.destroy_process_group()
+
+
+def main(count, *names):
+    torch.set_num_threads(1)  # no threads before the fork
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = (f"file://{folder}/rendezvous", int(count), names or tuple(CHECKS))
+        torch.multiprocessing.start_processes(run, arguments, nprocs=int(count), start_method="fork")
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

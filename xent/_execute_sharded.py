@@ -1,0 +1,172 @@
+"""From a call with `sharded=` to the loss: each process holds some of the classes, and all compute the same loss.
+
+What has a class axis is the process's own part: logits, soft labels. Everything else is the same everywhere: class ids,
+weights, class weights.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+from xent import _check, _plan, _reduce, _rules, _sharding
+from xent._dispatch import find
+from xent._execute import Rows, WithGradient, prepare, softmax_loss
+from xent._options import Operands, Options
+from xent._plan import Plan
+from xent._shapes import Shape, fitted, shape_of
+from xent._sharding import Row, Shard
+from xent.adapter import Adapter, Array, Collectives, Layout, RowResults
+
+
+class Logits(NamedTuple):
+    """The first argument of a loss, checked."""
+
+    adapter: Adapter
+    collectives: Collectives
+    x: Array
+    dtype: str  # what is computed in
+    shape: Shape
+    axis: int
+    shard: Shard
+
+    @property
+    def rows(self) -> Shape:
+        return self.shape[: self.axis] + self.shape[self.axis + 1 :]
+
+
+def sparse(given: Operands, options: Options, group: Any) -> Any:
+    if type(given.inputs) is WithGradient:
+        return _value_and_grad(sparse, given, options, group)
+    options = options.checked(given.denom)
+    logits = _logits(given, options, group)
+    ops, collectives, shard = logits.adapter.ops, logits.collectives, logits.shard
+    plan, checked = of_ids(logits, given, options)
+    rows = prepare(plan, checked)
+    u = smoothing_weights(logits, plan.options, checked.class_weight)
+    x = logits.x if rows.empty is None else _reduce.constant_where(ops, rows.empty, logits.x)
+    kernel, constant = logits.adapter.softmax.rows, ops.stop_gradient(x)
+    own = _sharding.statistics(ops, kernel, rows.layout, shard, constant, None, u, rows.ids)
+    row = _sharding.combine(ops, shard, own)
+    local, held = shard.own_ids(ops, rows.ids), shard.holds(rows.ids)
+    return loss(plan, rows, collectives.attach(rows.layout, x, None, u, local, held, row), row)
+
+
+def softmax(given: Operands, options: Options, group: Any) -> Any:
+    if type(given.inputs) is WithGradient:
+        return _value_and_grad(softmax, given, options, group)
+    options = options.checked(given.denom)
+    logits = _logits(given, options, group)
+    adapter, collectives, x, dtype, shape, axis, shard = logits
+    ops = adapter.ops
+    t = _plan.real(adapter, "labels", _check.given("labels", given.labels), x, dtype)
+    t = fitted(adapter, _rules.DISTRIBUTIONS, t, shape, shape)
+    sample_weight = _plan.real(adapter, "sample_weight", given.sample_weight, x, dtype)
+    sample_weight = fitted(adapter, _rules.WEIGHTS, sample_weight, logits.rows)
+    denom = fitted(adapter, _rules.DENOM, _plan.real(adapter, "denom", given.denom, x, dtype), ())
+    table = class_weight(logits, given)
+
+    share = None
+    if table is not None:
+        table = ops.stop_gradient(table)
+        column = _reduce.along(ops, shard.part(table), x, axis)
+        share = ops.sum(t, axis)
+        weighted = ops.sum(t * column, axis)
+        t = ops.where(column == 0, 0.0, t * column)
+    t = ops.stop_gradient(t) if options.label_smoothing == 1 else t
+    u = smoothing_weights(logits, options, table)
+    layout = Layout(axis, False, False, bool(options.z_loss))
+    constant = ops.stop_gradient(x), ops.stop_gradient(t), u, None
+    extra = None if share is None else ops.stop_gradient(share)
+    own = _sharding.statistics(ops, adapter.softmax.rows, layout, shard, *constant, extra)
+    row = _sharding.combine(ops, shard, own)
+
+    w = sample_weight
+    if share is not None:
+        share, weighted = collectives.summed(share, row.extra), collectives.summed(weighted, row.targets)
+        average = ops.squeeze(_reduce.average_class_weight(ops, table, share, weighted), axis)
+        w = _reduce.product(sample_weight, average)
+    plan = Plan(adapter, options, dtype, layout._replace(masked=w is not None), 1)
+    rows = prepare(plan, Operands(row.m, row.m, w, None, denom))
+    if share is not None:
+        sample_weight = _reduce.zero_absent(ops, rows.ids, sample_weight)
+        rows = rows._replace(scale=_reduce.row_weights(options, sample_weight, rows.w, sample_weight))
+    return loss(plan, rows, collectives.attach(rows.layout, x, t, u, rows.ids, None, row), row)
+
+
+def loss(plan: Plan, rows: Rows, results: RowResults, row: Row) -> Any:
+    """The loss, beside the rows' statistics where they are asked for."""
+    ops, options = plan.adapter.ops, plan.options
+    value = softmax_loss(plan._replace(options=options._replace(stats=False)), rows, results)
+    if not options.stats:
+        return value
+    correct = ops.squeeze(row.correct, rows.layout.axis)
+    return value, _reduce.described(ops, results.nll, results.lse, correct, rows.ids, rows.w)
+
+
+# ---- arguments
+
+
+def _logits(given: Operands, options: Options, group: Any) -> Logits:
+    adapter = find(given.inputs, "logits")
+    collectives = collectives_of(adapter)
+    x, dtype = _plan.floating(adapter, "logits", given.inputs)
+    shape = shape_of(adapter, x)
+    axis = _rules.place_of_classes(shape, options.axis)
+    shard = collectives.shard(group, shape[axis], math.prod(shape[:axis] + shape[axis + 1 :]), x)
+    return Logits(adapter, collectives, x, dtype, shape, axis, shard)
+
+
+def collectives_of(adapter: Adapter) -> Collectives:
+    if adapter.collectives is None:
+        raise _check.no_collectives(adapter.name)
+    return adapter.collectives
+
+
+def of_ids(logits: Logits, given: Operands, options: Options) -> tuple[Plan, Operands]:
+    """What `_plan.of_rows` says of the rows, their class ids coded already."""
+    adapter, shard, axis = logits.adapter, logits.shard, logits.axis
+    ops, classes = adapter.ops, shard.classes
+    if not isinstance(classes, int):
+        fetched = ops.fetch(classes) if options.invalid == "raise" else None
+        classes = None if fetched is None else int(fetched)
+    shape = (*logits.shape[:axis], classes, *logits.shape[axis + 1 :])
+    table = class_weight(logits, given)
+    rest = given._replace(inputs=logits.x, class_weight=table if isinstance(shard.classes, int) else None)
+    plan, checked = _plan.of_rows(adapter, logits.x, logits.dtype, shape, axis, rest, options, None)
+    ids = checked.labels
+    if plan.out_of_range is not None:
+        ids = _reduce.code(ops, ids, shard.classes, plan.ignored, plan.out_of_range)
+    assert plan.layout is not None
+    layout = plan.layout if table is None else plan.layout._replace(masked=True)
+    plan = plan._replace(layout=layout, classes=1, ignored=None, out_of_range=None)
+    return plan, checked._replace(labels=ids, class_weight=table)
+
+
+def class_weight(logits: Logits, given: Operands) -> Array | None:
+    """Of all classes; their number is checked where it is known."""
+    adapter = logits.adapter
+    table = _plan.real(adapter, "class_weight", given.class_weight, logits.x, logits.dtype)
+    if table is None:
+        return None
+    if not isinstance(logits.shard.classes, int):
+        _rules.class_weights(shape_of(adapter, table))
+        return table
+    return fitted(adapter, _rules.CLASS_WEIGHT, table, (logits.shard.classes,))
+
+
+def smoothing_weights(logits: Logits, options: Options, table: Array | None) -> Array | None:
+    """The shard's own part of them."""
+    if not options.label_smoothing:
+        return None
+    ops, shard = logits.adapter.ops, logits.shard
+    own = ops.full((shard.length,), 1.0, logits.dtype, logits.x) if table is None else shard.part(table)
+    return ops.stop_gradient(_reduce.over(ops, own, shard.classes))
+
+
+def _value_and_grad(run: Any, given: Operands, options: Options, group: Any) -> Any:
+    x = given.inputs.inputs
+    adapter = find(x)
+    collectives_of(adapter)
+    assert adapter.autodiff is not None
+    return adapter.autodiff.value_and_grad(lambda x: run(given._replace(inputs=x), options, group), x)
