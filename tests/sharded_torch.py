@@ -9,6 +9,7 @@ import warnings
 from functools import partial
 
 import cases
+import linear_cases
 import numpy as np
 import pytest
 import torch
@@ -193,30 +194,109 @@ def collectives():
             assert sizes == [16, n * a_row + (4 if "label_smoothing" in options else 0)], sizes
 
 
+def linear_given(h, weight, y, options, dtype, place):
+    """The process's own part of weight and bias; all three ask for gradients."""
+    leaves = [torch.tensor(k, dtype=DTYPE[dtype]).requires_grad_() for k in (h, own(weight, place, 0))]
+    if "bias" in options:
+        leaves.append(torch.tensor(own(options["bias"], place, 0), dtype=DTYPE[dtype]).requires_grad_())
+        options = options | {"bias": leaves[2]}
+    ids = torch.tensor(y)
+    return leaves, lambda: xent.linear_ce(*leaves[:2], ids, sharded=group(), **options)
+
+
+def linear_options():
+    """Also in chunks of three rows, and hidden states and weights of 16 bits."""
+    every = linear_cases.matrix(cases.combinations(linear_cases.OPTIONS))
+    few = linear_cases.matrix(linear_cases.FEW)
+    for case, dtype in (*((case, "float32") for case in every), *((case, "bfloat16") for case in few)):
+        h, weight, y = linear_cases.arguments(dtype, case.options)
+        truth = xent.oracle.linear_ce(h, weight, y, **linear_cases.held(case.options, dtype))
+        for place, chunk in zip(places(len(weight)), (None, 3, 3, None, 3, None), strict=True):
+            leaves, loss = linear_given(h, weight, y, case.options | {"chunk_rows": chunk}, dtype, place)
+            value = loss()
+            value.sum().backward()
+            what = f"{case.name} {dtype} {place}"
+            linear_cases.assert_close(value.detach(), truth.loss, linear_cases.LOSS_BARS[dtype], what)
+            wants = truth.hidden, own(truth.weight, place, 0), own(truth.bias, place, 0)
+            for leaf, want in zip(leaves, wants, strict=False):
+                linear_cases.assert_close(leaf.grad.float(), want, linear_cases.BARS[dtype], what)
+
+
+def linear_statistics():
+    """stats=True, value_and_grad, and a mean over nothing although rows are there."""
+    h, weight, y = linear_cases.arguments("float64", {})
+    y[0, 0] = -100
+    options = {"ignore_index": -100, "stats": True}
+    both = xent.value_and_grad(xent.linear_ce)
+    (want, stats), grads = both(*map(torch.tensor, (h, weight, y)), bias=torch.tensor(linear_cases.BIAS), **options)
+    for place in places(len(weight)):
+        part, bias = torch.tensor(own(weight, place, 0)), torch.tensor(own(linear_cases.BIAS, place, 0))
+        (loss, found), got = both(torch.tensor(h), part, torch.tensor(y), bias=bias, sharded=group(), **options)
+        torch.testing.assert_close((loss, *found), (want, *stats))
+        torch.testing.assert_close(got, xent.Grads(grads.hidden, grads.weight[place], grads.bias[place]))
+        leaves, nothing = linear_given(h * np.inf, weight, y, options | {"denom": 0}, "float64", place)
+        value, _ = nothing()
+        value.backward()
+        assert not any(k.any() for k in (value, *(leaf.grad for leaf in leaves)))
+
+
+def linear_collectives():
+    """The hidden states' gradient is added up once."""
+    h, weight, y = linear_cases.arguments("float32", {})
+    _, loss = linear_given(h, weight, y, {}, "float32", next(iter(places(len(weight)))))
+    with CommDebugMode() as forward:
+        value = loss()
+    with CommDebugMode() as backward:
+        value.backward()
+    assert forward.get_comm_counts() == {GATHER: 2}
+    assert backward.get_comm_counts() == {torch.ops.c10d.allreduce_: 1}
+
+
+def total_of_all_ranks():
+    """Of other labels on each rank."""
+    labels = torch.tensor([[1, -100, 2], [-100, -100, 0]][rank() % 2])
+    given = {"ignore_index": -100, "class_weight": [1.0, 2.0, 4.0]}
+    want = sum((6.0, 1.0)[k % 2] for k in range(torch.distributed.get_world_size()))
+    assert xent.total_weight(labels, group=group(), **given) == want
+    assert xent.total_weight(labels, **given) == (6.0, 1.0)[rank() % 2]
+    with pytest.raises(TypeError, match="group: expected a process group"):
+        xent.total_weight(labels, group="dp")
+    with pytest.raises(TypeError, match="group: the adapter of numpy"):
+        xent.total_weight(labels.numpy(), group=group())
+
+
 def compiled():
-    """As one graph, whose sizes are those of the call: ids, soft labels, and every option."""
+    """As one graph, which asks for the sizes when it runs: every loss, and every option."""
     data = np.random.default_rng(0)
     x, t, y = data.normal(size=(5, 6)), data.dirichlet(np.ones(6), 5), np.array([0, 5, -100, 3, 9])
     options = {"class_weight": data.uniform(0.5, 2, 6), "z_loss": 0.01, "label_smoothing": 0.1}
     options["sample_weight"] = torch.tensor([1.0, 0.0, 2.0, 0.5, 1.0])
     of_ids = options | {"ignore_index": -100, "invalid": "ignore"}
 
+    h, weight, ids = linear_cases.arguments("float64", {})
+    head = {"bias": linear_cases.BIAS, "softcap": 2.0}
+
     @partial(torch.compile, fullgraph=True, backend="aot_eager")
-    def losses(x, t, y):
+    def losses(x, t, y, call):
         hard, stats = xent.sparse_ce(x, y, reduce="sum", stats=True, sharded=group(), **of_ids)
         mean = xent.softmax_ce(x, t, sharded=group(), **options)
-        return hard, stats.nll, mean, xent.sparse_ce(x.detach(), y, sharded=group())
+        return hard, stats.nll, mean, xent.sparse_ce(x.detach(), y, sharded=group()), call()
 
-    place = next(iter(places(6)))
+    place, part = next(iter(places(6))), next(iter(places(len(weight))))
     logits, soft = tensors(x, t, "float64", place)
-    hard, nll, mean, invalid = losses(logits, soft, torch.tensor(y))
+    leaves, call = linear_given(h, weight, ids, head, "float64", part)
+    hard, nll, mean, invalid, of_hidden = losses(logits, soft, torch.tensor(y), call)
     want = xent.oracle.sparse_ce(x, y, reduce="sum", **of_ids)
     want_soft = xent.oracle.softmax_ce(x, t, **options)
     np.testing.assert_allclose((hard.item(), mean.item()), (want.loss, want_soft.loss), rtol=1e-6)
     assert nll[2] == 0
     assert invalid.isnan()
-    (hard + mean).backward()
+    (hard + mean + of_hidden).backward()
     np.testing.assert_allclose(logits.grad, own(want.logits + want_soft.logits, place), rtol=1e-6, atol=1e-9)
+    truth = xent.oracle.linear_ce(h, weight, ids, **head)
+    np.testing.assert_allclose(of_hidden.item(), truth.loss, rtol=1e-12)
+    for leaf, k in zip(leaves, (truth.hidden, own(truth.weight, part, 0), own(truth.bias, part, 0)), strict=True):
+        np.testing.assert_allclose(leaf.grad, k, rtol=1e-11, atol=1e-13)
 
 
 CHECKS = {
@@ -230,6 +310,10 @@ CHECKS = {
         ids_out_of_range,
         bad_calls,
         collectives,
+        linear_options,
+        linear_statistics,
+        linear_collectives,
+        total_of_all_ranks,
         compiled,
     )
 }

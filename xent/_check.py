@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from xent.adapter import Adapter, Array, Ops
+from xent.adapter import Adapter, Array, Collectives, Ops
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 REDUCTIONS = ("none", "sum", "mean", "mean_nonzero", "mean_all")
@@ -291,8 +291,10 @@ def no_linear(framework: str) -> TypeError:
     return TypeError(f"hidden: the adapter of {framework} brings no linear_ce; see docs/backends.md")
 
 
-def no_collectives(framework: str) -> TypeError:
-    return TypeError(f"sharded: the adapter of {framework} brings no collectives; expected arrays of PyTorch")
+def collectives(argument: str, adapter: Adapter) -> Collectives:
+    if adapter.collectives is None:
+        raise TypeError(f"{argument}: the adapter of {adapter.name} brings no collectives; expected arrays of PyTorch")
+    return adapter.collectives
 
 
 # ---- value_and_grad

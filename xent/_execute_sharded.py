@@ -1,7 +1,7 @@
 """From a call with `sharded=` to the loss: each process holds some of the classes, and all compute the same loss.
 
-What has a class axis is the process's own part: logits, soft labels. Everything else is the same everywhere: class ids,
-weights, class weights.
+What has a class axis is the process's own part: logits, soft labels, a head's weight and bias. Everything else is the
+same everywhere: hidden states, class ids, weights; class weights, which are those of all classes.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ from typing import Any, NamedTuple
 from xent import _check, _plan, _reduce, _rules, _sharding
 from xent._dispatch import find
 from xent._execute import Rows, WithGradient, prepare, softmax_loss
+from xent._linear import Grads, rows_of_a_chunk
 from xent._options import Operands, Options
 from xent._plan import Plan
 from xent._shapes import Shape, fitted, shape_of
-from xent._sharding import Row, Shard
+from xent._sharding import Shard
 from xent.adapter import Adapter, Array, Collectives, Layout, RowResults
+from xent.formulas.linear import LoopOperands, LoopSpec
 
 
 class Logits(NamedTuple):
@@ -49,7 +51,8 @@ def sparse(given: Operands, options: Options, group: Any) -> Any:
     own = _sharding.statistics(ops, kernel, rows.layout, shard, constant, None, u, rows.ids)
     row = _sharding.combine(ops, shard, own)
     local, held = shard.own_ids(ops, rows.ids), shard.holds(rows.ids)
-    return loss(plan, rows, collectives.attach(rows.layout, x, None, u, local, held, row), row)
+    correct = ops.squeeze(row.correct, logits.axis)
+    return loss(plan, rows, collectives.attach(rows.layout, x, None, u, local, held, row), correct)
 
 
 def softmax(given: Operands, options: Options, group: Any) -> Any:
@@ -91,16 +94,48 @@ def softmax(given: Operands, options: Options, group: Any) -> Any:
     if share is not None:
         sample_weight = _reduce.zero_absent(ops, rows.ids, sample_weight)
         rows = rows._replace(scale=_reduce.row_weights(options, sample_weight, rows.w, sample_weight))
-    return loss(plan, rows, collectives.attach(rows.layout, x, t, u, rows.ids, None, row), row)
+    return loss(plan, rows, collectives.attach(rows.layout, x, t, u, rows.ids, None, row))
 
 
-def loss(plan: Plan, rows: Rows, results: RowResults, row: Row) -> Any:
+def linear(given: Operands, options: Options, group: Any) -> Any:
+    """Each process has the weight and bias of its own classes, and all hidden states."""
+    if type(given.inputs) is WithGradient:
+        return _linear_value_and_grads(given, options, group)
+    options = options.checked(given.denom)
+    adapter = find(given.inputs, "hidden")
+    collectives = _check.collectives("sharded", adapter)
+    h, dtype = _plan.floating(adapter, "hidden", given.inputs)
+    weight, bias = _plan.parameter(adapter, "weight", given.weight, h), given.bias
+    shape, (classes, *features) = shape_of(adapter, h), shape_of(adapter, weight)
+    _rules.head_shapes(shape, (classes or 1, *features))  # a process may have none
+    if bias is not None:
+        bias = fitted(adapter, _rules.BIAS, _plan.parameter(adapter, "bias", bias, h), (classes,))
+    shard = collectives.shard(group, classes, math.prod(shape[:-1]), h)
+    logits = Logits(adapter, collectives, h, dtype, (*shape[:-1], classes), len(shape) - 1, shard)
+
+    plan, checked = of_ids(logits, given._replace(weight=weight, bias=bias), options)
+    rows = prepare(plan, checked)
+    u = smoothing_weights(logits, options, checked.class_weight)
+    kernels, ops = adapter.linear, adapter.ops
+    assert kernels is not None
+    if rows.empty is not None:
+        h, weight, bias = (None if k is None else _reduce.constant_where(ops, rows.empty, k) for k in (h, weight, bias))
+    chunk = rows_of_a_chunk(kernels, h, plan._replace(classes=classes or 1), ops.size(rows.ids))
+    spec = LoopSpec(kernels, rows.layout._replace(axis=1), options.softcap, chunk, True, options.stats)
+    operands = LoopOperands(kernels.flat(h, 1), weight, bias, u, kernels.flat(rows.ids, 0), None, None, None)
+    row, results = collectives.linear(group, spec, shard, operands)
+    nll, lse, smooth, correct = (
+        None if k is None else kernels.shaped(k, rows.ids) for k in (*results[:3], row.correct)
+    )
+    return loss(plan, rows, RowResults(nll, lse, smooth, results.m, results.s), correct)
+
+
+def loss(plan: Plan, rows: Rows, results: RowResults, correct: Array | None = None) -> Any:
     """The loss, beside the rows' statistics where they are asked for."""
     ops, options = plan.adapter.ops, plan.options
     value = softmax_loss(plan._replace(options=options._replace(stats=False)), rows, results)
     if not options.stats:
         return value
-    correct = ops.squeeze(row.correct, rows.layout.axis)
     return value, _reduce.described(ops, results.nll, results.lse, correct, rows.ids, rows.w)
 
 
@@ -109,18 +144,12 @@ def loss(plan: Plan, rows: Rows, results: RowResults, row: Row) -> Any:
 
 def _logits(given: Operands, options: Options, group: Any) -> Logits:
     adapter = find(given.inputs, "logits")
-    collectives = collectives_of(adapter)
+    collectives = _check.collectives("sharded", adapter)
     x, dtype = _plan.floating(adapter, "logits", given.inputs)
     shape = shape_of(adapter, x)
     axis = _rules.place_of_classes(shape, options.axis)
     shard = collectives.shard(group, shape[axis], math.prod(shape[:axis] + shape[axis + 1 :]), x)
     return Logits(adapter, collectives, x, dtype, shape, axis, shard)
-
-
-def collectives_of(adapter: Adapter) -> Collectives:
-    if adapter.collectives is None:
-        raise _check.no_collectives(adapter.name)
-    return adapter.collectives
 
 
 def of_ids(logits: Logits, given: Operands, options: Options) -> tuple[Plan, Operands]:
@@ -167,6 +196,21 @@ def smoothing_weights(logits: Logits, options: Options, table: Array | None) -> 
 def _value_and_grad(run: Any, given: Operands, options: Options, group: Any) -> Any:
     x = given.inputs.inputs
     adapter = find(x)
-    collectives_of(adapter)
+    _check.collectives("sharded", adapter)
     assert adapter.autodiff is not None
     return adapter.autodiff.value_and_grad(lambda x: run(given._replace(inputs=x), options, group), x)
+
+
+def _linear_value_and_grads(given: Operands, options: Options, group: Any) -> tuple[Any, Grads]:
+    hidden = given.inputs.inputs
+    adapter = find(hidden, "hidden")
+    _check.collectives("sharded", adapter)
+    assert adapter.autodiff is not None
+
+    def at(parameters: tuple[Array, ...]) -> Any:
+        hidden, weight, *bias = parameters
+        return linear(given._replace(inputs=hidden, weight=weight, bias=bias[0] if bias else None), options, group)
+
+    parameters = hidden, given.weight, given.bias
+    loss, (dh, dw, *db) = adapter.autodiff.value_and_grad(at, tuple(k for k in parameters if k is not None))
+    return loss, Grads(dh, dw, db[0] if db else None)

@@ -160,6 +160,7 @@ def linear_ce(
     denom: Scalar | None = None,
     chunk_rows: int | None = None,
     stats: bool = False,
+    sharded: Any = None,
     **unknown: NoReturn,
 ) -> Any:
     """`sparse_ce` of the logits hidden @ weight.T + bias, which are never held all at once.
@@ -215,6 +216,8 @@ def linear_ce(
         raise unexpected(linear_ce, unknown)
     operands = Operands(hidden, labels, sample_weight, class_weight, denom, weight=weight, bias=bias)
     options = Options(-1, reduce, label_smoothing, z_loss, ignore_index, invalid, stats, softcap, chunk_rows)
+    if sharded is not None:
+        return _execute_sharded.linear(operands, options, sharded)
     return run(LINEAR, operands, options)
 
 

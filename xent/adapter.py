@@ -246,7 +246,7 @@ class LinearKernels:
 
 @dataclass(frozen=True, eq=False)
 class Collectives:
-    """What `sharded=` takes. Types are those of `xent._sharding`: Shard, Row.
+    """What `sharded=` and `group=` take. Types are those of `xent._sharding`: Shard, Row.
 
     All shards compute the same loss. A derivative is that of this one loss, in the arrays that a shard holds.
     """
@@ -258,7 +258,10 @@ class Collectives:
     #   `_sharding.coefficients`. ids are those of `Shard.own_ids`
     attach: Callable[..., RowResults]
     summed: Callable[[Array, Array], Array]  # (own, total) -> total, whose derivative in own is 1
-    total: Callable[[Any, Array], Array]  # (group, own) -> the sum over the group
+    # linear(group, spec, shard, operands) -> (Row, RowResults), for LoopSpec and LoopOperands of `formulas.linear` with
+    #   the shard's weight and bias; differentiable in hidden, weight and bias
+    linear: Callable[..., tuple[Any, RowResults]]
+    total: Callable[[Any, Array], Array]  # (group, own) -> the sum over the group, a constant; for `total_weight`
 
 
 # ---- the adapter

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import torch
-from xent.adapter import Adapter, Autodiff, SigmoidKernels, SoftmaxKernels
+from xent.adapter import Adapter, Autodiff, Collectives, SigmoidKernels, SoftmaxKernels
 
-from . import kernels
+from . import kernels, sharded
 from .linear import LINEAR
 from .ops import OPS
-from .sharded import COLLECTIVES
+from .sharded_linear import linear
 
 ADAPTER = Adapter(
     name="torch",
@@ -18,6 +18,6 @@ ADAPTER = Adapter(
     sigmoid=SigmoidKernels(kernels.sigmoid, kernels.sigmoid_total, kernels.sigmoid_value_and_grad),
     autodiff=Autodiff(kernels.value_and_grad, kernels.needs_framework_autodiff, kernels.fuse_value_and_grad),
     linear=LINEAR,
-    collectives=COLLECTIVES,
+    collectives=Collectives(sharded.shard, sharded.attach, sharded.summed, linear, sharded.total_weight),
     takes_16bit=True,
 )

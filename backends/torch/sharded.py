@@ -12,7 +12,7 @@ import torch
 from torch.autograd.function import once_differentiable
 from xent import _sharding, formulas
 from xent._sharding import Row, Shard
-from xent.adapter import Collectives, Layout, RowResults
+from xent.adapter import Layout, RowResults
 
 from .native import kernels
 from .ops import OPS
@@ -22,8 +22,7 @@ Array = Any
 
 def shard(group: Any, length: int, rows: int, like: Array) -> Shard:
     """How many classes the others have is asked at every call. Where that waits for no device, numbers are Python's."""
-    if not (torch.distributed.is_available() and isinstance(group, torch.distributed.ProcessGroup)):
-        raise TypeError(f"sharded: expected a process group of torch.distributed, got {type(group).__name__}")
+    process_group("sharded", group)
     if torch._C._are_functorch_transforms_active():
         raise TypeError(
             "sharded: expected a call outside of torch.func's transforms; there are no rules for collectives"
@@ -47,6 +46,11 @@ def shard(group: Any, length: int, rows: int, like: Array) -> Shard:
     return Shard(first, length, sizes[:, 0].sum(), place == rank, gather, lambda k: k[own])
 
 
+def process_group(argument: str, group: Any) -> None:
+    if not (torch.distributed.is_available() and isinstance(group, torch.distributed.ProcessGroup)):
+        raise TypeError(f"{argument}: expected a process group of torch.distributed, got {type(group).__name__}")
+
+
 def check(lengths: Any, rows: Any) -> None:
     """On every rank alike."""
     if not sum(lengths):
@@ -57,6 +61,8 @@ def check(lengths: Any, rows: Any) -> None:
 
 def all_gather(x: Array, group: Any) -> Array:
     """[n] -> [ranks, n]"""
+    if not torch.compiler.is_compiling() and not x.numel():
+        return x.new_empty((torch.distributed.get_world_size(group), 0))
     every = x.new_empty((torch.distributed.get_world_size(group) * x.shape[0],))
     torch.distributed.all_gather_single(every, x.contiguous(), group=group)
     return every.reshape(-1, x.shape[0])
@@ -107,11 +113,13 @@ def summed(own: Array, total: Array) -> Array:
     return total + (own - own.detach())
 
 
-def total(group: Any, own: Array) -> Array:
-    """The sum over the group."""
-    whole = own.clone()
-    torch.distributed.all_reduce(whole, group=group)
-    return whole
+def total_weight(group: Any, own: Array) -> Array:
+    process_group("group", group)
+    return all_reduce(own, group)
 
 
-COLLECTIVES = Collectives(shard, attach, summed, total)
+def all_reduce(own: Array, group: Any) -> Array:
+    """The sum over the ranks, in other memory."""
+    total = own.detach().clone()
+    torch.distributed.all_reduce(total, group=group)
+    return total
