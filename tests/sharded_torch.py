@@ -3,10 +3,13 @@
 Every check runs in all processes. It compares with the truth, which each works out for itself from whole rows.
 """
 
+import itertools
+import re
 import sys
 import tempfile
 import warnings
 from functools import partial
+from pathlib import Path
 
 import cases
 import linear_cases
@@ -164,8 +167,11 @@ def bad_calls():
 
 
 def collectives():
-    """Forward two gathers, of two numbers a process and of the rows' statistics; backward none."""
-    sizes = []
+    """Forward two gathers, of two numbers a process and of the rows' statistics; backward none.
+
+    What is moved and held is what docs/sharding.md says.
+    """
+    sizes, page = [], arithmetic()
 
     class Counted(CommDebugMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -173,25 +179,63 @@ def collectives():
                 sizes.append(args[1].numel() * args[1].element_size())
             return super().__torch_dispatch__(func, types, args, kwargs)
 
-    n, smoothing, z_loss, table = 50, {"label_smoothing": 0.1}, {"z_loss": 0.1}, {"class_weight": np.ones(8)}
-    length = 8 // torch.distributed.get_world_size()
-    x, y, t = torch.randn(n, length), torch.zeros(n, dtype=torch.int64), torch.rand(n, length)
-    for options, ids, soft in (
-        ({}, 12, 16),
-        (z_loss | table, 12, 20),
-        (smoothing | z_loss, 16, 20),
-        (smoothing | table, 16, 24),
-    ):
-        for loss, labels, a_row in ((xent.sparse_ce, y, ids), (xent.softmax_ce, t, soft)):
-            leaf = x.clone().requires_grad_()
-            sizes.clear()
-            with Counted() as forward:
-                value = loss(leaf, labels, sharded=group(), **options)
-            with CommDebugMode() as backward:
-                value.backward()
-            assert forward.get_comm_counts() == {GATHER: 2}, forward.get_comm_counts()
-            assert backward.get_total_counts() == 0
-            assert sizes == [16, n * a_row + (4 if "label_smoothing" in options else 0)], sizes
+    n, length = 50, 8 // torch.distributed.get_world_size()
+    y, t = torch.zeros(n, dtype=torch.int64), torch.rand(n, length)
+    for smoothing, class_weight, soft in itertools.product((False, True), repeat=3):
+        plain = not (smoothing or class_weight)
+        options = {"z_loss": 0.0 if plain else 0.1, "label_smoothing": 0.1 if smoothing else 0.0}
+        options["class_weight"] = np.ones(8) if class_weight else None
+        leaf, kept = torch.randn(n, length).requires_grad_(), {}
+        sizes.clear()
+        given = leaf, t if soft else y
+        with Counted() as forward, torch.autograd.graph.saved_tensors_hooks(partial(keep, kept), lambda k: k):
+            value = (xent.softmax_ce if soft else xent.sparse_ce)(*given, reduce="none", sharded=group(), **options)
+        with CommDebugMode() as backward:
+            value.sum().backward()
+        assert forward.get_comm_counts() == {GATHER: 2}, forward.get_comm_counts()
+        assert backward.get_total_counts() == 0
+        a_row = page["handed_out"](soft, smoothing, class_weight)
+        assert a_row <= (24 if soft or smoothing else 16)
+        moved = page["sent"](n, torch.distributed.get_world_size(), a_row, smoothing)
+        assert sum(sizes) * (torch.distributed.get_world_size() - 1) == moved, (sizes, moved)
+        if plain:
+            beside = {place: size for place, size in kept.items() if place not in (leaf.data_ptr(), t.data_ptr())}
+            assert sum(beside.values()) == page["held"](n, soft), beside
+
+
+def keep(kept, k):
+    """What autograd saves, by where it is."""
+    kept[k.data_ptr()] = k.numel() * k.element_size()
+    return k
+
+
+def code():
+    """The page's, block after block."""
+    page = Path(__file__).parents[1] / "docs" / "sharding.md"
+    return re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def arithmetic():
+    names = {}
+    exec(code()[-1], names)
+    return names
+
+
+def page():
+    """Its calls give every rank the loss of all classes, and its part of the gradient."""
+    h, weight, y = linear_cases.arguments("float64", {"ignore_index": -100})
+    h[np.isnan(h)] = 0
+    truth = xent.oracle.linear_ce(h, weight, y, ignore_index=-100)
+    place = next(iter(places(len(weight))))
+    for block in code()[:2]:
+        names = {"xent": xent, "group": group(), "targets": torch.tensor(y), "hidden": torch.tensor(h)}
+        names["weight"] = torch.tensor(own(weight, place, 0)).requires_grad_()
+        exec(block, names)
+        np.testing.assert_allclose(names["loss"].item(), truth.loss, rtol=1e-12)
+        np.testing.assert_allclose(names["weight"].grad, own(truth.weight, place, 0), rtol=1e-10, atol=1e-12)
+    names = {"xent": xent, "torch": torch, "targets": torch.tensor(y), "data_group": group()}
+    exec(code()[2], names)
+    assert names["denom"] == (y != -100).sum()
 
 
 def linear_given(h, weight, y, options, dtype, place):
@@ -241,7 +285,7 @@ def linear_statistics():
 
 
 def linear_collectives():
-    """The hidden states' gradient is added up once."""
+    """The hidden states' gradient is added up once, in float32."""
     h, weight, y = linear_cases.arguments("float32", {})
     _, loss = linear_given(h, weight, y, {}, "float32", next(iter(places(len(weight)))))
     with CommDebugMode() as forward:
@@ -310,6 +354,7 @@ CHECKS = {
         ids_out_of_range,
         bad_calls,
         collectives,
+        page,
         linear_options,
         linear_statistics,
         linear_collectives,

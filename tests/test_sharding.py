@@ -1,5 +1,8 @@
 """Rows whose classes are cut into shards, put together by what each shard hands out: in NumPy, against the truth."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 from xent import _sharding, formulas, oracle
@@ -128,3 +131,17 @@ def test_masked_rows():
             assert not dx[[0, 3]].any()
             assert np.isnan(dx[1]).all()
             assert dx[2].all()
+
+
+def test_arithmetic_of_the_page():
+    """docs/sharding.md works its formulas out for 8,192 rows and a million classes."""
+    page = (Path(__file__).parents[1] / "docs" / "sharding.md").read_text(encoding="utf-8")
+    names = {}
+    exec(re.findall(r"```python\n(.*?)```", page, re.DOTALL)[-1], names)
+    rows, classes, a_row = 8192, 10**6, names["handed_out"]()
+    for ranks in (2, 8, 1024):
+        moved = names["sent"](rows, ranks, a_row), names["sent_by_reductions"](rows, ranks, a_row)
+        numbers = ranks, *moved, names["held"](rows), 4 * rows * classes // ranks
+        assert f"| {' | '.join(f'{k:,}' for k in numbers)} |" in page
+    assert f"{ranks * rows * a_row:,} bytes" in page
+    assert f"{names['sent_backward'](rows, 4096, ranks):,}\n" in page

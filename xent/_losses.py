@@ -46,6 +46,8 @@ def softmax_ce(
         label_smoothing: e from 0 to 1: labels become (1 - e) t + e / C.
         z_loss: adds z_loss * lse^2 to each example, weighted like the loss.
         denom: a number or 0-d array in place of the denominator of "mean".
+        sharded: a process group of `torch.distributed` whose ranks hold consecutive classes, of logits and labels; the
+            loss is that of all of them. See docs/sharding.md.
 
     Returns:
         An array of the logits' framework, on their device; 0-d, or of the logits' shape without `axis` for "none".
@@ -115,6 +117,8 @@ def sparse_ce(
             is "nan" elsewhere: inside a compiler, on a GPU.
         denom: a number or 0-d array in place of the denominator of "mean".
         stats: also return every row's `xent.Stats`: nll, lse, correct, sample_weight.
+        sharded: a process group of `torch.distributed` whose ranks hold consecutive classes of the logits; the loss is
+            that of all of them. See docs/sharding.md.
 
     Returns:
         An array of the logits' framework, on their device; 0-d, or of the labels' shape for "none". float32 for
@@ -189,6 +193,8 @@ def linear_ce(
         denom: a number or 0-d array in place of the denominator of "mean".
         chunk_rows: how many rows at a time; None: by the memory they take, see docs/performance.md.
         stats: also return every row's `xent.Stats`: nll, lse, correct, sample_weight.
+        sharded: a process group of `torch.distributed` whose ranks hold consecutive classes of weight and bias; the
+            loss is that of all of them. See docs/sharding.md.
 
     Returns:
         An array of the hidden states' framework, on their device; 0-d, or of the labels' shape for "none". float32 for

@@ -79,6 +79,11 @@ class Row(NamedTuple):
     correct: Array | None  # whether no class has a larger logit than the label; None where labels are soft
     extra: Array | None
 
+    def for_derivatives(self, m: Array, s: Array) -> Row:
+        """What `coefficients` and `formulas.pull` read of it, with these m and s."""
+        others = self.other_targets, self.other_smoothing
+        return Row(m, s, None, None, None, None, *others, None, None)
+
 
 # ---- of one shard
 

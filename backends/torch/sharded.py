@@ -77,7 +77,7 @@ class Attached(torch.autograd.Function):
         nll, lse, smooth, m, s = _sharding.results(OPS, layout, row, ids)
         ctx.layout = layout
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, t, u, ids, held, *row._replace(m=m, s=s))
+        ctx.save_for_backward(x, t, u, ids, held, *row.for_derivatives(m, s))
         return nll, lse, smooth
 
     @staticmethod
@@ -115,11 +115,10 @@ def summed(own: Array, total: Array) -> Array:
 
 def total_weight(group: Any, own: Array) -> Array:
     process_group("group", group)
-    return all_reduce(own, group)
+    return all_reduce(own.detach().clone(), group)
 
 
 def all_reduce(own: Array, group: Any) -> Array:
-    """The sum over the ranks, in other memory."""
-    total = own.detach().clone()
-    torch.distributed.all_reduce(total, group=group)
-    return total
+    """The sum over the ranks, which is written over this rank's own."""
+    torch.distributed.all_reduce(own, group=group)
+    return own

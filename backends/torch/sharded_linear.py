@@ -60,7 +60,7 @@ class Copied(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, g: Array) -> Any:
-        return None, all_reduce(g, ctx.group)
+        return None, all_reduce(g.clone(), ctx.group)
 
 
 class Attached(torch.autograd.Function):
@@ -73,8 +73,7 @@ class Attached(torch.autograd.Function):
         results = _sharding.results(OPS, spec.layout, row, operands.ids)
         ctx.group, ctx.spec = group, spec
         ctx.set_materialize_grads(False)
-        row = row._replace(m=results.m, s=results.s)
-        ctx.save_for_backward(held, *operands, *row)
+        ctx.save_for_backward(held, *operands, *row.for_derivatives(results.m, results.s))
         return results.nll, results.lse, results.smooth
 
     @staticmethod
