@@ -21,6 +21,7 @@ HOW_TO_CONVERT = {
     "torch": "tensor.detach().cpu().numpy()",
     "tensorflow": "tensor.numpy()",
     "jax": "numpy.asarray(array)",
+    "torch.distributed.tensor": "tensor.full_tensor()",
 }
 # Arrays of another layout, by their package and class: how to make them dense.
 HOW_TO_MAKE_DENSE = {
@@ -293,7 +294,9 @@ def no_linear(framework: str) -> TypeError:
 
 def collectives(argument: str, adapter: Adapter) -> Collectives:
     if adapter.collectives is None:
-        raise TypeError(f"{argument}: the adapter of {adapter.name} brings no collectives; expected arrays of PyTorch")
+        raise TypeError(
+            f"{argument}: the adapter of {adapter.name} brings no collectives; expected plain tensors of PyTorch"
+        )
     return adapter.collectives
 
 

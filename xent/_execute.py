@@ -40,6 +40,8 @@ def run(loss: Loss, operands: Operands, options: Options) -> Any:
     if type(inputs) is WithGradient:
         return _with_gradient(loss, inputs.inputs, operands, options)
     adapter = find(inputs, loss.first)
+    if adapter.on_mesh is not None:
+        return adapter.on_mesh(loss, operands, options)
     plan, checked = loss.plan(adapter, operands, options)
     if adapter.autodiff is None or loss.value_and_grad is None or not plan.fusible:
         result = adapter.run(loss.value, plan, *checked)
@@ -191,7 +193,7 @@ class Elements(NamedTuple):
 
 def sigmoid_value(plan: Plan, *operands: Any) -> Array:
     kernels = plan.adapter.sigmoid
-    smoothing, x, targets, pos_weight, weight, divisor = _elements(plan, Operands(*operands))
+    smoothing, x, targets, pos_weight, weight, divisor = elements(plan, Operands(*operands))
     if plan.options.reduce != "none":
         total = kernels.total(smoothing, x, targets, pos_weight, weight)
         return _reduce.divided(plan.adapter.ops, total, divisor)
@@ -201,13 +203,13 @@ def sigmoid_value(plan: Plan, *operands: Any) -> Array:
 
 def sigmoid_value_and_grad(plan: Plan, *operands: Any) -> tuple[Array, Array]:
     ops, each = plan.adapter.ops, plan.options.reduce == "none"
-    *given, divisor = _elements(plan, Operands(*operands))
+    *given, divisor = elements(plan, Operands(*operands))
     slope = _reduce.inverse(ops, divisor, plan.dtype)
     loss, dx = plan.adapter.sigmoid.value_and_grad(*given, slope, each)
     return _reduce.divided(ops, loss, divisor), ops.astype(dx, ops.dtype(operands[0]))
 
 
-def _elements(plan: Plan, operands: Operands) -> Elements:
+def elements(plan: Plan, operands: Operands) -> Elements:
     ops, options = plan.adapter.ops, plan.options
     x = operands.inputs if plan.adapter.takes_16bit else ops.astype(operands.inputs, plan.dtype)
     positive = None if operands.pos_weight is None else ops.stop_gradient(operands.pos_weight)

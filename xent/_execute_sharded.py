@@ -7,11 +7,12 @@ same everywhere: hidden states, class ids, weights; class weights, which are tho
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from xent import _check, _plan, _reduce, _rules, _sharding
 from xent._dispatch import find
-from xent._execute import Rows, WithGradient, prepare, softmax_loss
+from xent._execute import SIGMOID, Rows, WithGradient, elements, prepare, run, softmax_loss
 from xent._linear import Grads, rows_of_a_chunk
 from xent._options import Operands, Options
 from xent._plan import Plan
@@ -44,7 +45,7 @@ def sparse(given: Operands, options: Options, group: Any) -> Any:
     logits = _logits(given, options, group)
     ops, collectives, shard = logits.adapter.ops, logits.collectives, logits.shard
     plan, checked = of_ids(logits, given, options)
-    rows = prepare(plan, checked)
+    plan, rows = prepared(logits, plan, checked)
     u = smoothing_weights(logits, plan.options, checked.class_weight)
     x = logits.x if rows.empty is None else _reduce.constant_where(ops, rows.empty, logits.x)
     kernel, constant = logits.adapter.softmax.rows, ops.stop_gradient(x)
@@ -52,7 +53,7 @@ def sparse(given: Operands, options: Options, group: Any) -> Any:
     row = _sharding.combine(ops, shard, own)
     local, held = shard.own_ids(ops, rows.ids), shard.holds(rows.ids)
     correct = ops.squeeze(row.correct, logits.axis)
-    return loss(plan, rows, collectives.attach(rows.layout, x, None, u, local, held, row), correct)
+    return loss(shard, plan, rows, collectives.attach(rows.layout, x, None, u, local, held, row), correct)
 
 
 def softmax(given: Operands, options: Options, group: Any) -> Any:
@@ -90,11 +91,12 @@ def softmax(given: Operands, options: Options, group: Any) -> Any:
         average = ops.squeeze(_reduce.average_class_weight(ops, table, share, weighted), axis)
         w = _reduce.product(sample_weight, average)
     plan = Plan(adapter, options, dtype, layout._replace(masked=w is not None), 1)
-    rows = prepare(plan, Operands(row.m, row.m, w, None, denom))
+    plan, rows = prepared(logits, plan, Operands(row.m, row.m, w, None, denom))
+    options = plan.options
     if share is not None:
         sample_weight = _reduce.zero_absent(ops, rows.ids, sample_weight)
         rows = rows._replace(scale=_reduce.row_weights(options, sample_weight, rows.w, sample_weight))
-    return loss(plan, rows, collectives.attach(rows.layout, x, t, u, rows.ids, None, row))
+    return loss(shard, plan, rows, collectives.attach(rows.layout, x, t, u, rows.ids, None, row))
 
 
 def linear(given: Operands, options: Options, group: Any) -> Any:
@@ -114,7 +116,7 @@ def linear(given: Operands, options: Options, group: Any) -> Any:
     logits = Logits(adapter, collectives, h, dtype, (*shape[:-1], classes), len(shape) - 1, shard)
 
     plan, checked = of_ids(logits, given._replace(weight=weight, bias=bias), options)
-    rows = prepare(plan, checked)
+    plan, rows = prepared(logits, plan, checked)
     u = smoothing_weights(logits, options, checked.class_weight)
     kernels, ops = adapter.linear, adapter.ops
     assert kernels is not None
@@ -127,13 +129,63 @@ def linear(given: Operands, options: Options, group: Any) -> Any:
     nll, lse, smooth, correct = (
         None if k is None else kernels.shaped(k, rows.ids) for k in (*results[:3], row.correct)
     )
-    return loss(plan, rows, RowResults(nll, lse, smooth, results.m, results.s), correct)
+    return loss(shard, plan, rows, RowResults(nll, lse, smooth, results.m, results.s), correct)
 
 
-def loss(plan: Plan, rows: Rows, results: RowResults, correct: Array | None = None) -> Any:
+def sigmoid(given: Operands, options: Options, over_rows: Callable[[Array], Array]) -> Array:
+    """Of elements that are split over processes, which each has its own of everything."""
+    options = options.checked(given.denom)
+    adapter = find(given.inputs)
+    divisor = None
+    if options.reduce not in ("none", "sum"):
+        plan, checked = _plan.sigmoid(adapter, given, options)
+        divisor = _divisor(adapter, elements(plan, checked).divisor, plan.dtype, checked, over_rows)
+        given = given._replace(denom=adapter.ops.stop_gradient(divisor))
+        options = options._replace(reduce="mean")
+    value = run(SIGMOID, given, options)
+    return value if options.reduce == "none" else _summed(adapter, value, divisor, over_rows)
+
+
+# ---- weights and reductions
+
+
+def prepared(logits: Logits, plan: Plan, operands: Operands) -> tuple[Plan, Rows]:
+    """`prepare`, with the denominator of all rows, where they are split as well."""
+    rows, over_rows = prepare(plan, operands), logits.shard.over_rows
+    if over_rows is None or rows.divisor is None:
+        return plan, rows
+    divisor = _divisor(logits.adapter, rows.divisor, plan.dtype, operands, over_rows)
+    plan = plan._replace(options=plan.options._replace(reduce="mean"))
+    return plan, prepare(plan, operands._replace(denom=divisor))
+
+
+def _divisor(adapter: Adapter, own: Any, dtype: str, operands: Operands, over_rows: Callable[[Array], Array]) -> Array:
+    """Of all rows."""
+    if operands.denom is not None:
+        return operands.denom
+    ops = adapter.ops
+    return over_rows(ops.full((), own, dtype, operands.inputs) if isinstance(own, int) else ops.astype(own, dtype))
+
+
+def _summed(adapter: Adapter, own: Array, divisor: Array | None, over_rows: Callable[[Array], Array]) -> Array:
+    """The sum of terms that have been divided by the divisor's value; its derivative is that of the whole sum's."""
+    value, ops = over_rows(own), adapter.ops
+    if divisor is None:
+        return value
+    none = divisor == 0
+    return value * ops.where(none, 1.0, ops.stop_gradient(divisor) / ops.where(none, 1.0, divisor))
+
+
+def loss(shard: Shard, plan: Plan, rows: Rows, results: RowResults, correct: Array | None = None) -> Any:
     """The loss, beside the rows' statistics where they are asked for."""
     ops, options = plan.adapter.ops, plan.options
-    value = softmax_loss(plan._replace(options=options._replace(stats=False)), rows, results)
+    plain, divisor = plan._replace(options=options._replace(stats=False)), rows.divisor
+    if shard.over_rows is None or options.reduce == "none":
+        value = softmax_loss(plain, rows, results)
+    else:
+        constant = None if divisor is None else ops.stop_gradient(divisor)
+        own = softmax_loss(plain, rows._replace(divisor=constant), results)
+        value = _summed(plan.adapter, own, divisor, shard.over_rows)
     if not options.stats:
         return value
     return value, _reduce.described(ops, results.nll, results.lse, correct, rows.ids, rows.w)
@@ -193,12 +245,12 @@ def smoothing_weights(logits: Logits, options: Options, table: Array | None) -> 
     return ops.stop_gradient(_reduce.over(ops, own, shard.classes))
 
 
-def _value_and_grad(run: Any, given: Operands, options: Options, group: Any) -> Any:
+def _value_and_grad(function: Any, given: Operands, options: Options, group: Any) -> Any:
     x = given.inputs.inputs
     adapter = find(x)
     _check.collectives("sharded", adapter)
     assert adapter.autodiff is not None
-    return adapter.autodiff.value_and_grad(lambda x: run(given._replace(inputs=x), options, group), x)
+    return adapter.autodiff.value_and_grad(lambda x: function(given._replace(inputs=x), options, group), x)
 
 
 def _linear_value_and_grads(given: Operands, options: Options, group: Any) -> tuple[Any, Grads]:

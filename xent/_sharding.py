@@ -43,6 +43,8 @@ class Shard(NamedTuple):
     # gather(arrays) -> the arrays of all shards, each stacked along a new first axis; they are of one dtype
     gather: Callable[[tuple[Array, ...]], tuple[Array, ...]]
     part: Callable[[Array], Array]  # a vector [C] -> the shard's part of it
+    # where the rows are split as well: a number of this shard's rows -> the sum over all, differentiable in that number
+    over_rows: Callable[[Array], Array] | None = None
 
     def holds(self, ids: Array) -> Array:
         """Whether a class id is one of the shard's own."""

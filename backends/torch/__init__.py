@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
+from dataclasses import replace
+
 import torch
 from xent.adapter import Adapter, Autodiff, Collectives, SigmoidKernels, SoftmaxKernels
 
@@ -9,6 +13,22 @@ from . import kernels, sharded
 from .linear import LINEAR
 from .ops import OPS
 from .sharded_linear import linear
+
+
+def of_type(kind: type) -> Adapter:
+    """DTensors want another adapter, whose module is imported only where the caller has imported theirs."""
+    tensors = sys.modules.get("torch.distributed.tensor")
+    if not issubclass(kind, getattr(tensors, "DTensor", ())):
+        return ADAPTER
+    return replace(
+        ADAPTER,
+        name="torch.distributed.tensor",
+        autodiff=Autodiff(kernels.value_and_grad, lambda _x: True, kernels.fuse_value_and_grad),
+        linear=None,
+        collectives=None,
+        on_mesh=importlib.import_module("xent.backends.torch.mesh").on_mesh,
+    )
+
 
 ADAPTER = Adapter(
     name="torch",
@@ -20,4 +40,5 @@ ADAPTER = Adapter(
     linear=LINEAR,
     collectives=Collectives(sharded.shard, sharded.attach, sharded.summed, linear, sharded.total_weight),
     takes_16bit=True,
+    of_type=of_type,
 )

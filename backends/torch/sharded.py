@@ -6,7 +6,8 @@ pass has none.
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch.autograd.function import once_differentiable
@@ -20,13 +21,25 @@ from .ops import OPS
 Array = Any
 
 
+class OnMesh(NamedTuple):
+    """What stands for a process group where rows may be split, too."""
+
+    classes: Any  # the group that they are split over; None: each rank has all of them
+    rows: tuple[Any, ...]  # the groups that rows are split over, one after the other
+
+
 def shard(group: Any, length: int, rows: int, like: Array) -> Shard:
     """How many classes the others have is asked at every call. Where that waits for no device, numbers are Python's."""
-    process_group("sharded", group)
+    if not isinstance(group, OnMesh):
+        process_group("sharded", group)
+        group = OnMesh(group, ())
     if torch._C._are_functorch_transforms_active():
-        raise TypeError(
-            "sharded: expected a call outside of torch.func's transforms; there are no rules for collectives"
-        )
+        raise TypeError("sharded: collectives have no rules for the transforms of torch.func; use backward()")
+    over_rows = partial(summed_over, group.rows) if group.rows else None
+    if group.classes is None:
+        alone = torch.ones(1, dtype=torch.bool, device=like.device)
+        return Shard(0, length, length, alone, stacked, lambda k: k, over_rows)
+    group = group.classes
     rank, count = torch.distributed.get_rank(group), torch.distributed.get_world_size(group)
     sizes = all_gather(torch.tensor([length, rows], device=like.device), group)
     place = torch.arange(count, device=like.device)
@@ -40,10 +53,15 @@ def shard(group: Any, length: int, rows: int, like: Array) -> Shard:
         lengths, others = zip(*sizes.tolist(), strict=True)
         check(lengths, others)
         start = sum(lengths[:rank])
-        return Shard(start, length, sum(lengths), place == rank, gather, lambda k: k[start : start + length])
+        return Shard(start, length, sum(lengths), place == rank, gather, lambda k: k[start : start + length], over_rows)
     first = sizes[:rank, 0].sum()
     own = first + torch.arange(length, device=like.device)
-    return Shard(first, length, sizes[:, 0].sum(), place == rank, gather, lambda k: k[own])
+    return Shard(first, length, sizes[:, 0].sum(), place == rank, gather, lambda k: k[own], over_rows)
+
+
+def stacked(arrays: tuple[Array, ...]) -> tuple[Array, ...]:
+    """Of one shard alone."""
+    return tuple(k.unsqueeze(0) for k in arrays)
 
 
 def process_group(argument: str, group: Any) -> None:
@@ -111,6 +129,13 @@ def attach(layout: Layout, x: Array, t: Any, u: Any, ids: Any, held: Any, row: R
 
 def summed(own: Array, total: Array) -> Array:
     return total + (own - own.detach())
+
+
+def summed_over(groups: tuple[Any, ...], own: Array) -> Array:
+    total = own.detach().clone()
+    for group in groups:
+        all_reduce(total, group)
+    return summed(own, total)
 
 
 def total_weight(group: Any, own: Array) -> Array:
