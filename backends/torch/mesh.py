@@ -81,7 +81,7 @@ def cut(
     sigmoid = not logits
     hard = of_labels == rows and not sigmoid
     rule = _rules.IDS if hard else _rules.SOFT_LABELS if sigmoid else _rules.DISTRIBUTIONS
-    own = x.to_local(grad_placements=x.placements)
+    own = x.to_local()
     labels = _check.class_ids(given.labels) if hard else _check.given("labels", given.labels)
     labels = dense(labels, own)
     rule.check(tuple(labels.shape), of_labels, logits)
@@ -114,7 +114,7 @@ def part(mesh: Any, k: Array | None, placements: Placements, shape: Any) -> Arra
     k = k.expand(shape)
     if not isinstance(k, DTensor):
         k = DTensor.from_local(k.to(mesh.device_type), mesh, [Replicate()] * mesh.ndim, run_check=False)
-    return k.redistribute(mesh, placements).to_local(grad_placements=placements)
+    return k.redistribute(mesh, placements).to_local()
 
 
 def spread(mesh: Any, own: Array, shape: Any, placements: Placements) -> Array:
