@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 import xent
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import Replicate, distribute_tensor
 from torch.distributed.tensor import Shard as DShard
 from torch.distributed.tensor.debug import CommDebugMode
@@ -160,8 +160,8 @@ def bad_calls():
         "sharded: expected a process group": lambda: xent.sparse_ce(x, y, sharded="tp"),
         "sharded: the adapter of numpy": lambda: xent.sparse_ce(x.numpy(), y.numpy(), sharded=all_of_them),
         "sharded: .* torch.func": lambda: torch.func.grad(lambda x: xent.sparse_ce(x, y, sharded=all_of_them))(x),
-        "logits: expected the same rows": lambda: xent.sparse_ce(x[uneven], y[uneven], sharded=all_of_them),
-        "logits: expected at least one class on": lambda: xent.sparse_ce(none, y, sharded=all_of_them),
+        "sharded: expected the same rows": lambda: xent.sparse_ce(x[uneven], y[uneven], sharded=all_of_them),
+        "sharded: expected at least one class on": lambda: xent.sparse_ce(none, y, sharded=all_of_them),
         "class_weight: expected shape": lambda: xent.sparse_ce(x, y, class_weight=[1.0, 2.0], sharded=all_of_them),
         r"labels: expected shape \(3, 2\)": lambda: xent.softmax_ce(x, torch.zeros(3, 4), sharded=all_of_them),
     }.items():
@@ -324,7 +324,7 @@ def meshes():
     for placement in (Replicate(), DShard(0), DShard(1), DShard(2)):
         yield line, [placement]
     plane = init_device_mesh("cpu", (count // 2, 2))
-    for first, second in ((0, 1), (1, 0), (2, 0)):
+    for first, second in ((0, 1), (1, 0), (2, 0), (0, 0)):
         yield plane, [DShard(first), DShard(second)]
     yield plane, [Replicate(), DShard(1)]
 
@@ -377,7 +377,10 @@ def dtensor_calls():
         else:
             with pytest.raises(xent.LabelError, match=r"the first at \[2\] is -100"):
                 xent.sparse_ce(logits, y)
+    ranks = torch.arange(torch.distributed.get_world_size())
+    backwards = distribute_tensor(torch.tensor(x), DeviceMesh("cpu", ranks.flip(0)), [DShard(1)])
     for words, call in {
+        "logits: expected a mesh whose ranks ascend": lambda: xent.sparse_ce(backwards, y),
         "labels: a torch.distributed.tensor array": lambda: xent.softmax_ce(logits.full_tensor(), logits),
         "hidden: the adapter of torch.distributed": lambda: xent.linear_ce(logits, torch.ones(3, 6), y),
         "weight: a torch.distributed.tensor array": lambda: xent.linear_ce(torch.ones(5, 6).double(), logits, y),

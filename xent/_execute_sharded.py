@@ -108,8 +108,9 @@ def linear(given: Operands, options: Options, group: Any) -> Any:
     collectives = _check.collectives("sharded", adapter)
     h, dtype = _plan.floating(adapter, "hidden", given.inputs)
     weight, bias = _plan.parameter(adapter, "weight", given.weight, h), given.bias
-    shape, (classes, *features) = shape_of(adapter, h), shape_of(adapter, weight)
-    _rules.head_shapes(shape, (classes or 1, *features))  # a process may have none
+    shape, of_weight = shape_of(adapter, h), shape_of(adapter, weight)
+    _rules.head_shapes(shape, of_weight if 0 not in of_weight[:1] else (1, *of_weight[1:]))  # a process may have none
+    classes = of_weight[0]
     if bias is not None:
         bias = fitted(adapter, _rules.BIAS, _plan.parameter(adapter, "bias", bias, h), (classes,))
     shard = collectives.shard(group, classes, math.prod(shape[:-1]), h)
@@ -207,13 +208,11 @@ def _logits(given: Operands, options: Options, group: Any) -> Logits:
 def of_ids(logits: Logits, given: Operands, options: Options) -> tuple[Plan, Operands]:
     """What `_plan.of_rows` says of the rows, their class ids coded already."""
     adapter, shard, axis = logits.adapter, logits.shard, logits.axis
-    ops, classes = adapter.ops, shard.classes
-    if not isinstance(classes, int):
-        fetched = ops.fetch(classes) if options.invalid == "raise" else None
-        classes = None if fetched is None else int(fetched)
+    ops, read = adapter.ops, isinstance(shard.classes, int) or options.invalid == "raise"
+    classes = known_classes(logits) if read else None
     shape = (*logits.shape[:axis], classes, *logits.shape[axis + 1 :])
     table = class_weight(logits, given)
-    rest = given._replace(inputs=logits.x, class_weight=table if isinstance(shard.classes, int) else None)
+    rest = given._replace(inputs=logits.x, class_weight=None if classes is None else table)
     plan, checked = _plan.of_rows(adapter, logits.x, logits.dtype, shape, axis, rest, options, None)
     ids = checked.labels
     if plan.out_of_range is not None:
@@ -225,15 +224,23 @@ def of_ids(logits: Logits, given: Operands, options: Options) -> tuple[Plan, Ope
 
 
 def class_weight(logits: Logits, given: Operands) -> Array | None:
-    """Of all classes; their number is checked where it is known."""
-    adapter = logits.adapter
+    """Of all classes. Where their number is not known until a graph runs, weights of another number are NaN."""
+    adapter, ops = logits.adapter, logits.adapter.ops
     table = _plan.real(adapter, "class_weight", given.class_weight, logits.x, logits.dtype)
     if table is None:
         return None
-    if not isinstance(logits.shard.classes, int):
-        _rules.class_weights(shape_of(adapter, table))
-        return table
-    return fitted(adapter, _rules.CLASS_WEIGHT, table, (logits.shard.classes,))
+    classes = known_classes(logits)
+    if classes is not None:
+        return fitted(adapter, _rules.CLASS_WEIGHT, table, (classes,))
+    _rules.class_weights(shape_of(adapter, table))
+    return ops.where(logits.shard.classes == ops.size(table), table, float("nan"))
+
+
+def known_classes(logits: Logits) -> int | None:
+    """How many there are in all, read from the device where it has to be."""
+    classes = logits.shard.classes
+    fetched = classes if isinstance(classes, int) else logits.adapter.ops.fetch(classes)
+    return None if fetched is None else int(fetched)
 
 
 def smoothing_weights(logits: Logits, options: Options, table: Array | None) -> Array | None:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from xent import _check, _execute_sharded, _rules
@@ -17,6 +18,7 @@ from xent._execute import SIGMOID, SOFTMAX, SPARSE, Loss
 from xent._options import Operands, Options
 from xent._reduce import Stats
 
+from .ops import OPS
 from .sharded import OnMesh, summed_over
 
 Array = Any
@@ -27,7 +29,8 @@ def on_mesh(loss: Loss, operands: Operands, options: Options) -> Any:
     if loss not in (SOFTMAX, SPARSE, SIGMOID):
         raise _check.no_linear("torch.distributed.tensor")
     x = operands.inputs
-    whole = [k if isinstance(k, Shard) else Replicate() for k in x.placements]  # nothing is left to be added up
+    # Nothing is left to be added up, and shards are consecutive, unlike those of Shard's subclass.
+    whole = [k if type(k) is Shard else Replicate() for k in x.placements]
     x, mesh, shape = x.redistribute(placements=whole), x.device_mesh, tuple(x.shape)
     groups = {dim: mesh.get_group(dim) for dim, k in enumerate(whole) if isinstance(k, Shard)}
     if loss is SIGMOID:
@@ -35,13 +38,16 @@ def on_mesh(loss: Loss, operands: Operands, options: Options) -> Any:
         value = _execute_sharded.sigmoid(local, options, partial(summed_over, tuple(groups.values())))
         return spread(mesh, value, shape, whole)
     axis = _rules.class_axis(shape, options.axis)
-    classes = [groups.pop(dim) for dim, k in enumerate(whole) if isinstance(k, Shard) and k.dim == axis]
-    if len(classes) > 1:
+    over = [dim for dim, k in enumerate(whole) if isinstance(k, Shard) and k.dim == axis]
+    if len(over) > 1:
         raise ValueError(f"logits: expected classes that are sharded over one dimension of the mesh, got {whole}")
+    if over and not torch.equal(mesh.mesh, mesh.mesh.sort(over[0])[0]):  # a group's ranks are in ascending order
+        raise ValueError(f"logits: expected a mesh whose ranks ascend along dimension {over[0]}, got {mesh}")
+    classes = groups.pop(over[0]) if over else None
     rows, of_rows = shape[:axis] + shape[axis + 1 :], [without(k, axis) for k in whole]
     hard = loss is SPARSE
     local = cut(mesh, x, operands, rows if hard else shape, of_rows if hard else whole, rows, of_rows, shape)
-    group = OnMesh(classes[0] if classes else None, tuple(groups.values()))
+    group = OnMesh(classes, tuple(groups.values()))
     if groups and hard:
         options = options._replace(invalid=of_other_rows(options.invalid))
     result = (_execute_sharded.sparse if hard else _execute_sharded.softmax)(local, options, group)
@@ -100,7 +106,7 @@ def cut(
 
 
 def dense(k: Any, like: Array) -> Array:
-    return k if isinstance(k, torch.Tensor) else torch.as_tensor(k, device=like.device)
+    return k if isinstance(k, torch.Tensor) else OPS.asarray(np.asarray(k), like)
 
 
 def full(k: Any) -> Any:

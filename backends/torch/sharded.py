@@ -72,9 +72,9 @@ def process_group(argument: str, group: Any) -> None:
 def check(lengths: Any, rows: Any) -> None:
     """On every rank alike."""
     if not sum(lengths):
-        raise ValueError("logits: expected at least one class on one of the ranks, got none on all of them")
+        raise ValueError("sharded: expected at least one class on one of the ranks, got none on all of them")
     if len(set(rows)) > 1:
-        raise ValueError(f"logits: expected the same rows on all ranks, got {', '.join(map(str, rows))} of them")
+        raise ValueError(f"sharded: expected the same rows on all ranks, got {', '.join(map(str, rows))} of them")
 
 
 def all_gather(x: Array, group: Any) -> Array:
