@@ -4,12 +4,10 @@ Every check runs in all processes. It compares with the truth, which each works 
 """
 
 import itertools
-import re
 import sys
 import tempfile
 import warnings
 from functools import partial
-from pathlib import Path
 
 import cases
 import linear_cases
@@ -17,45 +15,13 @@ import numpy as np
 import pytest
 import torch
 import xent
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.tensor import Replicate, distribute_tensor
-from torch.distributed.tensor import Shard as DShard
+from sharded_meshes import arithmetic, dtensor_calls, dtensors, page
+from sharded_parts import group, linear_given, own, places, rank, tensors
 from torch.distributed.tensor.debug import CommDebugMode
 from xent.verify import regimes
 from xent.verify.tolerance import errors
 
-DTYPE = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 GATHER = torch.ops.c10d._allgather_base_
-
-
-def rank():
-    return torch.distributed.get_rank()
-
-
-def group():
-    return torch.distributed.group.WORLD
-
-
-def places(classes):
-    """Which classes the process holds: evenly many, others, none in the first, in the last, in all but one of them."""
-    count = torch.distributed.get_world_size()
-    even = [classes * k // count for k in range(count + 1)]
-    ends = [0] * count + [classes], [0] + [classes] * count
-    for cuts in (even, [0, 1, *even[2:]], [0, 0, *even[2:]], [*even[:-2], classes, classes], *ends):
-        yield slice(cuts[rank()], cuts[rank() + 1])
-
-
-def own(x, place, axis=1):
-    return np.take(x, range(place.start, place.stop), axis)
-
-
-def tensors(x, labels, dtype, place, axis=1):
-    """The process's own part of the logits, which asks for a gradient, and of labels that are soft."""
-    leaf = torch.tensor(own(x, place, axis), dtype=DTYPE[dtype]).requires_grad_()
-    if labels.dtype.kind in "iu":
-        return leaf, torch.tensor(labels)
-    wide = torch.float64 if dtype == "float64" else torch.float32
-    return leaf, torch.tensor(own(labels, place, axis), dtype=wide)
 
 
 # ---- checks
@@ -174,7 +140,7 @@ def collectives():
 
     What is moved and held is what docs/sharding.md says.
     """
-    sizes, page = [], arithmetic()
+    sizes, bytes_of = [], arithmetic()
 
     class Counted(CommDebugMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -197,63 +163,19 @@ def collectives():
             value.sum().backward()
         assert forward.get_comm_counts() == {GATHER: 2}, forward.get_comm_counts()
         assert backward.get_total_counts() == 0
-        a_row = page["handed_out"](soft, smoothing, class_weight)
+        a_row = bytes_of["handed_out"](soft, smoothing, class_weight)
         assert a_row <= (24 if soft or smoothing else 16)
-        moved = page["sent"](n, torch.distributed.get_world_size(), a_row, smoothing)
+        moved = bytes_of["sent"](n, torch.distributed.get_world_size(), a_row, smoothing)
         assert sum(sizes) * (torch.distributed.get_world_size() - 1) == moved, (sizes, moved)
         if plain:
             beside = {place: size for place, size in kept.items() if place not in (leaf.data_ptr(), t.data_ptr())}
-            assert sum(beside.values()) == page["held"](n, soft), beside
+            assert sum(beside.values()) == bytes_of["held"](n, soft), beside
 
 
 def keep(kept, k):
     """What autograd saves, by where it is."""
     kept[k.data_ptr()] = k.numel() * k.element_size()
     return k
-
-
-def code():
-    """The page's, block after block."""
-    page = Path(__file__).parents[1] / "docs" / "sharding.md"
-    return re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
-
-
-def arithmetic():
-    names = {}
-    exec(code()[-1], names)
-    return names
-
-
-def page():
-    """Its calls give every rank the loss of all classes, and its part of the gradient."""
-    h, weight, y = linear_cases.arguments("float64", {"ignore_index": -100})
-    h[np.isnan(h)] = 0
-    truth = xent.oracle.linear_ce(h, weight, y, ignore_index=-100)
-    place = next(iter(places(len(weight))))
-    for block in code()[:2]:
-        names = {"xent": xent, "group": group(), "targets": torch.tensor(y), "hidden": torch.tensor(h)}
-        names["weight"] = torch.tensor(own(weight, place, 0)).requires_grad_()
-        exec(block, names)
-        np.testing.assert_allclose(names["loss"].item(), truth.loss, rtol=1e-12)
-        np.testing.assert_allclose(names["weight"].grad, own(truth.weight, place, 0), rtol=1e-10, atol=1e-12)
-    names = {"xent": xent, "torch": torch, "targets": torch.tensor(y), "data_group": group()}
-    exec(code()[2], names)
-    assert names["denom"] == (y != -100).sum()
-    x, ids = torch.randn(4, 6), torch.tensor([0, 5, 2, 3])
-    mesh = init_device_mesh("cpu", (torch.distributed.get_world_size() // 2, 2))
-    names = {"xent": xent, "whole": x, "targets": ids, "mesh": mesh}
-    exec(code()[3], names | {"distribute_tensor": distribute_tensor, "Shard": DShard}, names)
-    torch.testing.assert_close(names["loss"].full_tensor(), xent.sparse_ce(x, ids))
-
-
-def linear_given(h, weight, y, options, dtype, place):
-    """The process's own part of weight and bias; all three ask for gradients."""
-    leaves = [torch.tensor(k, dtype=DTYPE[dtype]).requires_grad_() for k in (h, own(weight, place, 0))]
-    if "bias" in options:
-        leaves.append(torch.tensor(own(options["bias"], place, 0), dtype=DTYPE[dtype]).requires_grad_())
-        options = options | {"bias": leaves[2]}
-    ids = torch.tensor(y)
-    return leaves, lambda: xent.linear_ce(*leaves[:2], ids, sharded=group(), **options)
 
 
 def linear_options():
@@ -315,80 +237,6 @@ def total_of_all_ranks():
         xent.total_weight(labels, group="dp")
     with pytest.raises(TypeError, match="group: the adapter of numpy"):
         xent.total_weight(labels.numpy(), group=group())
-
-
-def meshes():
-    """On one dimension and on two: how logits of three axes, classes in the middle, may be spread over them."""
-    count = torch.distributed.get_world_size()
-    line = init_device_mesh("cpu", (count,))
-    for placement in (Replicate(), DShard(0), DShard(1), DShard(2)):
-        yield line, [placement]
-    plane = init_device_mesh("cpu", (count // 2, 2))
-    for first, second in ((0, 1), (1, 0), (2, 0), (0, 0)):
-        yield plane, [DShard(first), DShard(second)]
-    yield plane, [Replicate(), DShard(1)]
-
-
-def dtensors():
-    """The loss of the whole, on every rank, and a gradient that is spread as the logits are."""
-    for mesh, placements in meshes():
-        for loss in ("sparse_ce", "softmax_ce", "sigmoid_ce"):
-            for case in cases.few(loss):
-                check_dtensor(loss, case, mesh, placements)
-
-
-def check_dtensor(loss, case, mesh, placements):
-    x, y = cases.arguments(loss, "float32", case.options)
-    want = cases.truth(loss, x, y, cases.held(case.options, "float32"))
-    logits = distribute_tensor(torch.tensor(x, dtype=torch.float32), mesh, placements).requires_grad_()
-    labels = torch.tensor(y) if loss == "sparse_ce" else torch.tensor(y, dtype=torch.float32)
-    if case.options["reduce"] in ("mean", "none"):  # labels are DTensors, too, spread as they come
-        labels = distribute_tensor(labels, mesh, [Replicate()] * mesh.ndim)
-    got = getattr(xent, loss)(logits, labels, **case.options)
-    assert type(got) is type(logits)
-    got.sum().backward()
-    what = f"{loss} {case} {placements}"
-    cases.assert_close(got.full_tensor().detach().numpy(), want.loss, "float32", f"{what} loss", result=True)
-    assert logits.grad.placements == logits.placements
-    cases.assert_close(logits.grad.full_tensor().numpy(), want.logits, "float32", f"{what} gradient")
-
-
-def dtensor_calls():
-    """Statistics and value_and_grad, weights that are learned, ids out of range, and what is an error."""
-    line = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
-    data = np.random.default_rng(0)
-    x, y, w = data.normal(size=(5, 6)), np.array([0, 5, -100, 3, 2]), data.uniform(0.5, 2, 5)
-    options = {"ignore_index": -100, "label_smoothing": 0.1, "z_loss": 0.01}
-    want = xent.oracle.sparse_ce(x, y, sample_weight=w, **options)
-    for placement in (Replicate(), DShard(0), DShard(1)):
-        logits = distribute_tensor(torch.tensor(x), line, [placement])
-        weight = torch.tensor(w, requires_grad=True)
-        both = xent.value_and_grad(xent.sparse_ce)
-        (loss, stats), grad = both(logits, y, sample_weight=w, stats=True, **options)
-        np.testing.assert_allclose(loss.full_tensor(), want.loss, rtol=1e-13)
-        np.testing.assert_allclose(grad.full_tensor(), want.logits, rtol=1e-11, atol=1e-14)
-        assert stats.nll.full_tensor().shape == (5,)
-        xent.sparse_ce(logits, y, sample_weight=weight, **options).backward()
-        np.testing.assert_allclose(weight.grad, want.sample_weight, rtol=1e-12, atol=1e-14)
-        if placement == DShard(0):
-            assert xent.sparse_ce(logits, y).isnan().full_tensor()
-            with pytest.raises(ValueError, match="invalid: 'raise' has to read all"):
-                xent.sparse_ce(logits, y, invalid="raise")
-        else:
-            with pytest.raises(xent.LabelError, match=r"the first at \[2\] is -100"):
-                xent.sparse_ce(logits, y)
-    ranks = torch.arange(torch.distributed.get_world_size())
-    backwards = distribute_tensor(torch.tensor(x), DeviceMesh("cpu", ranks.flip(0)), [DShard(1)])
-    for words, call in {
-        "logits: expected a mesh whose ranks ascend": lambda: xent.sparse_ce(backwards, y),
-        "labels: a torch.distributed.tensor array": lambda: xent.softmax_ce(logits.full_tensor(), logits),
-        "hidden: the adapter of torch.distributed": lambda: xent.linear_ce(logits, torch.ones(3, 6), y),
-        "weight: a torch.distributed.tensor array": lambda: xent.linear_ce(torch.ones(5, 6).double(), logits, y),
-        "sharded: the adapter of torch.distributed": lambda: xent.sparse_ce(logits, y, sharded=group()),
-        r"labels: expected shape \(5,\)": lambda: xent.sparse_ce(logits, y[:4]),
-    }.items():
-        with pytest.raises((TypeError, ValueError), match=words):
-            call()
 
 
 def compiled():
