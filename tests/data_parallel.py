@@ -62,7 +62,7 @@ def check(rank, rendezvous, of_hidden, of_logits):
 
 def main():
     torch.set_num_threads(1)  # no threads before the fork
-    (of_hidden,) = [block for block in code("language_models.md") if "all_reduce" in block]
+    (of_hidden,) = [block for block in code("language_models.md") if "group=" in block]
     of_logits = code("trainers/data_parallel.md")
     assert len(of_logits) == 2
     with tempfile.TemporaryDirectory() as folder:

@@ -39,7 +39,8 @@ def test_readme_code(framework, part, capsys):
 
 DOCS = ROOT / "docs"
 TEXTS = {str(path.relative_to(DOCS)): path.read_text(encoding="utf-8") for path in sorted(DOCS.rglob("*.md"))}
-PARTS_OF_PROGRAMS = ("backends.md", "language_models.md", "trainers/data_parallel.md")  # names in them are the reader's
+# Names in them are the reader's.
+PARTS_OF_PROGRAMS = ("backends.md", "language_models.md", "sharding.md", "trainers/data_parallel.md")
 OTHER_IMPORTS = {
     "flax": "jax",
     "keras": "tensorflow",
@@ -283,4 +284,4 @@ def test_oracle_has_the_losses_signatures():
     """The same names in the same order; only `invalid` knows no "auto" there, and there is one way to a result."""
     for name in ("softmax_ce", "sparse_ce", "sigmoid_ce", "linear_ce"):
         ours, theirs = (parameters(getattr(m, name)) for m in (xent, oracle))
-        assert [parameter for parameter in ours if parameter not in ("stats", "chunk_rows")] == theirs
+        assert [parameter for parameter in ours if parameter not in ("stats", "chunk_rows", "sharded")] == theirs

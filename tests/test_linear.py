@@ -229,7 +229,7 @@ def test_chunks_are_whole_panels(rows, chunk):
     x = np.zeros((rows, 1), np.float32)
     weight = np.zeros((loop.MEMORY // 4 // 150, 1), np.float32)
     plan, _ = _plan.linear(_dispatch.find(x), Operands(x, np.zeros(rows, int), weight=weight), Options())
-    assert _linear._chunk(plan.adapter.linear, x, plan, rows) == chunk
+    assert _linear.rows_of_a_chunk(plan.adapter.linear, x, plan, rows) == chunk
 
 
 @pytest.mark.parametrize("chunk_rows", [1, 4, 19, 20, 1000])

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from xent.adapter import Adapter, Array, Ops
+from xent.adapter import Adapter, Array, Collectives, Ops
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 REDUCTIONS = ("none", "sum", "mean", "mean_nonzero", "mean_all")
@@ -21,6 +21,7 @@ HOW_TO_CONVERT = {
     "torch": "tensor.detach().cpu().numpy()",
     "tensorflow": "tensor.numpy()",
     "jax": "numpy.asarray(array)",
+    "torch.distributed.tensor": "tensor.full_tensor()",
 }
 # Arrays of another layout, by their package and class: how to make them dense.
 HOW_TO_MAKE_DENSE = {
@@ -289,6 +290,14 @@ def representable(ignored: int | None, dtype: str) -> int | None:
 
 def no_linear(framework: str) -> TypeError:
     return TypeError(f"hidden: the adapter of {framework} brings no linear_ce; see docs/backends.md")
+
+
+def collectives(argument: str, adapter: Adapter) -> Collectives:
+    if adapter.collectives is None:
+        raise TypeError(
+            f"{argument}: the adapter of {adapter.name} brings no collectives; expected plain tensors of PyTorch"
+        )
+    return adapter.collectives
 
 
 # ---- value_and_grad

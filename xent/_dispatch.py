@@ -55,6 +55,7 @@ def _look_up(x: Any, argument: str) -> Adapter:
     name = _framework(x)
     adapter = _third_party(x, argument) if name is None else load(name)
     _check.array(x, argument)
+    adapter = adapter if adapter.of_type is None else adapter.of_type(type(x))
     _by_type[type(x)] = adapter
     return adapter
 

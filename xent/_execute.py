@@ -41,6 +41,8 @@ def run(loss: Loss, operands: Operands, options: Options) -> Any:
     if type(inputs) is WithGradient:
         return _with_gradient(loss, inputs.inputs, operands, options)
     adapter = find(inputs, loss.first)
+    if adapter.on_mesh is not None:
+        return adapter.on_mesh(loss, operands, options)
     if loss.shortcut and adapter.shortcut is not None and _nothing_but_labels(operands) and options.untouched:
         result = adapter.shortcut.value(inputs, operands.labels, _again)
         if result is not None:
@@ -103,7 +105,7 @@ class Rows(NamedTuple):
 def softmax_value(plan: Plan, *operands: Any) -> Any:
     rows = prepare(plan, Operands(*operands))
     x = rows.x if rows.empty is None else _reduce.constant_where(plan.adapter.ops, rows.empty, rows.x)
-    return _softmax_value(plan, rows, plan.adapter.softmax.rows(rows.layout, x, rows.t, rows.u, rows.ids))
+    return softmax_loss(plan, rows, plan.adapter.softmax.rows(rows.layout, x, rows.t, rows.u, rows.ids))
 
 
 def softmax_value_and_grad(plan: Plan, *operands: Any) -> tuple[Any, Array]:
@@ -121,10 +123,10 @@ def softmax_value_and_grad(plan: Plan, *operands: Any) -> tuple[Any, Array]:
     ]
     results, dx = kernels.rows_value_and_grad(rows.layout, rows.x, rows.t, rows.u, rows.ids, *slopes)
     dx = dx if rows.empty is None else ops.where(rows.empty, 0.0, dx)
-    return _softmax_value(plan, rows, results), ops.astype(dx, ops.dtype(x))
+    return softmax_loss(plan, rows, results), ops.astype(dx, ops.dtype(x))
 
 
-def _softmax_value(plan: Plan, rows: Rows, results: RowResults) -> Any:
+def softmax_loss(plan: Plan, rows: Rows, results: RowResults) -> Any:
     """The loss, beside the rows' statistics where they are asked for."""
     ops, options = plan.adapter.ops, plan.options
     value = rows.scale.contribution(results.nll, results.lse if options.z_loss else None, results.smooth)
@@ -211,7 +213,7 @@ class Elements(NamedTuple):
 
 def sigmoid_value(plan: Plan, *operands: Any) -> Array:
     kernels = plan.adapter.sigmoid
-    smoothing, x, targets, pos_weight, weight, divisor = _elements(plan, Operands(*operands))
+    smoothing, x, targets, pos_weight, weight, divisor = elements(plan, Operands(*operands))
     if plan.options.reduce != "none":
         total = kernels.total(smoothing, x, targets, pos_weight, weight)
         return _reduce.divided(plan.adapter.ops, total, divisor)
@@ -221,13 +223,13 @@ def sigmoid_value(plan: Plan, *operands: Any) -> Array:
 
 def sigmoid_value_and_grad(plan: Plan, *operands: Any) -> tuple[Array, Array]:
     ops, each = plan.adapter.ops, plan.options.reduce == "none"
-    *given, divisor = _elements(plan, Operands(*operands))
+    *given, divisor = elements(plan, Operands(*operands))
     slope = _reduce.inverse(ops, divisor, plan.dtype)
     loss, dx = plan.adapter.sigmoid.value_and_grad(*given, slope, each)
     return _reduce.divided(ops, loss, divisor), ops.astype(dx, ops.dtype(operands[0]))
 
 
-def _elements(plan: Plan, operands: Operands) -> Elements:
+def elements(plan: Plan, operands: Operands) -> Elements:
     ops, options = plan.adapter.ops, plan.options
     x = operands.inputs if plan.adapter.takes_16bit else ops.astype(operands.inputs, plan.dtype)
     positive = None if operands.pos_weight is None else ops.stop_gradient(operands.pos_weight)

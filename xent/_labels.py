@@ -70,6 +70,7 @@ def total_weight(
     sample_weight: Any = None,
     class_weight: Any = None,
     ignore_index: int | None = None,
+    group: Any = None,
     **unknown: NoReturn,
 ) -> Scalar:
     """sum(w) over the labels that count: what `sparse_ce` and `linear_ce` divide by for `reduce="mean"`.
@@ -83,6 +84,8 @@ def total_weight(
         sample_weight: a scalar, or of the labels' shape or that with 1s.
         class_weight: [C]. A label's weight is multiplied by that of its class.
         ignore_index: a class id that does not count.
+        group: a process group of `torch.distributed`, each of whose ranks has a part of the batch and calls this
+            function: the result is the sum over all of them. None: of these labels alone.
 
     Returns:
         A 0-d array of the labels' framework; float64 where its own weights are, else float32.
@@ -117,7 +120,8 @@ def total_weight(
     given = Operands(inputs, ids, sample_weight, table)
     options = Options(ignore_index=ignore_index, invalid="nan").checked(None)
     plan, operands = _plan.of_rows(adapter, inputs, dtype, shape, len(shape) - 1, given, options, None)
-    return prepare(plan, operands).divisor
+    total = prepare(plan, operands).divisor
+    return total if group is None else _check.collectives("group", adapter).total(group, total)
 
 
 def _is_float64(adapter: Adapter, value: Any) -> bool:

@@ -66,7 +66,7 @@ def _problem(plan: Plan, operands: Operands) -> tuple[loop.LoopSpec, loop.LoopOp
     divisor = rows.divisor
     a, lse2, c = rows.scale.slopes(_reduce.inverse(ops, divisor, dtype))
     slopes = [_per_row(linear, rows.ids, k, dtype) for k in (None if options.label_smoothing == 1 else a, lse2, c)]
-    chunk = _chunk(linear, hidden, plan, ops.size(rows.ids))
+    chunk = rows_of_a_chunk(linear, hidden, plan, ops.size(rows.ids))
     spec = loop.LoopSpec(linear, rows.layout._replace(axis=1), options.softcap, chunk, each, options.stats)
 
     def finish(value: Array, results: loop.LoopResults) -> Any:
@@ -87,7 +87,7 @@ def _per_row(linear: LinearKernels, ids: Array, k: Scalar | None, dtype: str) ->
     return None if k is None else linear.flat(linear.ops.astype(ids, dtype) * 0 + k, 0)
 
 
-def _chunk(linear: LinearKernels, hidden: Array, plan: Plan, count: Any) -> int:
+def rows_of_a_chunk(linear: LinearKernels, hidden: Array, plan: Plan, count: Any) -> int:
     """Rows of a chunk: as many as the memory allows, in chunks of nearly equal length. `count` may be unknown."""
     asked_for = plan.options.chunk_rows
     assert plan.classes is not None

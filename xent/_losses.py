@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NoReturn
 
+from xent import _execute_sharded
 from xent._check import unexpected
 from xent._execute import SIGMOID, SOFTMAX, SPARSE, run
 from xent._linear import LINEAR
@@ -22,6 +23,7 @@ def softmax_ce(
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     denom: Scalar | None = None,
+    sharded: Any = None,
     **unknown: NoReturn,
 ) -> Array:
     """Cross-entropy of softmax(logits) against labels that are distributions over the classes.
@@ -44,6 +46,8 @@ def softmax_ce(
         label_smoothing: e from 0 to 1: labels become (1 - e) t + e / C.
         z_loss: adds z_loss * lse^2 to each example, weighted like the loss.
         denom: a number or 0-d array in place of the denominator of "mean".
+        sharded: a process group of `torch.distributed` whose ranks hold consecutive classes, of logits and labels; the
+            loss is that of all of them. See docs/sharding.md.
 
     Returns:
         An array of the logits' framework, on their device; 0-d, or of the logits' shape without `axis` for "none".
@@ -65,7 +69,10 @@ def softmax_ce(
     if unknown:
         raise unexpected(softmax_ce, unknown)
     operands = Operands(logits, labels, sample_weight, class_weight, denom)
-    return run(SOFTMAX, operands, Options(axis, reduce, label_smoothing, z_loss))
+    options = Options(axis, reduce, label_smoothing, z_loss)
+    if sharded is not None:
+        return _execute_sharded.softmax(operands, options, sharded)
+    return run(SOFTMAX, operands, options)
 
 
 def sparse_ce(
@@ -82,6 +89,7 @@ def sparse_ce(
     invalid: str = "auto",
     denom: Scalar | None = None,
     stats: bool = False,
+    sharded: Any = None,
     **unknown: NoReturn,
 ) -> Any:
     """Cross-entropy of softmax(logits) against labels that are class ids.
@@ -109,6 +117,8 @@ def sparse_ce(
             is "nan" elsewhere: inside a compiler, on a GPU.
         denom: a number or 0-d array in place of the denominator of "mean".
         stats: also return every row's `xent.Stats`: nll, lse, correct, sample_weight.
+        sharded: a process group of `torch.distributed` whose ranks hold consecutive classes of the logits; the loss is
+            that of all of them. See docs/sharding.md.
 
     Returns:
         An array of the logits' framework, on their device; 0-d, or of the labels' shape for "none". float32 for
@@ -131,7 +141,10 @@ def sparse_ce(
     if unknown:
         raise unexpected(sparse_ce, unknown)
     operands = Operands(logits, labels, sample_weight, class_weight, denom)
-    return run(SPARSE, operands, Options(axis, reduce, label_smoothing, z_loss, ignore_index, invalid, stats))
+    options = Options(axis, reduce, label_smoothing, z_loss, ignore_index, invalid, stats)
+    if sharded is not None:
+        return _execute_sharded.sparse(operands, options, sharded)
+    return run(SPARSE, operands, options)
 
 
 def linear_ce(
@@ -151,6 +164,7 @@ def linear_ce(
     denom: Scalar | None = None,
     chunk_rows: int | None = None,
     stats: bool = False,
+    sharded: Any = None,
     **unknown: NoReturn,
 ) -> Any:
     """`sparse_ce` of the logits hidden @ weight.T + bias, which are never held all at once.
@@ -179,6 +193,8 @@ def linear_ce(
         denom: a number or 0-d array in place of the denominator of "mean".
         chunk_rows: how many rows at a time; None: by the memory they take, see docs/performance.md.
         stats: also return every row's `xent.Stats`: nll, lse, correct, sample_weight.
+        sharded: a process group of `torch.distributed` whose ranks hold consecutive classes of weight and bias; the
+            loss is that of all of them. See docs/sharding.md.
 
     Returns:
         An array of the hidden states' framework, on their device; 0-d, or of the labels' shape for "none". float32 for
@@ -206,6 +222,8 @@ def linear_ce(
         raise unexpected(linear_ce, unknown)
     operands = Operands(hidden, labels, sample_weight, class_weight, denom, weight=weight, bias=bias)
     options = Options(-1, reduce, label_smoothing, z_loss, ignore_index, invalid, stats, softcap, chunk_rows)
+    if sharded is not None:
+        return _execute_sharded.linear(operands, options, sharded)
     return run(LINEAR, operands, options)
 
 

@@ -71,7 +71,7 @@ def linear(adapter: Adapter, given: Operands, options: Options) -> tuple[Plan, O
         raise _check.no_linear(adapter.name)
     options = options.checked(given.denom)
     h, dtype = floating(adapter, "hidden", given.inputs)
-    weight, bias = _parameter(adapter, "weight", given.weight, h), given.bias
+    weight, bias = parameter(adapter, "weight", given.weight, h), given.bias
     if not ranked(adapter, weight):
         raise _rules.unknown_head("an unknown rank")
     lengths = None
@@ -84,7 +84,7 @@ def linear(adapter: Adapter, given: Operands, options: Options) -> tuple[Plan, O
         h = _with_features(adapter, h, shape, of_weight)
     weight = fitted(adapter, _rules.HEAD, weight, classes + shape[-1:])
     if bias is not None:
-        bias = fitted(adapter, _rules.BIAS, _parameter(adapter, "bias", bias, h), classes)
+        bias = fitted(adapter, _rules.BIAS, parameter(adapter, "bias", bias, h), classes)
     given = given._replace(weight=weight, bias=bias)
     return of_rows(adapter, h, dtype, shape[:-1] + classes, len(shape) - 1, given, options, lengths)
 
@@ -219,7 +219,7 @@ def _denom(adapter: Adapter, value: Any, x: Array, dtype: str) -> Array | None:
     return fitted(adapter, _rules.DENOM, real(adapter, "denom", value, x, dtype), ())
 
 
-def _parameter(adapter: Adapter, argument: str, value: Any, h: Array) -> Array:
+def parameter(adapter: Adapter, argument: str, value: Any, h: Array) -> Array:
     own, value = with_adapter(adapter, argument, value, h)
     _check.parameter_dtype(argument, own.ops.dtype(value), adapter.ops.dtype(h))
     return adapter.ops.asarray(value, h)

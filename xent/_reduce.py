@@ -37,11 +37,14 @@ def hard_class_weight(ops: Ops, table: Array, ids: Array) -> Array:
 
 def soft_class_weight(ops: Ops, table: Array, column: Array, t: Array, axis: int) -> Array:
     """The label-weighted average of the class weights; their plain average where labels add up to 0."""
-    share = ops.sum(t, axis)
+    return ops.squeeze(average_class_weight(ops, table, ops.sum(t, axis), ops.sum(t * column, axis)), axis)
+
+
+def average_class_weight(ops: Ops, table: Array, share: Array, weighted: Array) -> Array:
+    """From the sums of a row's labels, and of its labels times the class weights."""
     classes = ops.shape(table)[0]
     flat = over(ops, ops.sum(table, 0), ops.size(table) if classes is None else classes)
-    average = ops.where(share == 0, flat, ops.sum(t * column, axis) / ops.where(share == 0, 1.0, share))
-    return ops.squeeze(average, axis)
+    return ops.where(share == 0, flat, weighted / ops.where(share == 0, 1.0, share))
 
 
 def over(ops: Ops, x: Array, count: Scalar) -> Array:

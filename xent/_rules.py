@@ -71,16 +71,21 @@ BIAS = ShapeRule("bias", "expected shape", " (one for each class), got")
 
 
 def class_axis(shape: Shape, axis: Any) -> int:
+    """The class axis, counted from the front, of logits that have a class."""
+    place = place_of_classes(shape, axis)
+    if shape[place] == 0:
+        raise ValueError(f"logits: expected at least one class, got shape {text(shape)} with none along axis {place}")
+    return place
+
+
+def place_of_classes(shape: Shape, axis: Any) -> int:
     """The class axis, counted from the front."""
     place, rank = axis_number(axis), len(shape)
     if not shape:
         raise ValueError("logits: expected at least one dimension, the classes; got a scalar")
     if not -rank <= place < rank:
         raise ValueError(f"axis: expected {-rank} to {rank - 1} for logits of shape {text(shape)}, got {place}")
-    place %= rank
-    if shape[place] == 0:
-        raise ValueError(f"logits: expected at least one class, got shape {text(shape)} with none along axis {place}")
-    return place
+    return place % rank
 
 
 def axis_number(axis: Any) -> int:

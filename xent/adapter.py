@@ -8,6 +8,8 @@ function is a `TypeError` when the adapter's module is imported. docs/backends.m
     SigmoidKernels  the loss of each element by itself     }
     Autodiff        the framework's own differentiation; None where it has none
     LinearKernels   what `linear_ce` needs; None: the framework has no `linear_ce`
+    Shortcut        the most frequent call in one; None: it goes the general way
+    Collectives     what `sharded=` takes, classes that are split over processes or devices; None: it is an error
 
 Names, here and in `xent.formulas`. A row is one example: its logits lie along the class axis.
 
@@ -260,6 +262,29 @@ class Shortcut:
     value_and_grad: Callable[[Array, Array], tuple[Array, Array] | None]
 
 
+# ---- classes that are split over processes or devices
+
+
+@dataclass(frozen=True, eq=False)
+class Collectives:
+    """What `sharded=` and `group=` take. Types are those of `xent._sharding`: Shard, Row.
+
+    All shards compute the same loss. A derivative is that of this one loss, in the arrays that a shard holds.
+    """
+
+    # shard(group, length, rows, like) -> Shard, for a shard of so many classes whose arrays have so many rows; `group`
+    #   is what the caller gave as `sharded=`. An error where it makes no sense, on all shards alike
+    shard: Callable[[Any, int, int, Array], Any]
+    # attach(layout, x, t, u, ids, held, row) -> RowResults: `_sharding.results`, differentiable in x and t by
+    #   `_sharding.coefficients`. ids are those of `Shard.own_ids`
+    attach: Callable[..., RowResults]
+    summed: Callable[[Array, Array], Array]  # (own, total) -> total, whose derivative in own is 1
+    # linear(group, spec, shard, operands) -> (Row, RowResults), for LoopSpec and LoopOperands of `formulas.linear` with
+    #   the shard's weight and bias; differentiable in hidden, weight and bias
+    linear: Callable[..., tuple[Any, RowResults]]
+    total: Callable[[Any, Array], Array]  # (group, own) -> the sum over the group, a constant; for `total_weight`
+
+
 # ---- the adapter
 
 
@@ -280,6 +305,12 @@ class Adapter:
     autodiff: Autodiff | None = None
     linear: LinearKernels | None = None
     shortcut: Shortcut | None = None
+    collectives: Collectives | None = None
     takes_16bit: bool = False  # the kernels take 16-bit logits as they are
+    # of_type(type) -> the adapter for a subclass of `types` whose arrays want another one; None: all are alike
+    of_type: Callable[[type], Adapter] | None = None
+    # on_mesh(loss, operands, options) -> the loss of arrays that are spread over a mesh of devices themselves. The
+    #   arguments are those of `xent._execute.run`
+    on_mesh: Callable[..., Any] | None = None
     # run(f, plan, *operands) = f(plan, *operands): how a loss is best executed (JAX compiles it; others just call)
     run: Callable[..., Any] = call

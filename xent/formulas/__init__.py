@@ -26,8 +26,9 @@ from .softmax import (
     smooth_pieces,
     softmax_kernels,
     top,
+    where_present,
 )
-from .sums import add_pairs, compute_dtype, tree_sum, widened
+from .sums import add_pairs, compute_dtype, times, tree_sum, widened
 
 __all__ = [
     "Pieces",
@@ -49,7 +50,9 @@ __all__ = [
     "sigmoid_value_and_grad",
     "smooth_pieces",
     "softmax_kernels",
+    "times",
     "top",
     "tree_sum",
+    "where_present",
     "widened",
 ]

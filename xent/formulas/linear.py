@@ -83,19 +83,17 @@ Grads = tuple[Array | None, ...]  # in hidden, weight and bias, those that are w
 
 
 def forward(spec: LoopSpec, operands: LoopOperands) -> LoopResults:
-    operands = _of_one_dtype(spec, operands)
+    operands = of_one_dtype(spec, operands)
     _, weight, bias, smoothing_weights, ids, *_ = operands
-    over = _buffer(spec, operands)
+    over = buffer_of(spec, operands)
 
     def step(carry: None, hidden: Array, ids: Array) -> tuple[None, LoopResults]:
-        x = _logits(spec, _zero_masked(spec, hidden, ids), weight, bias, over)
+        x = logits(spec, zero_masked(spec, hidden, ids), weight, bias, over)
         return carry, _results(
             spec, spec.linear.rows(spec.layout, x, None, smoothing_weights, ids), _at_label(spec, x, ids)
         )
 
-    return LoopResults(
-        *spec.linear.scan(step, None, (operands.hidden, ids), spec.chunk, _rows_that_count(spec, ids))[1]
-    )
+    return LoopResults(*spec.linear.scan(step, None, (operands.hidden, ids), spec.chunk, rows_that_count(spec, ids))[1])
 
 
 def value_and_grads(spec: LoopSpec, wanted: tuple[bool, ...], operands: LoopOperands) -> tuple[LoopResults, Grads]:
@@ -103,22 +101,22 @@ def value_and_grads(spec: LoopSpec, wanted: tuple[bool, ...], operands: LoopOper
 
     They are in the compute dtype: 16-bit gradients are rounded once, after all chunks are added up.
     """
-    operands = _of_one_dtype(spec, operands)
+    operands = of_one_dtype(spec, operands)
     hidden, weight, bias, smoothing_weights, ids, *slopes = operands
     linear = spec.linear
     ops, dtype = linear.ops, compute_dtype(linear.ops, hidden)
     classes, features = ops.shape(weight)
     assert classes is not None
     assert features is not None
-    over = _buffer(spec, operands)
+    over = buffer_of(spec, operands)
 
     def step(
         carry: Any, hidden: Array, ids: Array, nll_scale: Any, lse2: Any, smooth_scale: Any
     ) -> tuple[Any, tuple[Array | None, ...]]:
         dw, db = carry
-        hidden = _zero_masked(spec, hidden, ids)
-        x = _logits(spec, hidden, weight, bias, over)
-        slope, x_y = _slope(spec, x), _at_label(spec, x, ids)
+        hidden = zero_masked(spec, hidden, ids)
+        x = logits(spec, hidden, weight, bias, over)
+        slope, x_y = slope_of_cap(spec, x), _at_label(spec, x, ids)
         results, dx = linear.rows_value_and_grad(
             spec.layout, x, None, smoothing_weights, ids, 0.0 if nll_scale is None else nll_scale, lse2, smooth_scale
         )
@@ -132,7 +130,7 @@ def value_and_grads(spec: LoopSpec, wanted: tuple[bool, ...], operands: LoopOper
         ops.full(shape, 0.0, dtype, hidden) if is_wanted else None
         for shape, is_wanted in zip(((classes, features), (classes, 1)), wanted[1:], strict=True)
     )
-    (dw, db), (*results, dh) = linear.scan(step, carry, (hidden, ids, *slopes), spec.chunk, _rows_that_count(spec, ids))
+    (dw, db), (*results, dh) = linear.scan(step, carry, (hidden, ids, *slopes), spec.chunk, rows_that_count(spec, ids))
     grads: Grads = (dh, dw, None if db is None else ops.squeeze(db, 1))
     empty = _empty(spec, operands)
     if empty is not None:
@@ -147,7 +145,7 @@ def run(spec: LoopSpec, wanted: tuple[bool, ...], operands: LoopOperands) -> tup
     return forward(spec, operands), (None, None, None)
 
 
-def _of_one_dtype(spec: LoopSpec, operands: LoopOperands) -> LoopOperands:
+def of_one_dtype(spec: LoopSpec, operands: LoopOperands) -> LoopOperands:
     """Weight and bias in the hidden states' dtype, for products."""
     ops, (hidden, *parameters) = spec.linear.ops, operands.parameters
     weight, bias = (None if k is None else ops.astype(k, ops.dtype(hidden)) for k in parameters)
@@ -191,14 +189,20 @@ def composite(spec: LoopSpec, operands: LoopOperands) -> tuple[Array, LoopResult
     h, weight, bias = operands.parameters
     if empty is not None:
         h, weight, bias = (None if k is None else _reduce.constant_where(ops, empty, k) for k in (h, weight, bias))
-    h, weight = (widened(ops, k) for k in (_zero_masked(spec, h, ids), weight))
-    x = linear.matmul(h, weight)
-    x = x if bias is None else x + widened(ops, bias)
-    x = x if spec.softcap is None else spec.softcap * linear.smooth_tanh(x / spec.softcap)
+    x = all_logits(spec, operands._replace(hidden=h, weight=weight, bias=bias))
     results = _results(spec, linear.rows(spec.layout, x, None, smoothing_weights, ids), _at_label(spec, x, ids))
     if spec.layout.masked:
         results = results._replace(nll=results.nll + _poison(ops, x, ids))
     return value(spec, results, operands), results
+
+
+def all_logits(spec: LoopSpec, operands: LoopOperands) -> Array:
+    """Of all rows at once, for every transform of the framework; parameters have rounded values already."""
+    linear, ops = spec.linear, spec.linear.ops
+    h = zero_masked(spec, operands.hidden, operands.ids)
+    x = linear.matmul(widened(ops, h), widened(ops, operands.weight))
+    x = x if operands.bias is None else x + widened(ops, operands.bias)
+    return x if spec.softcap is None else spec.softcap * linear.smooth_tanh(x / spec.softcap)
 
 
 def _empty(spec: LoopSpec, operands: LoopOperands) -> Array | None:
@@ -223,13 +227,13 @@ def _poison(ops: Ops, x: Array, ids: Array) -> Array:
 # ---- one chunk. `+=` and the like work in place where arrays can be changed, so that there is one copy of a chunk.
 
 
-def _buffer(spec: LoopSpec, operands: LoopOperands) -> Array | None:
+def buffer_of(spec: LoopSpec, operands: LoopOperands) -> Array | None:
     classes, h = spec.linear.ops.shape(operands.weight)[0], operands.hidden
     assert classes is not None
     return spec.linear.buffer(spec.chunk, classes, compute_dtype(spec.linear.ops, h), h)
 
 
-def _logits(spec: LoopSpec, hidden: Array, weight: Array, bias: Array | None, over: Array | None) -> Array:
+def logits(spec: LoopSpec, hidden: Array, weight: Array, bias: Array | None, over: Array | None) -> Array:
     x = spec.linear.project(hidden, weight, over)
     if bias is not None:
         x += spec.linear.ops.astype(bias, spec.linear.ops.dtype(x))
@@ -240,7 +244,7 @@ def _logits(spec: LoopSpec, hidden: Array, weight: Array, bias: Array | None, ov
     return x
 
 
-def _slope(spec: LoopSpec, x: Array) -> Array | None:
+def slope_of_cap(spec: LoopSpec, x: Array) -> Array | None:
     """The softcap's derivative, 1 - tanh^2, from the capped logits."""
     if spec.softcap is None:
         return None
@@ -262,7 +266,7 @@ def _results(spec: LoopSpec, results: RowResults, x_y: Array | None) -> LoopResu
     return LoopResults(results.nll, results.lse, results.smooth, correct)
 
 
-def _zero_masked(spec: LoopSpec, hidden: Array, ids: Array) -> Array:
+def zero_masked(spec: LoopSpec, hidden: Array, ids: Array) -> Array:
     """The hidden states with 0 in masked rows: what those hold must not reach a product."""
     if not spec.layout.masked:
         return hidden
@@ -270,7 +274,7 @@ def _zero_masked(spec: LoopSpec, hidden: Array, ids: Array) -> Array:
     return ops.astype(ops.where(ops.expand_dims(ids, 1) == ABSENT, 0.0, hidden), ops.dtype(hidden))
 
 
-def _rows_that_count(spec: LoopSpec, ids: Array) -> Any:
+def rows_that_count(spec: LoopSpec, ids: Array) -> Any:
     """The numbers of the rows that are not masked; None where none is masked, or where ids cannot be read at once."""
     values = spec.linear.ops.host(ids) if spec.layout.masked else None
     if values is None:

@@ -52,7 +52,7 @@ def _zero_masked(ops: Ops, x: Array, ids: Array) -> Array:
     return ops.where(ids < 0, 0.0, x)
 
 
-def _where_present(ops: Ops, k: Scalar, ids: Array, like: Array) -> Array:
+def where_present(ops: Ops, k: Scalar, ids: Array, like: Array) -> Array:
     """k for each row, 0 in an absent one and NaN in an invalid one; linear in k."""
     one = ops.zeros_like(like) + 1
     return ops.where(ids == ABSENT, 0.0, one * k) * ops.where(ids == INVALID, NAN, one)
@@ -103,7 +103,7 @@ def rows(
     def finish(result: Array | None) -> Array | None:
         if result is None:
             return None
-        return ops.squeeze(_where_present(ops, result, ids, result) if layout.masked else result, axis)
+        return ops.squeeze(where_present(ops, result, ids, result) if layout.masked else result, axis)
 
     if layout.masked:
         m, s = _zero_masked(ops, m, ids), _zero_masked(ops, s, ids)
@@ -243,7 +243,7 @@ def _scaled(
 
     def scaled(k: Scalar | None) -> Scalar | None:
         kept = k if k is None or isinstance(k, float) else ops.expand_dims(k, layout.axis)
-        return kept if k is None or not layout.masked else _where_present(ops, kept, ids, like)
+        return kept if k is None or not layout.masked else where_present(ops, kept, ids, like)
 
     ids = ops.expand_dims(ids, layout.axis) if layout.masked else None
     return tuple(map(scaled, coefficients))
@@ -281,7 +281,7 @@ def push(
 
     def finish(tangent: Array) -> Array:
         if layout.masked:
-            tangent = _where_present(ops, tangent, ops.expand_dims(ids, axis), tangent)
+            tangent = where_present(ops, tangent, ops.expand_dims(ids, axis), tangent)
         return ops.squeeze(tangent, axis)
 
     return finish(loss), finish(mean) if layout.lse else None, None if smooth is None else finish(smooth)

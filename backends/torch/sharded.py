@@ -1,0 +1,149 @@
+"""`sharded=` on PyTorch: classes that are split over the ranks of a process group, in the order of their ranks.
+
+The forward pass has two collectives, both all-gathers: of two numbers a rank, and of the rows' statistics. The backward
+pass has none.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch.autograd.function import once_differentiable
+from xent import _sharding, formulas
+from xent._sharding import Row, Shard
+from xent.adapter import Layout, RowResults
+
+from .native import kernels
+from .ops import OPS
+
+Array = Any
+
+
+class OnMesh(NamedTuple):
+    """What stands for a process group where rows may be split, too."""
+
+    classes: Any  # the group that they are split over; None: each rank has all of them
+    rows: tuple[Any, ...]  # the groups that rows are split over, one after the other
+
+
+def shard(group: Any, length: int, rows: int, like: Array) -> Shard:
+    """How many classes the others have is asked at every call. Where that waits for no device, numbers are Python's."""
+    if not isinstance(group, OnMesh):
+        process_group("sharded", group)
+        group = OnMesh(group, ())
+    if torch._C._are_functorch_transforms_active():
+        raise TypeError("sharded: collectives have no rules for the transforms of torch.func; use backward()")
+    over_rows = partial(summed_over, group.rows) if group.rows else None
+    if group.classes is None:
+        alone = torch.ones(1, dtype=torch.bool, device=like.device)
+        return Shard(0, length, length, alone, stacked, lambda k: k, over_rows)
+    group = group.classes
+    rank, count = torch.distributed.get_rank(group), torch.distributed.get_world_size(group)
+    sizes = all_gather(torch.tensor([length, rows], device=like.device), group)
+    place = torch.arange(count, device=like.device)
+
+    def gather(arrays: tuple[Array, ...]) -> tuple[Array, ...]:
+        flat = all_gather(torch.cat([k.reshape(-1) for k in arrays]), group)
+        parts = flat.split([k.numel() for k in arrays], 1)
+        return tuple(part.reshape(count, *k.shape) for part, k in zip(parts, arrays, strict=True))
+
+    if not torch.compiler.is_compiling() and like.is_cpu:
+        lengths, others = zip(*sizes.tolist(), strict=True)
+        check(lengths, others)
+        start = sum(lengths[:rank])
+        return Shard(start, length, sum(lengths), place == rank, gather, lambda k: k[start : start + length], over_rows)
+    first = sizes[:rank, 0].sum()
+    own = first + torch.arange(length, device=like.device)
+    return Shard(first, length, sizes[:, 0].sum(), place == rank, gather, lambda k: k[own], over_rows)
+
+
+def stacked(arrays: tuple[Array, ...]) -> tuple[Array, ...]:
+    """Of one shard alone."""
+    return tuple(k.unsqueeze(0) for k in arrays)
+
+
+def process_group(argument: str, group: Any) -> None:
+    if not (torch.distributed.is_available() and isinstance(group, torch.distributed.ProcessGroup)):
+        raise TypeError(f"{argument}: expected a process group of torch.distributed, got {type(group).__name__}")
+
+
+def check(lengths: Any, rows: Any) -> None:
+    """On every rank alike."""
+    if not sum(lengths):
+        raise ValueError("sharded: expected at least one class on one of the ranks, got none on all of them")
+    if len(set(rows)) > 1:
+        raise ValueError(f"sharded: expected the same rows on all ranks, got {', '.join(map(str, rows))} of them")
+
+
+def all_gather(x: Array, group: Any) -> Array:
+    """[n] -> [ranks, n]"""
+    if not torch.compiler.is_compiling() and not x.numel():
+        return x.new_empty((torch.distributed.get_world_size(group), 0))
+    every = x.new_empty((torch.distributed.get_world_size(group) * x.shape[0],))
+    torch.distributed.all_gather_single(every, x.contiguous(), group=group)
+    return every.reshape(-1, x.shape[0])
+
+
+class Attached(torch.autograd.Function):
+    """The results of all classes, as a function of the shard's own logits and soft labels."""
+
+    @staticmethod
+    def forward(ctx: Any, layout: Layout, x: Array, t: Array, u: Array, ids: Array, held: Array, *arrays: Array) -> Any:
+        row = Row(*arrays)
+        nll, lse, smooth, m, s = _sharding.results(OPS, layout, row, ids)
+        ctx.layout = layout
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, t, u, ids, held, *row.for_derivatives(m, s))
+        return nll, lse, smooth
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, a: Array, b: Array, c: Array) -> Any:
+        x, t, u, ids, held, *arrays = ctx.saved_tensors
+        layout, row = ctx.layout, Row(*arrays)
+        a = torch.zeros_like(row.m).squeeze(layout.axis) if a is None else a
+        up = _sharding.coefficients(OPS, layout, row, held, a, b, c)
+        dx, dt = pulled(layout, x, t, u, ids, row, up, (ctx.needs_input_grad[1], ctx.needs_input_grad[2]))
+        return None, dx, dt, *(None for _ in range(3 + len(arrays)))
+
+
+def pulled(layout: Layout, x: Array, t: Any, u: Any, ids: Any, row: Row, up: Any, wanted: tuple[bool, bool]) -> Any:
+    """The derivatives in a shard's logits and soft labels."""
+    if not x.shape[layout.axis]:
+        return torch.zeros_like(x), None if t is None else torch.zeros_like(t)
+    native = kernels(x, t, u, ids, row.m, *up)
+    if native:
+        return native.rows_backward(layout, x, t, u, ids, (row.m, row.s), up, wanted)
+    wide = formulas.widened(OPS, x)
+    parts = formulas.pieces(OPS, layout, wide, ids, row.m, row.s)
+    dx = formulas.pull(OPS, layout, parts, wide, t, u, ids, up).to(x.dtype) if wanted[0] else None
+    return dx, formulas.pull_labels(OPS, layout, parts, ids, up[:1]) if wanted[1] else None
+
+
+def attach(layout: Layout, x: Array, t: Any, u: Any, ids: Any, held: Any, row: Row) -> RowResults:
+    nll, lse, smooth = Attached.apply(layout, x, t, u, ids, held, *row)
+    return RowResults(nll, lse, smooth, row.m, row.s)
+
+
+def summed(own: Array, total: Array) -> Array:
+    return total + (own - own.detach())
+
+
+def summed_over(groups: tuple[Any, ...], own: Array) -> Array:
+    total = own.detach().clone()
+    for group in groups:
+        all_reduce(total, group)
+    return summed(own, total)
+
+
+def total_weight(group: Any, own: Array) -> Array:
+    process_group("group", group)
+    return all_reduce(own.detach().clone(), group)
+
+
+def all_reduce(own: Array, group: Any) -> Array:
+    """The sum over the ranks, which is written over this rank's own."""
+    torch.distributed.all_reduce(own, group=group)
+    return own
