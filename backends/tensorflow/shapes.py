@@ -31,8 +31,11 @@ def require(value: Array, condition: Array, words: list[Any], shape: Any) -> Arr
     with tf.control_dependencies([assertion]):
         impossible = tf.fill([tf.where(condition, 0, 1)], -2)
         checked = tf.reshape(value, tf.concat([tf.shape(value), impossible], 0), name)
-    # In TF1's sessions only what follows holds the assertion. Their optimizer drops the first of two reshapes in a row,
-    # and any tf.identity, but no tf.ensure_shape.
+    if tf.compat.v1.executing_eagerly_outside_functions():
+        checked.set_shape(shape)
+        return checked
+    # In a graph of TF1 only what follows holds the assertion. TensorFlow's optimizer drops the first of two reshapes in a
+    # row, and any tf.identity, but no tf.ensure_shape, which forward mode does not take elsewhere.
     with tf.control_dependencies([assertion]):
         return tf.ensure_shape(checked, shape)
 
