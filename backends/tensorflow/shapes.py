@@ -34,8 +34,8 @@ def require(value: Array, condition: Array, words: list[Any], shape: Any) -> Arr
     if tf.compat.v1.executing_eagerly_outside_functions():
         checked.set_shape(shape)
         return checked
-    # In a graph of TF1 only what follows holds the assertion. TensorFlow's optimizer drops the first of two reshapes in a
-    # row, and any tf.identity, but no tf.ensure_shape, which forward mode does not take elsewhere.
+    # In a graph of TF1 only what follows holds the assertion. Its optimizer drops the first of two reshapes in a row,
+    # and any tf.identity, but no tf.ensure_shape, which forward mode does not take elsewhere.
     with tf.control_dependencies([assertion]):
         return tf.ensure_shape(checked, shape)
 
