@@ -1,4 +1,4 @@
-"""xent.compat.keras beside Keras, on each of its backends: compat_keras_walk.py, one process a backend."""
+"""xent.compat.keras beside Keras, on each of its backends: compat_keras_*.py, one process a backend."""
 
 import importlib.util
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from processes import run_tests
 
-FILE = Path(__file__).parent / "compat_keras_walk.py"
+FILES = [Path(__file__).parent / f"compat_keras_{name}.py" for name in ("walk", "fit")]
 
 
 @pytest.mark.parametrize(
@@ -16,4 +16,4 @@ def test_on_backend(backend, pytestconfig):
     for needed in ("keras", backend):
         if importlib.util.find_spec(needed) is None:
             pytest.skip(f"{needed} is not installed")
-    run_tests(pytestconfig, "--backend", backend, FILE, KERAS_BACKEND=backend)
+    run_tests(pytestconfig, "--backend", backend, *FILES, KERAS_BACKEND=backend)

@@ -1,5 +1,6 @@
 """xent.compat.tensorflow beside TensorFlow: a walk over its arguments, the table of what differs."""
 
+import functools
 import inspect
 import itertools
 from types import SimpleNamespace
@@ -237,6 +238,20 @@ def test_signature(name):
 @pytest.mark.parametrize(
     ("call", "words"),
     [
+        (
+            "nn.softmax_cross_entropy_with_logits(ids, x)",
+            r"labels: expected shape \(2, 3\) \(the logits'\), or that with 1s; got \(2,\); "
+            "for class ids use sparse_softmax_cross_entropy_with_logits$",
+        ),
+        (
+            "nn.sparse_softmax_cross_entropy_with_logits(ones((2, 4)) > 0, ones((2, 3, 4)))",
+            r"labels: expected shape \(2, 3\) \(the logits' without the last axis\), got \(2, 4\)$",
+        ),
+        ("nn.sparse_softmax_cross_entropy_with_logits([-100, 1], x)", "labels: 1 of 2 .*; expected 0 to 2$"),
+        ("losses.sparse_softmax_cross_entropy([-100, 1], x)", "labels: .*; a weight of 0 leaves it out$"),
+        ("losses.softmax_cross_entropy([[0, 1, 0]], x)", r"onehot_labels: expected shape \(2, 3\)"),
+        ("losses.sigmoid_cross_entropy([0, 1, 0], x)", r"multi_class_labels: expected shape \(2, 3\)"),
+        ("losses.softmax_cross_entropy(eye, x, weights=x)", r"weights: expected a scalar, shape \(2,\) \(the loss's\)"),
         ("nn.sigmoid_cross_entropy_with_logits(logits=x)", "labels: expected an array, got None"),
         ("nn.softmax_cross_entropy_with_logits(x, None)", "logits: expected an array, got None"),
         ("nn.weighted_cross_entropy_with_logits(x, x, None)", "pos_weight: expected an array, got None"),
@@ -250,7 +265,16 @@ def test_signature(name):
 )
 def test_errors(call, words):
     with pytest.raises(ValueError, match=words):
-        eval(call, {"x": X, "nn": ours.nn, "losses": ours.losses})
+        eval(call, {**GIVEN, "nn": ours.nn, "losses": ours.losses})
+
+
+def test_class_ids_out_of_range_are_tensorflows_error_too():
+    """Eagerly, and as AutoGraph hands it on."""
+    loss = functools.partial(ours.nn.sparse_softmax_cross_entropy_with_logits, [2, 3])
+    for call in (loss, tf.function(lambda x: ours.nn.sparse_softmax_cross_entropy_with_logits([2, 3], x))):
+        with pytest.raises(tf.errors.InvalidArgumentError, match="labels: 1 of 2 class ids out of range") as caught:
+            call(tf.constant(X))
+        assert isinstance(caught.value, xent.LabelError)
 
 
 def test_graphs_collect_their_losses():

@@ -9,15 +9,15 @@ from typing import Any
 from xent import LabelError
 
 
-def reworded(words: Mapping[str, str], loss: Callable[..., Any], *args: Any, **options: Any) -> Any:
-    """loss(*args, **options), one of xent's losses, with `words` in its errors.
+def reworded(words: Mapping[str, str], function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """function(*args, **options), a loss or a rule of xent's, with `words` in its errors.
 
     Args:
-        words: from what xent's sentences say, whole words or regular expressions without groups, to what the library's
-            users say. Where two fit, the first one counts. "" is for advice that the library has no argument for.
+        words: from what xent's sentences say to what the library's users say: whole words, or advice that begins with
+            ";", as regular expressions without groups. Where two fit, the first one counts. "" leaves advice out.
     """
     try:
-        return loss(*args, **options)
+        return function(*args, **options)
     except (TypeError, ValueError) as error:
         raise _in_words(words, error) from None
 
@@ -25,6 +25,6 @@ def reworded(words: Mapping[str, str], loss: Callable[..., Any], *args: Any, **o
 def _in_words(words: Mapping[str, str], error: Exception) -> Exception:
     if type(error) not in (TypeError, ValueError, LabelError):  # a framework's own
         return error
-    said = list(words.values())
-    either = "|".join(rf"((?<!\w){phrase}(?!\w))" for phrase in words)
+    said, before = list(words.values()), r"(?<!\w)"
+    either = "|".join(rf"({'' if phrase[0] == ';' else before}{phrase}(?!\w))" for phrase in words)
     return type(error)(re.sub(either, lambda match: said[(match.lastindex or 0) - 1], str(error)))

@@ -34,8 +34,15 @@ import jax
 import jax.numpy as jnp
 import xent
 from xent import _check
+from xent.compat._errors import reworded
 
 Axes = int | tuple[int, ...] | None
+# What errors say in the place of xent's own words.
+WORDS = {
+    "sparse_ce": "softmax_cross_entropy_with_integer_labels",
+    "softmax_ce": "softmax_cross_entropy",
+    "ignore_index=-100 leaves it out": "where=False leaves it out",
+}
 
 
 def softmax_cross_entropy(logits: Any, labels: Any, axis: Axes = -1, where: Any = None) -> jax.Array:
@@ -103,7 +110,7 @@ def sigmoid_binary_cross_entropy(logits: Any, labels: Any) -> jax.Array:
     Raises:
         TypeError, ValueError: as `xent.sigmoid_ce`.
     """
-    loss: jax.Array = xent.sigmoid_ce(jnp.asarray(logits), labels, reduce="none")
+    loss: jax.Array = reworded(WORDS, xent.sigmoid_ce, jnp.asarray(logits), labels, reduce="none")
     return loss
 
 
@@ -114,7 +121,8 @@ def _rows(loss: Any, logits: jax.Array, labels: Any, axis: Axes, mask: jax.Array
         logits = jnp.where(mask, logits, -jnp.inf)
         there = jnp.any(mask, axis)
     along = axis if isinstance(axis, int) else -1
-    losses: jax.Array = loss(_classes_last(logits, axis), labels, axis=along, reduce="none", sample_weight=there)
+    logits = _classes_last(logits, axis)
+    losses: jax.Array = reworded(WORDS, loss, logits, labels, axis=along, reduce="none", sample_weight=there)
     return losses
 
 

@@ -110,7 +110,7 @@ def softmax_cross_entropy_with_logits(labels: Any, logits: Any, axis: int = -1, 
     """
     with tf.name_scope(name or "softmax_cross_entropy_with_logits"):
         logits = _tensor(logits)
-        labels = _broadcast(_required("labels", labels), logits)
+        labels = reworded(NN_WORDS, _broadcast, _required("labels", labels), logits)
         return reworded(NN_WORDS, xent.softmax_ce, logits, labels, axis=axis, reduce="none")
 
 

@@ -21,7 +21,7 @@ of `target` says what it holds: integers are class ids, floating numbers probabi
 | cross_entropy's weight that needs a gradient | has one for probabilities | ValueError: class weights are constants |
 | binary_cross_entropy_with_logits's weight that needs a gradient | RuntimeError | has one |
 | linear_cross_entropy of class ids, without options | all logits at once, in the input's dtype | chunks, in float32 |
-| linear_cross_entropy of 16 bits, its weight of float32 | RuntimeError; with options a loss of 16 bits | a loss of float32 |
+| linear_cross_entropy of 16 bits, its weight of float32 | RuntimeError; with options 16 bits | a loss of float32 |
 | linear_cross_entropy's options | chunks, accumulation, one backward pass | only batch_chunk_size has an effect |
 """
 
