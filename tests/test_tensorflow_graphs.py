@@ -10,6 +10,7 @@ tf = pytest.importorskip("tensorflow", reason="tensorflow is not installed")
 
 import xent  # noqa: E402
 from cases import V, X, Y  # noqa: E402
+from processes import python  # noqa: E402
 from programs import cover  # noqa: E402
 from xent.backends.tensorflow import operators  # noqa: E402
 
@@ -161,6 +162,33 @@ def test_head_in_a_graph_of_tensorflow_1(shape):
     _, grads = xent.value_and_grad(xent.linear_ce)(X, V, Y, reduce="sum")
     for ours, want in zip(got, (losses, grads.hidden, grads.weight), strict=True):
         np.testing.assert_allclose(ours, want, rtol=1e-12)
+
+
+SWITCHED_OFF = """
+import tensorflow as tf, xent
+v1 = tf.compat.v1
+for off, on in (
+    (v1.disable_tensor_equality, v1.enable_tensor_equality),
+    (v1.disable_v2_tensorshape, v1.enable_v2_tensorshape),
+):
+    off()
+    try:
+        xent.sparse_ce(tf.zeros([1, 2]), [0])
+    except RuntimeError as error:
+        print(error)
+    on()
+with tf.Graph().as_default(), v1.Session() as session:
+    print(session.run(xent.sparse_ce(tf.zeros([1, 2]), [0])))
+"""
+
+
+def test_behavior_of_tensorflow_1():
+    """Where tensors are compared by identity everywhere, masks would be lost: an error says so."""
+    found = python("-c", SWITCHED_OFF)
+    first, second, loss = found.stdout.splitlines()
+    assert first == second
+    assert "leave out tf.compat.v1.disable_v2_behavior()" in first
+    assert float(loss) == pytest.approx(np.log(2))
 
 
 @pytest.mark.parametrize("known", ["rank", "nothing"])
