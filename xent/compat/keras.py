@@ -148,7 +148,7 @@ class CategoricalCrossentropy(_Smoothed):
     """Cross-entropy against distributions over the classes: `xent.softmax_ce`.
 
     Args:
-        from_logits: True; whatever else is a ValueError.
+        from_logits: True; anything else is a ValueError.
         label_smoothing: e from 0 to 1: labels become (1 - e) t + e / C.
         axis: where the classes are.
         reduction: "sum_over_batch_size" or "mean" sum(w l) / number of examples, without masked ones; "sum";
@@ -180,7 +180,7 @@ class SparseCategoricalCrossentropy(_Crossentropy):
     Ids may be floating, as Keras casts them, if they are whole numbers; others count as out of range.
 
     Args:
-        from_logits: True; whatever else is a ValueError.
+        from_logits: True; anything else is a ValueError.
         ignore_class: a class id that leaves the example out, also out of the mean's denominator.
         reduction: as of `CategoricalCrossentropy`.
         axis: where the classes are.
@@ -229,7 +229,7 @@ class BinaryCrossentropy(_Smoothed):
     """Binary cross-entropy, its mean along an axis: `xent.sigmoid_ce`.
 
     Args:
-        from_logits: True; whatever else is a ValueError.
+        from_logits: True; anything else is a ValueError.
         label_smoothing: e from 0 to 1: labels become (1 - e) z + e / 2.
         axis: what the losses of an example are averaged along.
         reduction: as of `CategoricalCrossentropy`.

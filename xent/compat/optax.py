@@ -1,4 +1,4 @@
-"""optax's names for the losses, in place of `from optax import softmax_cross_entropy`; see docs/migrating/optax.md.
+"""optax's names for the losses: `from xent.compat.optax import softmax_cross_entropy`; see docs/migrating/optax.md.
 
 Signatures, argument order, class axis, `where` and shapes of the results are those of optax 0.2.8. The numbers, masks,
 infinities and errors are xent's. Where the two differ, with x = [[2, 0.5, 6], [0.1, 0, 3]] in float32, x16 the same in

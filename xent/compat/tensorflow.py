@@ -2,9 +2,9 @@
 docs/migrating/tensorflow.md.
 
 Signatures, argument order, class axis, weights and denominators are those of TensorFlow 2.21. The numbers, masks,
-infinities and errors are xent's. Where the two differ, with x = [[2, 0.5, 6], [0.1, 0, 3]] in float32, x16 the same in
-float16, ids = [2, 1], eye = [[1, 0, 0], [0, 1, 0]], eye16 in float16, column = [[1], [2]], huge = [[1e39, 0]] in
-float64:
+infinities and errors are xent's, in TensorFlow's names; class ids out of range are its InvalidArgumentError, too. Where
+the two differ, with x = [[2, 0.5, 6], [0.1, 0, 3]] in float32, x16 the same in float16, ids = [2, 1],
+eye = [[1, 0, 0], [0, 1, 0]], eye16 in float16, column = [[1], [2]], huge = [[1e39, 0]] in float64:
 
 | call | TensorFlow | xent |
 | --- | --- | --- |
