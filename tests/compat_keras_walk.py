@@ -1,55 +1,40 @@
-"""What test_compat_keras.py runs in a process of its own for each of Keras's backends, which KERAS_BACKEND names."""
+"""xent.compat.keras beside Keras: a walk over its arguments, the table of what differs; see test_compat_keras.py."""
 
 import inspect
 import itertools
-import os
 from typing import Any, NamedTuple
 
+import keras
 import numpy as np
 import pytest
 import xent
+from compat_keras_backend import BACKEND, BINARY, CATEGORICAL, EYE, IDS, MARKS, NAMES, SPARSE, X, in_turn
 from compat_rows import agree, outcome, rows, undocumented
+from keras.src.backend import set_keras_mask
+from xent.compat import keras as ours
 
-BACKEND = os.environ["KERAS_BACKEND"]
-if BACKEND == "tensorflow":
-    import tensorflow as tf
-
-    tf.config.set_logical_device_configuration(
-        tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
-    )
-
-import keras  # noqa: E402
-from keras.src.backend import set_keras_mask  # noqa: E402
-from xent.compat import keras as ours  # noqa: E402
-
-pytestmark = [
-    pytest.mark.backend(BACKEND),
-    pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"),  # Keras's
-]
-assert keras.backend.backend() == BACKEND
-CATEGORICAL, SPARSE, BINARY = NAMES = (
-    "CategoricalCrossentropy",
-    "SparseCategoricalCrossentropy",
-    "BinaryCrossentropy",
-)
+pytestmark = MARKS
 
 
 # ---- the table
 
 
 def of(losses, name):
-    def call(y_true, y_pred, sample_weight=None, **options):
+    def call(y_true, y_pred, sample_weight=None, mask=None, **options):
         y_true = np.asarray(y_true)
         y_true = y_true.astype(np.float32) if y_true.dtype == float else y_true
-        return getattr(losses, name)(from_logits=True, **options)(y_true, np.asarray(y_pred, np.float32), sample_weight)
+        y_pred = keras.ops.convert_to_tensor(np.asarray(y_pred, np.float32))
+        if mask is not None:
+            set_keras_mask(y_pred, keras.ops.convert_to_tensor(mask))
+        return getattr(losses, name)(from_logits=True, **options)(y_true, y_pred, sample_weight)
 
     return call
 
 
 GIVEN = {
-    "x": np.array([[2, 0.5, 6], [0.1, 0, 3]], np.float32),
-    "eye": np.eye(2, 3, dtype=np.float32),
-    "ids": np.array([2, 1]),
+    "x": X,
+    "eye": EYE,
+    "ids": IDS,
     "ones": np.ones,
     "shape": lambda loss: tuple(loss.shape),
     "dtype": lambda loss: keras.backend.standardize_dtype(loss.dtype),
@@ -204,14 +189,6 @@ def result(losses, case):
         return type(error)
 
 
-def in_turn(cases):
-    """Each on one backend; on all with --full."""
-    turn = ("tensorflow", "jax", "torch").index(BACKEND)
-    marks = [() if place % 3 == turn else pytest.mark.full for place in range(len(cases))]
-    ids = ["-".join(map(str, case)) for case in cases]
-    return [pytest.param(*case, marks=mark, id=name) for case, mark, name in zip(cases, marks, ids, strict=True)]
-
-
 @pytest.mark.parametrize("case", in_turn([(case,) for case in CASES]))
 def test_walk(case):
     """Equal, or different for a reason that the table has."""
@@ -249,7 +226,7 @@ def test_fractional_labels(ignore_class):
     """They are no class, and none that is ignored."""
     loss = ours.SparseCategoricalCrossentropy(from_logits=True, ignore_class=ignore_class)
     with pytest.raises(xent.LabelError, match=r"1 of 2 class ids out of range, the first at \[1\] .*no whole number"):
-        loss(np.array([0, 1.5]), GIVEN["x"])
+        loss(np.array([0, 1.5]), X)
 
 
 @pytest.mark.parametrize("given", [np.array([257.0]), [257.0], np.array([257])], ids=["floating", "list", "ids"])
@@ -262,117 +239,51 @@ def test_ids_that_the_loss_s_dtype_cannot_hold(given):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_axis_that_is_not_there(name):
-    y_true = GIVEN["ids"] if name == SPARSE else GIVEN["eye"]
-    with pytest.raises(ValueError, match=r"axis: expected -2 to 1 for logits of shape \(2, 3\), got 2"):
-        getattr(ours, name)(from_logits=True, axis=2)(y_true, GIVEN["x"])
+    y_true = IDS if name == SPARSE else EYE
+    with pytest.raises(ValueError, match=r"axis: expected -2 to 1 for y_pred of shape \(2, 3\), got 2"):
+        getattr(ours, name)(from_logits=True, axis=2)(y_true, X)
+
+
+@pytest.mark.parametrize("mask", [[True, False, True], [[True], [False], [True]]], ids=["of rows", "with a last 1"])
+def test_masks_beside_an_ignored_class(mask):
+    call = of(ours, SPARSE)
+    masked = call([0, 1, 2], np.arange(12).reshape(3, 4) ** 2, mask=mask, ignore_class=0, reduction="none")
+    assert keras.ops.convert_to_numpy(masked).tolist() == [0, 0, pytest.approx(21, rel=1e-4)]
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        ("categorical(eye[:1], x)", ValueError, r"y_true: expected shape \(2, 3\) \(the y_pred's\), got \(1, 3\)$"),
+        ("categorical(ids, x)", ValueError, r"y_true: .*; for class ids use SparseCategoricalCrossentropy$"),
+        ("categorical(eye, x, ones(3))", ValueError, r"sample_weight: expected a scalar, shape \(2,\) \(the loss's\)"),
+        ("categorical(ones((2, 0)), ones((2, 0)))", ValueError, r"y_pred: expected at least one class, got shape"),
+        ("sparse([0], x)", ValueError, r"y_true: expected shape \(2,\) \(the y_pred's without axis\), got \(1,\)$"),
+        ("sparse(ones((2, 4), int), ones((2, 3, 4)))", ValueError, r"got \(2, 4\); they fit axis=1$"),
+        ("sparse([-100, 1], x)", xent.LabelError, r"y_true: 1 of 2 .*; ignore_class=-100 leaves it out$"),
+        (
+            "sparse([3, 1], x, ignore_class=1)",
+            xent.LabelError,
+            r"y_true: 1 of 2 .*; expected 0 to 2$",
+        ),
+        ("binary(eye[:1], x)", ValueError, r"y_true: expected shape \(2, 3\) \(the y_pred's\), got \(1, 3\)$"),
+        ("binary(ones((2, 0)), ones((2, 0)))", ValueError, r"y_pred: expected at least one class, got shape"),
+    ],
+)
+def test_errors_have_keras_names(call, error, words):
+    calls = {"categorical": of(ours, CATEGORICAL), "sparse": of(ours, SPARSE), "binary": of(ours, BINARY)}
+    with pytest.raises(error, match=words):
+        eval(call, {**GIVEN, **calls})
 
 
 def test_ignored_class_is_compared_in_full_width():
     """-1 in 8 bits without sign would be 255."""
     ids = keras.ops.convert_to_tensor(np.array([0, 255], np.uint8))
     with pytest.raises(xent.LabelError, match="is 255; expected 0 to 2"):
-        ours.SparseCategoricalCrossentropy(from_logits=True, ignore_class=-1)(ids, GIVEN["x"])
+        ours.SparseCategoricalCrossentropy(from_logits=True, ignore_class=-1)(ids, X)
 
 
 def test_ids_keep_their_width():
     """NumPy's are not narrowed before they are checked."""
     with pytest.raises(xent.LabelError, match="4294967296"):
-        ours.SparseCategoricalCrossentropy(from_logits=True)(np.array([2**32, 1]), GIVEN["x"])
-
-
-# ---- in a model
-
-
-def trained(losses, name, seed=0, fitted=None, policy=None, sequence=False, **options):
-    """A model's losses, step by step."""
-    keras.utils.set_random_seed(seed)
-    keras.config.set_dtype_policy(policy or "float32")
-    try:
-        classes = 1 if name == BINARY and not sequence else 3
-        first = keras.layers.Embedding(7, 8, mask_zero=True) if sequence else keras.layers.Dense(8, activation="relu")
-        model = keras.Sequential([keras.Input((4,)), first, keras.layers.Dense(classes)])
-        model.compile(keras.optimizers.SGD(0.1), getattr(losses, name)(from_logits=True, **options))
-        random = np.random.default_rng(seed)
-        inputs = random.integers(7, size=(32, 4)) if sequence else random.normal(size=(32, 4)).astype(np.float32)
-        shape = (32, 4) if sequence else (32,)
-        labels = random.integers(classes if classes > 1 else 2, size=shape)
-        if name != SPARSE:
-            labels = np.eye(3, dtype=np.float32)[labels] if classes == 3 else labels.astype(np.float32)[:, None]
-        if options.get("ignore_class") is not None:
-            labels[:5] = options["ignore_class"]
-        fitted = {key: value(shape) if callable(value) else value for key, value in (fitted or {}).items()}
-        history = model.fit(inputs, labels, batch_size=8, epochs=3, verbose=0, shuffle=False, **fitted)
-        return model, history.history["loss"], (inputs, labels)
-    finally:
-        keras.config.set_dtype_policy("float32")
-
-
-def some_weights(shape):
-    weights = np.random.default_rng(1).uniform(0.5, 2, size=shape)
-    weights[::5] = 0
-    return weights
-
-
-FITS = {
-    "plain": {},
-    "smoothed": {"label_smoothing": 0.1},
-    "sample_weight": {"fitted": {"sample_weight": some_weights}},
-    "class_weight": {"fitted": {"class_weight": {0: 1.0, 1: 3.0, 2: 0.5}}},
-    "mean_with_sample_weight": {"reduction": "mean_with_sample_weight", "fitted": {"sample_weight": some_weights}},
-    "masked": {"sequence": True},
-    "masked and weighted": {"sequence": True, "fitted": {"sample_weight": some_weights}},
-    "ignored": {"ignore_class": -1},
-    "mixed_bfloat16": {"policy": "mixed_bfloat16"},
-}
-
-
-@pytest.mark.parametrize(
-    ("name", "how"),
-    in_turn(
-        [
-            (name, how)
-            for name, how in itertools.product(NAMES, FITS)
-            if not (how == "smoothed" and name == SPARSE) and not (how == "ignored" and name != SPARSE)
-        ]
-    ),
-)
-def test_fit(name, how):
-    """The losses of every epoch are Keras's own to 1e-5."""
-    (_, theirs, _), (_, xents, _) = (trained(losses, name, **FITS[how]) for losses in (keras.losses, ours))
-    assert xents == pytest.approx(theirs, rel=1e-5)
-    assert xents[-1] < xents[0]
-
-
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [
-        (CATEGORICAL, {"label_smoothing": 0.1}),
-        (SPARSE, {"ignore_class": -1, "reduction": "sum"}),
-        (BINARY, {"axis": 1}),
-    ],
-)
-def test_save_and_load(name, options, tmp_path):
-    """Without custom objects: the loss is registered."""
-    model, _, data = trained(ours, name, **options)
-    model.save(tmp_path / "model.keras")
-    loaded = keras.saving.load_model(tmp_path / "model.keras")
-    assert type(loaded.loss) is getattr(ours, name)
-    assert loaded.loss.get_config() == model.loss.get_config()
-    assert {**options, "from_logits": True}.items() <= loaded.loss.get_config().items()
-    assert loaded.evaluate(*data, verbose=0) == pytest.approx(model.evaluate(*data, verbose=0), rel=1e-6)
-    assert np.isfinite(loaded.fit(*data, verbose=0).history["loss"]).all()
-
-
-@pytest.mark.skipif(BACKEND != "tensorflow", reason="only TensorFlow's strategies have replicas")
-@pytest.mark.parametrize("reduction", ["sum_over_batch_size", "sum", "mean_with_sample_weight"])
-def test_replicas_share_a_mean(reduction):
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-    with strategy.scope():
-        theirs, xents = (
-            strategy.run(losses.SparseCategoricalCrossentropy(True, reduction=reduction), (GIVEN["ids"], GIVEN["x"]))
-            for losses in (keras.losses, ours)
-        )
-    for a, b in zip(
-        strategy.experimental_local_results(theirs), strategy.experimental_local_results(xents), strict=True
-    ):
-        assert float(a) == pytest.approx(float(b))
+        ours.SparseCategoricalCrossentropy(from_logits=True)(np.array([2**32, 1]), X)

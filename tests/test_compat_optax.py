@@ -13,6 +13,7 @@ from compat_rows import agree, outcome, rows, undocumented
 jax = pytest.importorskip("jax", reason="jax is not installed")
 optax = pytest.importorskip("optax", reason="optax is not installed")
 import jax.numpy as jnp  # noqa: E402
+import xent  # noqa: E402
 from xent.compat import optax as ours  # noqa: E402
 
 pytestmark = pytest.mark.backend("jax")
@@ -190,6 +191,21 @@ def test_signature(name):
             "softmax_cross_entropy_with_integer_labels(x, ids, axis=None)",
             ValueError,
             "axis: expected an int or a tuple of ints, got None",
+        ),
+        (
+            "softmax_cross_entropy(x, ids)",
+            ValueError,
+            r"labels: expected shape \(2, 3\) .* got \(2,\); for class ids use \w+_with_integer_labels$",
+        ),
+        (
+            "softmax_cross_entropy_with_integer_labels(x, eye)",
+            TypeError,
+            r"labels: expected class ids .* for distributions over the classes use softmax_cross_entropy\)$",
+        ),
+        (
+            "softmax_cross_entropy_with_integer_labels(x, [2, -100])",
+            xent.LabelError,
+            r"labels: 1 of 2 class ids out of range, .*; where=False leaves it out$",
         ),
     ],
 )

@@ -1,8 +1,8 @@
-"""xent.compat.tensorflow beside TensorFlow: its own tests, a walk over its arguments, the table of what differs."""
+"""xent.compat.tensorflow beside TensorFlow: a walk over its arguments, the table of what differs."""
 
+import functools
 import inspect
 import itertools
-import unittest
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -41,6 +41,7 @@ GIVEN = {
     "ids": [2, 1],
     "column": np.array([[1], [2]], np.float32),
     "huge": np.array([[1e39, 0]]),
+    "ones": lambda shape: np.ones(shape, np.float32),
     "gradient": gradient,
     "graph": lambda loss, labels: tf.function(loss)(tf.constant(labels)),
 }
@@ -123,7 +124,7 @@ DIFFERENT = {
         case.logits == "-inf" and not case.has_ids
     ),
     "gradient(lambda x: nn.softmax_cross_entropy_with_logits([[2]], x), [[1]])": lambda case: case.labels == "sum of 2",
-    "nn.softmax_cross_entropy_with_logits([[0, 1, 0]], x)": lambda case: (
+    "gradient(lambda t: nn.softmax_cross_entropy_with_logits(t, x), [[1]])": lambda case: (
         case.labels == "broadcast" and not case.is_sigmoid
     ),
     "nn.softmax_cross_entropy_with_logits(eye, x, axis=-2)": lambda case: case.axis == -2,
@@ -237,6 +238,20 @@ def test_signature(name):
 @pytest.mark.parametrize(
     ("call", "words"),
     [
+        (
+            "nn.softmax_cross_entropy_with_logits(ids, x)",
+            r"labels: expected shape \(2, 3\) \(the logits'\), or that with 1s; got \(2,\); "
+            "for class ids use sparse_softmax_cross_entropy_with_logits$",
+        ),
+        (
+            "nn.sparse_softmax_cross_entropy_with_logits(ones((2, 4)) > 0, ones((2, 3, 4)))",
+            r"labels: expected shape \(2, 3\) \(the logits' without the last axis\), got \(2, 4\)$",
+        ),
+        ("nn.sparse_softmax_cross_entropy_with_logits([-100, 1], x)", "labels: 1 of 2 .*; expected 0 to 2$"),
+        ("losses.sparse_softmax_cross_entropy([-100, 1], x)", "labels: .*; a weight of 0 leaves it out$"),
+        ("losses.softmax_cross_entropy([[0, 1, 0]], x)", r"onehot_labels: expected shape \(2, 3\)"),
+        ("losses.sigmoid_cross_entropy([0, 1, 0], x)", r"multi_class_labels: expected shape \(2, 3\)"),
+        ("losses.softmax_cross_entropy(eye, x, weights=x)", r"weights: expected a scalar, shape \(2,\) \(the loss's\)"),
         ("nn.sigmoid_cross_entropy_with_logits(logits=x)", "labels: expected an array, got None"),
         ("nn.softmax_cross_entropy_with_logits(x, None)", "logits: expected an array, got None"),
         ("nn.weighted_cross_entropy_with_logits(x, x, None)", "pos_weight: expected an array, got None"),
@@ -250,7 +265,16 @@ def test_signature(name):
 )
 def test_errors(call, words):
     with pytest.raises(ValueError, match=words):
-        eval(call, {"x": X, "nn": ours.nn, "losses": ours.losses})
+        eval(call, {**GIVEN, "nn": ours.nn, "losses": ours.losses})
+
+
+def test_class_ids_out_of_range_are_tensorflows_error_too():
+    """Eagerly, and as AutoGraph hands it on."""
+    loss = functools.partial(ours.nn.sparse_softmax_cross_entropy_with_logits, [2, 3])
+    for call in (loss, tf.function(lambda x: ours.nn.sparse_softmax_cross_entropy_with_logits([2, 3], x))):
+        with pytest.raises(tf.errors.InvalidArgumentError, match="labels: 1 of 2 class ids out of range") as caught:
+            call(tf.constant(X))
+        assert isinstance(caught.value, xent.LabelError)
 
 
 def test_graphs_collect_their_losses():
@@ -297,56 +321,29 @@ def test_labels_of_unknown_rank_are_not_squeezed(loss, expected):
     assert outcome("traced(ids)", {"traced": traced, "ids": ids}) == expected
 
 
+@pytest.mark.parametrize("unknown", [[None, None], None], ids=["lengths", "rank"])
+def test_labels_broadcast_in_graphs(unknown):
+    """As eagerly, with the loss's derivative in them."""
+
+    def gradients(labels, logits):
+        loss = ours.nn.softmax_cross_entropy_with_logits(labels, logits)
+        return loss, *tf.gradients(loss, [labels, logits])
+
+    traced = tf.function(gradients, input_signature=[tf.TensorSpec(unknown)] * 2)
+    whole = tf.function(gradients)
+    for labels in np.float32([[0.5, 0.25, 1]]), np.float32([[0.5], [2]]):
+        loss, of_labels, of_logits = traced(labels, X)
+        want = whole(tf.constant(labels * np.ones_like(X)), tf.constant(X))
+        np.testing.assert_allclose(loss, want[0], rtol=1e-6)
+        np.testing.assert_allclose(of_logits, want[2], rtol=1e-6)
+        np.testing.assert_allclose(of_labels, np.sum(want[1], labels.shape.index(1), keepdims=True), rtol=1e-6)
+    only_loss = tf.function(ours.nn.softmax_cross_entropy_with_logits, input_signature=traced.input_signature)
+    for labels in np.ones((3, 3), np.float32), np.ones(3, np.float32):
+        if unknown is None or labels.ndim == 2:
+            with pytest.raises(tf.errors.InvalidArgumentError, match=r"labels: expected shape\W"):
+                only_loss(labels, X)
+
+
 def test_every_argument_is_on_the_page():
     functions = [*vars(ours.nn).values(), *(getattr(ours.losses, name) for name in LOSSES)]
     assert undocumented("tensorflow.md", functions) == []
-
-
-# ---- TensorFlow's own tests
-
-
-def their_tests():
-    reason = "this TensorFlow installs no tests"
-    kernels = "tensorflow.python.kernel_tests"
-    soft = pytest.importorskip(f"{kernels}.nn_ops.xent_op_test_base", reason=reason).XentOpTestBase
-    sparse = pytest.importorskip(f"{kernels}.sparse_ops.sparse_xent_op_test_base", reason=reason).SparseXentOpTestBase
-    tests = [test for case in (soft, sparse) for test in unittest.defaultTestLoader.loadTestsFromTestCase(case)]
-    return {test.id().split("test_base.")[-1]: test for test in tests if not test.id().endswith("test_session")}
-
-
-# Those that fail with xent's functions, and why.
-WORDS = "the error is the same, its words are xent's"
-FAIL = {
-    "XentOpTestBase.testBfloat16": "what is expected is rounded to bfloat16, the loss is float32",
-    "SparseXentOpTestBase.testBfloat16": "what is expected is rounded to bfloat16, the loss is float32",
-    "XentOpTestBase.testLabelsBroadcast": "labels of another shape are an error",
-    "XentOpTestBase.testSingleClass": "labels that do not add up to 1: the derivative is that of the loss",
-    "XentOpTestBase.testSecondGradient": "wants an operation called BatchMatMulV2 in the graph",
-    "SparseXentOpTestBase.testSecondGradient": "wants an operation called BatchMatMulV2 in the graph",
-    "SparseXentOpTestBase.testGradient": "a TF1 graph whose upstream gradient is of unknown rank is an error",
-    "SparseXentOpTestBase.testInvalidLabelCPU": "class ids out of range are a LabelError",
-    "SparseXentOpTestBase.testShapeMismatch": WORDS,
-    "SparseXentOpTestBase.testScalar": WORDS,
-    "SparseXentOpTestBase.testLabelsPlaceholderScalar": "one label of any rank will do where a TF1 graph knows no rank",
-    "SparseXentOpTestBase.testScalarHandling": "one label of any rank will do where a TF1 graph knows no rank",
-}
-
-
-@pytest.mark.parametrize("name", their_tests())
-def test_tensorflow_own_tests(name, monkeypatch):
-    """With nothing but the functions replaced. What fails is listed with its reason."""
-    from tensorflow.python.ops import nn_ops
-
-    def with_constant_labels(labels, logits, dim=-1, name=None):
-        """TF1's spelling, which the tests use."""
-        return ours.nn.softmax_cross_entropy_with_logits(tf.stop_gradient(labels), logits, dim, name)
-
-    monkeypatch.setattr(nn_ops, "softmax_cross_entropy_with_logits", with_constant_labels)
-    for ending in ("softmax_cross_entropy_with_logits", "sparse_softmax_cross_entropy_with_logits"):
-        monkeypatch.setattr(nn_ops, f"{ending}_v2", getattr(ours.nn, ending))
-    found = unittest.TestResult()
-    their_tests()[name].run(found)
-    assert found.testsRun == 1
-    if found.skipped:
-        pytest.skip(found.skipped[0][1])
-    assert bool(found.failures + found.errors) == (name in FAIL), FAIL.get(name, found.failures + found.errors)

@@ -11,6 +11,7 @@ from allpairspy import AllPairs
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
 import cases  # noqa: E402
+import xent  # noqa: E402
 from xent.compat import torch as compat  # noqa: E402
 
 pytestmark = pytest.mark.backend("torch")
@@ -148,7 +149,7 @@ def test_binary_cross_entropy_with_logits(dtype):
         options["pos_weight"] = None if positive is None else randoms(*positive, dtype=dtype, seed=3).exp()
         if any(k is not None and not broadcasts(k, shape) for k in (weight, positive)):
             raised += 1
-            with pytest.raises(ValueError, match=r"^(sample|pos)_weight: "):
+            with pytest.raises(ValueError, match=r"^(pos_)?weight: "):
                 compat.binary_cross_entropy_with_logits(*inputs, **options)
             with pytest.raises(RuntimeError):
                 F.binary_cross_entropy_with_logits(*inputs, **options)
@@ -231,7 +232,52 @@ def test_deprecated_arguments(name, size_average, reduce):
 
 H, V, IDS, SOFT = torch.ones(4, 5), torch.ones(3, 5), torch.zeros(4, dtype=torch.long), torch.ones(4, 3)
 LEARNED = torch.ones(3, requires_grad=True)
+IMAGE = torch.ones(2, 3, 4, 5)  # with the classes first, as PyTorch has them
+PIXELS = torch.zeros(2, 4, 5, dtype=torch.long)
 ERRORS = (
+    (
+        "cross_entropy",
+        (IMAGE.movedim(1, -1), PIXELS),
+        {},
+        ValueError,
+        "target: expected shape (2, 5, 3) (the input's without the classes), got (2, 4, 5); "
+        "the classes are taken from axis 1",
+    ),
+    ("cross_entropy", (IDS, SOFT), {}, TypeError, "input: expected 'float16', 'bfloat16', 'float32' or 'float64', got"),
+    (
+        "cross_entropy",
+        (SOFT, IDS.float()),
+        {},
+        ValueError,
+        "target: expected shape (4, 3) (the input's), got (4,); class",
+    ),
+    ("cross_entropy", (SOFT, IDS + 3), {}, xent.LabelError, "target: 4 of 4 class ids out of range, the first at [0]"),
+    ("cross_entropy", (SOFT, IDS), {"weight": torch.ones(2)}, ValueError, "weight: expected shape (3,) (one for each"),
+    ("cross_entropy", (SOFT, IDS), {"ignore_index": None}, TypeError, "ignore_index: expected an int, got None"),
+    (
+        "cross_entropy",
+        (SOFT, IDS),
+        {"label_smoothing": LEARNED[0]},
+        TypeError,
+        "label_smoothing: expected a number, or",
+    ),
+    (
+        "binary_cross_entropy_with_logits",
+        (SOFT, SOFT),
+        {"pos_weight": torch.ones(2)},
+        ValueError,
+        "pos_weight: expected a shape that broadcasts to the input's (4, 3), got (2,)",
+    ),
+    ("linear_cross_entropy", (H, V.half(), IDS), {}, TypeError, "linear_weight: expected float32, as input is, got"),
+    ("linear_cross_entropy", (H, V, IDS[:2]), {}, ValueError, "target: expected shape (4,) (the logits' without the c"),
+    (
+        "linear_cross_entropy",
+        (H, V, IDS),
+        {"weight": torch.ones(2)},
+        ValueError,
+        "weight: expected shape (3,) (one for each",
+    ),
+    ("linear_cross_entropy", (IDS[:, None], V[:, :1], IDS), {}, TypeError, "input: expected 'float16', 'bfloat16', "),
     ("cross_entropy", (SOFT.tolist(), IDS), {}, TypeError, "input: expected a torch.Tensor, got list"),
     ("cross_entropy", (SOFT, IDS.numpy()), {}, TypeError, "target: expected a torch.Tensor, got ndarray"),
     ("cross_entropy", (SOFT, SOFT), {"ignore_index": 1}, ValueError, "ignore_index: expected none where target holds"),
@@ -243,13 +289,13 @@ ERRORS = (
         "reduction: expected 'none', 'mean' or 'sum', got",
     ),
     ("cross_entropy", (SOFT, IDS), {"label_smoothing": 2.0}, ValueError, "label_smoothing: expected a number from 0"),
-    ("cross_entropy", (torch.tensor(1.0), IDS[0]), {}, ValueError, "logits: expected at least one dimension"),
+    ("cross_entropy", (torch.tensor(1.0), IDS[0]), {}, ValueError, "input: expected at least one dimension"),
     (
         "binary_cross_entropy_with_logits",
         (SOFT, SOFT[0]),
         {},
         ValueError,
-        "labels: expected shape (4, 3) (the logits')",
+        "target: expected shape (4, 3) (the input's), got (3,)",
     ),
     ("linear_cross_entropy", (H, V, IDS), {"weight": LEARNED}, ValueError, "weight: xent takes it for a constant and"),
     ("linear_cross_entropy", (H, V, SOFT), {"ignore_index": -100}, ValueError, "ignore_index: expected None where"),
@@ -289,6 +335,15 @@ ERRORS = (
         "linear_bias: expected shape (3,), got (3, 5)",
     ),
 )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.long])
+def test_options_that_are_tensors(dtype):
+    """Numbers of no dimensions, as PyTorch takes them."""
+    smoothing, index = torch.tensor(0.25 if dtype.is_floating_point else 1, dtype=dtype), torch.tensor(1)
+    assert_agree("cross_entropy", (SOFT, IDS), "smoothing", label_smoothing=smoothing)
+    assert_agree("linear_cross_entropy", (H, V, IDS), "smoothing", label_smoothing=smoothing)
+    assert_agree("cross_entropy", (SOFT, class_ids((4, 3), "a class")), "index", ignore_index=index)
 
 
 @pytest.mark.parametrize(("name", "args", "options", "error", "sentence"), ERRORS)

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import doctest
+import importlib.util
 import io
 import pickle
 import re
@@ -14,6 +15,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed")
 from cases import traced_by_torch  # noqa: E402
 from xent.compat import torch as compat  # noqa: E402
 
+needs_lightning = pytest.mark.skipif(importlib.util.find_spec("lightning") is None, reason="lightning is not installed")
 pytestmark = pytest.mark.backend("torch")
 nn, a = torch.nn, torch.tensor
 X = torch.linspace(-2, 3, 12, dtype=torch.float64).reshape(4, 3).sin()
@@ -178,3 +180,50 @@ def test_autocast(dtype):
     exact = compat.linear_cross_entropy(x.to(dtype).double(), v.to(dtype).double(), Y)
     assert got.item() == mixed.item() == pytest.approx(exact.item(), rel=1e-6)
     assert wide.item() == pytest.approx(nn.functional.linear_cross_entropy(X, V, Y).item(), rel=1e-14)
+
+
+@needs_lightning
+@pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning")  # Lightning's
+def test_lightning_in_bf16_mixed():
+    """The losses of every step are those of torch's module."""
+    theirs, ours = (trained_by_lightning(library.CrossEntropyLoss) for library in (torch.nn, compat))
+    assert len(ours) == 8
+    assert ours == pytest.approx(theirs, rel=1e-5)
+    assert ours[-1] < ours[0]
+
+
+def trained_by_lightning(loss):
+    import lightning
+
+    losses = []
+
+    class Classifier(lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.loss = torch.nn.Linear(20, 5), loss(label_smoothing=0.1)
+
+        def training_step(self, batch, _):
+            inputs, ids = batch
+            logits = self.layer(inputs)
+            assert logits.dtype == torch.bfloat16
+            value = self.loss(logits, ids)
+            losses.append(value.item())
+            return value
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.5)
+
+    torch.manual_seed(0)
+    inputs = torch.randn(256, 20)
+    data = torch.utils.data.TensorDataset(inputs, inputs[:, :5].argmax(1))
+    trainer = lightning.Trainer(
+        max_epochs=2,
+        accelerator="cpu",
+        precision="bf16-mixed",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(Classifier(), torch.utils.data.DataLoader(data, batch_size=64))
+    return losses

@@ -101,9 +101,9 @@ def other_errors():
     for args in ((X, a([0])), (X, IDS, torch.ones(2)), (X, IDS[:, None])):
         with pytest.raises((RuntimeError, ValueError)):
             F.cross_entropy(*args)
-        raises(ValueError, compat.cross_entropy, *args, match="^(labels|class_weight): ")
+        raises(ValueError, compat.cross_entropy, *args, match="^(target|weight): ")
     assert raises(NotImplementedError, F.cross_entropy, X.long(), IDS)
-    raises(TypeError, compat.cross_entropy, X.long(), IDS, match="^logits: ")
+    raises(TypeError, compat.cross_entropy, X.long(), IDS, match="^input: ")
     assert raises(RuntimeError, F.linear_cross_entropy, X, torch.ones(2, 4), IDS)
     raises(ValueError, compat.linear_cross_entropy, X, torch.ones(2, 4), IDS, match="^linear_weight: ")
 
@@ -142,7 +142,7 @@ def elementwise_mean():
 
 def one_for_a_scalar():
     assert F.cross_entropy(X[0], IDS[:1]) == F.cross_entropy(X[0], IDS[0])
-    raises(ValueError, compat.cross_entropy, X[0], IDS[:1], match="^labels: ")
+    raises(ValueError, compat.cross_entropy, X[0], IDS[:1], match="^target: ")
 
 
 def learned_class_weight():
@@ -200,6 +200,17 @@ def chunks():
     assert F.linear_cross_entropy(*half, LONG_IDS).item() != pytest.approx(exact, rel=1e-6)
 
 
+def mixed_precision():
+    """As autocast makes hidden states."""
+    h, w = LONG[0].bfloat16(), LONG[1]
+    assert raises(RuntimeError, F.linear_cross_entropy, h, w, LONG_IDS)
+    assert F.linear_cross_entropy(h, w, LONG_IDS, options=rows_at_once(64)).dtype == torch.bfloat16
+    exact = F.linear_cross_entropy(h.double(), w.bfloat16().double(), LONG_IDS).item()
+    assert compat.linear_cross_entropy(h, w, LONG_IDS).item() == pytest.approx(exact, rel=1e-6)
+    assert compat.linear_cross_entropy(h, w, LONG_IDS).dtype == torch.float32
+    assert grad(lambda w: compat.linear_cross_entropy(h, w, LONG_IDS), w).dtype == torch.float32
+
+
 def chunk_options():
     assert most_memory(compat.linear_cross_entropy, *LONG, LONG_IDS, options=rows_at_once(64)) == 64 * CLASSES
     h, w = torch.linspace(-1, 1, 8).reshape(4, 2), torch.linspace(-2, 2, 6).reshape(3, 2).requires_grad_()
@@ -232,6 +243,7 @@ CHECKS = {
     "cross_entropy's weight that needs a gradient": learned_class_weight,
     "binary_cross_entropy_with_logits's weight that needs a gradient": learned_weight,
     "linear_cross_entropy of class ids, without options": chunks,
+    "linear_cross_entropy of 16 bits, its weight of float32": mixed_precision,
     "linear_cross_entropy's options": chunk_options,
 }
 

@@ -196,14 +196,16 @@ def vocabulary():
 def shifted_shape():
     flat = Y.reshape(-1)
     assert reference(X, None, 7, shift_labels=flat).isfinite()
-    with pytest.raises(ValueError, match=r"^labels: expected shape"):
+    with pytest.raises(
+        ValueError, match=r"^shift_labels: expected shape \(2, 5\) \(the logits' without the vocabulary\), got \(10,\)$"
+    ):
         compat.ForCausalLMLoss(X, None, 7, shift_labels=flat)
 
 
 def count_of_each_device():
     count = a([[7], [7]])
     assert reference(X, Y, 7, count).shape == count.shape
-    with pytest.raises(ValueError, match=r"^denom: "):
+    with pytest.raises(ValueError, match=r"^num_items_in_batch: expected shape \(\) "):
         compat.ForCausalLMLoss(X, Y, 7, count)
 
 
@@ -231,6 +233,38 @@ def test_the_page_has_the_table():
 @pytest.mark.parametrize("row", CHECKS)
 def test_row(row):
     CHECKS[row]()
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (
+            lambda: compat.ForCausalLMLoss(X, Y[:1], 7),
+            "labels: expected shape (2, 5) (the logits' without the vocabulary",
+        ),
+        (
+            lambda: compat.linear_causal_lm_loss(X, X[0, :, :7], Y[:1] % 5),
+            "labels: expected shape (2, 5) (the logits' without",
+        ),
+        (
+            lambda: compat.linear_causal_lm_loss(X, X[0, :, :3], Y),
+            "lm_head_weight: expected shape (classes, 7) (hidden_st",
+        ),
+        (lambda: compat.linear_causal_lm_loss(Y, X[0], Y), "hidden_states: expected 'float16', 'bfloat16', 'float32'"),
+        (
+            lambda: compat.linear_causal_lm_loss(X, X[0], Y, final_logit_softcapping=-1.0),
+            "final_logit_softcapping: expected a number above 0, got -1.0",
+        ),
+        (
+            lambda: compat.linear_causal_lm_loss(X, X[0], None, shift_labels=Y + 7),
+            "shift_labels: 10 of 10 class ids out of range",
+        ),
+    ],
+)
+def test_errors_have_transformers_names(call, words):
+    with pytest.raises((TypeError, ValueError)) as caught:
+        call()
+    assert str(caught.value).startswith(words)
 
 
 def test_labels_are_asked_for():

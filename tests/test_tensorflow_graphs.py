@@ -10,6 +10,7 @@ tf = pytest.importorskip("tensorflow", reason="tensorflow is not installed")
 
 import xent  # noqa: E402
 from cases import V, X, Y  # noqa: E402
+from processes import python  # noqa: E402
 from programs import cover  # noqa: E402
 from xent.backends.tensorflow import operators  # noqa: E402
 
@@ -143,6 +144,78 @@ def test_graphs_of_tensorflow_1(name):
     assert "Exp" in text
     assert "XentRows" not in text
     assert "XentSigmoid" not in text
+
+
+@pytest.mark.parametrize("shape", [[None, 4], [None, None], None], ids=["lengths", "features", "rank"])
+def test_head_in_a_graph_of_tensorflow_1(shape):
+    """Of unknown lengths, and of another number of labels or features."""
+    v1 = tf.compat.v1
+    with tf.Graph().as_default(), v1.Session() as session:
+        h, v = v1.placeholder(tf.float64, shape), v1.placeholder(tf.float64, V.shape)
+        y, up = v1.placeholder(tf.int32), v1.placeholder(tf.float64)
+        loss = xent.linear_ce(h, v, y, reduce="none")
+        got = session.run([loss, *tf.gradients(loss, [h, v], up)], {h: X, v: V, y: Y, up: np.ones(len(Y))})
+        for misfit in ({h: X, y: Y[:-1]}, *([{h: X[:, :-1], y: Y}] if shape != [None, 4] else [])):
+            with pytest.raises(tf.errors.InvalidArgumentError, match=r"expected shape\W"):
+                session.run(loss, {v: V, **misfit})
+    losses = xent.linear_ce(X, V, Y, reduce="none")
+    _, grads = xent.value_and_grad(xent.linear_ce)(X, V, Y, reduce="sum")
+    for ours, want in zip(got, (losses, grads.hidden, grads.weight), strict=True):
+        np.testing.assert_allclose(ours, want, rtol=1e-12)
+
+
+SWITCHED_OFF = """
+import tensorflow as tf, xent
+v1 = tf.compat.v1
+for off, on in (
+    (v1.disable_tensor_equality, v1.enable_tensor_equality),
+    (v1.disable_v2_tensorshape, v1.enable_v2_tensorshape),
+):
+    off()
+    try:
+        xent.sparse_ce(tf.zeros([1, 2]), [0])
+    except RuntimeError as error:
+        print(error)
+    on()
+with tf.Graph().as_default(), v1.Session() as session:
+    print(session.run(xent.sparse_ce(tf.zeros([1, 2]), [0])))
+"""
+
+
+def test_behavior_of_tensorflow_1():
+    """Where tensors are compared by identity everywhere, masks would be lost: an error says so."""
+    found = python("-c", SWITCHED_OFF)
+    first, second, loss = found.stdout.splitlines()
+    assert first == second
+    assert "leave out tf.compat.v1.disable_v2_behavior()" in first
+    assert float(loss) == pytest.approx(np.log(2))
+
+
+@pytest.mark.parametrize("known", ["rank", "nothing"])
+@pytest.mark.parametrize(
+    ("name", "labels"),
+    [
+        ("sparse_ce", Y.astype(np.int32)),
+        ("sparse_ce", Y.astype(np.int64)),
+        ("softmax_ce", np.eye(*X.shape)),
+        ("sigmoid_ce", np.eye(*X.shape)),
+    ],
+)
+def test_labels_and_upstream_gradients_in_a_graph_of_tensorflow_1(name, labels, known):
+    """Its optimizer drops operations that change no value, which must not drop the check of the labels."""
+    v1 = tf.compat.v1
+    with tf.Graph().as_default(), v1.Session() as session:
+        x, up = v1.placeholder(tf.float64, X.shape), v1.placeholder(tf.float64)
+        t = v1.placeholder(labels.dtype, [None] * labels.ndim if known == "rank" else None)
+        loss = getattr(xent, name)(x, t, reduce="none")
+        upstream = np.full(X.shape if name == "sigmoid_ce" else X.shape[:1], 2.0)
+        got = session.run([loss, *tf.gradients(loss, x, up)], {x: X, t: labels, up: upstream})
+        for other in (labels[:-1], *([] if known == "rank" else [labels[0], labels[None]])):
+            with pytest.raises(tf.errors.InvalidArgumentError, match=r"labels: expected shape\W"):
+                session.run(loss, {x: X, t: other})
+    np.testing.assert_allclose(got[0], getattr(xent, name)(X, labels, reduce="none"), rtol=1e-12)
+    _, gradient = xent.value_and_grad(getattr(xent, name))(X, labels, reduce="sum")
+    np.testing.assert_allclose(got[1], 2 * gradient, rtol=1e-12)
 
 
 def test_kernels_stay_as_long_as_their_formulas():

@@ -229,7 +229,9 @@ def _with_features(adapter: Adapter, h: Array, shape: Shape, of_weight: Shape) -
     """Hidden states with as many features as the weight has, which a graph finds out when it runs."""
     assert adapter.ops.unknown is not None
     words = _rules.HEAD.words(of_weight[:1] + shape[-1:], of_weight)
-    return adapter.ops.unknown.require(h, shape[-1] == of_weight[1], words, known(adapter, shape)[:-1] + of_weight[1:])
+    has, wants = shape[-1], of_weight[1]
+    equal = (has >= wants) & (has <= wants)  # `==` compares identities in graphs of TensorFlow 1
+    return adapter.ops.unknown.require(h, equal, words, known(adapter, shape)[:-1] + of_weight[1:])
 
 
 def flattened_rows(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 import tensorflow as tf
+from tensorflow.python.eager.context import eager_mode  # no public name leaves a graph of TensorFlow 1
 from xent import formulas
 from xent.adapter import Adapter, Autodiff, SigmoidKernels, SoftmaxKernels
 
@@ -12,6 +13,14 @@ from . import graph, kernels
 from .linear import LINEAR
 from .ops import OPS
 from .shortcut import SHORTCUT
+
+with eager_mode():
+    if (tf.constant(0) == tf.constant(0)) is False or not isinstance(tf.TensorShape([1])[0], int):
+        raise RuntimeError(
+            "TensorFlow: xent needs tensors that are compared by value and shapes of ints; leave out "
+            "tf.compat.v1.disable_v2_behavior(), disable_tensor_equality() and disable_v2_tensorshape(). Graphs and "
+            "sessions of tf.compat.v1 work without them, under tf.Graph().as_default()"
+        )
 
 ADAPTER = Adapter(
     name="tensorflow",

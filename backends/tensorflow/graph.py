@@ -17,7 +17,7 @@ from . import kernels as plain
 from . import operators as kernels
 from .kernels import row_results, times
 from .native import order
-from .operators import derivatives, in_current_graph, kernel_or_formula, replaced, usable, with_values_at
+from .operators import derivatives, in_current_graph, kernel_or_formula, of_rank, replaced, usable, with_values_at
 from .ops import OPS
 from .tf1 import with_equality
 
@@ -37,7 +37,7 @@ def rows(layout: Layout, x: Array, t: Array | None, smoothing_weights: Array | N
 
         def backward(*upstream: Array) -> Any:
             given = iter(upstream)
-            up = tuple(None if result is None else next(given) for result in results[:3])
+            up = tuple(None if k is None else of_rank(next(given), k) for k in results[:3])
 
             def pull(labels: bool) -> Array:
                 each = (partial(f, labels, layout) for f in (_rows_backward, kernels.rows_backward, _rows_further))
@@ -111,7 +111,7 @@ def sigmoid(smoothing: float, x: Array, targets: Array, pos_weight: Array | None
         value = kernel_or_formula(
             partial(_sigmoid, smoothing), partial(_sigmoid_kernel, smoothing), x, targets, pos_weight, absent
         )
-        return value, lambda g: _sigmoid_pull(smoothing, x, targets, pos_weight, absent, g)
+        return value, lambda g: _sigmoid_pull(smoothing, x, targets, pos_weight, absent, of_rank(g, value))
 
     return kernel(x, targets)
 

@@ -13,7 +13,7 @@ from xent import formulas
 from xent.adapter import Layout, RowResults
 
 from .native import KERNELS, NATIVE, constant, on_host, order, reachable, tensor, view
-from .operators import in_current_graph
+from .operators import in_current_graph, of_rank
 from .ops import OPS, total
 from .tf1 import with_equality
 
@@ -35,7 +35,7 @@ def rows(layout: Layout, x: Array, t: Array | None, smoothing_weights: Array | N
 
         def backward(*upstream: Array) -> Any:
             given = iter(upstream)
-            up = tuple(None if result is None else next(given) for result in results[:3])
+            up = tuple(None if k is None else of_rank(next(given), k) for k in results[:3])
             if native and constant(*up):
                 coefficients = tuple(map(view, up))
                 dx, dt = KERNELS.rows_backward(
@@ -70,9 +70,8 @@ def sigmoid(smoothing: float, x: Array, targets: Array, pos_weight: Array | None
         loss = formulas.sigmoid(OPS, smoothing, wide, targets, pos_weight, absent)
 
         def backward(upstream: Array) -> Any:
-            dx, dz = formulas.sigmoid_pull(
-                OPS, smoothing, formulas.widened(OPS, x), targets, pos_weight, absent, upstream
-            )
+            upstream, wide = of_rank(upstream, loss), formulas.widened(OPS, x)
+            dx, dz = formulas.sigmoid_pull(OPS, smoothing, wide, targets, pos_weight, absent, upstream)
             return tf.cast(dx, x.dtype), dz
 
         return loss, backward

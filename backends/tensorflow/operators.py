@@ -117,6 +117,11 @@ def with_values_at(operands: Any, places: list[int], values: Any) -> list[Any]:
     return [moved.get(i, k) for i, k in enumerate(operands)]
 
 
+def of_rank(upstream: Array, result: Array) -> Array:
+    """An upstream gradient that has its result's rank: TensorFlow 1's placeholders need have none."""
+    return upstream if upstream.shape.rank is not None else tf.ensure_shape(upstream, result.shape)
+
+
 def in_current_graph(operands: Any) -> Any:
     """Copies in the current graph, which may be that of a derivative: tf.gradients cannot reach tensors outside it."""
     if tf.executing_eagerly():

@@ -29,11 +29,17 @@ def require(value: Array, condition: Array, words: list[Any], shape: Any) -> Arr
     """
     said = [word if isinstance(word, str) else vector(word) for word in words]
     name = re.sub(r"\W+", "_", " ".join(word for word in words if isinstance(word, str)))
-    with tf.control_dependencies([tf.debugging.Assert(condition, said)]):
+    assertion = tf.debugging.Assert(condition, said)
+    with tf.control_dependencies([assertion]):
         impossible = tf.fill([tf.where(condition, 0, 1)], -2)
         checked = tf.reshape(value, tf.concat([tf.shape(value), impossible], 0), name)
-    checked.set_shape(shape)
-    return checked
+    if tf.compat.v1.executing_eagerly_outside_functions():
+        checked.set_shape(shape)
+        return checked
+    # In a graph of TF1 only what follows holds the assertion. Its optimizer drops the first of two reshapes in a row,
+    # and any tf.identity, but no tf.ensure_shape, which forward mode does not take elsewhere.
+    with tf.control_dependencies([assertion]):
+        return tf.ensure_shape(checked, shape)
 
 
 def fit(value: Array, lengths: Any, shape: tuple[int | None, ...] | None, rule: Any) -> Array:

@@ -8,7 +8,7 @@ from typing import Any
 import tensorflow as tf
 from xent.adapter import Array
 
-from .operators import Traced, derivatives, tensors_in, with_values_at
+from .operators import Traced, derivatives, of_rank, tensors_in, with_values_at
 
 
 def with_equality(function: Callable[..., Any], static: Any, *arrays: Any) -> Any:
@@ -33,7 +33,7 @@ def with_equality(function: Callable[..., Any], static: Any, *arrays: Any) -> An
         given = tensors_in(results)
 
         def backward(*up: Array) -> Any:
-            wanted = [g for g, k in zip(up, given, strict=True) if k.dtype.is_floating]
+            wanted = [of_rank(g, k) for g, k in zip(up, given, strict=True) if k.dtype.is_floating]
             return with_equality(pull, None, operands, wanted)
 
         return given, backward

@@ -20,6 +20,7 @@ on TensorFlow / JAX / PyTorch where its backends differ from each other:
 | `categorical(eye, x, label_smoothing=2)` | 1.694 | ValueError |
 | `categorical(ones((2, 3, 4)) / 3, ones((2, 3, 4)), axis=1, label_smoothing=0.5)` | 0.9613 | 1.099 |
 | `categorical(ones((2, 2, 3)), ones((2, 2, 3)), [0, 1])` | 1.648 | ValueError |
+| `categorical(eye, x, [2], reduction="mean_with_sample_weight")` | 7.122 | 3.561 |
 | `shape(categorical(eye, x, [[1], [2]], reduction=None))` | 2, 1 | 2 |
 | `len(shape(categorical(ones((0, 3)), ones((0, 3)))))` | 1 | 0 |
 | `sparse([1], [[1, 2, -inf]])` | 0.3133 / nan / 0.3133 | 0.3133 |
@@ -28,8 +29,10 @@ on TensorFlow / JAX / PyTorch where its backends differ from each other:
 | `sparse([2, 3], x)` | InvalidArgumentError / 0.01108 / IndexError | LabelError |
 | `sparse([2, -1], x, [1, 0])` | InvalidArgumentError / 0.01108 / IndexError | 0.01108 |
 | `sparse([2.5, 1], x)` | 1.561 | LabelError |
+| `sparse(ids, x, mask=[[True], [False]], ignore_class=2)` | 3.1 | 0 |
 | `sparse(ones((2, 4)), ones((2, 3, 4)), axis=1)` | ValueError / ValueError / 1.099 | 1.099 |
 | `binary([[0.0]], [[-inf]])` | nan | 0 |
+| `binary(ones((2, 0)), ones((2, 0)))` | nan | ValueError |
 | `binary([0.0, 1.0], [1.0, 2.0], [0.5, 2.0])` | 0.9001 | ValueError |
 """
 
@@ -46,6 +49,7 @@ import xent
 from keras.src.backend import get_keras_mask
 from keras.src.losses.loss import scale_loss_for_distribution, squeeze_or_expand_to_same_rank
 from xent import _check, _rules
+from xent.compat._errors import reworded
 
 REDUCE = {
     None: "none",
@@ -54,6 +58,15 @@ REDUCE = {
     "sum_over_batch_size": "mean_all",
     "mean": "mean_all",
     "mean_with_sample_weight": "mean",
+}
+# What errors say in the place of xent's own words.
+WORDS = {
+    "logits'": "y_pred's",
+    "logits": "y_pred",
+    "labels": "y_true",
+    "ignore_index": "ignore_class",
+    "sparse_ce": "SparseCategoricalCrossentropy",
+    "softmax_ce": "CategoricalCrossentropy",
 }
 
 
@@ -89,10 +102,19 @@ class _Crossentropy(keras.losses.Loss):
     def _array(self, values: Any) -> Any:
         return keras.ops.convert_to_tensor(values, dtype=self.dtype)
 
+    def _class_axis(self, y_pred: Any) -> int:
+        axis: int = reworded(WORDS, _rules.class_axis, tuple(y_pred.shape), self.axis)
+        return axis
+
+    def _lengths(self, y_pred: Any) -> list[Any]:
+        """The losses' shape."""
+        lengths = list(keras.ops.shape(y_pred))
+        del lengths[self._class_axis(y_pred)]
+        return lengths
+
     def _weighted(self, y_pred: Any, sample_weight: Any, mask: Any, reduce: str) -> dict[str, Any]:
         """xent's options. A mean is one over all examples, or over those that the mask leaves."""
-        lengths = list(keras.ops.shape(y_pred))
-        del lengths[_rules.class_axis(tuple(y_pred.shape), self.axis)]
+        lengths = self._lengths(y_pred)
         weight = None if sample_weight is None else _of_rank(self._array(sample_weight), lengths)
         if mask is None:
             return {"reduce": reduce, "sample_weight": weight}
@@ -126,7 +148,7 @@ class CategoricalCrossentropy(_Smoothed):
     """Cross-entropy against distributions over the classes: `xent.softmax_ce`.
 
     Args:
-        from_logits: True; whatever else is a ValueError.
+        from_logits: True; anything else is a ValueError.
         label_smoothing: e from 0 to 1: labels become (1 - e) t + e / C.
         axis: where the classes are.
         reduction: "sum_over_batch_size" or "mean" sum(w l) / number of examples, without masked ones; "sum";
@@ -147,7 +169,8 @@ class CategoricalCrossentropy(_Smoothed):
         super().__init__(label_smoothing, from_logits, axis, reduction, name, dtype)
 
     def _of_one_rank(self, y_true: Any, y_pred: Any, weighted: dict[str, Any]) -> Any:
-        return xent.softmax_ce(y_pred, y_true, axis=self.axis, label_smoothing=self.label_smoothing, **weighted)
+        options = {"axis": self.axis, "label_smoothing": self.label_smoothing, **weighted}
+        return reworded(WORDS, xent.softmax_ce, y_pred, y_true, **options)
 
 
 @keras.saving.register_keras_serializable("xent")
@@ -157,7 +180,7 @@ class SparseCategoricalCrossentropy(_Crossentropy):
     Ids may be floating, as Keras casts them, if they are whole numbers; others count as out of range.
 
     Args:
-        from_logits: True; whatever else is a ValueError.
+        from_logits: True; anything else is a ValueError.
         ignore_class: a class id that leaves the example out, also out of the mean's denominator.
         reduction: as of `CategoricalCrossentropy`.
         axis: where the classes are.
@@ -184,17 +207,17 @@ class SparseCategoricalCrossentropy(_Crossentropy):
         given = y_true if keras.ops.is_tensor(y_true) else np.asarray(_check.class_ids(y_true))
         if isinstance(given, np.ndarray) and given.dtype.kind == "f":
             given = keras.ops.convert_to_tensor(given, dtype="float32")  # the loss's dtype may hold fewer whole numbers
-        axis = _rules.class_axis(tuple(y_pred.shape), self.axis)
+        axis = self._class_axis(y_pred)
         if len(given.shape) == len(y_pred.shape) and given.shape[axis] == 1:
             given = given[(*(slice(None),) * axis, 0)]
         ids = _whole(given, self.ignore_class)
         ignored = _check.representable(self.ignore_class, keras.backend.standardize_dtype(ids.dtype))
         if ignored is not None:
             there = ids != ignored
-            mask = there if mask is None else keras.ops.logical_and(mask, there)
+            mask = there if mask is None else keras.ops.logical_and(_of_rank(mask, self._lengths(y_pred)), there)
         weighted = self._weighted(y_pred, sample_weight, mask, reduce)
         try:
-            return xent.sparse_ce(y_pred, ids, axis=self.axis, **weighted)
+            return reworded(WORDS, xent.sparse_ce, y_pred, ids, axis=self.axis, **weighted)
         except xent.LabelError as error:
             if ids is given:
                 raise
@@ -206,7 +229,7 @@ class BinaryCrossentropy(_Smoothed):
     """Binary cross-entropy, its mean along an axis: `xent.sigmoid_ce`.
 
     Args:
-        from_logits: True; whatever else is a ValueError.
+        from_logits: True; anything else is a ValueError.
         label_smoothing: e from 0 to 1: labels become (1 - e) z + e / 2.
         axis: what the losses of an example are averaged along.
         reduction: as of `CategoricalCrossentropy`.
@@ -233,7 +256,8 @@ class BinaryCrossentropy(_Smoothed):
             weighted |= {"reduce": "mean", "denom": length}
         elif "denom" in weighted:
             weighted["denom"] *= length
-        losses = xent.sigmoid_ce(y_pred, y_true, label_smoothing=self.label_smoothing, **weighted)
+        weighted["label_smoothing"] = self.label_smoothing
+        losses = reworded(WORDS, xent.sigmoid_ce, y_pred, y_true, **weighted)
         return keras.ops.mean(losses, self.axis) if reduce == "none" else losses
 
 

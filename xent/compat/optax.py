@@ -1,4 +1,4 @@
-"""optax's names for the losses, in place of `from optax import softmax_cross_entropy`; see docs/migrating/optax.md.
+"""optax's names for the losses: `from xent.compat.optax import softmax_cross_entropy`; see docs/migrating/optax.md.
 
 Signatures, argument order, class axis, `where` and shapes of the results are those of optax 0.2.8. The numbers, masks,
 infinities and errors are xent's. Where the two differ, with x = [[2, 0.5, 6], [0.1, 0, 3]] in float32, x16 the same in
@@ -34,8 +34,15 @@ import jax
 import jax.numpy as jnp
 import xent
 from xent import _check
+from xent.compat._errors import reworded
 
 Axes = int | tuple[int, ...] | None
+# What errors say in the place of xent's own words.
+WORDS = {
+    "sparse_ce": "softmax_cross_entropy_with_integer_labels",
+    "softmax_ce": "softmax_cross_entropy",
+    "ignore_index=-100 leaves it out": "where=False leaves it out",
+}
 
 
 def softmax_cross_entropy(logits: Any, labels: Any, axis: Axes = -1, where: Any = None) -> jax.Array:
@@ -103,7 +110,7 @@ def sigmoid_binary_cross_entropy(logits: Any, labels: Any) -> jax.Array:
     Raises:
         TypeError, ValueError: as `xent.sigmoid_ce`.
     """
-    loss: jax.Array = xent.sigmoid_ce(jnp.asarray(logits), labels, reduce="none")
+    loss: jax.Array = reworded(WORDS, xent.sigmoid_ce, jnp.asarray(logits), labels, reduce="none")
     return loss
 
 
@@ -114,7 +121,8 @@ def _rows(loss: Any, logits: jax.Array, labels: Any, axis: Axes, mask: jax.Array
         logits = jnp.where(mask, logits, -jnp.inf)
         there = jnp.any(mask, axis)
     along = axis if isinstance(axis, int) else -1
-    losses: jax.Array = loss(_classes_last(logits, axis), labels, axis=along, reduce="none", sample_weight=there)
+    logits = _classes_last(logits, axis)
+    losses: jax.Array = reworded(WORDS, loss, logits, labels, axis=along, reduce="none", sample_weight=there)
     return losses
 
 

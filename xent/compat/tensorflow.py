@@ -2,9 +2,9 @@
 docs/migrating/tensorflow.md.
 
 Signatures, argument order, class axis, weights and denominators are those of TensorFlow 2.21. The numbers, masks,
-infinities and errors are xent's. Where the two differ, with x = [[2, 0.5, 6], [0.1, 0, 3]] in float32, x16 the same in
-float16, ids = [2, 1], eye = [[1, 0, 0], [0, 1, 0]], eye16 in float16, column = [[1], [2]], huge = [[1e39, 0]] in
-float64:
+infinities and errors are xent's, in TensorFlow's names; class ids out of range are its InvalidArgumentError, too. Where
+the two differ, with x = [[2, 0.5, 6], [0.1, 0, 3]] in float32, x16 the same in float16, ids = [2, 1],
+eye = [[1, 0, 0], [0, 1, 0]], eye16 in float16, column = [[1], [2]], huge = [[1e39, 0]] in float64:
 
 | call | TensorFlow | xent |
 | --- | --- | --- |
@@ -12,7 +12,10 @@ float64:
 | `nn.softmax_cross_entropy_with_logits([[1, 0]], [[20.0, 0.0]])` | 0 | 2.061e-09 |
 | `gradient(lambda x: nn.softmax_cross_entropy_with_logits([[2]], x), [[1]])` | -1 | 0 |
 | `nn.softmax_cross_entropy_with_logits(eye16, x16).dtype` | float16 | float32 |
-| `nn.softmax_cross_entropy_with_logits([[0, 1, 0]], x)` | 5.522, 3.1 | ValueError |
+| `nn.softmax_cross_entropy_with_logits([0, 1, 0], x)` | 5.522, 3.1 | ValueError |
+| `nn.softmax_cross_entropy_with_logits(ones((1, 6, 3)), ones((2, 3, 3)))[0, 0]` | 3.296 | ValueError |
+| `nn.softmax_cross_entropy_with_logits(ones((1, 3, 3)), ones((2, 3, 3)))[0, 0]` | InvalidArgumentError | 3.296 |
+| `gradient(lambda t: nn.softmax_cross_entropy_with_logits(t, x), [[1]])` | InvalidArgumentError | 15.77 |
 | `nn.softmax_cross_entropy_with_logits(eye, x, axis=-2)` | InvalidArgumentError | 0.1394, 0.9741, 0 |
 | `nn.softmax_cross_entropy_with_logits(eye, x, axis=2)` | InvalidArgumentError | ValueError |
 | `nn.softmax_cross_entropy_with_logits(eye, [[1, 2, 3], [4, 5, 6]])` | InvalidArgumentError | TypeError |
@@ -48,6 +51,11 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 import xent
+from xent import _rules
+from xent._shapes import fitted, ranked, shape_of
+from xent.backends.tensorflow import ADAPTER
+from xent.backends.tensorflow.shapes import UNKNOWN
+from xent.compat._errors import reworded
 
 Reduction = tf.compat.v1.losses.Reduction
 LOSSES = tf.compat.v1.GraphKeys.LOSSES
@@ -58,6 +66,28 @@ REDUCE = {
     Reduction.SUM_OVER_BATCH_SIZE: "mean_all",
     Reduction.SUM_BY_NONZERO_WEIGHTS: "mean_nonzero",
 }
+LABELS = _rules.DISTRIBUTIONS._replace(after=" (the logits'), or that with 1s; got", ones=True)
+# What errors say in the place of xent's own words.
+NN_WORDS = {
+    "sparse_ce": "sparse_softmax_cross_entropy_with_logits",
+    "softmax_ce": "softmax_cross_entropy_with_logits",
+    "without axis": "without the last axis",
+    r"; they fit axis=\d+": "",
+    "; ignore_index=-100 leaves it out": "",
+}
+LOSS_WORDS = {
+    **NN_WORDS,
+    "sparse_ce": "sparse_softmax_cross_entropy",
+    "softmax_ce": "softmax_cross_entropy",
+    "; ignore_index=-100 leaves it out": "; a weight of 0 leaves it out",
+    "sample_weight": "weights",
+}
+
+
+class LabelError(xent.LabelError, tf.errors.InvalidArgumentError):
+    """A class id is out of range: for those who catch xent's error, and for those who catch TensorFlow's."""
+
+    __init__ = tf.errors.InvalidArgumentError.__init__
 
 
 # ---- tf.nn: a loss for each example
@@ -67,7 +97,7 @@ def softmax_cross_entropy_with_logits(labels: Any, logits: Any, axis: int = -1, 
     """Cross-entropy against distributions over the classes: `xent.softmax_ce` with reduce="none".
 
     Args:
-        labels: of the logits' shape, any real dtype. The loss is differentiable in them, too.
+        labels: of the logits' shape or that with 1s, any real dtype. The loss is differentiable in them, too.
         logits: [..., C, ...], floating.
         axis: where the classes are.
         name: of the operations in a graph.
@@ -79,7 +109,9 @@ def softmax_cross_entropy_with_logits(labels: Any, logits: Any, axis: int = -1, 
         TypeError, ValueError: as `xent.softmax_ce`.
     """
     with tf.name_scope(name or "softmax_cross_entropy_with_logits"):
-        return xent.softmax_ce(_tensor(logits), _required("labels", labels), axis=axis, reduce="none")
+        logits = _tensor(logits)
+        labels = reworded(NN_WORDS, _broadcast, _required("labels", labels), logits)
+        return reworded(NN_WORDS, xent.softmax_ce, logits, labels, axis=axis, reduce="none")
 
 
 def sparse_softmax_cross_entropy_with_logits(labels: Any, logits: Any, name: str | None = None) -> Any:
@@ -98,7 +130,7 @@ def sparse_softmax_cross_entropy_with_logits(labels: Any, logits: Any, name: str
         TypeError, ValueError: as `xent.sparse_ce`.
     """
     with tf.name_scope(name or "sparse_softmax_cross_entropy_with_logits"):
-        return xent.sparse_ce(_tensor(logits), _required("labels", labels), reduce="none")
+        return _sparse_ce(NN_WORDS, _tensor(logits), _required("labels", labels), reduce="none")
 
 
 def sigmoid_cross_entropy_with_logits(labels: Any = None, logits: Any = None, name: str | None = None) -> Any:
@@ -116,7 +148,7 @@ def sigmoid_cross_entropy_with_logits(labels: Any = None, logits: Any = None, na
         TypeError, ValueError: as `xent.sigmoid_ce`.
     """
     with tf.name_scope(name or "sigmoid_cross_entropy_with_logits"):
-        return xent.sigmoid_ce(_tensor(logits), _required("labels", labels), reduce="none")
+        return reworded(NN_WORDS, xent.sigmoid_ce, _tensor(logits), _required("labels", labels), reduce="none")
 
 
 def weighted_cross_entropy_with_logits(labels: Any, logits: Any, pos_weight: Any, name: str | None = None) -> Any:
@@ -135,9 +167,8 @@ def weighted_cross_entropy_with_logits(labels: Any, logits: Any, pos_weight: Any
         TypeError, ValueError: as `xent.sigmoid_ce`.
     """
     with tf.name_scope(name or "weighted_cross_entropy_with_logits"):
-        return xent.sigmoid_ce(
-            _tensor(logits), _required("labels", labels), pos_weight=_required("pos_weight", pos_weight), reduce="none"
-        )
+        options = {"pos_weight": _required("pos_weight", pos_weight), "reduce": "none"}
+        return reworded(NN_WORDS, xent.sigmoid_ce, _tensor(logits), _required("labels", labels), **options)
 
 
 # ---- tf.compat.v1.losses: a loss for all examples, weighted and reduced
@@ -174,7 +205,8 @@ def softmax_cross_entropy(
         if tf.is_tensor(labels) or isinstance(labels, tf.Variable):
             labels = tf.stop_gradient(labels)
         options = {"sample_weight": _sample_weight(weights), "label_smoothing": label_smoothing, "reduce": reduce}
-        return _collected(xent.softmax_ce(_tensor(logits), labels, **options), loss_collection)
+        words = LOSS_WORDS | {"labels": "onehot_labels"}
+        return _collected(reworded(words, xent.softmax_ce, _tensor(logits), labels, **options), loss_collection)
 
 
 def sparse_softmax_cross_entropy(
@@ -208,7 +240,8 @@ def sparse_softmax_cross_entropy(
         logits = _without_last(_tensor(logits), None if given is None else given + 2)
         labels = _without_last(labels, logits.shape.rank)
         weights = _without_last(_sample_weight(weights), logits.shape.rank)
-        return _collected(xent.sparse_ce(logits, labels, sample_weight=weights, reduce=reduce), loss_collection)
+        loss = _sparse_ce(LOSS_WORDS, logits, labels, sample_weight=weights, reduce=reduce)
+        return _collected(loss, loss_collection)
 
 
 def sigmoid_cross_entropy(
@@ -241,7 +274,8 @@ def sigmoid_cross_entropy(
     with tf.name_scope(scope or "sigmoid_cross_entropy_loss"):
         options = {"sample_weight": _sample_weight(weights), "label_smoothing": label_smoothing, "reduce": reduce}
         labels = _required("multi_class_labels", multi_class_labels)
-        return _collected(xent.sigmoid_ce(_tensor(logits), labels, **options), loss_collection)
+        words = LOSS_WORDS | {"labels": "multi_class_labels"}
+        return _collected(reworded(words, xent.sigmoid_ce, _tensor(logits), labels, **options), loss_collection)
 
 
 # ---- what they share
@@ -256,6 +290,26 @@ def _required(argument: str, value: Any) -> Any:
 def _tensor(logits: Any) -> Any:
     """As TensorFlow takes them: NumPy arrays and lists become tensors, and so does the result."""
     return tf.convert_to_tensor(_required("logits", logits))
+
+
+def _broadcast(labels: Any, logits: Any) -> Any:
+    """Labels in the logits' shape, along whose axes they may have a length of 1."""
+    own = tf.TensorShape(np.shape(labels))
+    if own.is_fully_defined() and own == logits.shape:
+        return labels
+    labels = tf.convert_to_tensor(labels)
+    if ranked(ADAPTER, logits):
+        labels = fitted(ADAPTER, LABELS, labels, shape_of(ADAPTER, logits), tuple(logits.shape))
+    else:
+        labels = UNKNOWN.fit(labels, UNKNOWN.lengths(logits), None, LABELS)
+    return tf.broadcast_to(labels, tf.shape(logits))
+
+
+def _sparse_ce(words: dict[str, str], logits: Any, labels: Any, **options: Any) -> Any:
+    try:
+        return reworded(words, xent.sparse_ce, logits, labels, **options)
+    except xent.LabelError as error:
+        raise LabelError(None, None, str(error)) from None
 
 
 def _sample_weight(weights: Any) -> Any:

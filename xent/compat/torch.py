@@ -12,7 +12,7 @@ of `target` says what it holds: integers are class ids, floating numbers probabi
 | label smoothing where the label's class weight is 0 | the smoothing's share counts | the example does not count |
 | a mean over nothing | NaN | 0, and the gradient 0 |
 | class ids out of range | IndexError; on CUDA an assertion | `xent.LabelError`; on CUDA and compiled NaN in that row |
-| other errors | RuntimeError | TypeError, ValueError; xent's names: logits or hidden for input, labels for target |
+| other errors | RuntimeError | TypeError, ValueError |
 | integer targets | int64 and uint8; none for binary_cross_entropy_with_logits | any integer dtype, and bool |
 | targets or weights wider than the input | RuntimeError, or a wider loss | the loss has the input's dtype |
 | label_smoothing below 0 | as 0 | ValueError |
@@ -21,6 +21,7 @@ of `target` says what it holds: integers are class ids, floating numbers probabi
 | cross_entropy's weight that needs a gradient | has one for probabilities | ValueError: class weights are constants |
 | binary_cross_entropy_with_logits's weight that needs a gradient | RuntimeError | has one |
 | linear_cross_entropy of class ids, without options | all logits at once, in the input's dtype | chunks, in float32 |
+| linear_cross_entropy of 16 bits, its weight of float32 | RuntimeError; with options 16 bits | a loss of float32 |
 | linear_cross_entropy's options | chunks, accumulation, one backward pass | only batch_chunk_size has an effect |
 """
 
@@ -34,6 +35,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import LinearCrossEntropyOptions, _reduction
 from xent import _check, _rules
+from xent.compat._errors import reworded
 
 __all__ = [
     "BCEWithLogitsLoss",
@@ -45,6 +47,26 @@ __all__ = [
     "linear_cross_entropy",
 ]
 IGNORE_INDEX = -100
+# What errors say in the place of xent's own words. A target's dtype says what it is, and its place what axis.
+WORDS = {
+    "logits'": "input's",
+    "logits": "input",
+    "labels": "target",
+    "class_weight": "weight",
+    "sample_weight": "weight",
+    "without axis": "without the classes",
+    r"; they fit axis=(?:\d+)": "; the classes are taken from axis 1",
+    "; for class ids use sparse_ce": "; class ids are of an integer dtype",
+}
+LINEAR_WORDS = {
+    "hidden's": "input's",
+    "hidden": "input",
+    "labels": "target",
+    "weight": "linear_weight",
+    "bias": "linear_bias",
+    "class_weight": "weight",
+    "without axis": "without the classes",
+}
 
 
 def cross_entropy(
@@ -63,13 +85,17 @@ def cross_entropy(
     """
     _tensors(input=input, target=target)
     reduction = _resolved(reduction, size_average, reduce)
+    ignore_index = _integer("ignore_index", ignore_index)
+    label_smoothing = _number("label_smoothing", label_smoothing)
     axis = 0 if input.ndim == 1 else 1
     weight = _constant("weight", weight)
     loss: Tensor
     if target.is_floating_point():
         if ignore_index >= 0:
             raise ValueError(f"ignore_index: expected none where target holds probabilities, got {ignore_index}")
-        loss = xent.softmax_ce(
+        loss = reworded(
+            WORDS,
+            xent.softmax_ce,
             input,
             target,
             axis=axis,
@@ -78,7 +104,9 @@ def cross_entropy(
             label_smoothing=label_smoothing,
         )
     else:
-        loss = xent.sparse_ce(
+        loss = reworded(
+            WORDS,
+            xent.sparse_ce,
             input,
             target,
             axis=axis,
@@ -106,7 +134,9 @@ def binary_cross_entropy_with_logits(
     _tensors(input=input, target=target)
     if weight is not None and weight.ndim < input.ndim:
         weight = weight[(None,) * (input.ndim - weight.ndim)]
-    loss: Tensor = xent.sigmoid_ce(
+    loss: Tensor = reworded(
+        WORDS,
+        xent.sigmoid_ce,
         input,
         target,
         reduce=_over_examples(_resolved(reduction, size_average, reduce)),
@@ -138,12 +168,15 @@ def linear_cross_entropy(
     probabilities = target.is_floating_point()
     if probabilities and ignore_index is not None:
         raise ValueError(f"ignore_index: expected None where target holds probabilities, got {ignore_index}")
-    ignore_index = IGNORE_INDEX if ignore_index is None else ignore_index
+    ignore_index = IGNORE_INDEX if ignore_index is None else _integer("ignore_index", ignore_index)
+    label_smoothing = _number("label_smoothing", label_smoothing)
     if probabilities or linear_weight.ndim != 2:
         logits = _logits(input, linear_weight, linear_bias)
         return cross_entropy(logits, target, weight, None, ignore_index, None, reduction, label_smoothing)
     input, linear_weight, linear_bias = in_autocast_dtype(input, linear_weight, linear_bias)
-    loss: Tensor = xent.linear_ce(
+    loss: Tensor = reworded(
+        LINEAR_WORDS,
+        xent.linear_ce,
         input,
         linear_weight,
         target,
@@ -239,6 +272,21 @@ def _resolved(reduction: str, size_average: bool | None = None, reduce: bool | N
 
 def _over_examples(reduction: str) -> str:
     return "mean_all" if reduction == "mean" else reduction
+
+
+def _number(argument: str, value: Any) -> Any:
+    """Of a tensor that is a number, its value; PyTorch takes such for options."""
+    if not isinstance(value, Tensor):
+        return value
+    if value.ndim or _is_differentiated(value):
+        raise TypeError(f"{argument}: expected a number, or a tensor of one that needs no gradient")
+    return value.item()
+
+
+def _integer(argument: str, value: Any) -> Any:
+    if value is None:
+        raise TypeError(f"{argument}: expected an int, got None")
+    return _number(argument, value)
 
 
 def _constant(argument: str, weight: Tensor | None) -> Tensor | None:

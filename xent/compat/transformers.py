@@ -23,9 +23,22 @@ from typing import Any
 
 import xent
 from torch import Tensor
+from xent.compat._errors import reworded
 from xent.compat.torch import IGNORE_INDEX, in_autocast_dtype
 
 __all__ = ["ForCausalLMLoss", "causal_lm_loss", "linear_causal_lm_loss"]
+# What errors say in the place of xent's own words.
+WORDS = {
+    "denom": "num_items_in_batch",
+    "hidden's": "hidden_states'",
+    "hidden": "hidden_states",
+    "weight": "lm_head_weight",
+    "bias": "lm_head_bias",
+    "softcap": "final_logit_softcapping",
+    "without axis": "without the vocabulary",
+    r"; they fit axis=(?:\d+)": "",
+    "sparse_ce": "ForCausalLMLoss",
+}
 
 
 def ForCausalLMLoss(
@@ -50,7 +63,9 @@ def ForCausalLMLoss(
     """
     if logits.shape[-1] != vocab_size:
         raise ValueError(f"vocab_size: expected the logits' {logits.shape[-1]}, got {vocab_size}")
-    loss: Tensor = xent.sparse_ce(
+    loss: Tensor = reworded(
+        _words(shift_labels),
+        xent.sparse_ce,
         logits,
         _shifted(labels, shift_labels, ignore_index).to(logits.device),
         ignore_index=ignore_index,
@@ -89,7 +104,9 @@ def linear_causal_lm_loss(
         _: what else a model passes on.
     """
     hidden, weight, bias = in_autocast_dtype(hidden_states, lm_head_weight, lm_head_bias)
-    loss: Tensor = xent.linear_ce(
+    loss: Tensor = reworded(
+        _words(shift_labels),
+        xent.linear_ce,
         hidden,
         weight,
         _shifted(labels, shift_labels, ignore_index).to(hidden.device),
@@ -99,6 +116,10 @@ def linear_causal_lm_loss(
         denom=num_items_in_batch,
     )
     return loss
+
+
+def _words(shift_labels: Tensor | None) -> dict[str, str]:
+    return WORDS if shift_labels is None else WORDS | {"labels": "shift_labels"}
 
 
 def _shifted(labels: Tensor | None, shift_labels: Tensor | None, ignore_index: int) -> Tensor:
