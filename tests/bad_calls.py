@@ -21,6 +21,14 @@ def sigmoid(x=X, y=T, **options):
     return "sigmoid_ce", x, y, options
 
 
+def log_prob(x=X, y=Y, **options):
+    return "log_prob", x, y, options
+
+
+def entropy(x=X, **options):
+    return "entropy", x, None, options
+
+
 def linear(x=X, weight=W, y=Y, **options):
     return "linear_ce", x, y, {"weight": weight, **options}
 
@@ -275,6 +283,49 @@ BAD = {
     ),
     "softcap 0": (linear(softcap=0), ValueError, "softcap: expected a number above 0, got 0.0"),
     "softcap a string": (linear(softcap="30"), TypeError, "softcap: expected a number, got '30'"),
+    "softcap of soft labels below 0": (
+        softmax(softcap=-1.0),
+        ValueError,
+        "softcap: expected a number above 0, got -1.0",
+    ),
+    "logit_scale 0": (sparse(logit_scale=0), ValueError, "logit_scale: expected a number above 0, got 0.0"),
+    "logit_scale an array": (
+        entropy(logit_scale=[0.5]),
+        TypeError,
+        "logit_scale: expected a number, got [0.5]",
+    ),
+    "log-probabilities of float labels": (
+        log_prob(y=np.array([0.0, 2.0], np.float32)),
+        TypeError,
+        "labels: expected class ids of an integer or bool dtype, got float32 (cast ids that are whole numbers; for "
+        "distributions over the classes use softmax_ce)",
+    ),
+    "log-probability of no class": (
+        log_prob(y=np.array([0, 3])),
+        xent.LabelError,
+        "labels: 1 of 2 class ids out of range, the first at [1] is 3; expected 0 to 2",
+    ),
+    "log-probabilities, reduced": (log_prob(reduce="sum"), TypeError, "reduce: log_prob has no such argument"),
+    "entropy of integers": (
+        entropy(x=np.ones((2, 3), np.int32)),
+        TypeError,
+        f"logits: {FLOATS}, got int32 (are logits and labels swapped?)",
+    ),
+    "entropy of no classes": (
+        entropy(x=np.zeros((2, 0), np.float32)),
+        ValueError,
+        "logits: expected at least one class, got shape (2, 0) with none along axis 1",
+    ),
+    "entropy's weights [C] for [N]": (
+        entropy(sample_weight=np.ones(3)),
+        ValueError,
+        "sample_weight: expected a scalar, shape (2,) (the loss's), or that with 1s; got (3,)",
+    ),
+    "entropy under a mask": (
+        entropy(mask=[1, 0]),
+        TypeError,
+        "mask: entropy has no such argument; use sample_weight",
+    ),
     "chunk_rows 0": (linear(chunk_rows=0), ValueError, "chunk_rows: expected 1 or more, got 0"),
     "chunk_rows a float": (linear(chunk_rows=8.0), TypeError, "chunk_rows: expected an int or None, got 8.0"),
     "stats a number": (sparse(stats=1), TypeError, "stats: expected True or False, got 1"),

@@ -21,6 +21,8 @@ def softmax_ce(
     class_weight: Any = None,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
+    softcap: float | None = None,
+    logit_scale: float | None = None,
     denom: Scalar | None = None,
     **unknown: NoReturn,
 ) -> Array:
@@ -43,6 +45,8 @@ def softmax_ce(
             its label.
         label_smoothing: e from 0 to 1: labels become (1 - e) t + e / C.
         z_loss: adds z_loss * lse^2 to each example, weighted like the loss.
+        softcap: a cap s above 0: the loss is that of s tanh(x / s).
+        logit_scale: a factor k above 0, after the cap: a temperature is 1 / k.
         denom: a number or 0-d array in place of the denominator of "mean".
 
     Returns:
@@ -65,7 +69,8 @@ def softmax_ce(
     if unknown:
         raise unexpected(softmax_ce, unknown)
     operands = Operands(logits, labels, sample_weight, class_weight, denom)
-    return run(SOFTMAX, operands, Options(axis, reduce, label_smoothing, z_loss))
+    options = Options(axis, reduce, label_smoothing, z_loss, softcap=softcap, logit_scale=logit_scale)
+    return run(SOFTMAX, operands, options)
 
 
 def sparse_ce(
@@ -78,6 +83,8 @@ def sparse_ce(
     class_weight: Any = None,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
+    softcap: float | None = None,
+    logit_scale: float | None = None,
     ignore_index: int | None = None,
     invalid: str = "auto",
     denom: Scalar | None = None,
@@ -103,6 +110,8 @@ def sparse_ce(
         class_weight: [C]. An example's weight w is multiplied by that of its label.
         label_smoothing: e from 0 to 1: labels become (1 - e) one-hot + e / C, class weights acting class by class.
         z_loss: adds z_loss * lse^2 to each example, weighted like the loss.
+        softcap: a cap s above 0: the loss is that of s tanh(x / s).
+        logit_scale: a factor k above 0, after the cap: a temperature is 1 / k.
         ignore_index: a class id that leaves the example out, as a weight of 0 does.
         invalid: what an id does that is no class and not ignored. "raise" a `LabelError`; "nan" makes the example's
             loss and gradient NaN; "ignore" leaves it out; "auto" raises where ids are concrete and in host memory and
@@ -131,7 +140,8 @@ def sparse_ce(
     if unknown:
         raise unexpected(sparse_ce, unknown)
     operands = Operands(logits, labels, sample_weight, class_weight, denom)
-    return run(SPARSE, operands, Options(axis, reduce, label_smoothing, z_loss, ignore_index, invalid, stats))
+    rest = ignore_index, invalid, stats, softcap, None, logit_scale
+    return run(SPARSE, operands, Options(axis, reduce, label_smoothing, z_loss, *rest))
 
 
 def linear_ce(

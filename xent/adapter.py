@@ -103,6 +103,7 @@ class Ops:
     # mathematics, elementwise
     exp: Callable[[Array], Array]
     log1p: Callable[[Array], Array]
+    tanh: Callable[[Array], Array]
     abs: Callable[[Array], Array]
 
     # mathematics along an axis; every result keeps the axis, with length 1
@@ -217,8 +218,7 @@ class LinearKernels:
     rows: Callable[..., RowResults]
     rows_value_and_grad: Callable[..., tuple[RowResults, Array]]
     tanh: Callable[[Array], Array]
-    # the same, changing nothing, and a product of matrices h @ weight.T, for every transform of the framework
-    smooth_tanh: Callable[[Array], Array]
+    # a product of matrices h @ weight.T, for every transform of the framework
     matmul: Callable[[Array, Array], Array]
     flat: Callable[[Array, int], Array]  # (x, kept): all axes in one, but the last `kept`
     shaped: Callable[[Array, Array], Array]  # (x, like): x in like's shape

@@ -12,6 +12,8 @@ common offset. The last line stands for -expm1(-nll) without its expm1, which co
 6e-8).
 """
 
+from .entropy import entropy, entropy_value_and_grad
+from .logits import slope, transformed
 from .sigmoid import sigmoid, sigmoid_kernels, sigmoid_pull, sigmoid_total, sigmoid_value_and_grad
 from .softmax import (
     Pieces,
@@ -35,6 +37,8 @@ __all__ = [
     "add_pairs",
     "behind",
     "compute_dtype",
+    "entropy",
+    "entropy_value_and_grad",
     "finite_or_nan",
     "mean_value_and_grad",
     "pieces",
@@ -48,9 +52,11 @@ __all__ = [
     "sigmoid_pull",
     "sigmoid_total",
     "sigmoid_value_and_grad",
+    "slope",
     "smooth_pieces",
     "softmax_kernels",
     "top",
+    "transformed",
     "tree_sum",
     "widened",
 ]

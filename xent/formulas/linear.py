@@ -14,6 +14,7 @@ import numpy as np
 from xent import _reduce
 from xent.adapter import ABSENT, INVALID, Array, Layout, LinearKernels, Ops, RowResults
 
+from .logits import transformed
 from .sums import compute_dtype, widened
 
 # Rows of a chunk. Below the first, products wait for the weight's gradient to come and go; above the second, nothing
@@ -179,7 +180,7 @@ def composite(spec: LoopSpec, operands: LoopOperands) -> tuple[Array, LoopResult
     h, weight = (widened(ops, k) for k in (_zero_masked(spec, h, ids), weight))
     x = linear.matmul(h, weight)
     x = x if bias is None else x + widened(ops, bias)
-    x = x if spec.softcap is None else spec.softcap * linear.smooth_tanh(x / spec.softcap)
+    x = x if spec.softcap is None else transformed(ops, x, spec.softcap, None)
     results = _results(spec, linear.rows(spec.layout, x, None, u, ids), _at_label(spec, x, ids))
     if spec.layout.masked:
         results = results._replace(nll=results.nll + _poison(ops, x, ids))
