@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from xent import formulas
-from xent.adapter import Adapter, LinearKernels, Ops, SigmoidKernels, SoftmaxKernels
+from xent.adapter import Adapter, EntropyKernels, LinearKernels, Ops, SigmoidKernels, SoftmaxKernels
 from xent.backends.cpu import calls
 from xent.formulas import linear as loop
 
@@ -119,6 +119,7 @@ KERNELS = calls.Kernels(
     address=address,
     dense=dense,
     empty=empty,
+    turn=np.moveaxis,
     threads=lambda: 0,
 )
 
@@ -129,8 +130,17 @@ def sigmoid(smoothing: float, x: Array, targets: Array, pos_weight: Array | None
     )
 
 
+def entropy_kernels(kernels: calls.Kernels) -> EntropyKernels:
+    return EntropyKernels(
+        lambda axis, x, weight: kernels.entropy(axis, x, weight, False)[0],
+        lambda axis, x, weight: kernels.entropy(axis, x, weight, True),
+    )
+
+
 SOFTMAX, SIGMOID = formulas.softmax_kernels(OPS), formulas.sigmoid_kernels(OPS)
+ENTROPY = formulas.entropy_kernels(OPS)
 if NATIVE:
+    ENTROPY = entropy_kernels(KERNELS)
     SOFTMAX = SoftmaxKernels(KERNELS.rows, KERNELS.rows_value_and_grad, KERNELS.mean_value_and_grad)
     SIGMOID = SigmoidKernels(sigmoid, partial(KERNELS.sigmoid, each=False), KERNELS.sigmoid_value_and_grad)
 
@@ -218,6 +228,7 @@ ADAPTER = Adapter(
     softmax=SOFTMAX,
     sigmoid=SIGMOID,
     linear=LINEAR,
+    entropy=ENTROPY,
     takes_16bit=NATIVE,
     run=quietly,
 )

@@ -10,7 +10,7 @@ from xent._dispatch import find
 from xent._options import Operands, Options
 from xent._plan import Plan
 from xent._shapes import length, reshaped
-from xent.adapter import ABSENT, Adapter, Array, Layout, Ops, RowResults, Scalar
+from xent.adapter import ABSENT, Adapter, Array, EntropyKernels, Layout, Ops, RowResults, Scalar
 
 # ---- a loss, whole
 
@@ -216,31 +216,36 @@ def log_prob_value_and_grad(plan: Plan, *operands: Any) -> tuple[Array, Array]:
 
 
 def entropy_value(plan: Plan, *operands: Any) -> Array:
-    ops, axis = plan.adapter.ops, _axis(plan)
+    ops, transforms = plan.adapter.ops, plan.options.transforms
     x, w = _weighted_logits(plan, Operands(*operands))
-    if plan.options.transforms:
-        x = formulas.transformed(ops, x, *plan.options.transforms)
-    entropy = formulas.entropy(ops, axis, x)
+    x = formulas.transformed(ops, x, *transforms) if transforms else x
+    entropy = _entropy_kernels(plan).value(_axis(plan), x, w)
     return entropy if w is None else w * entropy
 
 
 def entropy_value_and_grad(plan: Plan, *operands: Any) -> tuple[Array, Array]:
-    ops, axis, transforms = plan.adapter.ops, _axis(plan), plan.options.transforms
+    ops, transforms = plan.adapter.ops, plan.options.transforms
     given, w = _weighted_logits(plan, Operands(*operands))
     x = formulas.transformed(ops, given, *transforms) if transforms else given
-    entropy, dx = formulas.entropy_value_and_grad(ops, axis, x, 1.0 if w is None else ops.expand_dims(w, axis))
+    entropy, dx = _entropy_kernels(plan).value_and_grad(_axis(plan), x, w)
     dx = dx * formulas.slope(ops, given, *transforms) if transforms else dx
     return entropy if w is None else w * entropy, ops.astype(dx, ops.dtype(operands[0]))
 
 
 def _weighted_logits(plan: Plan, operands: Operands) -> tuple[Array, Array | None]:
-    """In the compute dtype, with 0 in rows that are left out; and the rows' weights."""
-    ops = plan.adapter.ops
-    x = ops.astype(operands.inputs, plan.dtype)
+    """And the rows' weights. Logits that are to be transformed are 0 in rows that are left out."""
+    ops, x = plan.adapter.ops, operands.inputs
+    if plan.options.transforms or not plan.adapter.takes_16bit:
+        x = ops.astype(x, plan.dtype)
     w = _ranked(ops, operands.sample_weight, x, 1)
-    if w is None:
-        return x, None
-    return ops.where(ops.expand_dims(w == 0, _axis(plan)), 0.0, x), ops.where(w == 0, 0.0, w)
+    w = None if w is None else ops.where(w == 0, 0.0, w)
+    if w is not None and plan.options.transforms:
+        x = ops.where(ops.expand_dims(w == 0, _axis(plan)), 0.0, x)
+    return x, w
+
+
+def _entropy_kernels(plan: Plan) -> EntropyKernels:
+    return plan.adapter.entropy or formulas.entropy_kernels(plan.adapter.ops)
 
 
 def _axis(plan: Plan) -> int:

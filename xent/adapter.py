@@ -7,6 +7,7 @@ function is a `TypeError` when the adapter's module is imported. docs/backends.m
     SoftmaxKernels  the losses over classes, row by row    } `xent.formulas` makes both groups for any `Ops`
     SigmoidKernels  the loss of each element by itself     }
     Autodiff        the framework's own differentiation; None where it has none
+    EntropyKernels  the entropy of rows; None: `xent.formulas` makes it of `Ops`
     LinearKernels   what `linear_ce` takes; None: the framework has no `linear_ce`
 
 Names, here and in `xent.formulas`. A row is one example: its logits lie along the class axis.
@@ -165,6 +166,20 @@ class SoftmaxKernels:
     mean_value_and_grad: Callable[[Layout, Array, Array | None, Array | None, int], tuple[Array, Array]]
 
 
+@dataclass(frozen=True, eq=False)
+class EntropyKernels:
+    """H = -sum_j p_j log p_j of each row, in the compute dtype, without the class axis; 0 where its weight is 0.
+
+    Arguments: the class axis; logits; weight, of the loss's rank, which broadcasts against it, or None.
+    """
+
+    # value(axis, logits, weight) -> H, not multiplied by the weight. Differentiable in logits under every transform of
+    #   the framework.
+    value: Callable[[int, Array, Array | None], Array]
+    # value_and_grad(axis, logits, weight) -> (H, d/dlogits of sum(weight H))
+    value_and_grad: Callable[[int, Array, Array | None], tuple[Array, Array]]
+
+
 # ---- sigmoid
 
 
@@ -259,6 +274,7 @@ class Adapter:
     sigmoid: SigmoidKernels
     autodiff: Autodiff | None = None
     linear: LinearKernels | None = None
+    entropy: EntropyKernels | None = None
     takes_16bit: bool = False  # the kernels take 16-bit logits as they are
     # run(f, plan, *operands) = f(plan, *operands): how a loss is best executed (JAX compiles it; others just call)
     run: Callable[..., Any] = call

@@ -6,9 +6,9 @@ from functools import partial
 
 import tensorflow as tf
 from xent import formulas
-from xent.adapter import Adapter, Autodiff, SigmoidKernels, SoftmaxKernels
+from xent.adapter import Adapter, Autodiff, EntropyKernels, SigmoidKernels, SoftmaxKernels
 
-from . import graph, kernels
+from . import entropy, graph, kernels
 from .linear import LINEAR
 from .ops import OPS
 
@@ -24,6 +24,7 @@ ADAPTER = Adapter(
     sigmoid=SigmoidKernels(graph.sigmoid, graph.sigmoid_total, graph.sigmoid_value_and_grad),
     autodiff=Autodiff(kernels.value_and_grad, kernels.needs_framework_autodiff, graph.fuse_value_and_grad),
     linear=LINEAR,
+    entropy=EntropyKernels(entropy.value, entropy.value_and_grad),
     takes_16bit=True,
     run=kernels.run,
 )

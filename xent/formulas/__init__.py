@@ -12,7 +12,7 @@ common offset. The last line stands for -expm1(-nll) without its expm1, which co
 6e-8).
 """
 
-from .entropy import entropy, entropy_value_and_grad
+from .entropy import entropy, entropy_kernels, entropy_value_and_grad
 from .logits import slope, transformed
 from .sigmoid import sigmoid, sigmoid_kernels, sigmoid_pull, sigmoid_total, sigmoid_value_and_grad
 from .softmax import (
@@ -38,6 +38,7 @@ __all__ = [
     "behind",
     "compute_dtype",
     "entropy",
+    "entropy_kernels",
     "entropy_value_and_grad",
     "finite_or_nan",
     "mean_value_and_grad",

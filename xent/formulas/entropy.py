@@ -8,12 +8,13 @@ With d_j = m - x_j >= 0, e_j = exp(-d_j), s the sum of e_j over all but one maxi
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
-from xent.adapter import Array, Ops, Scalar
+from xent.adapter import Array, EntropyKernels, Ops
 
 from .softmax import behind
-from .sums import INF, times
+from .sums import INF, times, widened
 
 
 class Spread(NamedTuple):
@@ -26,30 +27,47 @@ class Spread(NamedTuple):
     centred: Array  # d - a; 0 where the logit is -inf, whose probability is 0
 
 
-def entropy(ops: Ops, axis: int, x: Array) -> Array:
-    """H, without the class axis, of logits in the compute dtype.
+def entropy(ops: Ops, axis: int, x: Array, weight: Array | None) -> Array:
+    """`EntropyKernels.value`.
 
-    Automatic differentiation of any kind and order is right by itself: H is written as an exact function of the moves
-    of the logits, which have the value 0 and their derivatives, from what the row is now, which is constant. So its
-    first derivative is p (d - a) as it stands, where that of the definition would be a difference of two larger terms.
+    Automatic differentiation of any kind and order is right by itself: H is written as an exact function of moves of
+    the logits, which have the value 0 and their derivatives, from what the row is now, which is constant. So its first
+    derivative is p (d - a) as it stands, where that of the definition would be a difference of two larger terms.
     """
+    x = _visible(ops, axis, x, weight)
     now = _spread(ops, axis, ops.stop_gradient(x))
-    p, centred = now.p, now.centred
     moves = _moves(ops, axis, x, now)
-    growth = ops.exp(moves)
-    gain = growth - 1
-    total = ops.sum(p * gain, axis)  # what the sum of the probabilities would be, less 1
-    drift = ops.sum(p * (centred * gain - moves * growth), axis)
-    # H + log1p(total) + drift / (1 + total), with what is of first order put together class by class
-    first = ops.sum(p * (centred * gain + (gain - moves * growth)), axis)
-    beyond = (ops.log1p(total) - total) - drift * (total / (1 + total))
-    return ops.squeeze(now.value + first + beyond, axis)
+    # of log p, so that the probabilities p exp(moves) go on adding up to 1
+    moves = moves - ops.log1p(ops.sum(now.p * (ops.exp(moves) - 1), axis))
+    # H + sum of p exp(moves) (d - a - moves), plus the sum of p (exp(moves) - 1), which is 0 wherever the logits move. So
+    # the derivatives of `bend` cancel class by class, in a node of their own, before they meet smaller ones.
+    apart = moves + 0.0
+    grown = ops.exp(apart)
+    bend = (grown - 1) - apart * grown
+    change = ops.sum(now.p * (now.centred * (ops.exp(moves) - 1) + bend), axis)
+    return _where_present(ops, ops.squeeze(now.value + change, axis), weight)
 
 
-def entropy_value_and_grad(ops: Ops, axis: int, x: Array, slope: Scalar) -> tuple[Array, Array]:
-    """H, and d/dx of sum(slope H); `slope` has the class axis, or is a number."""
-    now = _spread(ops, axis, x)
-    return ops.squeeze(now.value, axis), slope * (now.p * now.centred)
+def entropy_value_and_grad(ops: Ops, axis: int, x: Array, weight: Array | None) -> tuple[Array, Array]:
+    """`EntropyKernels.value_and_grad`."""
+    now = _spread(ops, axis, _visible(ops, axis, x, weight))
+    value, dx = _where_present(ops, ops.squeeze(now.value, axis), weight), now.p * now.centred
+    return value, dx if weight is None else ops.expand_dims(weight, axis) * dx
+
+
+def entropy_kernels(ops: Ops) -> EntropyKernels:
+    """The whole group by formulas."""
+    return EntropyKernels(partial(entropy, ops), partial(entropy_value_and_grad, ops))
+
+
+def _visible(ops: Ops, axis: int, x: Array, weight: Array | None) -> Array:
+    """In the compute dtype, and 0 in rows of weight 0: 0 times what they hold may be NaN."""
+    x = widened(ops, x)
+    return x if weight is None else ops.where(ops.expand_dims(weight == 0, axis), 0.0, x)
+
+
+def _where_present(ops: Ops, value: Array, weight: Array | None) -> Array:
+    return value if weight is None else ops.where(weight == 0, 0.0, value)
 
 
 def _spread(ops: Ops, axis: int, x: Array) -> Spread:
