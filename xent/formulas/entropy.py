@@ -39,8 +39,8 @@ def entropy(ops: Ops, axis: int, x: Array, weight: Array | None) -> Array:
     moves = _moves(ops, axis, x, now)
     # of log p, so that the probabilities p exp(moves) go on adding up to 1
     moves = moves - ops.log1p(ops.sum(now.p * (ops.exp(moves) - 1), axis))
-    # H + sum of p exp(moves) (d - a - moves), plus the sum of p (exp(moves) - 1), which is 0 wherever the logits move. So
-    # the derivatives of `bend` cancel class by class, in a node of their own, before they meet smaller ones.
+    # H + sum of p exp(moves) (d - a - moves), plus the sum of p (exp(moves) - 1), which is 0 wherever the logits move:
+    # so the derivatives of `bend` cancel class by class, in a node of their own, before they meet smaller ones.
     apart = moves + 0.0
     grown = ops.exp(apart)
     bend = (grown - 1) - apart * grown
