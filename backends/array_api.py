@@ -100,6 +100,7 @@ def operations(xp: Any) -> Ops:
         stop_gradient=lambda x: x,
         exp=xp.exp,
         log1p=xp.log1p,
+        tanh=xp.tanh,
         abs=xp.abs,
         max=lambda x, axis: xp.max(x, axis=axis, keepdims=True),
         sum=partial(total, xp),

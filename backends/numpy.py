@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from xent import formulas
-from xent.adapter import Adapter, LinearKernels, Ops, Shortcut, SigmoidKernels, SoftmaxKernels
+from xent.adapter import Adapter, EntropyKernels, LinearKernels, Ops, Shortcut, SigmoidKernels, SoftmaxKernels
 from xent.backends.cpu import calls
 from xent.formulas import linear as loop
 
@@ -80,6 +80,7 @@ OPS = Ops(
     stop_gradient=lambda x: x,
     exp=np.exp,
     log1p=np.log1p,
+    tanh=np.tanh,
     abs=np.abs,
     max=lambda x, axis: np.max(x, axis=axis, keepdims=True),
     sum=total,
@@ -113,7 +114,7 @@ def empty(shape: tuple[int, ...], dtype: str, like: Array) -> Array:
 
 
 NATIVE = calls.native is not None
-KERNELS = calls.Kernels(ops=OPS, address=address, dense=dense, empty=empty, threads=lambda: 0)
+KERNELS = calls.Kernels(ops=OPS, address=address, dense=dense, empty=empty, turn=np.moveaxis, threads=lambda: 0)
 
 
 def sigmoid(smoothing: float, x: Array, targets: Array, pos_weight: Array | None, absent: Array | None) -> Array:
@@ -122,8 +123,17 @@ def sigmoid(smoothing: float, x: Array, targets: Array, pos_weight: Array | None
     )
 
 
+def entropy_kernels(kernels: calls.Kernels) -> EntropyKernels:
+    return EntropyKernels(
+        lambda axis, x, weight: kernels.entropy(axis, x, weight, False)[0],
+        lambda axis, x, weight: kernels.entropy(axis, x, weight, True),
+    )
+
+
 SOFTMAX, SIGMOID = formulas.softmax_kernels(OPS), formulas.sigmoid_kernels(OPS)
+ENTROPY = formulas.entropy_kernels(OPS)
 if NATIVE:
+    ENTROPY = entropy_kernels(KERNELS)
     SOFTMAX = SoftmaxKernels(KERNELS.rows, KERNELS.rows_value_and_grad, KERNELS.mean_value_and_grad)
     SIGMOID = SigmoidKernels(sigmoid, partial(KERNELS.sigmoid, each=False), KERNELS.sigmoid_value_and_grad)
 
@@ -238,7 +248,6 @@ LINEAR = LinearKernels(
     rows=SOFTMAX.rows,
     rows_value_and_grad=IN_PLACE.rows_value_and_grad if NATIVE else SOFTMAX.rows_value_and_grad,
     tanh=lambda x: np.tanh(x, out=x),
-    smooth_tanh=np.tanh,
     matmul=lambda h, weight: h @ weight.T,
     flat=lambda x, kept: x.reshape(-1, *x.shape[x.ndim - kept :]),
     shaped=lambda x, like: x.reshape(like.shape),
@@ -260,6 +269,7 @@ ADAPTER = Adapter(
     sigmoid=SIGMOID,
     linear=LINEAR,
     shortcut=SHORTCUT,
+    entropy=ENTROPY,
     takes_16bit=NATIVE,
     run=quietly,
 )

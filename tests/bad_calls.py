@@ -21,6 +21,14 @@ def sigmoid(x=X, y=T, **options):
     return "sigmoid_ce", x, y, options
 
 
+def log_prob(x=X, y=Y, **options):
+    return "log_prob", x, y, options
+
+
+def entropy(x=X, **options):
+    return "entropy", x, None, options
+
+
 def linear(x=X, weight=W, y=Y, **options):
     return "linear_ce", x, y, {"weight": weight, **options}
 
@@ -36,8 +44,8 @@ TYPE_ERRORS = {
     ),
     "float labels": (
         sparse(y=np.array([0.0, 2.0], np.float32)),
-        "labels: expected class ids of an integer or bool dtype, got float32 (cast ids that are whole numbers; for "
-        "distributions over the classes use softmax_ce)",
+        "labels: expected class ids of an integer or bool dtype, got float32 (cast ids that are whole numbers; "
+        "for distributions over the classes use softmax_ce)",
     ),
     "reduction, as in PyTorch": (sparse(reduction="sum"), "reduction: sparse_ce has no such argument; use reduce"),
     "weight, as in PyTorch": (
@@ -83,6 +91,24 @@ TYPE_ERRORS = {
     "softcap a string": (linear(softcap="30"), "softcap: expected a number, got '30'"),
     "chunk_rows a float": (linear(chunk_rows=8.0), "chunk_rows: expected an int or None, got 8.0"),
     "stats a number": (sparse(stats=1), "stats: expected True or False, got 1"),
+    "logit_scale an array": (
+        entropy(logit_scale=[0.5]),
+        "logit_scale: expected a number, got [0.5]",
+    ),
+    "log-probabilities of float labels": (
+        log_prob(y=np.array([0.0, 2.0], np.float32)),
+        "labels: expected class ids of an integer or bool dtype, got float32 (cast ids that are whole numbers; "
+        "for distributions over the classes use softmax_ce)",
+    ),
+    "log-probabilities, reduced": (log_prob(reduce="sum"), "reduce: log_prob has no such argument"),
+    "entropy of integers": (
+        entropy(x=np.ones((2, 3), np.int32)),
+        f"logits: {FLOATS}, got int32 (are logits and labels swapped?)",
+    ),
+    "entropy under a mask": (
+        entropy(mask=[1, 0]),
+        "mask: entropy has no such argument; use sample_weight",
+    ),
 }
 VALUE_ERRORS = {
     "labels [N, 1] for [N]": (
@@ -146,6 +172,19 @@ VALUE_ERRORS = {
     ),
     "softcap 0": (linear(softcap=0), "softcap: expected a number above 0, got 0.0"),
     "chunk_rows 0": (linear(chunk_rows=0), "chunk_rows: expected 1 or more, got 0"),
+    "softcap of soft labels below 0": (
+        softmax(softcap=-1.0),
+        "softcap: expected a number above 0, got -1.0",
+    ),
+    "logit_scale 0": (sparse(logit_scale=0), "logit_scale: expected a number above 0, got 0.0"),
+    "entropy of no classes": (
+        entropy(x=np.zeros((2, 0), np.float32)),
+        "logits: expected at least one class, got shape (2, 0) with none along axis 1",
+    ),
+    "entropy's weights [C] for [N]": (
+        entropy(sample_weight=np.ones(3)),
+        "sample_weight: expected a scalar, shape (2,) (the loss's), or that with 1s; got (3,)",
+    ),
 }
 LABEL_ERRORS = {
     "-100 without ignore_index": (
@@ -172,6 +211,10 @@ LABEL_ERRORS = {
     "id beyond the weight": (
         linear(y=np.array([0, 4])),
         "labels: 1 of 2 class ids out of range, the first at [1] is 4; expected 0 to 3",
+    ),
+    "log-probability of no class": (
+        log_prob(y=np.array([0, 3])),
+        "labels: 1 of 2 class ids out of range, the first at [1] is 3; expected 0 to 2",
     ),
 }
 BAD = {

@@ -69,6 +69,8 @@ OPTIONS = {
     "z_loss": {"z_loss": 0.01},
     "ignore_index": {"ignore_index": -100},
     "denom": {"denom": 7.5},
+    "softcap": {"softcap": 2.0},  # of the logits' size, so that it bends
+    "logit_scale": {"logit_scale": 0.75},
     "pos_weight": {"pos_weight": np.array([3.0, 1.0, 0.5, 2.0, 0.0])},
 }
 TAKES = {

@@ -140,6 +140,25 @@ class Elements:
         return loaded(dx, self.dtype), dz
 
 
+class Entropies:
+    """Arguments of the entropy kernel; x is [rows, classes] in float64, exact in the dtype."""
+
+    def __init__(self, dtype, x, w=None, offset=0, threads=0):
+        self.dtype, self.shape, self.memory, self.threads = dtype, x.shape, Memory(offset), threads
+        self.T, self.X = compute(dtype), np.uint16 if dtype == "bfloat16" else np.dtype(dtype)
+        self.x = self.put(stored(x, dtype))
+        self.w = None if w is None else self.put(np.asarray(w, self.T))
+
+    put = Rows.put
+
+    def run(self, value=True, derive=True):
+        h = self.memory.new(self.shape[:1], self.T) if value else None
+        dx = self.memory.new(self.shape, self.X) if derive else None
+        native.entropy(CODES[self.dtype], *self.shape, self.threads, *map(address, (self.x, self.w, h, dx)))
+        self.memory.check()
+        return h, None if dx is None else loaded(dx, self.dtype)
+
+
 class Products:
     """Arguments of the products' kernels; what they compute, from numbers that are exact in the dtype."""
 

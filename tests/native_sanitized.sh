@@ -19,4 +19,4 @@ cd "$work"
 runtime=$(${CXX:-c++} -print-file-name=libasan.so):$(${CXX:-c++} -print-file-name=libubsan.so)
 [ $# -gt 0 ] || set -- -k "not other and not bound and not tensorflow and not jax and not array_api and not toy"
 LD_PRELOAD=$runtime ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 PYTHONPATH=$work \
-  python -m pytest -q -p no:cacheprovider tests/test_native.py tests/test_native_memory.py tests/test_boundary.py "$@"
+  python -m pytest -q -p no:cacheprovider tests/test_native.py tests/test_native_entropy.py tests/test_native_memory.py tests/test_boundary.py "$@"

@@ -12,7 +12,7 @@ from processes import run_tests
 HERE = Path(__file__).parent
 
 
-MATRIX = ("test_matrix.py", "test_linear.py", "test_empty_mean.py", "test_contender.py")
+MATRIX = ("test_matrix.py", "test_log_prob.py", "test_linear.py", "test_empty_mean.py", "test_contender.py")
 TWO_DEVICES = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
 OWN = {
     "torch": ("test_torch.py", "test_compat_torch_modules.py", "test_compat_transformers.py"),

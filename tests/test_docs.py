@@ -39,6 +39,7 @@ def test_readme_code(framework, part, capsys):
 
 DOCS = ROOT / "docs"
 TEXTS = {str(path.relative_to(DOCS)): path.read_text(encoding="utf-8") for path in sorted(DOCS.rglob("*.md"))}
+PROGRAMS_BY_BLOCK = ("index.md", "policies.md")  # each block is a program, for one framework
 # Names in them are the reader's.
 PARTS_OF_PROGRAMS = ("backends.md", "language_models.md", "sharding.md", "trainers/data_parallel.md")
 OTHER_IMPORTS = {
@@ -53,10 +54,10 @@ NOT_OURS = ("ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning
 
 
 def programs():
-    """The code of each page, block after block; the first page has a program for each framework."""
+    """The code of each page, block after block."""
     for page in sorted(TEXTS.keys() - PARTS_OF_PROGRAMS):
         blocks = re.findall(r"```python\n(.*?)```", TEXTS[page], re.DOTALL)
-        for code in blocks if page == "index.md" else ["\n".join(blocks)] if blocks else []:
+        for code in blocks if page in PROGRAMS_BY_BLOCK else ["\n".join(blocks)] if blocks else []:
             needed = set(re.findall(r"^(?:import|from) (?:xent\.compat\.)?(\w+)", code, re.MULTILINE)) - {"xent"}
             framework = next((OTHER_IMPORTS[name] for name in sorted(needed & OTHER_IMPORTS.keys())), None)
             framework = framework or next(name for name in ("torch", "tensorflow", "jax", "numpy") if name in needed)
@@ -165,7 +166,7 @@ def parameters(loss):
 def test_readme_signatures():
     """Every option of every loss is in the README's list."""
     shown = README[README.index("## The losses") :]
-    for loss in (xent.softmax_ce, xent.sparse_ce, xent.sigmoid_ce, xent.linear_ce):
+    for loss in (xent.softmax_ce, xent.sparse_ce, xent.sigmoid_ce, xent.linear_ce, xent.log_prob, xent.entropy):
         missing = [name for name in parameters(loss) if not re.search(rf"\b{name}\b", shown)]
         assert not missing, loss.__name__
 
@@ -282,6 +283,6 @@ def test_commands_are_documented():
 
 def test_oracle_has_the_losses_signatures():
     """The same names in the same order; only `invalid` knows no "auto" there, and there is one way to a result."""
-    for name in ("softmax_ce", "sparse_ce", "sigmoid_ce", "linear_ce"):
+    for name in ("softmax_ce", "sparse_ce", "sigmoid_ce", "linear_ce", "log_prob", "entropy"):
         ours, theirs = (parameters(getattr(m, name)) for m in (xent, oracle))
         assert [parameter for parameter in ours if parameter not in ("stats", "chunk_rows", "sharded")] == theirs

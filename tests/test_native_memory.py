@@ -33,6 +33,7 @@ GOOD = {
     | dict.fromkeys(("x", "ids", "dx"), PLACE),
     "sigmoid_forward": {"dtype": 0, "n": 6, "e": 0.0, "p_len": 6, "p_inner": 1, "w_len": 1, "w_inner": 1, "threads": 1}
     | dict.fromkeys(("x", "z", "p", "w", "loss"), PLACE),
+    "entropy": {"dtype": 0, "rows": 2, "classes": 3, "threads": 1} | dict.fromkeys("xwh", PLACE) | {"dx": 0},
     "project": {"dtype": 0, "rows": 2, "features": 3, "classes": 4, "threads": 1, "h": PLACE, "w": PLACE, "x": PLACE},
 }
 IMPOSSIBLE = [
@@ -49,6 +50,9 @@ IMPOSSIBLE = [
     *(("sigmoid_forward", {name: value}) for name in ("n", "dtype") for value in (-1, -(2**31))),
     *(("sigmoid_forward", {name: 0}) for name in ("x", "z", "p_len", "p_inner", "w_len", "w_inner")),
     ("sigmoid_forward", {"n": 2**62}),
+    *(("entropy", {name: value}) for name in ("rows", "classes") for value in (-1, 2**60)),
+    *(("entropy", {"dtype": dtype}) for dtype in (-1, 4)),
+    *(("entropy", {name: 0}) for name in ("classes", "x", "h")),
     *(("project", {name: value}) for name in ("rows", "features", "classes") for value in (-1, 2**60)),
     *(("project", {name: 0}) for name in ("features", "classes", "h", "w", "x")),
 ]
@@ -73,6 +77,7 @@ def test_nothing_to_do(sizes):
         getattr(native, kernel)(*arguments.values())
         getattr(native, kernel)(*(arguments | {"x": 0, "ids": 0, "m": 0}).values())
     assert native.sigmoid_forward(*(GOOD["sigmoid_forward"] | {"n": 0, "x": 0}).values()) == 0
+    native.entropy(*(GOOD["entropy"] | {"rows": 0, "x": 0, "h": 0}).values())
     native.project(*(GOOD["project"] | {"rows": 0, "h": 0}).values())
     np.testing.assert_array_equal(ROOM, before)
 
@@ -308,7 +313,7 @@ def test_exit_while_a_kernel_runs():
 def test_the_other_instruction_sets(isa, pytestconfig):
     """All tests of the kernels once more, but what is about threads and processes alone."""
     others = "not bound and not fork and not exit"
-    files = str(HERE / "test_native.py"), __file__
+    files = str(HERE / "test_native.py"), str(HERE / "test_native_entropy.py"), __file__
     run_tests(pytestconfig, "-x", "-k", others, *files, timeout=600, XENT_ISA=isa)
     assert python("-c", "from xent.backends.cpu import native; print(native.isa())", XENT_ISA=isa).stdout == isa + "\n"
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import xent
 from cases import backends
+from mpmath import mp, mpf
 from xent.verify import frameworks
 
 LEADS = np.array([0.0, 1.0, 5.0, 20.0, 40.0])  # float32 rounds 1 - p to 0 from 17 on
@@ -70,3 +71,49 @@ def test_sigmoid(framework):
         for got, x in zip(np.diag(hessian), xs, strict=True):
             p, q = probabilities(np.array([x, 0]))
             np.testing.assert_allclose(got, p[0] * q[0], rtol=2e-5)
+
+
+def in_many_digits(function, x):
+    """Second derivatives of a function of a row, by differences."""
+    with mp.workdps(200):
+        at, step = [mpf(float(k)) for k in x], mpf(10) ** -30
+
+        def moved(*places):
+            return function([k + sum(sign * step for i, sign in places if i == j) for j, k in enumerate(at)])
+
+        def entry(i, j):
+            corners = [moved((i, a), (j, b)) * a * b for a in (1, -1) for b in (1, -1)]
+            return mp.fsum(corners) / (4 * step * step)
+
+        return np.array([[float(entry(i, j)) for j in range(len(x))] for i in range(len(x))])
+
+
+def entropy_of(x):
+    total = mp.fsum(map(mp.exp, x))
+    return mp.fsum(mp.exp(k) / total * (mp.log(total) - k) for k in x)
+
+
+def capped_log_prob_of_1(x):
+    seen = [mpf(3) / 4 * 30 * mp.tanh(k / 30) for k in x]
+    return seen[1] - mp.log(mp.fsum(map(mp.exp, seen)))
+
+
+def capped(x):
+    return xent.log_prob(x, [1] * len(ROWS), softcap=30.0, logit_scale=0.75)
+
+
+@pytest.mark.parametrize("framework", backends("torch", "tensorflow", "jax"))
+@pytest.mark.parametrize(("function", "definition"), [(xent.entropy, entropy_of), (capped, capped_log_prob_of_1)])
+def test_entropy_and_capped_logits(framework, function, definition):
+    """The diagonal entry by entry, as above."""
+    rows = ROWS + np.float32([0.25, 0, 0])  # of three equal classes they are almost 0
+    wants = [in_many_digits(definition, x) for x in rows]
+    for hessian in hessians(framework, lambda x: total(framework, function(x)), rows):
+        for row, want in enumerate(wants):
+            got = hessian[row, :, row]
+            np.testing.assert_allclose(np.diag(got), np.diag(want), rtol=4e-5)
+            np.testing.assert_allclose(got, want, rtol=0, atol=4e-6 * np.abs(want).max())
+
+
+def total(framework, x):
+    return pytest.importorskip("tensorflow").reduce_sum(x) if framework == "tensorflow" else x.sum()

@@ -7,6 +7,7 @@ from xent._check import LabelError
 from xent._gradient import value_and_grad
 from xent._labels import next_token, total_weight
 from xent._linear import Grads
+from xent._log_prob import entropy, log_prob
 from xent._losses import linear_ce, sigmoid_ce, softmax_ce, sparse_ce
 from xent._reduce import Stats
 from xent.adapter import Adapter, Layout, LinearKernels, Ops
@@ -22,7 +23,9 @@ __all__ = [
     "bench",
     "compare",
     "doctor",
+    "entropy",
     "linear_ce",
+    "log_prob",
     "next_token",
     "sigmoid_ce",
     "softmax_ce",

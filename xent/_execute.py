@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Concatenate, NamedTuple
 
-from xent import _plan, _reduce
+from xent import _plan, _reduce, formulas
 from xent._dispatch import find
 from xent._options import Operands, Options
 from xent._plan import Plan
 from xent._shapes import length, reshaped
-from xent.adapter import Adapter, Array, Layout, Ops, RowResults, Scalar
+from xent.adapter import ABSENT, Adapter, Array, EntropyKernels, Layout, Ops, RowResults, Scalar
 
 # ---- a loss, whole
 
@@ -104,26 +104,51 @@ class Rows(NamedTuple):
 
 def softmax_value(plan: Plan, *operands: Any) -> Any:
     rows = prepare(plan, Operands(*operands))
-    x = rows.x if rows.empty is None else _reduce.constant_where(plan.adapter.ops, rows.empty, rows.x)
-    return softmax_loss(plan, rows, plan.adapter.softmax.rows(rows.layout, x, rows.t, rows.u, rows.ids))
+    if rows.empty is not None:
+        rows = rows._replace(x=_reduce.constant_where(plan.adapter.ops, rows.empty, rows.x))
+    if plan.options.transforms:
+        rows = _transformed(plan, _visible(plan, rows))
+    return softmax_loss(plan, rows, plan.adapter.softmax.rows(rows.layout, rows.x, rows.t, rows.u, rows.ids))
 
 
 def softmax_value_and_grad(plan: Plan, *operands: Any) -> tuple[Any, Array]:
     """The loss and its derivative in the logits, in one visit of them."""
-    kernels, ops = plan.adapter.softmax, plan.adapter.ops
-    x = operands[0]
+    x, ops = operands[0], plan.adapter.ops
     rows = prepare(plan, Operands(*operands))
-    divisor = rows.divisor
+    if plan.options.transforms:
+        rows = _visible(plan, rows)
+        value, dx = _value_and_grad(plan, _transformed(plan, rows))
+        dx = dx * formulas.slope(ops, rows.x, *plan.options.transforms)
+    else:
+        value, dx = _value_and_grad(plan, rows)
+    dx = dx if rows.empty is None else ops.where(rows.empty, 0.0, dx)
+    return value, ops.astype(dx, ops.dtype(x))
+
+
+def _value_and_grad(plan: Plan, rows: Rows) -> tuple[Any, Array]:
+    kernels, ops, divisor = plan.adapter.softmax, plan.adapter.ops, rows.divisor
     if plan.fusible and rows.scale.plain and isinstance(divisor, int | None):
-        value, dx = kernels.mean_value_and_grad(rows.layout, rows.x, rows.t, rows.ids, divisor or 1)
-        return value, ops.astype(dx, ops.dtype(x))
+        return kernels.mean_value_and_grad(rows.layout, rows.x, rows.t, rows.ids, divisor or 1)
     slopes = [
-        k if isinstance(k, float) else _ranked(ops, k, x, 1)
+        k if isinstance(k, float) else _ranked(ops, k, rows.x, 1)
         for k in rows.scale.slopes(_reduce.inverse(ops, divisor, plan.dtype))
     ]
     results, dx = kernels.rows_value_and_grad(rows.layout, rows.x, rows.t, rows.u, rows.ids, *slopes)
-    dx = dx if rows.empty is None else ops.where(rows.empty, 0.0, dx)
-    return softmax_loss(plan, rows, results), ops.astype(dx, ops.dtype(x))
+    return softmax_loss(plan, rows, results), dx
+
+
+def _visible(plan: Plan, rows: Rows) -> Rows:
+    """In the compute dtype, with 0 in rows that are left out: 0 times the slope at what they hold would be NaN."""
+    ops = plan.adapter.ops
+    x = ops.astype(rows.x, plan.dtype)
+    if rows.ids is not None and rows.layout.masked:
+        x = ops.where(ops.expand_dims(rows.ids, rows.layout.axis) == ABSENT, 0.0, x)
+    return rows._replace(x=x)
+
+
+def _transformed(plan: Plan, rows: Rows) -> Rows:
+    """The logits that the loss is of, capped and scaled."""
+    return rows._replace(x=formulas.transformed(plan.adapter.ops, rows.x, *plan.options.transforms))
 
 
 def softmax_loss(plan: Plan, rows: Rows, results: RowResults) -> Any:
@@ -197,6 +222,59 @@ def _ranked(ops: Ops, k: Array | None, x: Array, fewer: int) -> Array | None:
     return k
 
 
+# ---- log-probabilities: the losses of the rows, negated
+
+
+def log_prob_value(plan: Plan, *operands: Any) -> Array:
+    return 0.0 - softmax_value(plan, *operands)  # of rows that are left out 0, not -0
+
+
+def log_prob_value_and_grad(plan: Plan, *operands: Any) -> tuple[Array, Array]:
+    loss, dx = softmax_value_and_grad(plan, *operands)
+    return 0.0 - loss, 0.0 - dx
+
+
+# ---- entropy
+
+
+def entropy_value(plan: Plan, *operands: Any) -> Array:
+    ops, transforms = plan.adapter.ops, plan.options.transforms
+    x, w = _weighted_logits(plan, Operands(*operands))
+    x = formulas.transformed(ops, x, *transforms) if transforms else x
+    entropy = _entropy_kernels(plan).value(_axis(plan), x, w)
+    return entropy if w is None else w * entropy
+
+
+def entropy_value_and_grad(plan: Plan, *operands: Any) -> tuple[Array, Array]:
+    ops, transforms = plan.adapter.ops, plan.options.transforms
+    given, w = _weighted_logits(plan, Operands(*operands))
+    x = formulas.transformed(ops, given, *transforms) if transforms else given
+    entropy, dx = _entropy_kernels(plan).value_and_grad(_axis(plan), x, w)
+    dx = dx * formulas.slope(ops, given, *transforms) if transforms else dx
+    return entropy if w is None else w * entropy, ops.astype(dx, ops.dtype(operands[0]))
+
+
+def _weighted_logits(plan: Plan, operands: Operands) -> tuple[Array, Array | None]:
+    """And the rows' weights. Logits that are to be transformed are 0 in rows that are left out."""
+    ops, x = plan.adapter.ops, operands.inputs
+    if plan.options.transforms or not plan.adapter.takes_16bit:
+        x = ops.astype(x, plan.dtype)
+    w = _ranked(ops, operands.sample_weight, x, 1)
+    w = None if w is None else ops.where(w == 0, 0.0, w)
+    if w is not None and plan.options.transforms:
+        x = ops.where(ops.expand_dims(w == 0, _axis(plan)), 0.0, x)
+    return x, w
+
+
+def _entropy_kernels(plan: Plan) -> EntropyKernels:
+    return plan.adapter.entropy or formulas.entropy_kernels(plan.adapter.ops)
+
+
+def _axis(plan: Plan) -> int:
+    assert plan.layout is not None
+    return plan.layout.axis
+
+
 # ---- sigmoid
 
 
@@ -245,4 +323,6 @@ def elements(plan: Plan, operands: Operands) -> Elements:
 
 SOFTMAX = Loss("logits", _plan.softmax, softmax_value, softmax_value_and_grad)
 SPARSE = Loss("logits", _plan.sparse, softmax_value, softmax_value_and_grad, shortcut=True)
+LOG_PROB = Loss("logits", _plan.sparse, log_prob_value, log_prob_value_and_grad)
+ENTROPY = Loss("logits", _plan.entropy, entropy_value, entropy_value_and_grad)
 SIGMOID = Loss("logits", _plan.sigmoid, sigmoid_value, sigmoid_value_and_grad)

@@ -10,9 +10,10 @@ from typing import Any
 from xent import _check
 from xent._dispatch import contents, find
 from xent._execute import WithGradient
+from xent._log_prob import entropy, log_prob
 from xent._losses import linear_ce, sigmoid_ce, softmax_ce, sparse_ce
 
-_LOSSES: tuple[Any, ...] = (softmax_ce, sparse_ce, sigmoid_ce, linear_ce)
+_LOSSES: tuple[Any, ...] = (softmax_ce, sparse_ce, sigmoid_ce, linear_ce, log_prob, entropy)
 
 
 def value_and_grad(loss: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:

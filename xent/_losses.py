@@ -22,6 +22,8 @@ def softmax_ce(
     class_weight: Any = None,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
+    softcap: float | None = None,
+    logit_scale: float | None = None,
     denom: Scalar | None = None,
     sharded: Any = None,
     **unknown: NoReturn,
@@ -45,6 +47,8 @@ def softmax_ce(
             its label.
         label_smoothing: e from 0 to 1: labels become (1 - e) t + e / C.
         z_loss: adds z_loss * lse^2 to each example, weighted like the loss.
+        softcap: a cap s above 0: the loss is that of s tanh(x / s).
+        logit_scale: a factor k above 0, after the cap: a temperature is 1 / k.
         denom: a number or 0-d array in place of the denominator of "mean".
         sharded: a process group of `torch.distributed` whose ranks hold consecutive classes, of logits and labels; the
             loss is that of all of them. See docs/sharding.md.
@@ -69,7 +73,7 @@ def softmax_ce(
     if unknown:
         raise unexpected(softmax_ce, unknown)
     operands = Operands(logits, labels, sample_weight, class_weight, denom)
-    options = Options(axis, reduce, label_smoothing, z_loss)
+    options = Options(axis, reduce, label_smoothing, z_loss, softcap=softcap, logit_scale=logit_scale)
     if sharded is not None:
         return _execute_sharded.softmax(operands, options, sharded)
     return run(SOFTMAX, operands, options)
@@ -85,6 +89,8 @@ def sparse_ce(
     class_weight: Any = None,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
+    softcap: float | None = None,
+    logit_scale: float | None = None,
     ignore_index: int | None = None,
     invalid: str = "auto",
     denom: Scalar | None = None,
@@ -111,6 +117,8 @@ def sparse_ce(
         class_weight: [C]. An example's weight w is multiplied by that of its label.
         label_smoothing: e from 0 to 1: labels become (1 - e) one-hot + e / C, class weights acting class by class.
         z_loss: adds z_loss * lse^2 to each example, weighted like the loss.
+        softcap: a cap s above 0: the loss is that of s tanh(x / s).
+        logit_scale: a factor k above 0, after the cap: a temperature is 1 / k.
         ignore_index: a class id that leaves the example out, as a weight of 0 does.
         invalid: what an id does that is no class and not ignored. "raise" a `LabelError`; "nan" makes the example's
             loss and gradient NaN; "ignore" leaves it out; "auto" raises where ids are concrete and in host memory and
@@ -141,7 +149,8 @@ def sparse_ce(
     if unknown:
         raise unexpected(sparse_ce, unknown)
     operands = Operands(logits, labels, sample_weight, class_weight, denom)
-    options = Options(axis, reduce, label_smoothing, z_loss, ignore_index, invalid, stats)
+    rest = ignore_index, invalid, stats, softcap, None, logit_scale
+    options = Options(axis, reduce, label_smoothing, z_loss, *rest)
     if sharded is not None:
         return _execute_sharded.sparse(operands, options, sharded)
     return run(SPARSE, operands, options)

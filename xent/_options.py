@@ -21,6 +21,12 @@ class Options(NamedTuple):
     stats: bool = False
     softcap: float | None = None
     chunk_rows: int | None = None
+    logit_scale: float | None = None
+
+    @property
+    def transforms(self) -> tuple[float | None, ...]:
+        """softcap and logit_scale, where one of them is given."""
+        return () if self.softcap is self.logit_scale is None else (self.softcap, self.logit_scale)
 
     @property
     def untouched(self) -> bool:
@@ -29,14 +35,15 @@ class Options(NamedTuple):
 
     def checked(self, denom: Any) -> Options:
         """With numbers of Python's, where they were NumPy's."""
-        axis, reduce, label_smoothing, z_loss, ignore_index, invalid, stats, softcap, chunk_rows = self
+        axis, reduce, label_smoothing, z_loss, ignore_index, invalid, stats, softcap, chunk_rows, logit_scale = self
         _check.reduction(reduce, denom)
         _check.choice("invalid", invalid, _check.INVALID_MODES)
         if stats is not False:
             _check.flag("stats", stats)
         smoothing = _check.number("label_smoothing", label_smoothing, 0, 1)
         z_loss = _check.number("z_loss", z_loss)
-        if ignore_index is softcap is chunk_rows is None and smoothing is label_smoothing and z_loss is self.z_loss:
+        nothing_else = ignore_index is softcap is chunk_rows is logit_scale is None
+        if nothing_else and smoothing is label_smoothing and z_loss is self.z_loss:
             return self
         return Options(
             axis,  # `_rules.class_axis` checks it, which knows the shape
@@ -48,6 +55,7 @@ class Options(NamedTuple):
             stats,
             _check.above_zero("softcap", softcap),
             _check.count("chunk_rows", chunk_rows),
+            _check.above_zero("logit_scale", logit_scale),
         )
 
 

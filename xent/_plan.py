@@ -66,6 +66,19 @@ def sparse(adapter: Adapter, given: Operands, options: Options) -> tuple[Plan, O
     return of_rows(adapter, x, dtype, shape, axis, given, options, lengths)
 
 
+def entropy(adapter: Adapter, given: Operands, options: Options) -> tuple[Plan, Operands]:
+    options = options.checked(None)
+    x, dtype = floating(adapter, "logits", given.inputs)
+    sample_weight, axis, lengths = real(adapter, "sample_weight", given.sample_weight, x, dtype), options.axis, None
+    if not ranked(adapter, x):
+        x, axis, lengths, (sample_weight,) = flattened(adapter, x, axis, ((_rules.WEIGHTS, sample_weight),))
+    shape = shape_of(adapter, x)
+    x, axis, classes = class_axis(adapter, x, shape, axis)
+    sample_weight = fitted(adapter, _rules.WEIGHTS, sample_weight, shape[:axis] + shape[axis + 1 :])
+    layout = Layout(axis, False, sample_weight is not None, False)
+    return Plan(adapter, options, dtype, layout, classes, lengths=lengths), Operands(x, None, sample_weight)
+
+
 def linear(adapter: Adapter, given: Operands, options: Options) -> tuple[Plan, Operands]:
     if adapter.linear is None:
         raise _check.no_linear(adapter.name)

@@ -7,6 +7,7 @@ function is a `TypeError` when the adapter's module is imported. docs/backends.m
     SoftmaxKernels  the losses over classes, row by row    } `xent.formulas` makes both groups for any `Ops`
     SigmoidKernels  the loss of each element by itself     }
     Autodiff        the framework's own differentiation; None where it has none
+    EntropyKernels  the entropy of rows; None: `xent.formulas` makes it of `Ops`
     LinearKernels   what `linear_ce` needs; None: the framework has no `linear_ce`
     Shortcut        the most frequent call in one; None: it goes the general way
     Collectives     what `sharded=` takes, classes that are split over processes or devices; None: it is an error
@@ -108,6 +109,7 @@ class Ops:
     # mathematics, elementwise
     exp: Callable[[Array], Array]
     log1p: Callable[[Array], Array]
+    tanh: Callable[[Array], Array]
     abs: Callable[[Array], Array]
 
     # mathematics along an axis; every result keeps the axis, with length 1
@@ -170,6 +172,20 @@ class SoftmaxKernels:
     mean_value_and_grad: Callable[[Layout, Array, Array | None, Array | None, int], tuple[Array, Array]]
 
 
+@dataclass(frozen=True, eq=False)
+class EntropyKernels:
+    """H = -sum_j p_j log p_j of each row, in the compute dtype, without the class axis; 0 where its weight is 0.
+
+    Arguments: the class axis; logits; weight, of the loss's rank, which broadcasts against it, or None.
+    """
+
+    # value(axis, logits, weight) -> H, not multiplied by the weight. Differentiable in logits under every transform of
+    #   the framework.
+    value: Callable[[int, Array, Array | None], Array]
+    # value_and_grad(axis, logits, weight) -> (H, d/dlogits of sum(weight H))
+    value_and_grad: Callable[[int, Array, Array | None], tuple[Array, Array]]
+
+
 # ---- sigmoid
 
 
@@ -224,8 +240,7 @@ class LinearKernels:
     rows: Callable[..., RowResults]
     rows_value_and_grad: Callable[..., tuple[RowResults, Array]]
     tanh: Callable[[Array], Array]
-    # tanh, and the matrix product hidden @ weight.T, that change nothing and that every transform can pass through
-    smooth_tanh: Callable[[Array], Array]
+    # the matrix product hidden @ weight.T, which changes nothing and which every transform can pass through
     matmul: Callable[[Array, Array], Array]
     flat: Callable[[Array, int], Array]  # (x, kept): all axes in one, but the last `kept`
     shaped: Callable[[Array, Array], Array]  # (x, like): x in like's shape
@@ -306,6 +321,7 @@ class Adapter:
     linear: LinearKernels | None = None
     shortcut: Shortcut | None = None
     collectives: Collectives | None = None
+    entropy: EntropyKernels | None = None
     takes_16bit: bool = False  # the kernels take 16-bit logits as they are
     # of_type(type) -> the adapter for a subclass of `types` whose arrays want another one; None: all are alike
     of_type: Callable[[type], Adapter] | None = None

@@ -1,5 +1,5 @@
-"""The truth in float64: `xent.oracle.sparse_ce` and the other losses, with every derivative."""
+"""The truth in float64: `xent.oracle.sparse_ce`, the other losses, `log_prob` and `entropy`, with every derivative."""
 
-from xent.verify.oracle import LinearTruth, Truth, linear_ce, sigmoid_ce, softmax_ce, sparse_ce
+from xent.verify.oracle import LinearTruth, Truth, entropy, linear_ce, log_prob, sigmoid_ce, softmax_ce, sparse_ce
 
-__all__ = ["LinearTruth", "Truth", "linear_ce", "sigmoid_ce", "softmax_ce", "sparse_ce"]
+__all__ = ["LinearTruth", "Truth", "entropy", "linear_ce", "log_prob", "sigmoid_ce", "softmax_ce", "sparse_ce"]

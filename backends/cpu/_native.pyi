@@ -201,6 +201,12 @@ def sigmoid_both(
 ) -> float:
     """sigmoid_forward, and sigmoid_backward's dx, in one visit: returns sum(w loss); loss|0, dx."""
 
+def entropy(dtype: int, rows: int, classes: int, threads: int, x: int, w: int, h: int, dx: int) -> None:
+    """Entropy of each row, and the derivative in x of sum(w h). In: x [rows, classes], w|0 [rows]. Out: h|0, dx|0.
+
+    A row whose w is 0 is not read; its h and dx are 0. h is not multiplied by w.
+    """
+
 def project(dtype: int, rows: int, features: int, classes: int, threads: int, h: int, w: int, x: int) -> None:
     """x = h w^T. In: h [rows, features], w [classes, features], of `dtype`. Out: x [rows, classes].
 

@@ -202,6 +202,17 @@ void check_sizes(const Sigmoid& k) {
 
 void check_arrays(const Sigmoid& k) { require(k.x && k.targets, "xent: logits or labels are missing"); }
 
+void check_sizes(const Entropy& k) {
+  check_dtype(k.dtype);
+  require(k.classes > 0, "xent: rows without classes");
+  require(can_be({k.rows, k.classes}), "xent: impossible sizes of logits");
+}
+
+void check_arrays(const Entropy& k) {
+  require(k.x, "xent: logits are missing");
+  require(k.h || k.dx, "xent: memory for results is missing");
+}
+
 void check_sizes(const Product& k) {
   check_dtype(k.dtype);
   require(k.features > 0 && k.classes > 0, "xent: matrices without features or classes");
@@ -282,6 +293,10 @@ double cost(const Rows& k) {
 
 double cost(const Sigmoid& k) { return double(k.n) * (k.dtype == kF64 ? 6 : 2); }
 
+double cost(const Entropy& k) {
+  return double(k.rows) * (double(k.classes) + 32) * (k.dx ? 3 : 2) * (k.dtype == kF64 ? 3 : 1);
+}
+
 double cost(const Product& k) {
   return double(k.rows) * double(k.features) * double(k.classes) * (k.dtype == kF64 ? 2 : 1) / 16;
 }
@@ -328,6 +343,16 @@ double run(Sigmoid k, int threads) {
   Total total;
   for (int64_t i = 0; i < units; ++i) total.add(k.sums[i]);
   return total.value();
+}
+
+double run(Entropy k, int threads) {
+  check_sizes(k);
+  if (k.rows == 0) return 0;
+  check_arrays(k);
+  int64_t bytes = k.rows * k.classes * size_of(k.dtype);
+  huge_pages(k.dx, bytes);
+  spread(k, kernels()->entropy, k.rows, cost(k), Output(k.dx, bytes).fresh, threads);
+  return 0;
 }
 
 double run(Product k, int threads) {

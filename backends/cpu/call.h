@@ -17,6 +17,7 @@ inline int64_t size_of(Dtype dtype) { return dtype == kF64 ? 8 : dtype == kF32 ?
 
 double cost(const Rows& k);  // rough, in elements of float32
 double cost(const Sigmoid& k);
+double cost(const Entropy& k);
 double cost(const Product& k);
 bool spreads(double cost);  // whether it is worth more than one thread
 
@@ -25,6 +26,7 @@ void check(const Rows& k);  // what `run` begins with, for callers that read arr
 // These throw std::invalid_argument for impossible sizes, dtypes or addresses. Work without elements returns at once.
 double run(Rows k, int threads);     // the sum of the losses, if it is wanted
 double run(Sigmoid k, int threads);  // the sum of w * loss; 0 backward
+double run(Entropy k, int threads);  // 0
 double run(Product k, int threads);  // 0
 
 }  // namespace xent

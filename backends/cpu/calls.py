@@ -25,6 +25,7 @@ class Kernels(DenseArrays):
     """The kernels on one framework's arrays. The caller has checked that they are in host memory."""
 
     address: Callable[[Array], int]
+    turn: Callable[[Array, int, int], Array]  # a view with an axis moved to another place
     threads: Callable[[], int]  # the largest number of threads; 0: the kernels choose
 
     def rows(
@@ -131,6 +132,21 @@ class Kernels(DenseArrays):
         if loss is None:
             return self.ops.full((), total, dtype, x), dx
         return loss if weight is None else weight * loss, dx
+
+    def entropy(self, axis: int, x: Array, weight: Array | None, derive: bool) -> tuple[Array, Array | None]:
+        """`EntropyKernels.value_and_grad`, without the derivative where that is not asked for.
+
+        The kernel wants the classes side by side; other logits are turned, and their derivative is turned back.
+        """
+        turned = self.turn(x, axis, -1)
+        shape: Any = self.ops.shape(turned)
+        dtype = computed_in(self.ops.dtype(x))
+        given = {"x": self.dense(turned, shape), "w": self._per_row(weight, shape[:-1], dtype, x)}
+        sizes = {"dtype": CODES[self.ops.dtype(x)], "rows": math.prod(shape[:-1]), "classes": shape[-1]}
+        h = self.empty(shape[:-1], dtype, x)
+        dx = self.empty(shape, self.ops.dtype(x), x) if derive else None
+        self._run(native.entropy, sizes, **given, h=h, dx=dx)
+        return h, None if dx is None else self.dense(self.turn(dx, -1, axis), self.ops.shape(x))
 
     def project(self, hidden: Array, weight: Array, x: Array) -> None:
         """x = h @ weight.T, in the compute dtype. Here and below, all arrays are dense and have elements."""

@@ -25,6 +25,7 @@ namespace {
 #include "rows.h"
 #include "columns.h"
 #include "sigmoid.h"
+#include "entropy.h"
 #include "products.h"
 
 template <class X>
@@ -49,6 +50,12 @@ void rows(const Rows& k, int64_t begin, int64_t end) {
 void sigmoid(const Sigmoid& k, int64_t begin, int64_t end) {
   constexpr void (*of_dtype[])(const Sigmoid&, int64_t, int64_t) = {elements<float>, elements<double>, elements<f16>,
                                                                     elements<bf16>};
+  of_dtype[k.dtype](k, begin, end);
+}
+
+void entropy(const Entropy& k, int64_t begin, int64_t end) {
+  constexpr void (*of_dtype[])(const Entropy&, int64_t, int64_t) = {entropy_of<float>, entropy_of<double>,
+                                                                    entropy_of<f16>, entropy_of<bf16>};
   of_dtype[k.dtype](k, begin, end);
 }
 
@@ -89,7 +96,7 @@ int64_t product_scratch(const Product& k) {
 }  // namespace
 
 extern const Kernels table;
-const Kernels table = {XENT_NAME(XENT_ISA), row_units, rows, sigmoid, product_units, product_scratch,
+const Kernels table = {XENT_NAME(XENT_ISA), row_units, rows, sigmoid, entropy, product_units, product_scratch,
                        prepare, product};
 
 }  // namespace xent::XENT_ISA

@@ -43,6 +43,14 @@ struct Sigmoid {
 };
 constexpr int64_t kSigmoidBlock = 4096;
 
+// Of rows whose classes lie side by side. w: each row's weight; nullptr: 1. Where it is 0, h and dx are.
+struct Entropy {
+  Dtype dtype;
+  int64_t rows, classes;
+  const void *x, *w;
+  void *h, *dx;  // nullptr: not wanted
+};
+
 // As products.h describes them; the dtype is that of hidden and weight, all else is in the compute dtype.
 struct Product {
   enum Task { kProject, kPull, kAccumulate } task;
@@ -61,6 +69,7 @@ struct Kernels {
   int64_t (*row_units)(const Rows&);
   void (*rows)(const Rows&, int64_t begin, int64_t end);
   void (*sigmoid)(const Sigmoid&, int64_t begin, int64_t end);
+  void (*entropy)(const Entropy&, int64_t begin, int64_t end);
   int64_t (*product_units)(Product&, int threads);  // also sets the strip
   int64_t (*product_scratch)(const Product&);       // bytes
   void (*prepare)(const Product&);                  // before the first unit

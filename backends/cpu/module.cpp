@@ -156,6 +156,14 @@ double sigmoid_both(int dtype, Int n, double e, Int p_len, Int p_inner, Int w_le
   return without_gil(k, double(n), threads);
 }
 
+void entropy(int dtype, Int rows, Int classes, int threads, Address x, Address w, Address h, Address dx) {
+  Entropy k{};
+  k.dtype = Dtype(dtype);
+  k.rows = rows, k.classes = classes;
+  k.x = at(x), k.w = at(w), k.h = at(h), k.dx = at(dx);
+  without_gil(k, cost(k), threads);
+}
+
 Product product(Product::Task task, int dtype, Int rows, Int features, Int classes, Address h, Address w, Address x,
                 Address out) {
   Product k{};
@@ -237,6 +245,7 @@ NB_MODULE(_native, module) {
       "dx"_a, "dz"_a);
   module.def("sigmoid_both", sigmoid_both, XENT_ELEMENTS, "scale"_a, "threads"_a, "x"_a, "z"_a, "p"_a, "w"_a,
       "loss"_a, "dx"_a);
+  module.def("entropy", entropy, "dtype"_a, "rows"_a, "classes"_a, "threads"_a, "x"_a, "w"_a, "h"_a, "dx"_a);
   module.def("project", project, XENT_PRODUCT, "h"_a, "w"_a, "x"_a);
   module.def("pull", pull, XENT_PRODUCT, "dx"_a, "w"_a, "dh"_a);
   module.def("accumulate", accumulate, XENT_PRODUCT, "dx"_a, "h"_a, "dw"_a);

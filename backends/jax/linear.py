@@ -176,7 +176,6 @@ LINEAR = LinearKernels(
     rows=rows,
     rows_value_and_grad=partial(formulas.rows_value_and_grad, OPS),
     tanh=jnp.tanh,
-    smooth_tanh=jnp.tanh,
     matmul=project,
     flat=lambda x, kept: jnp.reshape(x, (-1, *x.shape[x.ndim - kept :])),
     shaped=lambda x, like: jnp.reshape(x, like.shape),

@@ -119,6 +119,7 @@ OPS = Ops(
     stop_gradient=jax.lax.stop_gradient,
     exp=jnp.exp,
     log1p=jnp.log1p,
+    tanh=jnp.tanh,
     abs=jnp.abs,
     max=lambda x, axis: jnp.max(x, axis, keepdims=True),
     sum=total,

@@ -7,9 +7,9 @@ from functools import partial
 import tensorflow as tf
 from tensorflow.python.eager.context import eager_mode  # no public name leaves a graph of TensorFlow 1
 from xent import formulas
-from xent.adapter import Adapter, Autodiff, SigmoidKernels, SoftmaxKernels
+from xent.adapter import Adapter, Autodiff, EntropyKernels, SigmoidKernels, SoftmaxKernels
 
-from . import graph, kernels
+from . import entropy, graph, kernels
 from .linear import LINEAR
 from .ops import OPS
 from .shortcut import SHORTCUT
@@ -33,6 +33,7 @@ ADAPTER = Adapter(
     autodiff=Autodiff(kernels.value_and_grad, kernels.needs_framework_autodiff, graph.fuse_value_and_grad),
     linear=LINEAR,
     shortcut=SHORTCUT,
+    entropy=EntropyKernels(entropy.value, entropy.value_and_grad),
     takes_16bit=True,
     run=kernels.run,
 )

@@ -210,7 +210,6 @@ LINEAR = LinearKernels(
     rows=rows,
     rows_value_and_grad=rows_both_formula,
     tanh=tf.tanh,
-    smooth_tanh=tf.tanh,
     matmul=project,
     flat=lambda x, kept: tf.reshape(x, [-1, *x.shape[len(x.shape) - kept :]]),
     shaped=lambda x, like: tf.reshape(x, tf.shape(like)),

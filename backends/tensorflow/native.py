@@ -82,6 +82,7 @@ HOST = replace(
         mean_value_and_grad=KERNELS.mean_value_and_grad,
     ),
     sigmoid=replace(host_numpy.SIGMOID, value_and_grad=KERNELS.sigmoid_value_and_grad),
+    entropy=host_numpy.entropy_kernels(KERNELS),
 )
 
 

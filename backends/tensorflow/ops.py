@@ -121,6 +121,7 @@ OPS = Ops(
     stop_gradient=tf.stop_gradient,
     exp=tf.exp,
     log1p=tf.math.log1p,
+    tanh=tf.tanh,
     abs=tf.abs,
     max=lambda x, axis: tf.reduce_max(x, axis, keepdims=True),
     sum=total,

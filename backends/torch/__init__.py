@@ -7,9 +7,9 @@ import sys
 from dataclasses import replace
 
 import torch
-from xent.adapter import Adapter, Autodiff, Collectives, SigmoidKernels, SoftmaxKernels
+from xent.adapter import Adapter, Autodiff, Collectives, EntropyKernels, SigmoidKernels, SoftmaxKernels
 
-from . import kernels, sharded
+from . import entropy, kernels, sharded
 from .linear import LINEAR
 from .ops import OPS
 from .sharded_linear import linear
@@ -42,6 +42,7 @@ ADAPTER = Adapter(
     linear=LINEAR,
     shortcut=SHORTCUT,
     collectives=Collectives(sharded.shard, sharded.attach, sharded.summed, linear, sharded.total_weight),
+    entropy=EntropyKernels(entropy.value, entropy.value_and_grad),
     takes_16bit=True,
     of_type=of_type,
 )

@@ -275,7 +275,6 @@ LINEAR = LinearKernels(
     rows=rows,
     rows_value_and_grad=rows_value_and_grad,
     tanh=torch.tanh_,
-    smooth_tanh=torch.tanh,
     matmul=matmul,
     flat=lambda x, kept: x.reshape(-1, *x.shape[x.ndim - kept :]),
     shaped=lambda x, like: x.reshape(like.shape),

@@ -29,6 +29,7 @@ DIRECT = calls.Kernels(
     empty=lambda shape, dtype, like: torch.empty(  # keywords are parsed faster
         size=shape, dtype=KINDS[dtype], device=CPU
     ),
+    turn=torch.movedim,
     threads=torch.get_num_threads,
 )
 ON_CPU = None if calls.native is None else DIRECT

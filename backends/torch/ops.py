@@ -186,6 +186,7 @@ OPS = Ops(
     stop_gradient=lambda x: x.detach(),
     exp=torch.exp,
     log1p=torch.log1p,
+    tanh=torch.tanh,
     abs=torch.abs,
     max=lambda x, axis: x.amax(axis, keepdim=True),
     sum=total,

@@ -41,6 +41,7 @@ OPS = xent.Ops(
     stop_gradient=lambda x: x,
     exp=lift(np.exp),
     log1p=lift(np.log1p),
+    tanh=lift(np.tanh),
     abs=lift(np.abs),
     max=lift(lambda x, axis: x.max(axis, keepdims=True)),
     sum=lift(total),

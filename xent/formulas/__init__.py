@@ -11,6 +11,8 @@ The textbook's logsumexp(x) - x_y rounds to 0 once the label leads by 17 (float3
 common offset. The last line is -expm1(-nll), written without expm1, which Inductor rounds to 0 below 6e-8.
 """
 
+from .entropy import entropy, entropy_kernels, entropy_value_and_grad
+from .logits import slope, transformed
 from .sigmoid import sigmoid, sigmoid_kernels, sigmoid_pull, sigmoid_total, sigmoid_value_and_grad
 from .softmax import (
     Pieces,
@@ -35,6 +37,9 @@ __all__ = [
     "add_pairs",
     "behind",
     "compute_dtype",
+    "entropy",
+    "entropy_kernels",
+    "entropy_value_and_grad",
     "finite_or_nan",
     "mean_value_and_grad",
     "pieces",
@@ -48,10 +53,12 @@ __all__ = [
     "sigmoid_pull",
     "sigmoid_total",
     "sigmoid_value_and_grad",
+    "slope",
     "smooth_pieces",
     "softmax_kernels",
     "times",
     "top",
+    "transformed",
     "tree_sum",
     "where_present",
     "widened",

@@ -120,6 +120,16 @@ def _product(weight: Floats | float, x: Floats) -> Floats:
         return np.where(weight == 0, 0.0, weight * x)
 
 
+def _transformed(logits: ArrayLike, softcap: float | None, scale: float | None) -> tuple[Floats, Floats]:
+    """scale cap tanh(x / cap), and its derivative in x."""
+    x, k = np.asarray(logits, np.longdouble), 1.0 if scale is None else scale
+    if softcap is None:
+        return np.asarray(k * x, np.float64), np.full(x.shape, k)
+    with np.errstate(over="ignore"):
+        slope = k / np.cosh(x / softcap) ** 2
+    return np.asarray(k * softcap * np.tanh(x / softcap), np.float64), np.asarray(slope, np.float64)
+
+
 # ---- the losses
 
 
@@ -133,14 +143,18 @@ def softmax_ce(
     class_weight: ArrayLike | None = None,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
+    softcap: float | None = None,
+    logit_scale: float | None = None,
     denom: float | None = None,
 ) -> Truth:
-    x = np.moveaxis(np.asarray(logits, np.float64), axis, -1)
+    seen, slope = _transformed(logits, softcap, logit_scale)
+    x = np.moveaxis(seen, axis, -1)
     t = np.moveaxis(np.asarray(labels, np.float64), axis, -1)
     table = np.ones(x.shape[-1]) if class_weight is None else np.asarray(class_weight, np.float64)
 
     parts = [_example(x[place], t[place], table, label_smoothing, z_loss) for place in np.ndindex(x.shape[:-1])]
-    return _reduced(_stack(parts, x.shape[:-1], x.shape[-1]), axis, reduce, sample_weight, denom)
+    truth = _reduced(_stack(parts, x.shape[:-1], x.shape[-1]), axis, reduce, sample_weight, denom)
+    return truth._replace(logits=_product(truth.logits, slope))
 
 
 def sparse_ce(
@@ -153,11 +167,14 @@ def sparse_ce(
     class_weight: ArrayLike | None = None,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
+    softcap: float | None = None,
+    logit_scale: float | None = None,
     ignore_index: int | None = None,
     invalid: str = "nan",
     denom: float | None = None,
 ) -> Truth:
-    x = np.moveaxis(np.asarray(logits, np.float64), axis, -1)
+    seen, slope = _transformed(logits, softcap, logit_scale)
+    x = np.moveaxis(seen, axis, -1)
     classes = x.shape[-1]
     ids = np.asarray(labels)
     table = np.ones(classes) if class_weight is None else np.asarray(class_weight, np.float64)
@@ -173,7 +190,7 @@ def sparse_ce(
 
     parts = [part(place) for place in np.ndindex(ids.shape)]
     truth = _reduced(_stack(parts, ids.shape, classes), axis, reduce, sample_weight, denom)
-    return truth._replace(labels=None)
+    return truth._replace(logits=_product(truth.logits, slope), labels=None)
 
 
 def linear_ce(
@@ -196,16 +213,57 @@ def linear_ce(
     h, w = np.asarray(hidden, np.longdouble), np.asarray(weight, np.longdouble)
     with np.errstate(invalid="ignore"):
         x = h @ w.T + np.asarray(0.0 if bias is None else bias, np.longdouble)
-        y = x if softcap is None else softcap * np.tanh(x / softcap)
+        y, slope = _transformed(x, softcap, None)
         options = {"sample_weight": sample_weight, "class_weight": class_weight, "label_smoothing": label_smoothing}
         options |= {"z_loss": z_loss, "ignore_index": ignore_index, "invalid": invalid, "denom": denom}
-        truth = sparse_ce(np.asarray(y, np.float64), labels, reduce=reduce, **options)  # type: ignore[arg-type]
-        dx = truth.logits if softcap is None else _product(truth.logits, 1 / np.cosh(x / softcap) ** 2)
+        truth = sparse_ce(y, labels, reduce=reduce, **options)  # type: ignore[arg-type]
+        dx = _product(truth.logits, slope)
         there = dx.any(axis=-1, keepdims=True)  # a masked row may hold anything
         dx, h = dx.reshape(-1, len(w)), np.where(there, h, 0).reshape(-1, w.shape[1])
     d_hidden = (dx @ w).reshape(np.shape(hidden))
     d_hidden, d_weight, d_bias = (np.asarray(d, np.float64) for d in (d_hidden, dx.T @ h, dx.sum(axis=0)))
     return LinearTruth(truth.loss, d_hidden, d_weight, d_bias, truth.sample_weight)
+
+
+def log_prob(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    axis: int = -1,
+    ignore_index: int | None = None,
+    invalid: str = "nan",
+    softcap: float | None = None,
+    logit_scale: float | None = None,
+) -> Truth:
+    options: dict[str, Any] = {"ignore_index": ignore_index, "invalid": invalid}
+    options |= {"softcap": softcap, "logit_scale": logit_scale}
+    truth = sparse_ce(logits, labels, axis=axis, reduce="none", **options)
+    return truth._replace(loss=0.0 - truth.loss, logits=0.0 - truth.logits)
+
+
+def entropy(
+    logits: ArrayLike,
+    *,
+    axis: int = -1,
+    sample_weight: ArrayLike | None = None,
+    softcap: float | None = None,
+    logit_scale: float | None = None,
+) -> Truth:
+    """`loss` is every row's entropy, times its weight."""
+    seen, slope = _transformed(logits, softcap, logit_scale)
+    x = np.moveaxis(seen, axis, -1)
+    parts = [_entropy(x[place]) for place in np.ndindex(x.shape[:-1])]
+    truth = _reduced(_stack(parts, x.shape[:-1], x.shape[-1]), axis, "none", sample_weight, None)
+    return truth._replace(logits=_product(truth.logits, slope), labels=None)
+
+
+def _entropy(x: Floats) -> _Part:
+    row, zero = _row(x), np.zeros_like(x)
+    if math.isnan(row.lse):
+        return _Part(math.nan, 1.0, np.full_like(x, np.nan), zero, zero)
+    gap = x.max() - x
+    spread = gap - _exact(_product(row.p, gap))
+    return _Part(_exact(_product(row.p, row.nll)), 1.0, _product(row.p, spread), zero, zero)
 
 
 def sigmoid_ce(
