@@ -305,7 +305,7 @@ WRONG = {"forgets the mask": forgets_the_mask, "loses a chunk": loses_a_chunk, "
 def test_wrong_kits_fail(name, monkeypatch):
     live, adapter = frameworks.load("numpy"), _dispatch.load("numpy")
     wrong = replace(adapter, linear=WRONG[name](adapter.linear)) if name else adapter
-    monkeypatch.setattr(loop, "_rows_that_count", lambda spec, ids: None)  # masked rows are there, as in a compiler
+    monkeypatch.setattr(loop, "rows_that_count", lambda spec, ids: None)  # masked rows are there, as in a compiler
     monkeypatch.setitem(_dispatch._by_type, np.ndarray, wrong)
     case = cases.Case("linear_ce", ("ignore_index",), {"reduce": "mean", "ignore_index": -100})
     if name is None:

@@ -107,7 +107,7 @@ def softmax_value(plan: Plan, *operands: Any) -> Any:
     if rows.empty is not None:
         rows = rows._replace(x=_reduce.constant_where(plan.adapter.ops, rows.empty, rows.x))
     if plan.options.transforms:
-        rows = _transformed(plan, _visible(plan, rows))
+        rows = transformed(plan, rows)
     return softmax_loss(plan, rows, plan.adapter.softmax.rows(rows.layout, rows.x, rows.t, rows.u, rows.ids))
 
 
@@ -116,8 +116,8 @@ def softmax_value_and_grad(plan: Plan, *operands: Any) -> tuple[Any, Array]:
     x, ops = operands[0], plan.adapter.ops
     rows = prepare(plan, Operands(*operands))
     if plan.options.transforms:
-        rows = _visible(plan, rows)
-        value, dx = _value_and_grad(plan, _transformed(plan, rows))
+        rows = visible(plan, rows)
+        value, dx = _value_and_grad(plan, transformed(plan, rows))
         dx = dx * formulas.slope(ops, rows.x, *plan.options.transforms)
     else:
         value, dx = _value_and_grad(plan, rows)
@@ -137,7 +137,7 @@ def _value_and_grad(plan: Plan, rows: Rows) -> tuple[Any, Array]:
     return softmax_loss(plan, rows, results), dx
 
 
-def _visible(plan: Plan, rows: Rows) -> Rows:
+def visible(plan: Plan, rows: Rows) -> Rows:
     """In the compute dtype, with 0 in rows that are left out: 0 times the slope at what they hold would be NaN."""
     ops = plan.adapter.ops
     x = ops.astype(rows.x, plan.dtype)
@@ -146,9 +146,10 @@ def _visible(plan: Plan, rows: Rows) -> Rows:
     return rows._replace(x=x)
 
 
-def _transformed(plan: Plan, rows: Rows) -> Rows:
+def transformed(plan: Plan, rows: Rows) -> Rows:
     """The logits that the loss is of, capped and scaled."""
-    return rows._replace(x=formulas.transformed(plan.adapter.ops, rows.x, *plan.options.transforms))
+    x = visible(plan, rows).x
+    return rows._replace(x=formulas.transformed(plan.adapter.ops, x, *plan.options.transforms))
 
 
 def softmax_loss(plan: Plan, rows: Rows, results: RowResults) -> Any:
