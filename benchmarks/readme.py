@@ -65,7 +65,7 @@ def _origin(result: Result) -> str:
 
 
 def accuracy() -> str:
-    found = xent.compare([*OWN], losses=["sparse_ce"], dtypes=["float32", "float64"])
+    found = xent.compare([*OWN], losses=["sparse_ce"], dtypes=["float32", "float64"], full=True)
     heads, lines = ["sparse_ce", "dtype", "mode", "xent: loss, gradient", "its own loss: loss, gradient", ""], []
     for row in found.rows:
         own = f"{figure(row.native_value)}, {figure(row.native_gradient)}" if row.native else ""
