@@ -263,6 +263,7 @@ def test_disagreement(monkeypatch):
     shown = invoke("compare", "--backend", "wrong_framework", "--loss", "sparse_ce", "--dtype", "float32")
     assert shown.exit_code == 1, shown.output
     assert "1 of 1 disagree with the truth" in shown.stdout
+    assert "1e-04" in shown.stdout
 
 
 def test_from_python():

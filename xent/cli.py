@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import numpy as np
 import typer
@@ -20,11 +20,12 @@ from xent._files import load
 from xent.benchmarks.command import bench_command
 from xent.verify import frameworks, linear, page, precision, regimes
 from xent.verify.batches import MODES
+from xent.verify.bits import bits as bits_of
 from xent.verify.compare import compare
 from xent.verify.diagnosis import FAULT
 from xent.verify.doctor import doctor
 from xent.verify.processes import facts
-from xent.verify.show import show
+from xent.verify.show import show, show_bits
 
 Loss = Enum("Loss", {name: name for name in linear.LOSSES})  # type: ignore[misc]
 LogitsLoss = Enum("LogitsLoss", {name: name for name in regimes.LOSSES})  # type: ignore[misc]
@@ -101,6 +102,9 @@ def triton(devices: Iterable[str]) -> dict[str, Any]:
 CONTENDER = "Also judge your own loss of (logits, labels): package.module:function; needs --backend and --loss."
 
 
+BITS = "Instead, digests of the results' bits on fixed inputs, to hold against another machine's."
+
+
 @app.command(name="compare")
 def compare_command(
     backend: Annotated[list[str] | None, typer.Option(help="Only this one; repeat for more.")] = None,
@@ -115,6 +119,7 @@ def compare_command(
     contender: Annotated[list[str] | None, typer.Option(help=CONTENDER)] = None,
     option: Annotated[list[str] | None, typer.Option(help="Its option: label_smoothing=0.1; repeat for more.")] = None,
     full: Annotated[bool, typer.Option("--full", help="Also 33,333 and 262,144 classes.")] = False,
+    bits: Annotated[bool, typer.Option("--bits", help=BITS)] = False,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON, to standard output.")] = False,
     html: Annotated[Path | None, typer.Option(help="Also write one self-contained page with heatmaps.")] = None,
 ) -> None:
@@ -126,13 +131,16 @@ def compare_command(
 
     Exit status: 0 all agree, 1 something disagrees, 2 nothing could be run.
     """
+    losses, dtypes = ([choice.value for choice in chosen or ()] for chosen in (loss, dtype))
     try:
+        if bits:
+            _compare_bits(backend, losses, dtypes, device, as_json)
         writable(html)
         with Steps("starting the frameworks", lines=True) as step:
             result = compare(
                 backend,
-                losses=[choice.value for choice in loss or ()],
-                dtypes=[choice.value for choice in dtype or ()],
+                losses=losses,
+                dtypes=dtypes,
                 modes=[choice.value for choice in mode or ()] or MODES,
                 device=device,
                 logits=load(logits, "logits"),
@@ -157,6 +165,18 @@ def compare_command(
         if html is not None:
             say((f"wrote {html}", "dim"))
     raise typer.Exit(0 if result.agrees else 1)
+
+
+def _compare_bits(
+    backend: list[str] | None, losses: list[str], dtypes: list[str], device: str, as_json: bool
+) -> NoReturn:
+    say(("computing digests on every backend; about half a minute on two cores", "dim"), to=err)
+    found = bits_of(backend, losses=losses, dtypes=dtypes, device=device)
+    if as_json:
+        print(json.dumps(found.to_dict(), indent=2))
+    else:
+        show_bits(found, out)
+    raise typer.Exit(0 if found else 1)
 
 
 def _option(given: str) -> tuple[str, float]:

@@ -88,7 +88,7 @@ def compare(
     else:
         asked |= {} if ignore_index is None else {"ignore_index": ignore_index}
         given_out = batches.own(logits, labels, losses, dtypes, asked, axis)
-    names, skipped = _installed(backends)
+    names, skipped = installed(backends)
     announce(_announced(names, modes, given_out, logits is None, full))
     tasks, versions = [], {}
     for name, known in processes.facts(names).items():
@@ -140,7 +140,7 @@ def _check_contenders(contenders: list[Contender], backends: list[str], losses: 
         )
 
 
-def _installed(backends: Sequence[str] | None) -> tuple[list[str], list[str]]:
+def installed(backends: Sequence[str] | None) -> tuple[list[str], list[str]]:
     installed = list(frameworks.available())
     known = [*dict.fromkeys([*frameworks.KNOWN, *installed])]
     wanted = _check.names(backends) or known

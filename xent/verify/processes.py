@@ -23,25 +23,29 @@ Progress = Callable[[str, int, int], None]  # (what was done, steps done, steps 
 
 def facts(names: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Each framework's version, devices, dtypes and modes, asked in a process of its own."""
-    return dict(zip(names, _each(_facts, names), strict=True))
+    return dict(zip(names, each(_facts, names), strict=True))
 
 
 def _facts(name: str) -> dict[str, Any]:
-    code = f"import json; from xent.verify import worker; print(json.dumps(worker.facts({name!r})))"
     try:
-        return json.loads(_python(["-c", code]).splitlines()[-1])  # type: ignore[no-any-return]
+        found: dict[str, Any] = ask(f"from xent.verify import processes, worker; processes.say(worker.facts({name!r}))")
+        return found
     except RuntimeError as error:  # installed, but it does not import
-        return {
-            "version": "?",
-            "devices": [],
-            "dtypes": [],
-            "modes": {},
-            "losses": [],
-            "problem": str(error).splitlines()[-1],
-        }
+        nothing: dict[str, Any] = {"version": "?", "devices": [], "dtypes": [], "modes": {}, "losses": []}
+        return {**nothing, "problem": str(error).splitlines()[-1]}
 
 
-def _each(function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+def ask(code: str) -> Any:
+    """What the code says in a process of its own. Raises RuntimeError where that fails."""
+    return json.loads(_python(["-c", code]).splitlines()[-1])
+
+
+def say(answer: Any) -> None:
+    """In such a process: the last line is the answer, whatever a framework prints before."""
+    print(json.dumps(answer), flush=True)
+
+
+def each(function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
     """Side by side, as many as there are processors."""
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         return list(pool.map(function, items))
@@ -83,7 +87,7 @@ def answers(tasks: list[Task], progress: Progress | None) -> list[Answer]:
         return found
 
     away = {key: mine for key, mine in groups.items() if mine[0].contender is None or _is_name(mine[0].contender)}
-    found = dict(zip(away, _each(sent, list(away.values())), strict=True))
+    found = dict(zip(away, each(sent, list(away.values())), strict=True))
     return [answer for key, mine in groups.items() for answer in found.get(key) or map(here, mine)]
 
 

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 from xent._console import say
 from xent.verify import regimes
+from xent.verify.bits import Bits
 from xent.verify.comparison import Comparison, InRegime, Row, contender_text, figure, limit
 
 NAME = 11  # columns for the name of a kind of logits
@@ -144,3 +145,29 @@ def _show_pairs(result: Comparison, to: Console) -> None:
             where = f"{' - '.join(pair.backends)}, {pair.loss}"
             say(f"{dtype:9} {what:9}{figure(size):>6}  ", (where, "dim"), to=to)
     say("", to=to)
+
+
+# ---- bits
+
+
+def show_bits(found: Bits, to: Console) -> None:
+    """A digest a line, and who has it."""
+    table = _table()
+    for heading in ("loss", "dtype", "of the", "digest", "backends"):
+        table.add_column(heading, no_wrap=True)
+    previous = ""
+    for (loss, dtype, what), digests in found.groups().items():
+        for digest, backends in digests.items():
+            style = "" if len(digests) == 1 else "bold red"
+            first = "" if loss == previous else loss
+            table.add_row(*map(Text, (first, dtype, what)), Text(digest, style), Text(" ".join(backends)))
+            previous = loss
+    to.print(table)
+    say("", to=to)
+    for backend, digest in found.of_all().items():
+        say(f"{digest}  all of {backend} {found.versions[backend]}", to=to)
+    for problem in found.problems:
+        say((problem, "red"), to=to)
+    for reason in found.skipped:
+        say((f"skipped {reason}", "dim"), to=to)
+    say((found.summary(), "green" if found else "bold red"), to=to)

@@ -39,11 +39,12 @@ def answer(framework: Framework, task: Task) -> Answer:
     with framework.double() if task.batch.dtype == "float64" else contextlib.nullcontext():
         native = framework.builtin_losses().get(task.batch.loss) if task.mode == "eager" else None
         if native is None or task.batch.options.keys() - {"ignore_index"}:
-            return Answer(_ours(framework, task))
-        return Answer(_ours(framework, task), _natives(framework, task, native), native.name)
+            return Answer(xents(framework, task))
+        return Answer(xents(framework, task), _natives(framework, task, native), native.name)
 
 
-def _ours(framework: Framework, task: Task) -> Outcome:
+def xents(framework: Framework, task: Task) -> Outcome:
+    """Of xent's own loss and gradient."""
     batch = task.batch
     options = {"reduce": "none", **batch.options, **({"axis": batch.axis} if batch.shape else {})}
     function = xent.value_and_grad(getattr(xent, batch.loss))
