@@ -192,6 +192,7 @@ def doctor_command(
     labels: Annotated[Path, typer.Option(help="Your labels: class ids, or labels of the logits' shape.")],
     axis: Annotated[int, typer.Option(help="Where the classes are.")] = -1,
     ignore_index: Annotated[int | None, typer.Option(help="Class id to ignore in your labels.")] = None,
+    sample_weight: Annotated[Path | None, typer.Option(help="Your weights; examples of weight 0 are left out.")] = None,
     loss: Annotated[LogitsLoss | None, typer.Option(help="Which loss they are for; else by the labels' dtype.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
@@ -200,8 +201,14 @@ def doctor_command(
     Exit status: 0 nothing is wrong, though remarks may be made, 1 a fault was found, 2 bad input.
     """
     try:
-        arrays = load(logits, "logits"), load(labels, "labels")
-        report = doctor(*arrays, axis=axis, ignore_index=ignore_index, loss=None if loss is None else loss.value)
+        report = doctor(
+            load(logits, "logits"),
+            load(labels, "labels"),
+            axis=axis,
+            ignore_index=ignore_index,
+            sample_weight=load(sample_weight, "sample_weight"),
+            loss=None if loss is None else loss.value,
+        )
     except (ValueError, TypeError, OSError) as error:
         fail(error)
         raise typer.Exit(2) from None

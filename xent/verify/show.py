@@ -89,7 +89,7 @@ def _show_regimes(result: Comparison, to: Console) -> None:
     say(("own: the framework's own loss. 1: no digit right. wrong: NaN, infinity, an error", "dim"), to=to)
     for (who, loss), row in chosen.items():
         own = f", own: {row.native}" if row.native else ""
-        say("\n", (f"{who} {loss}", "bold"), (own, "dim"), to=to)
+        say("\n", (f"{row.contender or who} {loss}", "bold"), (own, "dim"), to=to)
         to.print(_of_kinds(row, names))
 
 
