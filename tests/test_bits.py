@@ -141,6 +141,9 @@ def test_command_where_bits_differ(monkeypatch):
 
 def test_command_with_nothing_to_run():
     assert invoke("--backend", "numpy", "--device", "cuda:9").exit_code == 2
+    refused = invoke("--backend", "numpy", "--full")
+    assert refused.exit_code == 2
+    assert "--bits: goes with --backend, --dtype, --loss, --device and --json only" in refused.stderr.replace("\n", " ")
 
 
 def test_rows_that_differ_alone(monkeypatch, capsys):

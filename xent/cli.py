@@ -134,6 +134,9 @@ def compare_command(
     losses, dtypes = ([choice.value for choice in chosen or ()] for chosen in (loss, dtype))
     try:
         if bits:
+            given = (mode, logits, labels, ignore_index, contender, option, html, full, axis != -1)
+            if any(value not in (None, False, []) for value in given):
+                raise ValueError("--bits: goes with --backend, --dtype, --loss, --device and --json only")
             _compare_bits(backend, losses, dtypes, device, as_json)
         writable(html)
         with Steps("starting the frameworks", lines=True) as step:

@@ -81,6 +81,8 @@ def compare(
     if (logits is None) != (labels is None):
         given, other = ("labels", "logits") if logits is None else ("logits", "labels")
         raise ValueError(f"{other}: expected beside {given}, got None")
+    if ignore_index is not None and logits is None:
+        raise ValueError("ignore_index: expected beside your own logits and labels; for contenders it is an option")
     _check_contenders(rivals, _check.names(backends), losses)
     asked = batches.checked_options(options or {}, losses)
     if logits is None:
