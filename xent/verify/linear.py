@@ -61,8 +61,9 @@ def _through(batch: Batch, dx: Array, weight: Array, hidden: Array) -> Array:
 
 def gradient_errors(batch: Batch, truth: Truth, loss: Array, grad: Array) -> Errors:
     """Losses as for `sparse_ce`. Each entry of a gradient is a sum. It may be off by what its terms may be, and by a
-    roundoff of the sizes of its terms for each of them that is added: products of matrices add up term by term. Where
-    it has 16 bits, one unit in its last place comes on top.
+    roundoff of the sizes of its terms for each of them that is added: products of matrices add up term by term. Each
+    term may lose what is below the smallest normal number, and where the entry has 16 bits, one unit in its last place
+    comes on top.
     """
     precision, dx = PRECISION[batch.dtype], truth.of_logits.logits
     of_loss = errors(_of_logits(batch), truth.of_logits, loss, dx)
@@ -70,8 +71,10 @@ def gradient_errors(batch: Batch, truth: Truth, loss: Array, grad: Array) -> Err
     size = _through(batch, np.abs(dx), *sizes)
     allowed = _through(batch, allowed_in_gradient(_of_logits(batch), truth.of_logits), *sizes)
     terms = _through(batch, dx != 0, *(each != 0 for each in sizes))
-    allowed += terms * precision.unit * size + of_rounding(truth.logits, precision)
+    flushed = precision.tiny * (terms + _through(batch, dx != 0, *sizes))
+    allowed += terms * precision.unit * size + flushed + of_rounding(truth.logits, precision)
     found = relative(grad, truth.logits, size, precision.tiny)
+    found = np.where(np.abs(grad - truth.logits) <= flushed, 0.0, found)
     if precision.mantissa is not None:  # subnormal results have fewer digits, down to none
         found = np.where(np.abs(truth.logits) < 2.0**precision.smallest, 0.0, found)
     shares = relative(grad, truth.logits, allowed, precision.tiny)
