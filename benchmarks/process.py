@@ -109,6 +109,9 @@ class Session:
         inputs = [frameworks.each(lambda k: self.framework.array(k, dtype), self.x) for _ in copies]
         self.turns = itertools.cycle(inputs)
         users = frameworks.of_users(self.framework, workload, self.job.contenders)
+        if reason := frameworks.why_not_users(workload):
+            for name in self.job.contenders:
+                self.tell("absent", f"{name} on {workload.name}: {reason}")
         entries = list(self._entries(itertools.chain(self.framework.contenders(workload), users)))
         gc.collect()
         gc.freeze()  # else each collection would take 0.25 s for a framework's million objects

@@ -65,19 +65,27 @@ def _origin(result: Result) -> str:
 
 
 def accuracy() -> str:
-    found = xent.compare([*OWN], losses=["sparse_ce"], dtypes=["float32", "float64"])
-    heads, lines = ["sparse_ce", "dtype", "mode", "xent: loss, gradient", "its own loss: loss, gradient", ""], []
+    found = xent.compare([*OWN], losses=["sparse_ce"], dtypes=["float32", "float64"], full=True)
+    heads, lines = ["sparse_ce", "dtype", "mode", "xent", "its own: ordinary logits", "all", ""], []
     for row in found.rows:
-        own = f"{figure(row.native_value)}, {figure(row.native_gradient)}" if row.native else ""
+        ordinary = row.regimes[0]
+        own = [
+            f"{figure(value)}, {figure(gradient)}" if row.native else ""
+            for value, gradient in (
+                (ordinary.native_value, ordinary.native_gradient),
+                (row.native_value, row.native_gradient),
+            )
+        ]
         ours = f"{figure(row.value)}, {figure(row.gradient)}"
-        lines.append([row.backend, row.dtype, row.mode, ours, own, f"`{row.native}`" if row.native else ""])
+        lines.append([row.backend, row.dtype, row.mode, ours, *own, f"`{row.native}`" if row.native else ""])
     versions = ", ".join(f"{name} {number}" for name, number in found.versions.items())
     table = markdown(heads, lines).replace("wrong", "∞")
-    return f"{table}\n{versions}; {platform.machine()}, CPU; {datetime.date.today()}.\n"
+    return f"{table}\nOf the loss, of its gradient. {versions}; {platform.machine()}, CPU; {datetime.date.today()}.\n"
 
 
 def marked(name: str, text: str) -> str:
-    return f"<!-- {name}: python -m xent.benchmarks.readme -->\n{text}<!-- /{name} -->"
+    argument = " accuracy" if name == "accuracy" else ""
+    return f"<!-- {name}: python -m xent.benchmarks.readme{argument} -->\n{text}<!-- /{name} -->"
 
 
 def write(name: str, text: str, page: Path) -> None:

@@ -65,8 +65,8 @@ def bench(
         passes: "both" (the loss and its gradient), "forward" (the loss alone); "both" if not given.
         device: "cpu", "cuda", "gpu", or a framework's own name for one, such as "cuda:1".
         rivals: whether the frameworks' own losses and Keras's are timed, too.
-        contenders: your own losses of (logits, labels), "package.module:function", timed among the rivals where classes
-            are last.
+        contenders: your own losses of (logits, labels), "package.module:function", timed among the rivals. Workloads
+            whose classes are not last or that have no logits leave them out, and `absent` says so.
         threads: processors that each framework may use; all if not given.
         rounds: how often each contender has its turn; if not given 5 times, and up to 25 within some seconds.
         quick: two small workloads, without torch.compile, within a minute.

@@ -16,9 +16,10 @@ import xent
 from processes import python
 from rich.console import Console
 from typer.testing import CliRunner
-from xent import _console, cli
-from xent.verify.comparison import Comparison, Pair, Row
+from xent import _console, _files, cli
+from xent.verify.comparison import Comparison, InRegime, Pair, Row
 from xent.verify.page import page as html_page
+from xent.verify.show import show
 
 FAST = ["compare", "--backend", "numpy", "--dtype", "float32"]
 
@@ -32,18 +33,20 @@ ODD = "[/b] :x: [red]"  # what rich would fail on, replace and leave out
 
 def test_compare_prints_what_is_not_ours_as_it_is(capsys, monkeypatch):
     monkeypatch.setattr(_console.out, "width", 400)
-    fine = Row(ODD + "1", "loss", ODD + "2", "eager", 0.0, "", 0.0, "", 0.0, native=ODD + "3")
+    kinds = (InRegime("ordinary", 0.0, 0.0, 0.0),)
+    fine = Row(ODD + "1", "loss", ODD + "2", "eager", 0.0, "", 0.0, "", 0.0, native=ODD + "3", regimes=kinds)
     broken = dataclasses.replace(fine, problem=ODD + "4", share=2.0)
     pair = Pair((ODD + "5", "numpy"), "loss", ODD + "2", 0.0, 0.0)
-    cli._print(Comparison([fine, broken], [pair], [ODD + "6"], {}))
-    cli._print(Comparison([fine], [], [], {"numpy": ODD + "7"}))
+    show(Comparison([fine, broken], [pair], [ODD + "6"], {}), _console.out)
+    show(Comparison([fine], [], [], {"numpy": ODD + "7"}), _console.out)
     shown = capsys.readouterr().out
     assert not [i for i in range(1, 8) if f"{ODD}{i}" not in shown]
 
 
 def test_progress_shows_what_is_not_ours_as_it_is(monkeypatch):
     shown = io.StringIO()
-    monkeypatch.setattr(_console, "err", Console(file=shown, force_terminal=True, emoji=False, width=200))
+    for name in ("err", "out"):
+        monkeypatch.setattr(_console, name, Console(file=shown, force_terminal=True, emoji=False, width=200))
     with _console.Steps("starting") as step:
         step(ODD, 1, 2)
     assert ODD in re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", shown.getvalue())
@@ -52,7 +55,7 @@ def test_progress_shows_what_is_not_ours_as_it_is(monkeypatch):
 def test_compare():
     shown = invoke(*FAST)
     assert shown.exit_code == 0, shown.stdout
-    assert "all 3 agree with the truth" in shown.stdout
+    assert "all 4 agree with the truth" in shown.stdout
     assert "textbook" in shown.stdout  # what NumPy users write themselves, and how far off it is
 
 
@@ -79,16 +82,19 @@ def test_compare_html(tmp_path):
     page = tmp_path / "report.html"
     assert invoke(*FAST, "--html", page).exit_code == 0
     text = page.read_text(encoding="utf-8")
-    assert text.count("<table") == 2
+    assert text.count("<table") == 5  # all kinds of logits together; each by itself, a table a loss
     assert "http" not in text.replace("http-equiv", "")  # nothing from elsewhere
-    assert "all 3 agree" in text
+    assert "all 4 agree" in text
 
 
 def test_compare_html_has_what_is_not_ours_as_it_is():
-    row = Row("<a>", "<b>", "<c>", "<d>", 0.0, "<e>", 0.0, "<f>", 0.0, native="<g>", problem="<h>")
+    kinds = (InRegime("<m>", 0.0, 0.0, 0.0),)
+    row = Row("<a>", "<b>", "<c>", "<d>", 0.0, "<e>", 0.0, "<f>", 0.0, native="<g>", regimes=kinds)
+    broken = dataclasses.replace(row, problem="<h>")
     pair = Pair(("<i>", "<j>"), "<b>", "<c>", 0.0, 0.0)
-    page = html_page(Comparison([row], [pair], ["<k>"], {"numpy": "<l>"}))
-    assert not [letter for letter in "abcdefghijkl" if f"<{letter}>" in page]
+    page = html_page(Comparison([row, broken], [pair], ["<k>"], {"numpy": "<l>"}))
+    assert "&lt;m&gt;" in page
+    assert not [letter for letter in "abcdefghijklm" if f"<{letter}>" in page]
 
 
 def test_compare_html_to_any_name(tmp_path):
@@ -232,11 +238,11 @@ def test_own_bfloat16_as_safetensors(tmp_path):
     pytest.importorskip("safetensors", reason="safetensors is not installed")
     path = tmp_path / "b.safetensors"
     safetensors_file(path, "BF16", b"\x80\x3f" * 6)
-    code = f"from pathlib import Path; from xent import cli; print(cli._load(Path({str(path)!r}), 'logits').dtype)"
+    code = f"from pathlib import Path; from xent import _files; print(_files.load(Path({str(path)!r}), 'logits').dtype)"
     done = python("-c", f"import sys; sys.modules['ml_dtypes'] = None; {code}")
     assert f"ValueError: {path}: a is BF16, which NumPy reads with: pip install ml_dtypes" in done.stderr
     pytest.importorskip("ml_dtypes", reason="ml_dtypes is not installed")
-    assert cli._load(path, "logits").dtype.name == "bfloat16"
+    assert _files.load(path, "logits").dtype.name == "bfloat16"
 
 
 def test_own_dtype_that_numpy_does_not_have(tmp_path):
@@ -253,6 +259,7 @@ def test_disagreement(monkeypatch):
     shown = invoke("compare", "--backend", "wrong_framework", "--loss", "sparse_ce", "--dtype", "float32")
     assert shown.exit_code == 1, shown.output
     assert "1 of 1 disagree with the truth" in shown.stdout
+    assert "1e-04" in shown.stdout
 
 
 def test_from_python():
@@ -261,7 +268,7 @@ def test_from_python():
     assert found
     assert found.agrees
     assert "sparse_ce" in repr(found)
-    assert "all 3 agree" in repr(found)
+    assert "all 4 agree" in repr(found)
     assert [done for _, done, of in steps] == list(range(1, steps[-1][2] + 1))
 
 

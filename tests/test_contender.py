@@ -10,6 +10,8 @@ import pytest
 import xent
 from typer.testing import CliRunner
 from xent import cli
+from xent.benchmarks.frameworks import why_not_users
+from xent.benchmarks.workloads import WORKLOADS
 from xent.verify import contender, frameworks, judge, regimes, tolerance
 from xent.verify.comparison import contender_text, rows
 from xent.verify.page import page
@@ -53,9 +55,15 @@ def test_naive(backend):
     """It overflows where the logits are large, and the smallest input says so."""
     row = judged("naive" if backend == "numpy" else f"naive_{backend}", backend)
     assert not row.agrees
-    assert row.worst_regime in ("offset", "spread", "behind", "impossible")
-    assert "logits [[" in row.example
+    assert row.worst_regime in ("offset", "spread", "behind", "-inf")
+    assert_said(row)
+
+
+def assert_said(row):
+    """The report names the regime and a small input."""
+    assert re.search(r"logits \[\[.*\]\], labels \[.*\]: .*, expected ", row.example)
     assert len(row.example) < 300
+    assert f"wrong, worst where logits are {row.worst_regime!r}: {row.example}" in contender_text(row)
 
 
 @pytest.mark.parametrize("backend", ON)
@@ -67,6 +75,7 @@ def test_planted_error(backend):
     assert not row.agrees
     assert "gradient[" in row.example
     assert ", 0]" in row.example
+    assert_said(row)
 
 
 @pytest.mark.parametrize("backend", ON[1:])
@@ -82,7 +91,10 @@ def test_frameworks_own(backend):
     verdict = judge.judge(batch, truth, Outcome(*map(framework.numpy, got)))
     assert (row.value, row.gradient, row.share) == (verdict.value, verdict.gradient, verdict.share)
     assert row.value == pytest.approx(1)
+    assert not row.agrees
+    assert row.worst_regime in ("lead", "equal"), "where it says 0"
     assert "loss is 0, expected" in row.example
+    assert_said(row)
 
 
 def test_smallest_input():
@@ -188,7 +200,7 @@ def test_compare_goes_on():
     assert [contender_text(row) in repr(found) for row in theirs] == [True] * 3
     shown = page(found)
     assert "your own" in shown
-    assert shown.count("by name, numpy") == 1
+    assert shown.count("by name, numpy") == 2, "all kinds of logits together, and each by itself"
     assert theirs[1].value == pytest.approx(ours.value)
 
 
@@ -203,6 +215,17 @@ def test_bench():
     assert "AttributeError: module 'contenders' has no attribute 'gone'" in theirs[3].problem
     assert ours.ours
     assert not found.failures
+
+
+def test_bench_says_what_leaves_a_contender_out():
+    """A loss of (logits, labels) has no hidden states, and its classes are last."""
+    found = xent.bench("linear-small", backends="numpy", rivals=False, contenders="contenders:right", rounds=1)
+    assert [series.name for series in found.cases[0].series] == ["xent"]
+    reason = "contenders:right on linear-small: its inputs are hidden states and a weight, not logits"
+    assert found.absent == [reason]
+    said = why_not_users(WORKLOADS["segmentation"])
+    assert said == "its classes are on axis 1, not on the last one"
+    assert not why_not_users(WORKLOADS["tiny"])
 
 
 @pytest.mark.parametrize(

@@ -181,6 +181,52 @@ def test_bfloat16(live):
     assert report.logits == "bfloat16 (2, 3)"
 
 
+LEFT_OUT = [  # a batch with a fault or remark in its first row, which has weight 0
+    Batch(at(X, (0, 1), NAN), Y),
+    Batch(X, at(Y, 0, 7)),
+    Batch(X, at(Y, 0, -100)),
+    Batch(X, at(HOT, (0, 1), NAN)),
+    Batch(X, at(HOT, (0, 1), 1)),
+    Batch(X, at(HOT, (0, 1), -0.2)),
+    Batch(at(X, 0, 5000), Y),
+    Batch(at(X, (0, 2), -INF), Y),
+    Batch(at(X, (0, 2), NAN), HOT * [[1], [0]], {"loss": "sigmoid_ce"}),
+    Batch(at(X, (0, 2), -INF), HOT * [[1], [0]], {"loss": "sigmoid_ce"}),
+]
+
+
+@pytest.mark.parametrize("batch", LEFT_OUT, ids=map(str, range(len(LEFT_OUT))))
+def test_weight_0_leaves_out(live, batch):
+    """As ignored ids are; with a weight, the row is found."""
+    x, y = arrays(live, batch)
+    shape = (2, 1) if batch.options else (2,)
+    weight = np.array([0.0, 2.0]).reshape(shape)
+    report = xent.doctor(x, y, sample_weight=live.array(weight, "float32", "cpu"), **batch.options)
+    assert report.findings == ()
+    assert names(xent.doctor(x, y, sample_weight=weight + 1, **batch.options))
+    alone = [part[1:] for part in (np.asarray(batch.logits), np.asarray(batch.labels))]
+    assert report.mean == pytest.approx(xent.doctor(*alone, **batch.options).mean, rel=1e-6)
+
+
+def test_weights_of_elements():
+    """An element of weight 0 may be anything, beside others that count."""
+    x, weight = at(X, (0, 1), NAN), at(np.ones((2, 3)), (0, 1), 0)
+    options = {"loss": "sigmoid_ce", "sample_weight": weight}
+    assert names(xent.doctor(x, TWO_HOT, **options)) == []
+    assert names(xent.doctor(at(x, (0, 2), NAN), TWO_HOT, **options)) == ["logits_not_finite"]
+    expected = xent.sigmoid_ce(x, TWO_HOT, sample_weight=weight)
+    assert xent.doctor(x, TWO_HOT, **options).mean == pytest.approx(float(expected))
+
+
+def test_weights():
+    report = xent.doctor(X, Y, sample_weight=[1, 3])
+    assert report.mean == pytest.approx(float(xent.sparse_ce(X, Y, sample_weight=[1, 3])))
+    (finding,) = xent.doctor(X, Y, sample_weight=0).findings
+    assert finding.sentence.startswith("all 2 labels are ignored or have weight 0")
+    few = xent.doctor(np.zeros((5, 3)), [0, 1, 2, 0, 1], sample_weight=[1, 0, 0, 0, 0])
+    assert few.findings[0].sentence.startswith("80% of the labels are ignored or have weight 0 (4 of 5 labels")
+
+
 def test_nothing_is_changed(live):
     for values, labels in ((X, Y), (softmax(X), HOT), (np.log(softmax(X)), HOT)):
         given = arrays(live, Batch(values, labels))
@@ -227,6 +273,8 @@ def test_figures_of_rows(dtype, shape):
         ((X * 1j, Y), {}, TypeError, "logits: expected 'float16'"),
         ((X, X * 1j), {}, TypeError, "labels: expected real numbers, got complex128"),
         ((Y, Y), {}, TypeError, "logits: expected .* swapped"),
+        ((X, Y), {"sample_weight": [1, 2, 3]}, ValueError, "sample_weight: expected a scalar, shape"),
+        ((X, Y), {"sample_weight": [1j, 2]}, TypeError, "sample_weight: expected real numbers, got complex128"),
     ],
 )
 def test_bad_input(arguments, options, error, sentence):
@@ -276,6 +324,9 @@ def test_command_as_json(tmp_path):
 def test_command_with_options(tmp_path):
     assert invoke(tmp_path, X.T, [2, -7], "--axis", "0", "--ignore-index", "-7").exit_code == 0
     assert "one positive" in invoke(tmp_path, X, HOT, "--loss", "sigmoid_ce").stdout
+    np.save(tmp_path / "w.npy", [0.0, 1.0])
+    weighted = invoke(tmp_path, at(X, (0, 0), NAN), Y, "--sample-weight", tmp_path / "w.npy")
+    assert weighted.exit_code == 0, weighted.output
 
 
 @pytest.mark.parametrize(

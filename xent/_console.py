@@ -7,6 +7,7 @@ Names of files, errors and versions are printed as they are, as `Text`: in a str
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -39,18 +40,24 @@ def writable(file: Path | None) -> None:
 
 
 class Steps:
-    """A progress bar on standard error, if that is a terminal."""
+    """A progress bar, if standard error and standard output are terminals; else, if wanted, a line for each step."""
 
-    def __init__(self, first: str, quiet: bool = False) -> None:
+    def __init__(self, first: str, lines: bool = False) -> None:
         what = TextColumn("{task.description:42.42}", markup=False)
         columns = (what, BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-        self.first = first
-        self.bar = Progress(*columns, console=err, transient=True, disable=quiet or not err.is_terminal)
+        live = err.is_terminal and out.is_terminal
+        self.first, self.lines, self.began = first, lines and not live, time.monotonic()
+        self.bar = Progress(*columns, console=err, transient=True, disable=not live)
 
     def __enter__(self) -> Any:
         self.bar.start()
-        task = self.bar.add_task(self.first, total=None)
-        return lambda what, done, of: self.bar.update(task, description=what, completed=done, total=of)
+        self.task = self.bar.add_task(self.first, total=None)
+        return self._step
+
+    def _step(self, what: str, done: int, of: int) -> None:
+        self.bar.update(self.task, description=what, completed=done, total=of)
+        if self.lines:
+            say(f"{time.monotonic() - self.began:4.0f} s  {done:{len(str(of))}} of {of}: {what}", to=err)
 
     def __exit__(self, *_: object) -> None:
         self.bar.stop()

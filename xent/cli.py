@@ -8,22 +8,27 @@ import json
 from collections.abc import Iterable
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import numpy as np
 import typer
 import xent
 from rich.table import Table
 from rich.text import Text
-from xent._console import Steps, fail, out, say, writable
+from xent._console import Steps, err, fail, out, say, writable
+from xent._files import load
 from xent.benchmarks.command import bench_command
-from xent.verify import frameworks, page, precision, regimes
-from xent.verify.compare import MODES, compare, facts
-from xent.verify.comparison import Comparison, Row, contender_text, figure, limit
+from xent.verify import frameworks, linear, page, precision, regimes
+from xent.verify.batches import MODES
+from xent.verify.bits import bits as bits_of
+from xent.verify.compare import compare
 from xent.verify.diagnosis import FAULT
 from xent.verify.doctor import doctor
+from xent.verify.processes import facts
+from xent.verify.show import show, show_bits
 
-Loss = Enum("Loss", {name: name for name in regimes.LOSSES})  # type: ignore[misc]
+Loss = Enum("Loss", {name: name for name in linear.LOSSES})  # type: ignore[misc]
+LogitsLoss = Enum("LogitsLoss", {name: name for name in regimes.LOSSES})  # type: ignore[misc]
 Dtype = Enum("Dtype", {name: name for name in precision.DTYPES})  # type: ignore[misc]
 Mode = Enum("Mode", {name: name for name in MODES})  # type: ignore[misc]
 
@@ -97,6 +102,9 @@ def triton(devices: Iterable[str]) -> dict[str, Any]:
 CONTENDER = "Also judge your own loss of (logits, labels): package.module:function; needs --backend and --loss."
 
 
+BITS = "Instead, digests of the results' bits on fixed inputs, to hold against another machine's."
+
+
 @app.command(name="compare")
 def compare_command(
     backend: Annotated[list[str] | None, typer.Option(help="Only this one; repeat for more.")] = None,
@@ -104,36 +112,49 @@ def compare_command(
     loss: Annotated[list[Loss] | None, typer.Option(help="Only this one; repeat for more.")] = None,
     mode: Annotated[list[Mode] | None, typer.Option(help="Eagerly, or through the framework's compiler.")] = None,
     device: Annotated[str, typer.Option(help="As the framework names it: cpu, cuda:0, gpu:0.")] = "cpu",
-    logits: Annotated[Path | None, typer.Option(help="Your logits: .npy, .npz or .safetensors, classes last.")] = None,
+    logits: Annotated[Path | None, typer.Option(help="Your logits: .npy, .npz or .safetensors.")] = None,
     labels: Annotated[Path | None, typer.Option(help="Your labels: class ids, or distributions.")] = None,
+    axis: Annotated[int, typer.Option(help="Where the classes are in your logits.")] = -1,
     ignore_index: Annotated[int | None, typer.Option(help="Class id to ignore in your labels.")] = None,
     contender: Annotated[list[str] | None, typer.Option(help=CONTENDER)] = None,
     option: Annotated[list[str] | None, typer.Option(help="Its option: label_smoothing=0.1; repeat for more.")] = None,
+    full: Annotated[bool, typer.Option("--full", help="Also 33,333 and 262,144 classes.")] = False,
+    bits: Annotated[bool, typer.Option("--bits", help=BITS)] = False,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON, to standard output.")] = False,
     html: Annotated[Path | None, typer.Option(help="Also write one self-contained page with heatmaps.")] = None,
 ) -> None:
     """Check every installed framework against float64, against each other, and beside the framework's own losses.
 
-    Shows the worst relative errors over hard and easy logits: common offsets to 1e8, labels that lead by up to 80,
-    spreads to 1e4, ties, ruled-out classes.
+    Shows the worst relative errors over ordinary logits and hard ones, each kind by itself: common offsets to 1e8,
+    labels that lead by up to 80, spreads to 1e4, ties, ruled-out classes. What it will do and how far it is goes to
+    standard error.
 
     Exit status: 0 all agree, 1 something disagrees, 2 nothing could be run.
     """
+    losses, dtypes = ([choice.value for choice in chosen or ()] for chosen in (loss, dtype))
     try:
+        if bits:
+            given = (mode, logits, labels, ignore_index, contender, option, html, full, axis != -1)
+            if any(value not in (None, False, []) for value in given):
+                raise ValueError("--bits: goes with --backend, --dtype, --loss, --device and --json only")
+            _compare_bits(backend, losses, dtypes, device, as_json)
         writable(html)
-        with Steps("starting the frameworks", quiet=as_json) as step:
+        with Steps("starting the frameworks", lines=True) as step:
             result = compare(
                 backend,
-                losses=[choice.value for choice in loss or ()],
-                dtypes=[choice.value for choice in dtype or ()],
+                losses=losses,
+                dtypes=dtypes,
                 modes=[choice.value for choice in mode or ()] or MODES,
                 device=device,
-                logits=_load(logits, "logits"),
-                labels=_load(labels, "labels"),
+                logits=load(logits, "logits"),
+                labels=load(labels, "labels"),
+                axis=axis,
                 ignore_index=ignore_index,
+                full=full,
                 contenders={name: name for name in contender or ()},
                 options=dict(map(_option, option or ())),
                 progress=step,
+                announce=lambda text: say((text, "dim"), to=err),
             )
         if html is not None:
             html.write_text(page.page(result), encoding="utf-8")
@@ -143,10 +164,22 @@ def compare_command(
     if as_json:
         print(json.dumps(_finite(result.to_dict()), indent=2))
     else:
-        _print(result)
+        show(result, out)
         if html is not None:
             say((f"wrote {html}", "dim"))
     raise typer.Exit(0 if result.agrees else 1)
+
+
+def _compare_bits(
+    backend: list[str] | None, losses: list[str], dtypes: list[str], device: str, as_json: bool
+) -> NoReturn:
+    say(("computing digests on every backend; about half a minute on two cores", "dim"), to=err)
+    found = bits_of(backend, losses=losses, dtypes=dtypes, device=device)
+    if as_json:
+        print(json.dumps(found.to_dict(), indent=2))
+    else:
+        show_bits(found, out)
+    raise typer.Exit(0 if found else 1)
 
 
 def _option(given: str) -> tuple[str, float]:
@@ -156,82 +189,14 @@ def _option(given: str) -> tuple[str, float]:
     raise ValueError(f"--option {given}: expected name=number, such as label_smoothing=0.1")
 
 
-def _print(result: Comparison) -> None:
-    table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")  # fits 80 columns
-    for heading in ("backend", "loss", "dtype", "mode"):
-        table.add_column(heading, no_wrap=True)
-    for heading in ("value", "gradient", "limit", "own value", "gradient"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    previous: tuple[str, str] | None = None
-    for row in result.rows:
-        who = (row.contender.rpartition(":")[2] or row.backend, row.loss)
-        if previous and who[0] != previous[0]:
-            table.add_section()
-        first = ("", "") if previous == who else who
-        table.add_row(*map(Text, (*first, row.dtype, row.mode)), *_cells(row))
-        previous = who
-    out.print(table)
-    say((LEGEND, "dim"))
-    for backend in dict.fromkeys(row.backend for row in result.rows):
-        names = dict.fromkeys(row.native for row in result.rows if row.backend == backend and row.native)
-        for name in names:
-            say((f"own: {backend:12}{name}", "dim"))
-    _print_pairs(result)
-    for row in result.contenders():
-        say((contender_text(row), "" if row.agrees else "red"))
-    for row in result.rows:
-        if row.problem and not row.contender:
-            say((f"{row.backend} {row.loss} {row.dtype} {row.mode}", "red"), f": {row.problem}")
-    for reason in result.skipped:
-        say((f"skipped {reason}", "dim"))
-    say((result.summary(), "green" if result.agrees else "bold red"))
-
-
-LEGEND = """
-value, gradient  worst relative error against float64 truth
-limit            the worse of them as a share of what the dtype allows
-own              the same errors of the framework's own loss, named below:
-                 1 is no digit right, wrong is NaN, infinity or an error"""
-
-
-def _cells(row: Row) -> Iterable[Text]:
-    if row.problem:
-        return (Text("failed" if row.contender else "raised", "red"), Text(), Text())
-    return (
-        Text(figure(row.value)),
-        Text(figure(row.gradient)),
-        Text(limit(row), "green" if row.agrees else "bold red"),
-        _against(row.native_value, row.value),
-        _against(row.native_gradient, row.gradient),
-    )
-
-
-def _against(theirs: float, ours: float) -> Text:
-    """Their figure, marked where it is more than ten times ours."""
-    return Text(figure(theirs), "yellow" if theirs > 10 * max(ours, 1e-16) else "")
-
-
-def _print_pairs(result: Comparison) -> None:
-    """The largest difference between any two backends, a line a dtype."""
-    if not result.pairs:
-        return
-    say(("\nlargest difference between two backends", "bold"), (" (relative)", "dim"))
-    for dtype in dict.fromkeys(pair.dtype for pair in result.pairs):
-        pairs = [pair for pair in result.pairs if pair.dtype == dtype]
-        value, gradient = max(pairs, key=lambda p: p.value), max(pairs, key=lambda p: p.gradient)
-        for what, size, pair in (("value", value.value, value), ("gradient", gradient.gradient, gradient)):
-            where = f"{' - '.join(pair.backends)}, {pair.loss}"
-            say(f"{dtype:9} {what:9}{figure(size):>6}  ", (where, "dim"))
-    out.print()
-
-
 @app.command(name="doctor")
 def doctor_command(
     logits: Annotated[Path, typer.Option(help="Your logits: .npy, .npz or .safetensors.")],
     labels: Annotated[Path, typer.Option(help="Your labels: class ids, or labels of the logits' shape.")],
     axis: Annotated[int, typer.Option(help="Where the classes are.")] = -1,
     ignore_index: Annotated[int | None, typer.Option(help="Class id to ignore in your labels.")] = None,
-    loss: Annotated[Loss | None, typer.Option(help="Which loss they are for; else the labels' dtype tells.")] = None,
+    sample_weight: Annotated[Path | None, typer.Option(help="Your weights; examples of weight 0 are left out.")] = None,
+    loss: Annotated[LogitsLoss | None, typer.Option(help="Which loss they are for; else by the labels' dtype.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
     """Say what is wrong or odd about one batch: probabilities as logits, ids from 1 to C, NaN and where.
@@ -239,8 +204,14 @@ def doctor_command(
     Exit status: 0 nothing is wrong, though remarks may be made, 1 a fault was found, 2 bad input.
     """
     try:
-        arrays = _load(logits, "logits"), _load(labels, "labels")
-        report = doctor(*arrays, axis=axis, ignore_index=ignore_index, loss=None if loss is None else loss.value)
+        report = doctor(
+            load(logits, "logits"),
+            load(labels, "labels"),
+            axis=axis,
+            ignore_index=ignore_index,
+            sample_weight=load(sample_weight, "sample_weight"),
+            loss=None if loss is None else loss.value,
+        )
     except (ValueError, TypeError, OSError) as error:
         fail(error)
         raise typer.Exit(2) from None
@@ -252,58 +223,6 @@ def doctor_command(
             say((f"{finding.severity}: ", "bold red" if finding.severity == FAULT else "yellow"), finding.sentence)
         say((report.verdict(), "green" if report else "bold red"))
     raise typer.Exit(0 if report else 1)
-
-
-def _load(path: Path | None, name: str) -> Any:
-    """The array in a file; of an archive, the one of this name, or its only one."""
-    if path is None:
-        return None
-    if path.suffix not in (".npy", ".npz", ".safetensors"):
-        raise ValueError(f"{path}: expected .npy, .npz or .safetensors")
-    if not path.exists():
-        raise ValueError(f"{path}: no such file")
-    try:
-        arrays = _arrays(path, name)
-    except ImportError:
-        raise ValueError(f"{path}: reading .safetensors needs: pip install safetensors") from None
-    except Exception as error:  # each reader has its own exceptions
-        raise ValueError(f"{path}: not a readable {path.suffix} file ({type(error).__name__})") from None
-    if name not in arrays and len(arrays) != 1:
-        raise ValueError(f"{path}: expected one array or one named {name!r}, found {', '.join(arrays) or 'none'}")
-    key = name if name in arrays else next(iter(arrays))
-    array = arrays[key]
-    if isinstance(array, str):
-        raise ValueError(f"{path}: {key} is {array}, which NumPy {HOW_TO_READ.get(array, 'does not have')}")
-    if array.dtype.name.startswith("void"):  # what np.save makes of bfloat16, whose name .npy cannot hold
-        raise ValueError(
-            f"{path}: {key} has the dtype {array.dtype.str}, raw bytes; save bfloat16 as .safetensors or as float32"
-        )
-    return array
-
-
-HOW_TO_READ = {"BF16": "reads with: pip install ml_dtypes"}
-
-
-def _arrays(path: Path, name: str) -> dict[str, Any]:
-    """By name; for an array whose dtype NumPy does not have, that dtype's name."""
-    if path.suffix == ".npy":
-        return {name: np.load(path, allow_pickle=False)}
-    if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as archive:
-            return {member: archive[member] for member in archive.files}
-    from safetensors import safe_open
-
-    with contextlib.suppress(ImportError):
-        importlib.import_module("ml_dtypes")  # which makes bfloat16 known to NumPy
-    with safe_open(path, "numpy") as archive:
-        return {key: _tensor(archive, key) for key in archive.keys()}  # noqa: SIM118 (no dict)
-
-
-def _tensor(archive: Any, key: str) -> Any:
-    try:
-        return archive.get_tensor(key)
-    except (TypeError, AttributeError):
-        return archive.get_slice(key).get_dtype()
 
 
 def _finite(value: Any) -> Any:

@@ -70,9 +70,16 @@ def keras(workload: Workload, modes: dict[str, Mode]) -> Iterator[Contender]:
         yield from in_modes(modes, "keras.losses", loss)
 
 
+def why_not_users(workload: Workload) -> str:
+    """Why a user's loss of (logits, labels), classes last, is not timed on this workload; "" where it is."""
+    if workload.linear:
+        return "its inputs are hidden states and a weight, not logits"
+    return "" if workload.axis == -1 else f"its classes are on axis {workload.axis}, not on the last one"
+
+
 def of_users(framework: Framework, workload: Workload, references: Iterable[str]) -> Iterator[Contender]:
-    """Losses of (logits, labels) that "package.module:function" names, where the classes are on the last axis."""
-    for reference in references if workload.axis == -1 and not workload.linear else ():
+    """Losses of (logits, labels) that "package.module:function" names, where the workload has such arguments."""
+    for reference in () if why_not_users(workload) else references:
         loss = imported_or_raising(reference)
         yield from in_modes(framework.modes, reference, functools.partial(_mean, framework.mean, loss))
 

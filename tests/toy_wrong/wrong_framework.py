@@ -27,6 +27,10 @@ ADAPTER = replace(
     toy_adapter.ADAPTER,
     name="wrong_framework",
     types=(Array,),
-    ops=replace(toy_adapter.OPS, asarray=lambda value, _: value if hasattr(value, "_values") else Array(value)),
+    ops=replace(
+        toy_adapter.OPS,
+        asarray=lambda value, _: value if hasattr(value, "_values") else Array(value),
+        astype=lambda x, dtype: Array(x._values.astype(dtype)),
+    ),
     softmax=replace(SOFTMAX, rows_value_and_grad=off, mean_value_and_grad=mean_off),
 )

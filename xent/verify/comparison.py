@@ -7,10 +7,21 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from xent.verify import tolerance
-from xent.verify.judge import Verdict, example, judge
-from xent.verify.oracle import Truth
+from xent.verify import regimes
+from xent.verify.judge import Truth, Verdict, errors, example, in_regime, judge
 from xent.verify.task import Answer, Outcome, Task
+
+
+@dataclass(frozen=True)
+class InRegime:
+    """One kind of logits: the worst relative errors, and those of the framework's own loss."""
+
+    regime: str
+    value: float
+    gradient: float
+    share: float  # of what is allowed
+    native_value: float = math.nan
+    native_gradient: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -34,6 +45,7 @@ class Row:
     contender: str = ""  # who was judged, where that is not xent
     worst_regime: str = ""  # where it is furthest beyond what is allowed, if it is
     example: str = ""  # a small input of that regime that shows it
+    regimes: tuple[InRegime, ...] = ()  # each kind of logits by itself, ordinary ones first
 
     @property
     def agrees(self) -> bool:
@@ -148,6 +160,7 @@ def _worst(group: list[tuple[Task, Answer]], truths: dict[int, Truth]) -> dict[s
     if group[0][0].contender and not result["problem"] and result["share"] > 1:
         result |= _shown(group, ours, truths)
     theirs = [judge(t.batch, truths[id(t.batch)], a.native) for t, a in group if a.native is not None]
+    result["regimes"] = _by_regime([task for task, _ in group], ours, theirs)
     if theirs:
         result |= {
             "native": group[0][1].native_name,
@@ -156,6 +169,22 @@ def _worst(group: list[tuple[Task, Answer]], truths: dict[int, Truth]) -> dict[s
             "native_share": max(v.share for v in theirs),
         }
     return result
+
+
+def _by_regime(tasks: list[Task], ours: list[Verdict], theirs: list[Verdict]) -> tuple[InRegime, ...]:
+    """All batches together."""
+    names = {name for task in tasks for name in task.batch.regimes}
+
+    def worst(verdicts: list[Verdict], name: str) -> list[float]:
+        pairs = zip(tasks, verdicts, strict=True)
+        found = [in_regime(t.batch, verdict, name) for t, verdict in pairs if name in t.batch.regimes]
+        return [max(figures) for figures in zip(*found, strict=True)]
+
+    return tuple(
+        InRegime(name, *worst(ours, name), *(worst(theirs, name)[:2] if theirs else ()))
+        for name in (*regimes.REGIMES, "yours")
+        if name in names
+    )
 
 
 def _shown(group: list[tuple[Task, Answer]], verdicts: list[Verdict], truths: dict[int, Truth]) -> dict[str, str]:
@@ -180,8 +209,8 @@ def pairs(tasks: list[Task], answers: list[Answer], truths: dict[int, Truth]) ->
             by_batch.setdefault(id(task.batch), []).append((task, answer.ours))
     for key, results in by_batch.items():
         for (a, one), (b, other) in itertools.combinations(results, 2):
-            truth = truths[key]._replace(loss=other.loss, logits=other.grad)
-            e = tolerance.errors(a.batch, truth, one.loss, one.grad)
+            truth: Truth = truths[key]._replace(loss=other.loss, logits=other.grad)
+            e = errors(a.batch, truth, one.loss, one.grad)
             name = (a.backend, b.backend, a.batch.loss, a.batch.dtype)
             value, gradient = found.get(name, (0.0, 0.0))
             found[name] = (max(value, float(e.loss.max())), max(gradient, float(e.grad.max())))

@@ -31,7 +31,7 @@ class Report:
     loss: str  # which loss was looked at
     logits: str  # dtype and shape
     labels: str
-    mean: float | None  # of the losses that are finite; None where there are none
+    mean: float | None  # of the losses that are finite, weighted; None where there are none
     findings: tuple[Finding, ...]
 
     @property
@@ -72,6 +72,7 @@ def doctor(
     *,
     axis: int = -1,
     ignore_index: int | None = None,
+    sample_weight: Any = None,
     loss: str | None = None,
 ) -> Report:
     """Looks at one batch and says what is wrong or odd about it: probabilities passed as logits, ids from 1 to C, NaN.
@@ -81,6 +82,7 @@ def doctor(
         labels: class ids, or labels of the logits' shape.
         axis: where the classes are.
         ignore_index: a class id that leaves an example out.
+        sample_weight: as for the losses; examples of weight 0 are left out, too, and the report's mean is weighted.
         loss: "sparse_ce", "softmax_ce" or "sigmoid_ce", which the batch is for; if not given, "sparse_ce" for labels of
             an integer dtype, and "softmax_ce" for others.
 
@@ -101,7 +103,7 @@ def doctor(
     """
     if loss is not None:
         _check.choice("loss", loss, regimes.LOSSES)
-    batch = Batch(logits, labels, loss, axis, ignore_index)
+    batch = Batch(logits, labels, loss, axis, ignore_index, sample_weight)
     with np.errstate(all="ignore"):
         findings = _found(OF_FORM, batch)
         mean = None

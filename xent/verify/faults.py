@@ -72,7 +72,8 @@ def nothing_counts(batch: Batch) -> Found | None:
     if batch.counts.any():
         return None
     count = int(batch.counts.size)
-    why = f"all {count} labels are ignore_index={batch.ignore_index}" if count else "there are no rows"
+    left_out = f"are ignore_index={batch.ignore_index}" if batch.weights is None else "are ignored or have weight 0"
+    why = f"all {count} labels {left_out}" if count else "there are no rows"
     return Found(f"{why}: the mean is 0, and so are all gradients", {"count": count})
 
 
@@ -83,7 +84,7 @@ def swapped_by_values(batch: Batch) -> Found | None:
         "the logits are probabilities that add up to 1, and the labels are below 0 in {where}: they are swapped; "
         "logits come before labels"
     )
-    return where(batch.of_labels.low < 0, "rows", sentence)
+    return where(batch.negative_labels, "rows", sentence)
 
 
 def probabilities(batch: Batch) -> Found | None:
@@ -127,7 +128,9 @@ def ids_from_1(batch: Batch) -> Found | None:
         return None
     sentence = "the ids run from 1 to {classes}, where {classes} classes are 0 to {last}: {where} are too large; "
     sentence += "subtract 1 from all"
-    return where(batch.y == batch.classes, "labels", sentence, classes=batch.classes, last=batch.classes - 1)
+    return where(
+        batch.counts & (batch.y == batch.classes), "labels", sentence, classes=batch.classes, last=batch.classes - 1
+    )
 
 
 def ids_out_of_range(batch: Batch) -> Found | None:
@@ -157,13 +160,13 @@ def labels_not_finite(batch: Batch) -> Found | None:
     if batch.hard:
         return None
     odd = ~(np.isfinite(batch.of_labels.low) & np.isfinite(batch.of_labels.high))
-    return _not_finite("labels", batch, batch.y, odd)
+    return _not_finite("labels", batch, batch.y, batch.counts & odd)
 
 
 def _not_finite(argument: str, batch: Batch, array: Any, mask: Any) -> Found | None:
     if not mask.any():
         return None
-    row = batch.row(array, first(mask)).astype(np.float64)
+    row = batch.row(batch.weighed(array), first(mask)).astype(np.float64)
     place = int(np.argmax(np.isnan(row))) if np.isnan(row).any() else int(np.argmax(~np.isfinite(row)))
     sentence = (
         "the {argument} hold NaN or infinity in {where}: it has {value} at class {place}; look at what computes them"

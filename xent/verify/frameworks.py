@@ -27,11 +27,23 @@ class BuiltinLoss:
     """A framework's own loss, one value a row with its derivative in the logits, and what it is called."""
 
     name: str
-    value_and_grad: Callable[[Array, Array], tuple[Array, Array]]
+    value_and_grad: Callable[..., tuple[Array, Any]]  # of logits and labels; of hidden states, weight and labels
+    ignoring: Callable[[int], Callable[..., tuple[Array, Any]]] | None = None  # the same, if it has an `ignore_index`
 
 
 def _builtin(name: str, function: Loss) -> BuiltinLoss:
     return BuiltinLoss(name, value_and_grad(function))
+
+
+def _of_products(framework: str, own: str, loss: Loss, product: Loss) -> BuiltinLoss:
+    """What `linear_ce` replaces: a loss of all logits at once, and its gradients in hidden states and weight."""
+    autodiff = _dispatch.load(framework).autodiff
+    assert autodiff is not None
+
+    def value_and_grads(hidden: Array, weight: Array, y: Array) -> tuple[Array, Any]:
+        return autodiff.value_and_grad(lambda factors: loss(product(*factors), y), (hidden, weight))
+
+    return BuiltinLoss(f"{own}, of hidden @ weight.T", value_and_grads)
 
 
 @dataclass(frozen=True)
@@ -83,6 +95,11 @@ def _numpy() -> Framework:
         with np.errstate(all="ignore"):
             return np.maximum(x, 0) - x * z + np.log1p(np.exp(-np.abs(x))), 1 / (1 + np.exp(-x)) - z
 
+    def linear(hidden: Array, weight: Array, y: Array) -> tuple[Array, tuple[Array, Array]]:
+        h, w = (k.astype(np.float32) if k.dtype.itemsize == 2 else k for k in (hidden, weight))
+        loss, dx = sparse(h @ w.T, y)
+        return loss, ((dx @ w).astype(hidden.dtype), (dx.T @ h).astype(hidden.dtype))
+
     return Framework(
         "numpy",
         array,
@@ -90,6 +107,7 @@ def _numpy() -> Framework:
         {"eager": eager},
         lambda: ["cpu"],
         lambda: {
+            "linear_ce": BuiltinLoss("textbook: hidden @ weight.T, one-hot, log(sum(exp))", linear),
             "sparse_ce": BuiltinLoss("textbook: one-hot, log(sum(exp))", sparse),
             "softmax_ce": BuiltinLoss("textbook: log(sum(exp))", soft),
             "sigmoid_ce": BuiltinLoss("textbook: max(x, 0) - xz + log1p", sigmoid),
@@ -109,6 +127,12 @@ def _torch() -> Framework:
         x = torch.tensor(np.asarray(value), device=device)
         return x if dtype is None else x.to(getattr(torch, dtype))
 
+    def sparse(x: Array, y: Array) -> Array:
+        return functional.cross_entropy(x, y, reduction="none")
+
+    def ignoring(index: int) -> Callable[..., tuple[Array, Any]]:
+        return value_and_grad(lambda x, y: functional.cross_entropy(x, y, ignore_index=index, reduction="none"))
+
     def sigmoid(x: Array, z: Array) -> Array:
         return functional.binary_cross_entropy_with_logits(x, z.to(x.dtype), reduction="none")
 
@@ -124,7 +148,8 @@ def _torch() -> Framework:
         {"eager": eager, **({"compiled": compiled} if has_compiler else {})},
         lambda: ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))],
         lambda: {
-            "sparse_ce": _builtin("F.cross_entropy", lambda x, y: functional.cross_entropy(x, y, reduction="none")),
+            "sparse_ce": BuiltinLoss("F.cross_entropy", value_and_grad(sparse), ignoring),
+            "linear_ce": _of_products("torch", "F.cross_entropy", sparse, functional.linear),
             "softmax_ce": _builtin(
                 "F.cross_entropy", lambda x, t: functional.cross_entropy(x, t.to(x.dtype), reduction="none")
             ),
@@ -149,6 +174,13 @@ def _tensorflow() -> Framework:
         return ["cpu", *(f"gpu:{i}" for i in range(len(tf.config.list_physical_devices("GPU"))))]
 
     nn = tf.nn
+
+    def sparse(x: Array, y: Array) -> Array:
+        return nn.sparse_softmax_cross_entropy_with_logits(labels=y, logits=x)
+
+    def product(hidden: Array, weight: Array) -> Array:
+        return tf.matmul(hidden, weight, transpose_b=True)
+
     return Framework(
         "tensorflow",
         array,
@@ -156,10 +188,8 @@ def _tensorflow() -> Framework:
         {"eager": eager, "compiled": lambda f: tf.function(f, jit_compile=True), "graph": tf.function},
         devices,
         lambda: {
-            "sparse_ce": _builtin(
-                "tf.nn.sparse_softmax_cross_entropy_with_logits",
-                lambda x, y: nn.sparse_softmax_cross_entropy_with_logits(labels=y, logits=x),
-            ),
+            "sparse_ce": _builtin("tf.nn.sparse_softmax_cross_entropy_with_logits", sparse),
+            "linear_ce": _of_products("tensorflow", "tf.nn.sparse_softmax_cross_entropy_with_logits", sparse, product),
             "softmax_ce": _builtin(
                 "tf.nn.softmax_cross_entropy_with_logits",
                 lambda x, t: nn.softmax_cross_entropy_with_logits(labels=tf.cast(t, x.dtype), logits=x),
@@ -187,6 +217,9 @@ def _jax() -> Framework:
         platform, _, index = name.partition(":")
         return jax.devices(platform)[int(index or 0)]
 
+    def product(hidden: Array, weight: Array) -> Array:
+        return hidden @ weight.T
+
     def builtin_losses() -> dict[str, BuiltinLoss]:
         if importlib.util.find_spec("optax") is None:
             log_softmax = jax.nn.log_softmax
@@ -196,6 +229,7 @@ def _jax() -> Framework:
 
             return {
                 "sparse_ce": _builtin("jax.nn.log_softmax", sparse),
+                "linear_ce": _of_products("jax", "jax.nn.log_softmax", sparse, product),
                 "softmax_ce": _builtin("jax.nn.log_softmax", lambda x, t: -(t * log_softmax(x)).sum(-1)),
                 "sigmoid_ce": _builtin(
                     "jax.nn.log_sigmoid",
@@ -208,7 +242,9 @@ def _jax() -> Framework:
             "softmax_ce": "softmax_cross_entropy",
             "sigmoid_ce": "sigmoid_binary_cross_entropy",
         }
-        return {ours: _builtin(f"optax.{theirs}", getattr(optax, theirs)) for ours, theirs in names.items()}
+        found = {ours: _builtin(f"optax.{theirs}", getattr(optax, theirs)) for ours, theirs in names.items()}
+        own = names["sparse_ce"]
+        return {**found, "linear_ce": _of_products("jax", f"optax.{own}", getattr(optax, own), product)}
 
     return Framework(
         "jax",

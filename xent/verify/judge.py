@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from xent.verify import oracle, tolerance
-from xent.verify.oracle import Truth
+from xent.verify import linear, oracle, tolerance
 from xent.verify.precision import PRECISION
 from xent.verify.regimes import Batch
 from xent.verify.task import Outcome
 
 Array = Any
+Truth = oracle.Truth | linear.Truth
 SMALL = 10  # classes that are printed
 
 
@@ -27,6 +27,7 @@ class Verdict:
     gradient_regime: str
     loss_shares: Array
     grad_shares: Array
+    of_rows: tolerance.Errors | None = None  # None: nothing could be judged
     mean_share: float = 0.0  # of the mean of the first rows
 
     @property
@@ -48,6 +49,16 @@ class Verdict:
         return int(among.argmax()) if among.max() > 1 else None
 
 
+def truth_of(batch: Batch) -> Truth:
+    return batch.truth() if batch.hidden is None else linear.truth(batch)
+
+
+def errors(batch: Batch, truth: Truth, loss: Array, grad: Array) -> tolerance.Errors:
+    if isinstance(truth, linear.Truth):
+        return linear.gradient_errors(batch, truth, loss, grad)
+    return tolerance.errors(batch, truth, loss, grad)
+
+
 def judge(batch: Batch, truth: Truth, outcome: Outcome) -> Verdict:
     if outcome.problem:
         return _nothing("")
@@ -56,8 +67,9 @@ def judge(batch: Batch, truth: Truth, outcome: Outcome) -> Verdict:
     grad = truth.logits if outcome.grad is None else outcome.grad
     if outcome.loss.shape != truth.loss.shape or grad.shape != truth.logits.shape:
         return _nothing("shape")
-    e = tolerance.errors(batch, truth, outcome.loss, grad)
+    e = errors(batch, truth, outcome.loss, grad)
     value, gradient = int(e.loss.argmax()), int(e.grad.argmax())
+    e = e if outcome.grad is not None else e._replace(grad=np.full_like(e.grad, math.nan))
     return Verdict(
         float(e.loss[value]),
         batch.regimes[value],
@@ -65,6 +77,7 @@ def judge(batch: Batch, truth: Truth, outcome: Outcome) -> Verdict:
         batch.regimes[gradient],
         e.loss_share,
         e.grad_share,
+        e,
         _mean_share(batch, outcome),
     )
 
@@ -72,6 +85,17 @@ def judge(batch: Batch, truth: Truth, outcome: Outcome) -> Verdict:
 def _nothing(regime: str) -> Verdict:
     beyond = np.array([math.inf])
     return Verdict(math.inf, regime, math.inf, regime, beyond, beyond)
+
+
+def in_regime(batch: Batch, verdict: Verdict, regime: str) -> tuple[float, float, float]:
+    """The worst relative errors in value and gradient of this regime's rows, and share of what is allowed."""
+    if verdict.of_rows is None:
+        return math.inf, math.inf, math.inf
+    among = np.array([name == regime for name in batch.regimes])
+    share = float(verdict.shares[among].max())
+    mean = verdict.mean_share if regime == batch.regimes[0] else 0.0
+    value, gradient = (float(each[among].max()) for each in (verdict.of_rows.loss, verdict.of_rows.grad))
+    return value, gradient, max(share, mean)
 
 
 def _true_mean(batch: Batch, rows: int) -> float:

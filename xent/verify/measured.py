@@ -58,14 +58,19 @@ def first(mask: Any) -> tuple[int, ...]:
 class Batch:
     """What the caller gave. Figures are found when they are first asked for, and only once."""
 
-    def __init__(self, logits: Any, labels: Any, loss: str | None, axis: int, ignore_index: int | None) -> None:
+    def __init__(
+        self, logits: Any, labels: Any, loss: str | None, axis: int, ignore_index: int | None, sample_weight: Any
+    ) -> None:
         labels = _check.class_ids(_check.given("labels", labels))
         self.logits = values("logits", _check.given("logits", logits), logits)
         self.labels = values("labels", labels, logits)
+        self.sample_weight = None if sample_weight is None else values("sample_weight", sample_weight, logits)
         self.ignore_index = _check.index("ignore_index", ignore_index)
         self.asked = loss
         self.swapped = self.logits.integral and not self.labels.integral
         _check.real("labels", self.labels.dtype)
+        if self.sample_weight is not None:
+            _check.real("sample_weight", self.sample_weight.dtype)
         if not self.swapped:
             _check.floating("logits", self.logits.dtype)
         self.x, self.y = self.logits.array, self.labels.array
@@ -91,12 +96,23 @@ class Batch:
     # ---- which rows count
 
     @cached_property
+    def weights(self) -> Any:
+        """In the loss's shape; None where none are given."""
+        if self.sample_weight is None:
+            return None
+        shape = self.x.shape if self.loss == "sigmoid_ce" else self.without_axis
+        _rules.WEIGHTS.check(self.sample_weight.array.shape, shape)
+        return np.broadcast_to(self.sample_weight.array, shape)
+
+    @cached_property
     def counts(self) -> Any:
-        """Rows that are not ignored."""
-        if not self.hard:
-            return np.ones(self.without_axis, bool)
-        ignored = _check.representable(self.ignore_index, self.labels.dtype)
-        return np.ones(self.y.shape, bool) if ignored is None else self.y != ignored
+        """Rows that are not ignored, and that have a weight."""
+        counts = np.ones(self.without_axis, bool)
+        if self.weights is not None:
+            counts = self.weights != 0
+            counts = counts.any(self.axis) if self.loss == "sigmoid_ce" else counts
+        ignored = _check.representable(self.ignore_index, self.labels.dtype) if self.hard else None
+        return counts if ignored is None else counts & (self.y != ignored)
 
     @cached_property
     def invalid(self) -> Any:
@@ -111,31 +127,43 @@ class Batch:
 
     @cached_property
     def of_logits(self) -> Rows:
-        return rows(self.x, self.axis)
+        return rows(self.weighed(self.x), self.axis)
 
     @cached_property
     def of_labels(self) -> Rows:
         """Of labels that are like the logits."""
-        return rows(self.y, self.axis)
+        return rows(self.weighed(self.y), self.axis)
+
+    def weighed(self, array: Any) -> Any:
+        """With 0 for each element of weight 0, of which only sigmoid_ce has some in rows that count."""
+        masked = self.loss == "sigmoid_ce" and self.weights is not None and not self.weights.all()
+        return np.where(self.weights != 0, array, np.zeros((), array.dtype)) if masked else array
 
     @cached_property
     def losses(self) -> Any:
         """Of every row; of every element for sigmoid_ce. Raises what the loss raises."""
         x, y, axis = self.x, self.y, self.axis
+        there = None if self.weights is None else self.weights != 0
         if self.loss == "sigmoid_ce":
-            return np.asarray(xent.sigmoid_ce(x, y, reduce="none"))
+            return np.asarray(xent.sigmoid_ce(x, y, reduce="none", sample_weight=there))
+        options: dict[str, Any] = {"axis": axis, "reduce": "none", "sample_weight": there}
         if self.loss == "softmax_ce":
-            return np.asarray(xent.softmax_ce(x, y, axis=axis, reduce="none"))
-        ignored = self.ignore_index
-        return np.asarray(xent.sparse_ce(x, y, axis=axis, reduce="none", ignore_index=ignored, invalid="nan"))
+            return np.asarray(xent.softmax_ce(x, y, **options))
+        return np.asarray(xent.sparse_ce(x, y, ignore_index=self.ignore_index, invalid="nan", **options))
 
     @cached_property
     def mean(self) -> float | None:
-        """Of the rows' losses that are finite; of sigmoid_ce's if all are. None where there are none."""
-        if self.loss == "sigmoid_ce":
-            mean = float(xent.sigmoid_ce(self.x, self.y))  # elements would take as much memory as the logits
+        """Of the rows' losses that are finite, weighted; of sigmoid_ce's if all are. None where there are none."""
+        if self.loss == "sigmoid_ce":  # elements would take as much memory as the logits
+            mean = float(xent.sigmoid_ce(self.x, self.y, sample_weight=self.weights))
             return mean if np.isfinite(mean) else None
-        return float(self.finite_losses.mean()) if self.finite_losses.size else None
+        if not self.finite_losses.size:
+            return None
+        if self.weights is None:
+            return float(self.finite_losses.mean())
+        weights = self.weights[self.valid & np.isfinite(self.losses)].astype(np.float64)
+        total = float(weights.sum())
+        return float((weights * self.finite_losses).sum()) / total if total else 0.0
 
     @cached_property
     def lse(self) -> Any:
@@ -166,12 +194,17 @@ class Batch:
     @cached_property
     def swapped_values(self) -> bool:
         """Whether the labels look like logits beside logits that look like labels."""
-        return not self.hard and self.are_probabilities and bool((self.of_labels.low < 0).any())
+        return not self.hard and self.are_probabilities and bool(self.negative_labels.any())
+
+    @cached_property
+    def negative_labels(self) -> Any:
+        """Rows with a label below 0."""
+        return self.counts & (self.of_labels.low < 0)
 
     @cached_property
     def multi_hot(self) -> Any:
         """Rows with more than one positive, if there is nothing but 0 and 1 in the first of them."""
-        several = (self.of_labels.total >= 2) & (self.of_labels.low == 0) & (self.of_labels.high == 1)
+        several = self.counts & (self.of_labels.total >= 2) & (self.of_labels.low == 0) & (self.of_labels.high == 1)
         known = several.any() and zeros_and_ones(self.row(self.y, first(several)))
         return several if known else np.zeros_like(several)
 
@@ -179,4 +212,4 @@ class Batch:
     def odd_sums(self) -> Any:
         """Rows of the labels that are no distribution."""
         finite = np.isfinite(self.of_labels.low) & np.isfinite(self.of_labels.high)
-        return finite & ~add_up(self.of_labels, self.labels.tolerance)
+        return self.counts & finite & ~add_up(self.of_labels, self.labels.tolerance)

@@ -5,6 +5,7 @@ A batch stacks the rows of all regimes, so that one call, compiled once, goes th
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,14 +23,18 @@ LOSSES = ("sparse_ce", "softmax_ce", "sigmoid_ce")
 # ---- regimes: rows of logits and their labels. A comment says what each stands for.
 
 
-def _random(rng: Rng, c: int) -> tuple[Array, Array]:
-    """What an untrained and a trained model give."""
-    x = np.concatenate([rng.normal(size=(6, c)), 10 * rng.normal(size=(6, c))])
-    return x, rng.integers(0, c, 12)
+def _ordinary(rng: Rng, c: int) -> tuple[Array, Array]:
+    """As of a model that begins to learn: a standard deviation of 1."""
+    return rng.normal(size=(6, c)), rng.integers(0, c, 6)
+
+
+def _sharp(rng: Rng, c: int) -> tuple[Array, Array]:
+    """As of a trained model: a standard deviation of 10."""
+    return 10 * rng.normal(size=(6, c)), rng.integers(0, c, 6)
 
 
 def _offset(rng: Rng, c: int) -> tuple[Array, Array]:
-    """A common offset, which a loss must not see: lse - x loses every digit to it."""
+    """A common offset, which no loss may see; lse - x loses digits to it."""
     offsets = [-1e8, -1e4, 1e3, 1e4, 1e6, 1e8]
     spread = [64.0, 1.0, 1.0, 1.0, 4.0, 64.0]  # a few times the spacing of float32 there
     x = np.stack([offset + s * rng.normal(size=c) for offset, s in zip(offsets, spread, strict=True)])
@@ -37,7 +42,7 @@ def _offset(rng: Rng, c: int) -> tuple[Array, Array]:
 
 
 def _lead(rng: Rng, c: int) -> tuple[Array, Array]:
-    """Confident and right: the loss is tiny, and most frameworks say 0 from a lead of 17 on."""
+    """Confident and right: a tiny loss, 0 by log_softmax from 17 on."""
     leads = np.array([0, 1, 3, 5, 7, 10, 13, 17, 20, 30, 50, 80.0])
     x = rng.normal(size=(len(leads), c)) * 0.5
     y = rng.integers(0, c, len(leads))
@@ -61,29 +66,37 @@ def _spread(rng: Rng, c: int) -> tuple[Array, Array]:
 
 
 def _equal(rng: Rng, c: int) -> tuple[Array, Array]:
-    """Ties; and equal terms, whose rounding errors all point the same way when they are added one by one."""
+    """Ties; and equal terms, whose rounding errors add up one by one."""
     x = np.zeros((5, c))
     x[1] = 3.7
     x[2:, 0] = [5.3, 9.1, 17.3]
     return x, np.array([0, c - 1, 0, 0, 0])
 
 
-def _impossible(rng: Rng, c: int) -> tuple[Array, Array]:
-    """Classes ruled out by -inf, as decoding masks do; the label is possible, then not."""
+def _ruled_out(rng: Rng, c: int) -> tuple[Array, Array]:
+    """Classes ruled out by -inf, as decoding masks do; at last the label."""
     x = rng.normal(size=(3, c))
     x[:, 1::2] = -np.inf
     return x, np.array([0, (c - 1) // 2 * 2, min(1, c - 1)])
 
 
 REGIMES: dict[str, Callable[[Rng, int], tuple[Array, Array]]] = {
-    "random": _random,
+    "ordinary": _ordinary,
+    "sharp": _sharp,
     "offset": _offset,
     "lead": _lead,
     "behind": _behind,
     "spread": _spread,
     "equal": _equal,
-    "impossible": _impossible,
+    "-inf": _ruled_out,
 }
+
+
+def about(regime: str) -> str:
+    """What kind of logits it is, in a sentence."""
+    return (inspect.getdoc(REGIMES[regime]) or "").partition("\n")[0]
+
+
 # 1: nothing to choose; 2, 10: smallest real ones; 1000: one block of a sum; 33333: not a multiple of any block;
 # 262144: the largest vocabulary in use.
 CLASSES = (1, 2, 10, 1000, 33333, 262144)
@@ -100,6 +113,10 @@ class Batch:
     regimes: tuple[str, ...]  # one a row
     options: dict[str, Any] = field(default_factory=dict)
     made_by: str = ""  # the call that makes its logits and labels again
+    shape: tuple[int, ...] = ()  # the loss's, where xent's has the classes on another axis than the last; else ()
+    axis: int = -1  # that axis
+    hidden: Any = None  # of `linear_ce`: what the logits are the products of
+    weight: Any = None
 
     @property
     def name(self) -> str:

@@ -28,7 +28,7 @@ def log_probabilities(batch: Batch) -> Found | None:
 def one_positive(batch: Batch) -> Found | None:
     if batch.loss != "sigmoid_ce" or batch.x.ndim < 2 or batch.classes < 2 or not batch.counts.any():
         return None
-    if not (add_up(batch.of_labels, 0) & (batch.of_labels.high == 1)).all():
+    if not (add_up(batch.of_labels, 0) & (batch.of_labels.high == 1))[batch.counts].all():
         return None
     sentence = "every row has exactly one positive: if the classes exclude each other, use softmax_ce"
     return Found(sentence, {"rows": int(batch.counts.size)})
@@ -46,7 +46,8 @@ def mostly_ignored(batch: Batch) -> Found | None:
     share = 1 - float(batch.counts.mean()) if batch.counts.size else 0.0
     if not 0.5 < share < 1:
         return None
-    sentence = "{share:.0%} of the labels are ignored ({where}): few rows are left to learn from"
+    weightless = "" if batch.weights is None else " or have weight 0"
+    sentence = f"{{share:.0%}} of the labels are ignored{weightless} ({{where}}): few rows are left to learn from"
     return where(~batch.counts, "labels", sentence, share=share)
 
 

@@ -32,27 +32,29 @@ def errors(batch: Batch, truth: oracle.Truth, loss: Array, grad: Array) -> Error
     bits, one unit in its last place (for soft labels, on top of those roundoffs).
     """
     precision = PRECISION[batch.dtype]
-    lead, gap, scale = _geometry(batch, truth)
+    lead, _, scale = _geometry(batch, truth)
     size = np.abs(truth.loss)
     allowed = np.where(size >= 1e-3, precision.bar, (8 + lead) * precision.unit)
-    in_loss = _relative(loss, truth.loss, size, precision.tiny)
-    in_grad = _relative(grad, truth.logits, scale, precision.tiny)
+    in_loss = relative(loss, truth.loss, size, precision.tiny)
+    in_grad = relative(grad, truth.logits, scale, precision.tiny)
     if precision.mantissa is not None:  # subnormal results have fewer digits, down to none
         in_grad = np.where(np.abs(truth.logits) < 2.0**precision.smallest, 0.0, in_grad)
+    share = relative(grad, truth.logits, allowed_in_gradient(batch, truth), precision.tiny)
+    return Errors(per_row(in_loss), per_row(in_loss / allowed), per_row(in_grad), per_row(share))
+
+
+def allowed_in_gradient(batch: Batch, truth: oracle.Truth) -> Array:
+    """How far off each entry may be."""
+    precision = PRECISION[batch.dtype]
+    _, gap, scale = _geometry(batch, truth)
     if precision.mantissa is None:
-        allowed_grad = np.where(scale >= 1e-3, precision.bar, (8 + gap) * precision.unit)
-        share = in_grad / allowed_grad
-    else:
-        exact = batch.loss == "sparse_ce" and not batch.options.get("label_smoothing")
-        soft = 0.0 if exact else (8 + gap) * precision.unit * scale
-        share = _relative(grad, truth.logits, _ulp(truth.logits, precision) + soft, precision.tiny)
-    flat = (len(in_grad), -1)
-    return Errors(
-        _per_row(in_loss), _per_row(in_loss / allowed), in_grad.reshape(flat).max(1), share.reshape(flat).max(1)
-    )
+        return np.asarray(np.where(scale >= 1e-3, precision.bar, (8 + gap) * precision.unit) * scale)
+    exact = batch.loss == "sparse_ce" and not batch.options.get("label_smoothing")
+    soft = 0.0 if exact else (8 + gap) * precision.unit * scale
+    return np.asarray(of_rounding(truth.logits, precision) + soft)
 
 
-def _per_row(x: Array) -> Array:
+def per_row(x: Array) -> Array:
     return np.asarray(x.reshape(len(x), -1).max(axis=1))
 
 
@@ -80,7 +82,7 @@ def _geometry(batch: Batch, truth: oracle.Truth) -> tuple[Array, Array, Array]:
     return lead, gap, np.maximum(np.abs(truth.logits + t), t)
 
 
-def _relative(got: Array, want: Array, scale: Array, tiny: float) -> Array:
+def relative(got: Array, want: Array, scale: Array, tiny: float) -> Array:
     """|got - want| / scale; 0 where they agree or what is left is below the smallest normal number."""
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         difference = np.abs(got - want)
@@ -89,7 +91,9 @@ def _relative(got: Array, want: Array, scale: Array, tiny: float) -> Array:
     return np.where(np.isnan(error), np.inf, error)
 
 
-def _ulp(x: Array, precision: Precision) -> Array:
-    """The spacing of a 16-bit dtype at x."""
+def of_rounding(x: Array, precision: Precision) -> Array:
+    """The spacing of a 16-bit dtype at x; 0 where results are not rounded to 16 bits."""
+    if precision.mantissa is None:
+        return np.zeros_like(x)
     _, exponent = np.frexp(x)
-    return np.asarray(np.ldexp(1.0, np.maximum(exponent - 1, precision.smallest) - (precision.mantissa or 0)))
+    return np.asarray(np.ldexp(1.0, np.maximum(exponent - 1, precision.smallest) - precision.mantissa))

@@ -1,0 +1,159 @@
+"""docs/bits.md: a row has the same bits alone and in any batch, on any number of threads, on all four frameworks."""
+
+import contextlib
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+from xent import cli
+from xent.backends import cpu
+from xent.verify import bits, frameworks, worker
+from xent.verify.regimes import LOSSES
+from xent.verify.task import Outcome, Task
+
+pytestmark = pytest.mark.skipif(cpu.native is None, reason="without the native kernels, bits are the frameworks' own")
+ON = [pytest.param(name, marks=pytest.mark.backend(name)) for name in ("numpy", "torch", "tensorflow", "jax")]
+DTYPES = ("float32", "float64", "bfloat16")
+PLACES = [slice(i, j) for i, j in ((0, 1), (18, 19), (36, 37), (17, 20), (0, 19), (18, 37))]
+
+
+def computed(backend, batch):
+    if importlib.util.find_spec(backend) is None:
+        pytest.skip(f"{backend} is not installed")
+    framework = frameworks.load(backend)
+    if batch.dtype not in framework.dtypes:
+        pytest.skip(f"{backend} has no {batch.dtype}")
+    with framework.double() if batch.dtype == "float64" else contextlib.nullcontext():
+        found = worker.xents(framework, Task(backend, "eager", "cpu", batch))
+    assert not found.problem
+    return found.loss, found.grad
+
+
+def assert_same_bits(got, want):
+    for one, other in zip(got, want, strict=True):
+        assert one.tobytes() == other.tobytes()
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("backend", ON)
+def test_rows_alone_and_in_any_batch(backend, dtype, loss):
+    """All of them, at several places, in every repetition, with NumPy's bits."""
+    for classes in bits.CLASSES:
+        if cpu.native.isa() == "avx2" and loss == "softmax_ce" and classes <= 64:
+            continue  # docs/bits.md says so
+        batch = bits.batch(loss, dtype, classes)
+        every = computed(backend, batch)
+        assert_same_bits(computed(backend, batch), every)
+        for place in PLACES:
+            assert_same_bits(computed(backend, bits.of_rows(batch, place)), [part[place] for part in every])
+        if backend != "numpy" and dtype in frameworks.load("numpy").dtypes:
+            assert_same_bits(every, computed("numpy", batch))
+
+
+@pytest.mark.parametrize("backend", ON)
+def test_losses_of_linear_ce(backend):
+    batch = bits.batch("linear_ce", "float32", 1003)
+    loss, grad = computed(backend, batch)
+    for place in PLACES:
+        its_loss, its_grad = computed(backend, bits.of_rows(batch, place))
+        assert_same_bits([its_loss], [loss[place]])
+        if backend != "jax":
+            hidden = its_grad[: place.stop - place.start]
+            assert_same_bits([hidden], [grad[place]])
+    assert_same_bits([loss], [computed("numpy", batch)[0]])
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_any_number_of_threads(loss):
+    """One that is large enough to be shared out."""
+    code = (
+        "from xent.backends import cpu; from xent.verify import bits, frameworks, worker;"
+        "from xent.verify.task import Task;"
+        f"task = Task('numpy', 'eager', 'cpu', bits.batch({loss!r}, 'float32', 20011));"
+        "found = worker.xents(frameworks.load('numpy'), task);"
+        "print(cpu.native.max_threads(), bits._digest(found.loss, found.grad))"
+    )
+
+    def digest(threads):
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "XENT_NUM_THREADS": threads}
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+        used, found = done.stdout.split()
+        assert used == threads
+        return found
+
+    assert digest("1") == digest("2")
+
+
+@pytest.mark.backend("torch")
+def test_any_number_of_pytorch_s_threads():
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    before, found = torch.get_num_threads(), []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        try:
+            found.append(computed("torch", bits.batch("sparse_ce", "float32", 20011)))
+        finally:
+            torch.set_num_threads(before)
+    assert_same_bits(*found)
+
+
+def test_inputs_are_fixed():
+    """Another release of NumPy or xent has the same ones."""
+    made = [bits.batch(loss, "float32", 10) for loss in (*LOSSES, "linear_ce")]
+    found = [bits._digest(batch.logits, batch.labels) for batch in made]
+    assert found == ["913aa39f510d", "1d5bad61a6be", "eb57e24925b5", "c816616ef103"]
+    assert all(np.array_equal(batch.logits.astype("f"), batch.logits) for batch in made)
+
+
+# ---- the command
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(cli.app, ["compare", "--bits", "--dtype", "float32", "--loss", "sparse_ce", *arguments])
+
+
+def test_command():
+    shown = invoke("--backend", "numpy")
+    assert shown.exit_code == 0, shown.output
+    assert f"{cpu.native.isa()} kernels" in shown.stdout
+    found = json.loads(invoke("--backend", "numpy", "--json").stdout)
+    assert (found["agrees"], found["instruction_set"]) == (True, cpu.native.isa())
+    assert [digest["what"] for digest in found["digests"]] == ["loss", "gradient"]
+    assert all(len(digest["digest"]) == 12 and digest["digest"] in shown.stdout for digest in found["digests"])
+    assert f"{found['all']['numpy']}  all of numpy" in shown.stdout
+
+
+def test_command_where_bits_differ(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parent / "toy_wrong")
+    shown = invoke("--backend", "numpy", "--backend", "wrong_framework")
+    assert shown.exit_code == 1, shown.output
+    assert "the bits differ" in shown.stdout
+    lines = [line.split()[-3:] for line in shown.stdout.splitlines() if " loss " in line]
+    assert [(what, backend) for what, _, backend in lines] == [("loss", "numpy"), ("loss", "wrong_framework")]
+
+
+def test_command_with_nothing_to_run():
+    assert invoke("--backend", "numpy", "--device", "cuda:9").exit_code == 2
+    refused = invoke("--backend", "numpy", "--full")
+    assert refused.exit_code == 2
+    assert "--bits: goes with --backend, --dtype, --loss, --device and --json only" in refused.stderr.replace("\n", " ")
+
+
+def test_rows_that_differ_alone(monkeypatch, capsys):
+    def depends_on_the_batch(framework, task):
+        rows = len(task.batch.logits)
+        return Outcome(np.full(rows, 1.0 + rows), np.zeros(task.batch.logits.shape))
+
+    monkeypatch.setattr(bits.worker, "xents", depends_on_the_batch)
+    bits.answer("numpy", ["sparse_ce"], ["float32"], "cpu")
+    said = json.loads(capsys.readouterr().out)
+    assert said["problems"] == ["numpy sparse_ce float32: a row alone has another loss than among others"]
+    found = bits.Bits("", {}, tuple(bits.Digest(*digest) for digest in said["digests"]), tuple(said["problems"]), ())
+    assert not found
