@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import xent
 from typer.testing import CliRunner
 from xent import cli
 from xent.backends import cpu
@@ -46,8 +47,6 @@ def assert_same_bits(got, want):
 def test_rows_alone_and_in_any_batch(backend, dtype, loss):
     """All of them, at several places, in every repetition, with NumPy's bits."""
     for classes in bits.CLASSES:
-        if cpu.native.isa() == "avx2" and loss == "softmax_ce" and classes <= 64:
-            continue  # docs/bits.md says so
         batch = bits.batch(loss, dtype, classes)
         every = computed(backend, batch)
         assert_same_bits(computed(backend, batch), every)
@@ -55,6 +54,20 @@ def test_rows_alone_and_in_any_batch(backend, dtype, loss):
             assert_same_bits(computed(backend, bits.of_rows(batch, place)), [part[place] for part in every])
         if backend != "numpy" and dtype in frameworks.load("numpy").dtypes:
             assert_same_bits(every, computed("numpy", batch))
+
+
+@pytest.mark.backend("numpy")
+@pytest.mark.parametrize("classes", [3, 100])
+@pytest.mark.parametrize("loss", [xent.sparse_ce, xent.softmax_ce], ids=lambda loss: loss.__name__)
+def test_classes_that_come_first(loss, classes):
+    """Two rows at several places, by themselves and in the batch, with the kernel's full vectors and its last ones."""
+    batch = bits.batch(loss.__name__, "float32", classes)
+    x, y = batch.logits.T.astype(np.float32).copy(), batch.labels.T.copy()
+    options = {"axis": 0, "reduce": "none", "label_smoothing": 0.1, "z_loss": 0.1}
+    value, grad = xent.value_and_grad(loss)(x, y, **options)
+    for place in (slice(first, first + 2) for first in (0, 15, 20, 35)):
+        some = x[:, place].copy(), y[..., place].copy()
+        assert_same_bits(xent.value_and_grad(loss)(*some, **options), (value[place], grad[:, place]))
 
 
 @pytest.mark.parametrize("backend", ON)

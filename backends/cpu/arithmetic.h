@@ -63,6 +63,28 @@ XENT_INLINE inline V horner(V x, V sum, T next, Ts... more) {
   return horner(x, V(sum * x + next), more...);
 }
 
+// a b + c, rounded once where the instruction set can. Of two products that are added, a compiler would choose which one
+// to fuse, differently from one loop to the next: a row's bits would depend on its place.
+template <class T>
+XENT_INLINE inline Vec<T> multiply_add(Vec<T> a, Vec<T> b, Vec<T> c) {
+  using V = Vec<T>;
+#if XENT_AVX512
+  if constexpr (sizeof(T) == 4) {
+    return bits<V>(_mm512_fmadd_ps(bits<__m512>(a), bits<__m512>(b), bits<__m512>(c)));
+  } else {
+    return bits<V>(_mm512_fmadd_pd(bits<__m512d>(a), bits<__m512d>(b), bits<__m512d>(c)));
+  }
+#elif XENT_AVX2
+  if constexpr (sizeof(T) == 4) {
+    return bits<V>(_mm256_fmadd_ps(bits<__m256>(a), bits<__m256>(b), bits<__m256>(c)));
+  } else {
+    return bits<V>(_mm256_fmadd_pd(bits<__m256d>(a), bits<__m256d>(b), bits<__m256d>(c)));
+  }
+#else
+  return V(a * b + c);
+#endif
+}
+
 // exp(x) for x <= 0, within 1 ulp; 0 where the result is no normal number, and for -inf; NaN for NaN. exp(0) is 1. 2^n
 // e^r with n = round(x / ln 2). Coefficients: polynomials.py. No subnormal results: a product of one takes 100 times as
 // long.

@@ -118,7 +118,7 @@ void tile_gradient(const Rows& k, const X* x, const Compute<X>* t, int64_t width
       V x_j = load_some(x, at, count, T(0)), v = exp_neg<T>(x_j - lanes_of(tile.m, i)) * lanes_of(tile.k, i);
       if constexpr (kSoft) {
         V weight = load_some(t, at, count, T(0));
-        v = v - lanes_of(tile.a, i) * weight;
+        v = multiply_add<T>(V{} - lanes_of(tile.a, i), weight, v);
         if (tile.any_peak) {
           V miss = (lanes_of(tile.share, i) - weight) - weight * lanes_of(tile.s, i);
           v = select(x_j == lanes_of(tile.peak, i), miss * lanes_of(tile.a_r, i) + lanes_of(tile.rest_r, i), v);
@@ -230,7 +230,7 @@ void one_tile(const Rows& k, int64_t unit, double u_total) {
       store(tile.rest_r, i, rest * r);
     } else {
       V e_y = exp_neg<T>(label - m), miss = select(label == m, V{} - s, e_y - (s + T(1)));
-      store(tile.at_label, i, (a * miss + rest * e_y) * r);
+      store(tile.at_label, i, multiply_add<T>(a, miss, rest * e_y) * r);
     }
   });
   if (kSoft) {
