@@ -1,6 +1,6 @@
 """The compiled tests and the programs, one process a framework: TensorFlow followed by Triton in one process aborts it.
 
-The programs (test_programs_*.py) run once more on xent's formulas alone, and JAX's always on two fake devices.
+With --full the programs (test_programs_*.py) run once more on xent's formulas alone; JAX's always on two fake devices.
 """
 
 from pathlib import Path
@@ -32,18 +32,10 @@ def test_with_kernels(framework, pytestconfig):
     in_its_own_process(pytestconfig, framework, *MATRIX, *OWN[framework], *programs)
 
 
-@pytest.mark.parametrize(
-    "framework",
-    [
-        *backends("torch"),
-        # XLA has them with the kernels, too, as have JAX's programs on two devices
-        pytest.param("tensorflow", marks=[pytest.mark.backend("tensorflow"), pytest.mark.full]),
-        pytest.param("jax", marks=[pytest.mark.backend("jax"), pytest.mark.full]),
-    ],
-)
+@pytest.mark.full  # .ci/run has PyTorch's; XLA has the formulas anyway, as have JAX's programs on two devices
+@pytest.mark.parametrize("framework", backends("torch", "tensorflow", "jax"))
 def test_programs_on_formulas(framework, pytestconfig):
     devices = TWO_DEVICES if framework == "jax" else {}
-    # XLA has the formulas anyway
     in_its_own_process(pytestconfig, framework, *PROGRAMS[framework], "-knot xla", XENT_NATIVE="0", **devices)
 
 
