@@ -150,7 +150,7 @@ def test_compiled(loss, transform):
 
 CODE_CALLS = {
     "value_and_grad": {"rows_both"},
-    "backward": {"rows_both", "scaled"},  # the logits are visited once
+    "backward": {"rows_both", "factor"},  # the logits are visited once
     "backward of many logits": {"rows", "rows_backward"},
 }
 

@@ -210,10 +210,10 @@ class Compiled(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Array) -> Any:
         x, dx = ctx.saved_tensors
-        return (torch.ops.xent.scaled(dx, g, x), *[None] * ctx.others)  # x: else dx would pass for a constant
+        return (dx * torch.ops.xent.factor(g, x), *[None] * ctx.others)  # of x, too: else dx would pass for a constant
 
 
-IN_CACHE = 1 << 22  # logits; of more, scaling their gradient takes longer than visiting them a second time
+IN_CACHE = 1 << 20  # logits; of more, scaling their gradient takes longer than visiting them a second time
 
 
 def fuse_value_and_grad(loss: Any, both: Any, static: Any, x: Array, *arrays: Array) -> Array:

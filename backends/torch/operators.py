@@ -105,7 +105,7 @@ OPERATORS: dict[str, Any] = {
     " -> (Tensor, Tensor)": lambda x, *rest: _gradients(x, *rest[-2:]),
     f"rows_both({_ROWS}, Tensor nll_scale, Tensor? lse2, Tensor? smooth_scale)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)": _rows_both,
-    "scaled(Tensor dx, Tensor g, Tensor x) -> Tensor": lambda dx, g, x: dx.new_empty(list(dx.shape)),
+    "factor(Tensor g, Tensor x) -> Tensor": lambda g, x: g.new_empty(list(g.shape)),
     f"sigmoid({_ELEMENTS}, bool each) -> Tensor": lambda smoothing, x, targets, pos_weight, weight, each: _elements(
         x, each
     ),
@@ -145,8 +145,8 @@ def register(kernels: Any, key: str) -> None:
         results, dx = kernels.rows_value_and_grad(Layout(*rest[:4]), x, t, smoothing_weights, ids, *rest[4:])
         return _there(x, *results, dx)
 
-    def scaled(dx: Array, g: Array, x: Array) -> Array:
-        return dx * g
+    def factor(g: Array, x: Array) -> Array:
+        return g.clone()
 
     def sigmoid(*arguments: Any) -> Any:
         return kernels.sigmoid(*arguments)
@@ -159,5 +159,5 @@ def register(kernels: Any, key: str) -> None:
     def sigmoid_both(*arguments: Any) -> Any:
         return kernels.sigmoid_value_and_grad(*arguments)
 
-    for run in (rows, rows_backward, rows_both, scaled, sigmoid, sigmoid_backward, sigmoid_both):
+    for run in (rows, rows_backward, rows_both, factor, sigmoid, sigmoid_backward, sigmoid_both):
         LIBRARY.impl(run.__name__, run, key)
