@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import xent
+from xent import oracle
 from xent._dispatch import load
 from xent._execute import _again
 from xent._options import Options
@@ -108,3 +109,20 @@ def test_torch_fortran_order():
     x, y = torch.tensor(WIDE[:4, :5]).T.contiguous().T, torch.tensor([0, 4, 2, 1])
     assert load("torch").shortcut.value(x, y, _again) is None
     torch.testing.assert_close(xent.sparse_ce(x, y), xent.sparse_ce(x.contiguous(), y), rtol=1e-14, atol=0)
+
+
+@pytest.mark.backend("tensorflow")
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_tensorflow_upstream_gradients(dtype):
+    """Loss scaling, and a jacobian: the gradient is not rounded to 16 bits before it is multiplied."""
+    tf = pytest.importorskip("tensorflow", reason="tensorflow is not installed")
+    x, y = tf.constant([[0.0, 2, -1], [1, 2, 3]], dtype), tf.constant([1, 2])
+    want = oracle.sparse_ce(np.array([[0.0, 2, -1], [1, 2, 3]]), np.array([1, 2])).logits
+    rtol = {"float16": 2.0**-11, "bfloat16": 2.0**-8, "float32": 1e-6, "float64": 1e-14}[dtype]
+    for factor, derivative in ((1024, tf.GradientTape.gradient), (1, tf.GradientTape.jacobian)):
+        with tf.GradientTape() as tape:  # a persistent one would be asked for a derivative of any order
+            tape.watch(x)
+            loss = factor * xent.sparse_ce(x, y)
+        got = derivative(tape, loss, x)
+        assert got.dtype == x.dtype
+        np.testing.assert_allclose(tf.cast(got, "float64"), factor * want, rtol=rtol)
