@@ -140,47 +140,26 @@ if NATIVE:
 
 # ---- `sparse_ce` without options in one call
 
-DTYPES = {np.dtype(name): code for name, code in calls.CODES.items() if name != "bfloat16"}
-WIDE = {np.dtype(np.int64): True, np.dtype(np.int32): False}
+
+def dense_arrays(*arrays: Any) -> bool:
+    """Whether the native kernels take these as they are, whatever their shapes and dtypes."""
+    return all(type(k) is np.ndarray and k.flags.c_contiguous and k.dtype.isnative for k in arrays)
 
 
-def fits(x: Array, ids: Array) -> bool:
-    """Whether the kernels take these as they are, but for ids that are no class."""
-    if not (type(x) is type(ids) is np.ndarray and x.dtype in DTYPES and ids.dtype in WIDE):
-        return False
-    shape = x.shape
-    dense = x.flags.c_contiguous and ids.flags.c_contiguous
-    return bool(dense and shape and ids.shape == shape[:-1] and shape[-1])
+def shortcut(kernels: calls.Kernels) -> Shortcut | None:
+    """With these kernels' memory for the gradient."""
+
+    def value(x: Any, ids: Any, _again: Any) -> Array | None:
+        found = kernels.mean_of_ids(x, ids, False) if dense_arrays(x, ids) else None
+        return None if found is None else found[0]
+
+    def value_and_grad(x: Any, ids: Any) -> Any:
+        return kernels.mean_of_ids(x, ids, True) if dense_arrays(x, ids) else None
+
+    return Shortcut(value, value_and_grad) if NATIVE else None
 
 
-def mean_of_ids(x: Array, ids: Array, dx: Array | None) -> Array | None:
-    """The mean loss, and its gradient in dx; None where an id is no class."""
-    mean = calls.native.mean_of_ids(
-        dtype=DTYPES[x.dtype],
-        outer=ids.size,
-        classes=x.shape[-1],
-        wide=WIDE[ids.dtype],
-        threads=0,
-        x=address(x),
-        ids=address(ids),
-        dx=0 if dx is None else address(dx),
-    )
-    return None if mean is None else (np.float64 if x.dtype.itemsize == 8 else np.float32)(mean)
-
-
-def quick_value(x: Array, ids: Array, _again: Any) -> Array | None:
-    return mean_of_ids(x, ids, None) if fits(x, ids) else None
-
-
-def quick_value_and_grad(x: Array, ids: Array) -> tuple[Array, Array] | None:
-    if not fits(x, ids):
-        return None
-    dx = np.empty_like(x)
-    mean = mean_of_ids(x, ids, dx)
-    return None if mean is None else (mean, dx)
-
-
-SHORTCUT = Shortcut(quick_value, quick_value_and_grad) if NATIVE else None
+SHORTCUT = shortcut(KERNELS)
 
 
 def quietly(function: Callable[..., Any], static: Any, *arrays: Any) -> Any:

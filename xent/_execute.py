@@ -10,7 +10,7 @@ from xent._dispatch import find
 from xent._options import Operands, Options
 from xent._plan import Plan
 from xent._shapes import length, reshaped
-from xent.adapter import ABSENT, Adapter, Array, EntropyKernels, Layout, Ops, RowResults, Scalar
+from xent.adapter import ABSENT, Adapter, Array, EntropyKernels, Layout, Ops, RowResults, Scalar, Shortcut
 
 # ---- a loss, whole
 
@@ -43,10 +43,10 @@ def run(loss: Loss, operands: Operands, options: Options) -> Any:
     adapter = find(inputs, loss.first)
     if adapter.on_mesh is not None:
         return adapter.on_mesh(loss, operands, options)
-    if loss.shortcut and adapter.shortcut is not None and _nothing_but_labels(operands) and options.untouched:
-        result = adapter.shortcut.value(inputs, operands.labels, _again)
-        if result is not None:
-            return result
+    shortcut = _shortcut(loss, adapter, operands, options)
+    result = None if shortcut is None else shortcut.value(inputs, operands.labels, _again)
+    if result is not None:
+        return result
     plan, checked = loss.plan(adapter, operands, options)
     if adapter.autodiff is None or loss.value_and_grad is None or not plan.fusible:
         result = adapter.run(loss.value, plan, *checked)
@@ -57,10 +57,10 @@ def run(loss: Loss, operands: Operands, options: Options) -> Any:
 
 def _with_gradient(loss: Loss, inputs: Array, operands: Operands, options: Options) -> tuple[Any, Any]:
     adapter = find(inputs, loss.first)
-    if loss.shortcut and adapter.shortcut is not None and _nothing_but_labels(operands) and options.untouched:
-        found = adapter.shortcut.value_and_grad(inputs, operands.labels)
-        if found is not None:
-            return found
+    shortcut = _shortcut(loss, adapter, operands, options)
+    found = None if shortcut is None else shortcut.value_and_grad(inputs, operands.labels)
+    if found is not None:
+        return found
     _, *others = operands
     plan, checked = loss.plan(adapter, Operands(inputs, *others), options)
     if loss.gradient is not None:
@@ -69,8 +69,10 @@ def _with_gradient(loss: Loss, inputs: Array, operands: Operands, options: Optio
     return result
 
 
-def _nothing_but_labels(operands: Operands) -> bool:
-    return operands.sample_weight is operands.class_weight is operands.denom is None
+def _shortcut(loss: Loss, adapter: Adapter, operands: Operands, options: Options) -> Shortcut | None:
+    """The adapter's, where the call has logits and labels and nothing else."""
+    plain = operands.sample_weight is operands.class_weight is operands.denom is None
+    return adapter.shortcut if loss.shortcut and plain and options.untouched else None
 
 
 def _again(logits: Array, labels: Array) -> Array:

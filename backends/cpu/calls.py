@@ -88,6 +88,22 @@ class Kernels(DenseArrays):
         mean = self._run(native.mean_both, {**sizes, "n": count}, **given, dx=dx)
         return self.ops.full((), mean, dtype, x), dx
 
+    def mean_of_ids(self, x: Array, ids: Array, derive: bool) -> tuple[Array, Array | None] | None:
+        """The mean loss of dense logits with class ids, and its derivative where that is asked for.
+
+        None where a dtype or shape needs a change, or an error sentence, or an id is no class.
+        """
+        shape: Any = self.ops.shape(x)
+        name, kind = self.ops.dtype(x), self.ops.dtype(ids)
+        if name not in CODES or kind not in ("int32", "int64") or not shape or self.ops.shape(ids) != shape[:-1]:
+            return None
+        if not shape[-1]:
+            return None
+        dx = self.empty(shape, name, x) if derive else None
+        sizes = {"outer": math.prod(shape[:-1]), "classes": shape[-1], "wide": kind == "int64"}
+        mean = self._run(native.mean_of_ids, {"dtype": CODES[name], **sizes}, x=x, ids=ids, dx=dx)
+        return None if mean is None else (self.ops.full((), mean, computed_in(name), x), dx)
+
     def sigmoid(
         self, smoothing: float, x: Array, targets: Array, pos_weight: Array | None, weight: Array | None, each: bool
     ) -> Array:
