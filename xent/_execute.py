@@ -10,7 +10,7 @@ from xent._dispatch import find
 from xent._options import Operands, Options
 from xent._plan import Plan
 from xent._shapes import length, reshaped
-from xent.adapter import ABSENT, Adapter, Array, EntropyKernels, Layout, Ops, RowResults, Scalar, Shortcut
+from xent.adapter import ABSENT, Adapter, Array, Layout, Ops, RowResults, Scalar, Shortcut
 
 # ---- a loss, whole
 
@@ -109,7 +109,7 @@ def softmax_value(plan: Plan, *operands: Any) -> Any:
     if rows.empty is not None:
         rows = rows._replace(x=_reduce.constant_where(plan.adapter.ops, rows.empty, rows.x))
     if plan.options.transforms:
-        rows = transformed(plan, rows)
+        rows = transformed(plan, visible(plan, rows))
     return softmax_loss(plan, rows, plan.adapter.softmax.rows(rows.layout, rows.x, rows.t, rows.u, rows.ids))
 
 
@@ -132,7 +132,7 @@ def _value_and_grad(plan: Plan, rows: Rows) -> tuple[Any, Array]:
     if plan.fusible and rows.scale.plain and isinstance(divisor, int | None):
         return kernels.mean_value_and_grad(rows.layout, rows.x, rows.t, rows.ids, divisor or 1)
     slopes = [
-        k if isinstance(k, float) else _ranked(ops, k, rows.x, 1)
+        k if isinstance(k, float) else ranked(ops, k, rows.x, 1)
         for k in rows.scale.slopes(_reduce.inverse(ops, divisor, plan.dtype))
     ]
     results, dx = kernels.rows_value_and_grad(rows.layout, rows.x, rows.t, rows.u, rows.ids, *slopes)
@@ -149,9 +149,8 @@ def visible(plan: Plan, rows: Rows) -> Rows:
 
 
 def transformed(plan: Plan, rows: Rows) -> Rows:
-    """The logits that the loss is of, capped and scaled."""
-    x = visible(plan, rows).x
-    return rows._replace(x=formulas.transformed(plan.adapter.ops, x, *plan.options.transforms))
+    """Visible logits, capped and scaled: those that the loss is of."""
+    return rows._replace(x=formulas.transformed(plan.adapter.ops, rows.x, *plan.options.transforms))
 
 
 def softmax_loss(plan: Plan, rows: Rows, results: RowResults) -> Any:
@@ -172,7 +171,7 @@ def prepare(plan: Plan, operands: Operands) -> Rows:
     ops, axis = adapter.ops, layout.axis
     x = operands.inputs if adapter.takes_16bit else ops.astype(operands.inputs, dtype)
     classes = length(ops, x, axis) if plan.classes is None else plan.classes
-    sample_weight, table = _ranked(ops, operands.sample_weight, x, 1), operands.class_weight
+    sample_weight, table = ranked(ops, operands.sample_weight, x, 1), operands.class_weight
     table = None if table is None else ops.stop_gradient(table)
     k = t = ids = None
     if layout.hard:
@@ -217,65 +216,12 @@ def _class_ids(plan: Plan, labels: Array, classes: Scalar) -> Array:
     return _reduce.code(ops, labels, classes, plan.ignored, plan.out_of_range)
 
 
-def _ranked(ops: Ops, k: Array | None, x: Array, fewer: int) -> Array | None:
+def ranked(ops: Ops, k: Array | None, x: Array, fewer: int) -> Array | None:
     """A scalar with as many axes as the loss, which are the logits' or one fewer."""
     if k is not None:
         for _ in range(len(ops.shape(x)) - fewer - len(ops.shape(k))):
             k = ops.expand_dims(k, 0)
     return k
-
-
-# ---- log-probabilities: the losses of the rows, negated
-
-
-def log_prob_value(plan: Plan, *operands: Any) -> Array:
-    return 0.0 - softmax_value(plan, *operands)  # of rows that are left out 0, not -0
-
-
-def log_prob_value_and_grad(plan: Plan, *operands: Any) -> tuple[Array, Array]:
-    loss, dx = softmax_value_and_grad(plan, *operands)
-    return 0.0 - loss, 0.0 - dx
-
-
-# ---- entropy
-
-
-def entropy_value(plan: Plan, *operands: Any) -> Array:
-    ops, transforms = plan.adapter.ops, plan.options.transforms
-    x, w = _weighted_logits(plan, Operands(*operands))
-    x = formulas.transformed(ops, x, *transforms) if transforms else x
-    entropy = _entropy_kernels(plan).value(_axis(plan), x, w)
-    return entropy if w is None else w * entropy
-
-
-def entropy_value_and_grad(plan: Plan, *operands: Any) -> tuple[Array, Array]:
-    ops, transforms = plan.adapter.ops, plan.options.transforms
-    given, w = _weighted_logits(plan, Operands(*operands))
-    x = formulas.transformed(ops, given, *transforms) if transforms else given
-    entropy, dx = _entropy_kernels(plan).value_and_grad(_axis(plan), x, w)
-    dx = dx * formulas.slope(ops, given, *transforms) if transforms else dx
-    return entropy if w is None else w * entropy, ops.astype(dx, ops.dtype(operands[0]))
-
-
-def _weighted_logits(plan: Plan, operands: Operands) -> tuple[Array, Array | None]:
-    """And the rows' weights. Logits that are to be transformed are 0 in rows that are left out."""
-    ops, x = plan.adapter.ops, operands.inputs
-    if plan.options.transforms or not plan.adapter.takes_16bit:
-        x = ops.astype(x, plan.dtype)
-    w = _ranked(ops, operands.sample_weight, x, 1)
-    w = None if w is None else ops.where(w == 0, 0.0, w)
-    if w is not None and plan.options.transforms:
-        x = ops.where(ops.expand_dims(w == 0, _axis(plan)), 0.0, x)
-    return x, w
-
-
-def _entropy_kernels(plan: Plan) -> EntropyKernels:
-    return plan.adapter.entropy or formulas.entropy_kernels(plan.adapter.ops)
-
-
-def _axis(plan: Plan) -> int:
-    assert plan.layout is not None
-    return plan.layout.axis
 
 
 # ---- sigmoid
@@ -314,18 +260,16 @@ def elements(plan: Plan, operands: Operands) -> Elements:
     ops, options = plan.adapter.ops, plan.options
     x = operands.inputs if plan.adapter.takes_16bit else ops.astype(operands.inputs, plan.dtype)
     positive = None if operands.pos_weight is None else ops.stop_gradient(operands.pos_weight)
-    w = _ranked(ops, operands.sample_weight, x, 0)
+    w = ranked(ops, operands.sample_weight, x, 0)
     w = None if w is None else ops.where(w == 0, 0.0, w)
     divisor = _reduce.denominator(ops, options, ops.size(x), plan.dtype, w, None, operands.denom)
     empty = _reduce.empty(ops, options, w, operands.denom, divisor)
     if empty is not None:
         ones = (1,) * len(ops.shape(x))
-        w = ops.where(_ranked(ops, empty, x, 0), 0.0, ops.full(ones, 1.0, plan.dtype, x) if w is None else w)
+        w = ops.where(ranked(ops, empty, x, 0), 0.0, ops.full(ones, 1.0, plan.dtype, x) if w is None else w)
     return Elements(options.label_smoothing, x, operands.labels, positive, w, divisor)
 
 
 SOFTMAX = Loss("logits", _plan.softmax, softmax_value, softmax_value_and_grad)
 SPARSE = Loss("logits", _plan.sparse, softmax_value, softmax_value_and_grad, shortcut=True)
-LOG_PROB = Loss("logits", _plan.sparse, log_prob_value, log_prob_value_and_grad)
-ENTROPY = Loss("logits", _plan.entropy, entropy_value, entropy_value_and_grad)
 SIGMOID = Loss("logits", _plan.sigmoid, sigmoid_value, sigmoid_value_and_grad)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from xent import _check, _plan, _reduce, _rules, _sharding, formulas
 from xent._dispatch import find
-from xent._execute import SIGMOID, Rows, WithGradient, elements, prepare, run, softmax_loss, transformed
+from xent._execute import SIGMOID, Rows, WithGradient, elements, prepare, run, softmax_loss, transformed, visible
 from xent._linear import Grads, rows_of_a_chunk
 from xent._options import Operands, Options
 from xent._plan import Plan
@@ -49,7 +49,7 @@ def sparse(given: Operands, options: Options, group: Any) -> Any:
     u = smoothing_weights(logits, plan.options, checked.class_weight)
     if rows.empty is not None:
         rows = rows._replace(x=_reduce.constant_where(ops, rows.empty, rows.x))
-    x = transformed(plan, rows).x if options.transforms else rows.x
+    x = transformed(plan, visible(plan, rows)).x if options.transforms else rows.x
     kernel, constant = logits.adapter.softmax.rows, ops.stop_gradient(x)
     own = _sharding.statistics(ops, kernel, rows.layout, shard, constant, None, u, rows.ids)
     row = _sharding.combine(ops, shard, own)
@@ -100,7 +100,7 @@ def softmax(given: Operands, options: Options, group: Any) -> Any:
         sample_weight = _reduce.zero_absent(ops, rows.ids, sample_weight)
         rows = rows._replace(scale=_reduce.row_weights(options, sample_weight, rows.w, sample_weight))
     if options.transforms:  # now it is known which rows are left out
-        x = transformed(plan, rows._replace(x=x)).x
+        x = transformed(plan, visible(plan, rows._replace(x=x))).x
     return loss(shard, plan, rows, collectives.attach(rows.layout, x, t, u, rows.ids, None, row))
 
 

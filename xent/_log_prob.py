@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any, NoReturn
 
+from xent import _plan, formulas
 from xent._check import unexpected
-from xent._execute import ENTROPY, LOG_PROB, run
+from xent._execute import Loss, ranked, run, softmax_value, softmax_value_and_grad
 from xent._options import Operands, Options
-from xent.adapter import Array
+from xent._plan import Plan
+from xent.adapter import Array, EntropyKernels
 
 
 def log_prob(
@@ -104,3 +106,60 @@ def entropy(
         raise unexpected(entropy, unknown)
     options = Options(axis, "none", softcap=softcap, logit_scale=logit_scale)
     return run(ENTROPY, Operands(logits, None, sample_weight), options)
+
+
+# ---- from a checked call: log-probabilities are the losses of the rows, negated
+
+
+def log_prob_value(plan: Plan, *operands: Any) -> Array:
+    return 0.0 - softmax_value(plan, *operands)  # of rows that are left out 0, not -0
+
+
+def log_prob_value_and_grad(plan: Plan, *operands: Any) -> tuple[Array, Array]:
+    loss, dx = softmax_value_and_grad(plan, *operands)
+    return 0.0 - loss, 0.0 - dx
+
+
+# ---- entropy, from a checked call
+
+
+def entropy_value(plan: Plan, *operands: Any) -> Array:
+    ops, transforms = plan.adapter.ops, plan.options.transforms
+    x, w = _weighted_logits(plan, Operands(*operands))
+    x = formulas.transformed(ops, x, *transforms) if transforms else x
+    entropy = _entropy_kernels(plan).value(_axis(plan), x, w)
+    return entropy if w is None else w * entropy
+
+
+def entropy_value_and_grad(plan: Plan, *operands: Any) -> tuple[Array, Array]:
+    ops, transforms = plan.adapter.ops, plan.options.transforms
+    given, w = _weighted_logits(plan, Operands(*operands))
+    x = formulas.transformed(ops, given, *transforms) if transforms else given
+    entropy, dx = _entropy_kernels(plan).value_and_grad(_axis(plan), x, w)
+    dx = dx * formulas.slope(ops, given, *transforms) if transforms else dx
+    return entropy if w is None else w * entropy, ops.astype(dx, ops.dtype(operands[0]))
+
+
+def _weighted_logits(plan: Plan, operands: Operands) -> tuple[Array, Array | None]:
+    """And the rows' weights. Logits that are to be transformed are 0 in rows that are left out."""
+    ops, x = plan.adapter.ops, operands.inputs
+    if plan.options.transforms or not plan.adapter.takes_16bit:
+        x = ops.astype(x, plan.dtype)
+    w = ranked(ops, operands.sample_weight, x, 1)
+    w = None if w is None else ops.where(w == 0, 0.0, w)
+    if w is not None and plan.options.transforms:
+        x = ops.where(ops.expand_dims(w == 0, _axis(plan)), 0.0, x)
+    return x, w
+
+
+def _entropy_kernels(plan: Plan) -> EntropyKernels:
+    return plan.adapter.entropy or formulas.entropy_kernels(plan.adapter.ops)
+
+
+def _axis(plan: Plan) -> int:
+    assert plan.layout is not None
+    return plan.layout.axis
+
+
+LOG_PROB = Loss("logits", _plan.sparse, log_prob_value, log_prob_value_and_grad)
+ENTROPY = Loss("logits", _plan.entropy, entropy_value, entropy_value_and_grad)
