@@ -108,8 +108,8 @@ def softmax_value(plan: Plan, *operands: Any) -> Any:
     rows = prepare(plan, Operands(*operands))
     if rows.empty is not None:
         rows = rows._replace(x=_reduce.constant_where(plan.adapter.ops, rows.empty, rows.x))
-    if plan.options.transforms:
-        rows = transformed(plan, visible(plan, rows))
+    if plan.options.cap_and_scale:
+        rows = capped_and_scaled(plan, visible(plan, rows))
     return softmax_loss(plan, rows, plan.adapter.softmax.rows(rows.layout, rows.x, rows.t, rows.u, rows.ids))
 
 
@@ -117,10 +117,10 @@ def softmax_value_and_grad(plan: Plan, *operands: Any) -> tuple[Any, Array]:
     """The loss and its derivative in the logits, in one visit of them."""
     x, ops = operands[0], plan.adapter.ops
     rows = prepare(plan, Operands(*operands))
-    if plan.options.transforms:
+    if plan.options.cap_and_scale:
         rows = visible(plan, rows)
-        value, dx = _value_and_grad(plan, transformed(plan, rows))
-        dx = dx * formulas.slope(ops, rows.x, *plan.options.transforms)
+        value, dx = _value_and_grad(plan, capped_and_scaled(plan, rows))
+        dx = dx * formulas.slope(ops, rows.x, *plan.options.cap_and_scale)
     else:
         value, dx = _value_and_grad(plan, rows)
     dx = dx if rows.empty is None else ops.where(rows.empty, 0.0, dx)
@@ -148,9 +148,9 @@ def visible(plan: Plan, rows: Rows) -> Rows:
     return rows._replace(x=x)
 
 
-def transformed(plan: Plan, rows: Rows) -> Rows:
+def capped_and_scaled(plan: Plan, rows: Rows) -> Rows:
     """Visible logits, capped and scaled: those that the loss is of."""
-    return rows._replace(x=formulas.transformed(plan.adapter.ops, rows.x, *plan.options.transforms))
+    return rows._replace(x=formulas.capped_and_scaled(plan.adapter.ops, rows.x, *plan.options.cap_and_scale))
 
 
 def softmax_loss(plan: Plan, rows: Rows, results: RowResults) -> Any:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from xent import _check, _plan, _reduce, _rules, _sharding, formulas
 from xent._dispatch import find
-from xent._execute import SIGMOID, Rows, WithGradient, elements, prepare, run, softmax_loss, transformed, visible
+from xent._execute import SIGMOID, Rows, WithGradient, capped_and_scaled, elements, prepare, run, softmax_loss, visible
 from xent._linear import Grads, rows_of_a_chunk
 from xent._options import Operands, Options
 from xent._plan import Plan
@@ -49,7 +49,7 @@ def sparse(given: Operands, options: Options, group: Any) -> Any:
     u = smoothing_weights(logits, plan.options, checked.class_weight)
     if rows.empty is not None:
         rows = rows._replace(x=_reduce.constant_where(ops, rows.empty, rows.x))
-    x = transformed(plan, visible(plan, rows)).x if options.transforms else rows.x
+    x = capped_and_scaled(plan, visible(plan, rows)).x if options.cap_and_scale else rows.x
     kernel, constant = logits.adapter.softmax.rows, ops.stop_gradient(x)
     own = _sharding.statistics(ops, kernel, rows.layout, shard, constant, None, u, rows.ids)
     row = _sharding.combine(ops, shard, own)
@@ -82,7 +82,7 @@ def softmax(given: Operands, options: Options, group: Any) -> Any:
     t = ops.stop_gradient(t) if options.label_smoothing == 1 else t
     u = smoothing_weights(logits, options, table)
     layout = Layout(axis, False, False, bool(options.z_loss))
-    seen = formulas.transformed(ops, ops.astype(x, dtype), *options.transforms) if options.transforms else x
+    seen = formulas.capped_and_scaled(ops, ops.astype(x, dtype), *options.cap_and_scale) if options.cap_and_scale else x
     constant = ops.stop_gradient(seen), ops.stop_gradient(t), u, None
     extra = None if share is None else ops.stop_gradient(share)
     own = _sharding.statistics(ops, adapter.softmax.rows, layout, shard, *constant, extra)
@@ -99,8 +99,8 @@ def softmax(given: Operands, options: Options, group: Any) -> Any:
     if share is not None:
         sample_weight = _reduce.zero_absent(ops, rows.ids, sample_weight)
         rows = rows._replace(scale=_reduce.row_weights(options, sample_weight, rows.w, sample_weight))
-    if options.transforms:  # now it is known which rows are left out
-        x = transformed(plan, visible(plan, rows._replace(x=x))).x
+    if options.cap_and_scale:  # now it is known which rows are left out
+        x = capped_and_scaled(plan, visible(plan, rows._replace(x=x))).x
     return loss(shard, plan, rows, collectives.attach(rows.layout, x, t, u, rows.ids, None, row))
 
 

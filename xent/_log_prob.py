@@ -124,30 +124,30 @@ def log_prob_value_and_grad(plan: Plan, *operands: Any) -> tuple[Array, Array]:
 
 
 def entropy_value(plan: Plan, *operands: Any) -> Array:
-    ops, transforms = plan.adapter.ops, plan.options.transforms
+    ops, cap_and_scale = plan.adapter.ops, plan.options.cap_and_scale
     x, w = _weighted_logits(plan, Operands(*operands))
-    x = formulas.transformed(ops, x, *transforms) if transforms else x
+    x = formulas.capped_and_scaled(ops, x, *cap_and_scale) if cap_and_scale else x
     entropy = _entropy_kernels(plan).value(_axis(plan), x, w)
     return entropy if w is None else w * entropy
 
 
 def entropy_value_and_grad(plan: Plan, *operands: Any) -> tuple[Array, Array]:
-    ops, transforms = plan.adapter.ops, plan.options.transforms
+    ops, cap_and_scale = plan.adapter.ops, plan.options.cap_and_scale
     given, w = _weighted_logits(plan, Operands(*operands))
-    x = formulas.transformed(ops, given, *transforms) if transforms else given
+    x = formulas.capped_and_scaled(ops, given, *cap_and_scale) if cap_and_scale else given
     entropy, dx = _entropy_kernels(plan).value_and_grad(_axis(plan), x, w)
-    dx = dx * formulas.slope(ops, given, *transforms) if transforms else dx
+    dx = dx * formulas.slope(ops, given, *cap_and_scale) if cap_and_scale else dx
     return entropy if w is None else w * entropy, ops.astype(dx, ops.dtype(operands[0]))
 
 
 def _weighted_logits(plan: Plan, operands: Operands) -> tuple[Array, Array | None]:
-    """And the rows' weights. Logits that are to be transformed are 0 in rows that are left out."""
+    """And the rows' weights. Logits that are to be capped or scaled are 0 in rows that are left out."""
     ops, x = plan.adapter.ops, operands.inputs
-    if plan.options.transforms or not plan.adapter.takes_16bit:
+    if plan.options.cap_and_scale or not plan.adapter.takes_16bit:
         x = ops.astype(x, plan.dtype)
     w = ranked(ops, operands.sample_weight, x, 1)
     w = None if w is None else ops.where(w == 0, 0.0, w)
-    if w is not None and plan.options.transforms:
+    if w is not None and plan.options.cap_and_scale:
         x = ops.where(ops.expand_dims(w == 0, _axis(plan)), 0.0, x)
     return x, w
 

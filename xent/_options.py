@@ -24,7 +24,7 @@ class Options(NamedTuple):
     logit_scale: float | None = None
 
     @property
-    def transforms(self) -> tuple[float | None, ...]:
+    def cap_and_scale(self) -> tuple[float | None, ...]:
         """softcap and logit_scale, where one of them is given."""
         return () if self.softcap is self.logit_scale is None else (self.softcap, self.logit_scale)
 

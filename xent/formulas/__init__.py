@@ -12,7 +12,7 @@ common offset. The last line is -expm1(-nll), written without expm1, which Induc
 """
 
 from .entropy import entropy, entropy_kernels, entropy_value_and_grad
-from .logits import slope, transformed
+from .logits import capped_and_scaled, slope
 from .sigmoid import sigmoid, sigmoid_kernels, sigmoid_pull, sigmoid_total, sigmoid_value_and_grad
 from .softmax import (
     Pieces,
@@ -36,6 +36,7 @@ __all__ = [
     "Pieces",
     "add_pairs",
     "behind",
+    "capped_and_scaled",
     "compute_dtype",
     "entropy",
     "entropy_kernels",
@@ -58,7 +59,6 @@ __all__ = [
     "softmax_kernels",
     "times",
     "top",
-    "transformed",
     "tree_sum",
     "where_present",
     "widened",

@@ -14,7 +14,7 @@ import numpy as np
 from xent import _reduce
 from xent.adapter import ABSENT, INVALID, Array, Layout, LinearKernels, Ops, RowResults
 
-from .logits import transformed
+from .logits import capped_and_scaled
 from .sums import compute_dtype, widened
 
 # Rows of a chunk. With fewer than FEWEST, products wait for the weight's gradient to be read and written; more than
@@ -203,7 +203,7 @@ def all_logits(spec: LoopSpec, operands: LoopOperands) -> Array:
     h = zero_masked(spec, operands.hidden, operands.ids)
     x = linear.matmul(widened(ops, h), widened(ops, operands.weight))
     x = x if operands.bias is None else x + widened(ops, operands.bias)
-    return x if spec.softcap is None else transformed(ops, x, spec.softcap, None)
+    return x if spec.softcap is None else capped_and_scaled(ops, x, spec.softcap, None)
 
 
 def _empty(spec: LoopSpec, operands: LoopOperands) -> Array | None:

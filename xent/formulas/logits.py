@@ -11,7 +11,7 @@ from __future__ import annotations
 from xent.adapter import Array, Ops
 
 
-def transformed(ops: Ops, x: Array, cap: float | None, scale: float | None) -> Array:
+def capped_and_scaled(ops: Ops, x: Array, cap: float | None, scale: float | None) -> Array:
     """x', of logits in the compute dtype. Automatic differentiation of any kind is as accurate as `slope`."""
     if cap is None:
         return x * scale
