@@ -118,6 +118,8 @@ def dtensor_calls():
         "weight: a torch.distributed.tensor array": lambda: xent.linear_ce(torch.ones(5, 6).double(), logits, y),
         "sharded: the adapter of torch.distributed": lambda: xent.sparse_ce(logits, y, sharded=group()),
         r"labels: expected shape \(5,\)": lambda: xent.sparse_ce(logits, y[:4]),
+        "logits: DTensors go to softmax_ce, sparse_ce and sigmoid_ce only": lambda: xent.log_prob(logits, y),
+        "logits: DTensors go to .* only; use to_local": lambda: xent.entropy(logits),
     }.items():
         with pytest.raises((TypeError, ValueError), match=words):
             call()

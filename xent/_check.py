@@ -292,6 +292,10 @@ def no_linear(framework: str) -> TypeError:
     return TypeError(f"hidden: the adapter of {framework} brings no linear_ce; see docs/backends.md")
 
 
+def no_dtensor() -> TypeError:
+    return TypeError("logits: DTensors go to softmax_ce, sparse_ce and sigmoid_ce only; use to_local()")
+
+
 def collectives(argument: str, adapter: Adapter) -> Collectives:
     if adapter.collectives is None:
         raise TypeError(

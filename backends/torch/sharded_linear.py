@@ -29,7 +29,7 @@ def linear(group: Any, spec: LoopSpec, shard: Shard, operands: LoopOperands) -> 
         return at_once(group, spec, shard, operands, own_ids, held)
     with torch.no_grad(), without_autocast(operands.hidden):
         row = _sharding.combine(OPS, shard, _linear_sharded.statistics(spec, shard, operands))
-    nll, lse, smooth = Attached.apply(group, spec, held, *operands._replace(ids=own_ids), *row)
+    nll, lse, smooth = AttachedHead.apply(group, spec, held, *operands._replace(ids=own_ids), *row)
     return row, RowResults(nll, lse, smooth, row.m, row.s)
 
 
@@ -63,7 +63,7 @@ class Copied(torch.autograd.Function):
         return None, all_reduce(g.clone(), ctx.group)
 
 
-class Attached(torch.autograd.Function):
+class AttachedHead(torch.autograd.Function):
     """The results of all classes, as a function of the hidden states and of the rank's own weight and bias."""
 
     @staticmethod
