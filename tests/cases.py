@@ -1,6 +1,5 @@
 """The matrix, as data."""
 
-import contextlib
 import importlib.util
 import itertools
 from typing import NamedTuple
@@ -9,6 +8,7 @@ import numpy as np
 import pytest
 from allpairspy import AllPairs
 from xent import _dispatch, oracle
+from xent.verify import frameworks
 from xent.verify.precision import PRECISION, rounded
 
 # ---- what a test needs
@@ -35,9 +35,12 @@ def needs_loss(live, loss):
         pytest.skip(f"{live.name}'s adapter brings no linear_ce")
 
 
-def within(live, dtype):
-    """Where arrays of the dtype can be made: JAX has float64 only inside of a switch."""
-    return live.double() if dtype == "float64" else contextlib.nullcontext()
+def framework(name, dtype):
+    """Loaded, or a skip with its reason."""
+    needs_installed(name)
+    found = frameworks.load(name)
+    needs_dtype(found, dtype)
+    return found
 
 
 # ---- what the transforms are tried on

@@ -1,13 +1,12 @@
 """docs/bits.md: a row has the same bits alone and in any batch, on any number of threads, on all four frameworks."""
 
-import contextlib
-import importlib.util
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import cases
 import numpy as np
 import pytest
 import xent
@@ -19,18 +18,14 @@ from xent.verify.regimes import LOSSES
 from xent.verify.task import Outcome, Task
 
 pytestmark = pytest.mark.skipif(cpu.native is None, reason="without the native kernels, bits are the frameworks' own")
-ON = [pytest.param(name, marks=pytest.mark.backend(name)) for name in ("numpy", "torch", "tensorflow", "jax")]
+ON = cases.backends("numpy", "torch", "tensorflow", "jax")
 DTYPES = ("float32", "float64", "bfloat16")
 PLACES = [slice(i, j) for i, j in ((0, 1), (18, 19), (36, 37), (17, 20), (0, 19), (18, 37))]
 
 
 def computed(backend, batch):
-    if importlib.util.find_spec(backend) is None:
-        pytest.skip(f"{backend} is not installed")
-    framework = frameworks.load(backend)
-    if batch.dtype not in framework.dtypes:
-        pytest.skip(f"{backend} has no {batch.dtype}")
-    with framework.double() if batch.dtype == "float64" else contextlib.nullcontext():
+    framework = cases.framework(backend, batch.dtype)
+    with framework.within(batch.dtype):
         found = worker.xents(framework, Task(backend, "eager", "cpu", batch))
     assert not found.problem
     return found.loss, found.grad

@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import xent
-from cases import needs_dtype, needs_loss, within
+from cases import needs_dtype, needs_loss
 from xent import oracle
 from xent.backends import numpy as host
 from xent.verify.precision import DTYPES, PRECISION, rounded
@@ -117,7 +117,7 @@ def test_one_example(live, loss, dtype):
     if live.name == "jax" and dtype != "float32" and not cases.FULL:
         pytest.skip("jax compiles every call: only with --full")
     shape = () if loss == "sigmoid_ce" else (FEATURES,)
-    with within(live, dtype):
+    with live.within(dtype):
         given = arguments(loss, shape, 0, dtype)
         arrays = moved(live, loss, given, dtype)
         for reduce in ("mean", "none"):
@@ -340,7 +340,7 @@ def test_one_hot_labels_have_the_gradient_of_ids(live, dtype, shape, axis):
     lead = np.arange(81.0).reshape([81] + [1] * (len(shape) - 1))
     x = rounded(data.normal(size=shape), dtype)
     x = rounded(np.where(hot, x.max(axis, keepdims=True) + lead, x), dtype)
-    with within(live, dtype):
+    with live.within(dtype):
         logits, one_hot = live.array(x, dtype, "cpu"), live.array(hot * 1.0, PRECISION[dtype].compute, "cpu")
         for reduce in ("none", "mean"):
             ours = xent.value_and_grad(xent.softmax_ce)(logits, one_hot, axis=axis, reduce=reduce)[1]

@@ -1,8 +1,8 @@
 """`xent.compare`: linear_ce, the class axis, each kind of logits by itself, and how it says what it does."""
 
-import importlib.util
 import io
 
+import cases
 import numpy as np
 import pytest
 import xent
@@ -16,16 +16,11 @@ from xent.verify.show import show
 from xent.verify.task import Outcome, Task, in_rows, laid_out
 
 RNG = np.random.default_rng(0)
-ON = [pytest.param(name, marks=pytest.mark.backend(name)) for name in ("numpy", "torch", "tensorflow", "jax")]
+ON = cases.backends("numpy", "torch", "tensorflow", "jax")
 
 
 def answered(backend, batch):
-    if importlib.util.find_spec(backend) is None:
-        pytest.skip(f"{backend} is not installed")
-    framework = frameworks.load(backend)
-    if batch.dtype not in framework.dtypes:
-        pytest.skip(f"{backend} has no {batch.dtype}")
-    return worker.answer(framework, Task(backend, "eager", "cpu", batch))
+    return worker.answer(cases.framework(backend, batch.dtype), Task(backend, "eager", "cpu", batch))
 
 
 # ---- linear_ce

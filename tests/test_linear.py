@@ -46,7 +46,7 @@ def check(live, case, dtype, chunk_rows, compiler=lambda f: f):
     options = held(case.options, dtype)
     h, weight, y = arguments(dtype, options)
     want = oracle.linear_ce(h, weight, y, **options)
-    with cases.within(live, dtype):
+    with live.within(dtype):
         arrays = (live.array(k, dtype, "cpu") for k in (h, weight))
         options = given(live, options, dtype)
         loss = functools.partial(xent.linear_ce, chunk_rows=chunk_rows, **options)

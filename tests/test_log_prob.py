@@ -1,6 +1,5 @@
 """Log-probabilities and entropy of rows, on every framework, against the oracle; and the oracle against mpmath."""
 
-import contextlib
 from functools import partial
 
 import cases
@@ -56,7 +55,7 @@ def test_the_oracle_is_what_the_definition_says():
 
 
 def check_entropy(live, x, dtype, what, compiler=lambda f: f):
-    with live.double() if dtype == "float64" else contextlib.nullcontext():
+    with live.within(dtype):
         value, grad = compiler(lambda x: both(xent.entropy)(x))(live.array(x, dtype, "cpu"))
         ops = _dispatch.find(value).ops
         assert (ops.dtype(value), ops.dtype(grad)) == (PRECISION[dtype].compute, dtype)
@@ -87,7 +86,7 @@ def test_the_formula_by_automatic_differentiation(live, dtype):
     compiled = live.compilers["compiled" if live.name == "jax" else "eager"]  # op by op, JAX compiles each
     tied = np.where(np.arange(10) < 4, 0.0, -np.arange(10.0) * 10)
     for x in (regimes.batch("sparse_ce", dtype, 1000, every=2).logits, np.stack([tied, tied / 4])):
-        with live.double() if dtype == "float64" else contextlib.nullcontext():
+        with live.within(dtype):
             given = live.array(x, dtype, "cpu")
             value, grad = map(live.numpy, compiled(partial(adapter.autodiff.value_and_grad, formula))(given))
         assert_accurate(x, oracle.entropy(x), value, grad, dtype, f"{dtype} {x.shape}")

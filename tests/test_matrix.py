@@ -9,7 +9,7 @@ import cases
 import numpy as np
 import pytest
 import xent
-from cases import needs_dtype, within
+from cases import needs_dtype
 from programs import cover
 from xent import _dispatch, formulas
 from xent.adapter import Layout
@@ -27,7 +27,7 @@ def labels_of(live, y, dtype):
 def check_options(live, chosen, dtype, compiler=None, subtests=None):
     """Value, gradient, dtype, shape and device of many calls, which a compiler gets as one program."""
     subtest = subtests.test if subtests else contextlib.nullcontext
-    with within(live, dtype):
+    with live.within(dtype):
         asked = [asked_for(live, case, dtype, arrays=compiler is not None) for case in chosen]
 
         def program(arrays):
@@ -74,7 +74,7 @@ def asked_for(live, case, dtype, arrays):
 def check_regimes(live, loss, dtype, classes, compiler=None, function=None):
     """All regimes in one call; the worst share of what is allowed has to be at most 1."""
     batch, truth = solved(loss, dtype, classes)
-    with within(live, dtype):
+    with live.within(dtype):
         x, y = live.array(batch.logits, dtype, "cpu"), labels_of(live, batch.labels, dtype)
         run = (compiler or (lambda f: f))(lambda x, y: function(x, y) if function else default(loss, x, y))
         value, grad = run(x, y)

@@ -3,7 +3,6 @@ what has to be the same."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import itertools
 import platform
@@ -173,7 +172,7 @@ def answer(name: str, losses: Sequence[str], dtypes: Sequence[str], device: str)
 def _results(framework: frameworks.Framework, task: Task) -> list[Outcome]:
     """Of all rows, then of some by themselves."""
     rows = [slice(None), *(slice(row, row + 1) for row in ALONE)]
-    with framework.double() if task.batch.dtype == "float64" else contextlib.nullcontext():
+    with framework.within(task.batch.dtype):
         return [worker.xents(framework, task._replace(batch=of_rows(task.batch, some))) for some in rows]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import os
 import sys
@@ -62,9 +61,8 @@ def outcome(framework: Framework, task: Task, function: Function | str) -> Outco
             function = imported(function)
         except (Exception, SystemExit) as error:  # whatever its module does
             return Outcome(problem=f"cannot be imported: {raised(error).problem}")
-    double = framework.double() if task.batch.dtype == "float64" else contextlib.nullcontext()
     try:
-        with double, np.errstate(all="ignore"):
+        with framework.within(task.batch.dtype), np.errstate(all="ignore"):
             return _outcome(_Calls(framework, task, function))
     except _Wrong as error:
         return Outcome(problem=str(error))

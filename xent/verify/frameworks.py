@@ -60,6 +60,10 @@ class Framework:
     unavailable: dict[str, str] = field(default_factory=dict)  # a mode that cannot be run here, and why
     double: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext  # float64 is possible inside
 
+    def within(self, dtype: str) -> AbstractContextManager[Any]:
+        """Where arrays of the dtype can be made: JAX has float64 only inside of a switch."""
+        return self.double() if dtype == "float64" else contextlib.nullcontext()
+
 
 def eager(f: Callable[..., Any]) -> Callable[..., Any]:
     return f

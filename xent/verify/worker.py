@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import pickle
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -36,7 +35,7 @@ def facts(name: str) -> dict[str, Any]:
 def answer(framework: Framework, task: Task) -> Answer:
     if task.contender is not None:
         return Answer(contender.outcome(framework, task, task.contender.function))
-    with framework.double() if task.batch.dtype == "float64" else contextlib.nullcontext():
+    with framework.within(task.batch.dtype):
         native = framework.builtin_losses().get(task.batch.loss) if task.mode == "eager" else None
         if native is None or task.batch.options.keys() - {"ignore_index"}:
             return Answer(xents(framework, task))
