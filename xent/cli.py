@@ -173,7 +173,7 @@ def compare_command(
 def _compare_bits(
     backend: list[str] | None, losses: list[str], dtypes: list[str], device: str, as_json: bool
 ) -> NoReturn:
-    say(("computing digests on every backend; about half a minute on two cores", "dim"), to=err)
+    say((f"computing digests on {', '.join(backend or ['every framework'])}", "dim"), to=err)
     found = bits_of(backend, losses=losses, dtypes=dtypes, device=device)
     if as_json:
         print(json.dumps(found.to_dict(), indent=2))
