@@ -100,10 +100,14 @@ def test_entropy_of_many_classes(live):
 def test_log_prob_of_leading_labels(live):
     """Also the row's own bound: relative to what is left of 0."""
     x, y = leading(LEADS), np.full(len(LEADS), 2)
-    value, grad = (live.numpy(k) for k in both(xent.log_prob)(live.array(x, None, "cpu"), y))
+    given = live.array(x, None, "cpu")
+    value, grad = map(live.numpy, both(xent.log_prob)(given, y))
     want = oracle.log_prob(x, y)
     allowed = np.where(want.loss < -1e-3, 1e-6, (8 + LEADS) * 2.0**-24)
-    assert (np.abs(value / want.loss - 1) <= allowed).all()
+    for got in (value, live.numpy(xent.log_prob(given, y))):
+        assert (np.abs(got / want.loss - 1) <= allowed).all()
+    entropies = live.numpy(xent.entropy(given)) / oracle.entropy(x).loss  # without a gradient, it has a way of its own
+    assert (np.abs(entropies - 1) <= np.maximum(allowed, 1e-6)).all()
     assert (np.abs(grad / want.logits - 1) <= np.maximum(allowed, 1e-6)[:, None]).all()
 
 
