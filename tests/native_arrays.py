@@ -98,10 +98,10 @@ class Rows:
         self.run(native.rows_backward, self.m, self.s, a, b, c, dx, dt)
         return loaded(dx, self.dtype), dt
 
-    def both(self, a, z=None, c=None):
+    def both(self, a, z=None, c=None, in_place=False):
         a, z, c = (None if k is None else self.vector(k) for k in (a, z, c))
         results = loss, lse, smooth, m, s = [self.vector() for _ in range(5)]
-        dx = self.memory.new(self.shape, self.X)
+        dx = self.x if in_place else self.memory.new(self.shape, self.X)
         if self.u is None:
             results[2] = smooth = None
         self.run(native.rows_both, a, z, c, loss, lse, smooth, m, s, dx)

@@ -362,6 +362,15 @@ def test_exponentials_that_are_kept(dtype, spike):
         assert (np.abs(got[..., 0] - want) <= allowed).all()
 
 
+@pytest.mark.parametrize("classes", [3000, 140_000])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_where_exponentials_are_kept_makes_no_difference(dtype, classes):
+    """In the gradient's memory, in the thread's own where the gradient takes the logits' place, or nowhere."""
+    rows = Rows(dtype, rounded(NOISE.normal(size=(3, classes, 1)), dtype), ids=np.array([0, 1, classes - 1]))
+    want = rows.both(np.ones(3))[1]
+    np.testing.assert_array_equal(rows.both(np.ones(3), in_place=True)[1], want)
+
+
 @pytest.mark.parametrize("end", [np.inf, np.nan])
 def test_a_block_is_no_number(end):
     x = NOISE.normal(size=(1, 9000, 1))

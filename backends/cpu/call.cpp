@@ -5,6 +5,7 @@
 #include <cstring>
 #include <initializer_list>
 #include <memory>
+#include <new>
 #include <string>
 
 #include "pool.h"
@@ -275,6 +276,15 @@ void spread(const K& k, void (*kernel)(const K&, int64_t, int64_t), int64_t unit
 }
 
 }  // namespace
+
+void* thread_scratch() {
+  try {
+    static thread_local const Scratch own(kThreadScratch);
+    return own.get();
+  } catch (const std::bad_alloc&) {
+    return nullptr;
+  }
+}
 
 const Kernels* kernels() {
   static const Kernels* const best = chosen();

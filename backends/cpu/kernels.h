@@ -76,6 +76,10 @@ struct Kernels {
   void (*product)(const Product&, int64_t begin, int64_t end);
 };
 
+// Memory of the calling thread, which keeps it; nullptr if there is none. It is to fit into a core's cache.
+constexpr int64_t kThreadScratch = 1 << 19;
+void* thread_scratch();
+
 const Kernels* kernels();                 // the one in use
 const Kernels* const* available(int* n);  // those that this machine can run, best first
 

@@ -34,11 +34,13 @@ void one_row(const Rows& k, int64_t row, double u_total) {
 
   T block[kBlock<T>];
   Visit<T> visit;
-  if (dx && k.task == Task::kBoth) {
+  if (dx && k.task == Task::kBoth && n <= visit.kMost) {
     if (n <= kBlock<T>) {
       visit.terms = block;
-    } else if constexpr (std::is_same_v<X, T>) {  // in the gradient's memory, unless that is streamed
-      if (!k.streaming && dx != x && n <= visit.kMost) visit.terms = dx;
+    } else if (std::is_same_v<X, T> && !k.streaming && static_cast<const void*>(dx) != x) {
+      visit.terms = reinterpret_cast<T*>(dx);  // until the gradient is written over them
+    } else if (n * int64_t(sizeof(T)) <= kThreadScratch) {
+      visit.terms = static_cast<T*>(thread_scratch());
     }
   }
   Stats<T> stats{};
