@@ -8,11 +8,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 from xent import _check, _plan, _reduce, _rules, _sharding, formulas
 from xent._dispatch import find
-from xent._execute import SIGMOID, Rows, WithGradient, capped_and_scaled, elements, prepare, run, softmax_loss, visible
+from xent._execute import (
+    SIGMOID,
+    Loss,
+    Rows,
+    WithGradient,
+    capped_and_scaled,
+    elements,
+    prepare,
+    run,
+    softmax_loss,
+    visible,
+)
 from xent._linear import Grads, rows_of_a_chunk
 from xent._options import Operands, Options
 from xent._plan import Plan
@@ -107,7 +119,12 @@ def softmax(given: Operands, options: Options, group: Any) -> Any:
 def linear(given: Operands, options: Options, group: Any) -> Any:
     """Each process has the weight and bias of its own classes, and all hidden states."""
     if type(given.inputs) is WithGradient:
-        return _linear_value_and_grads(given, options, group)
+        hidden = given.inputs.inputs
+        adapter = find(hidden, "hidden")
+        _check.collectives("sharded", adapter)
+        assert adapter.autodiff is not None
+        function = partial(linear, options=options, group=group)
+        return linear_value_and_grads(adapter.autodiff.value_and_grad, given._replace(inputs=hidden), function)
     options = options.checked(given.denom)
     adapter = find(given.inputs, "hidden")
     collectives = _check.collectives("sharded", adapter)
@@ -138,18 +155,23 @@ def linear(given: Operands, options: Options, group: Any) -> Any:
     return loss(shard, plan, rows, RowResults(nll, lse, smooth, results.m, results.s), correct)
 
 
-def sigmoid(given: Operands, options: Options, over_rows: Callable[[Array], Array]) -> Array:
-    """Of elements that are split over processes, which each has its own of everything."""
+def of_rows(function: Loss, given: Operands, options: Options, over_rows: Callable[[Array], Array]) -> Any:
+    """Of rows, or of elements of `sigmoid_ce`, that are split over processes, which each has its own of everything."""
     options = options.checked(given.denom)
-    adapter = find(given.inputs)
+    adapter = find(given.inputs, function.first)
     divisor = None
     if options.reduce not in ("none", "sum"):
-        plan, checked = _plan.sigmoid(adapter, given, options)
-        divisor = _divisor(adapter, elements(plan, checked).divisor, plan.dtype, checked, over_rows)
+        plan, checked = function.plan(adapter, given, options)
+        own = (elements if function is SIGMOID else prepare)(plan, checked).divisor
+        divisor = _divisor(adapter, own, plan.dtype, checked, over_rows)
         given = given._replace(denom=adapter.ops.stop_gradient(divisor))
         options = options._replace(reduce="mean")
-    value = run(SIGMOID, given, options)
-    return value if options.reduce == "none" else _summed(adapter, value, divisor, over_rows)
+    result = run(function, given, options)
+    if options.reduce == "none":
+        return result
+    if options.stats:
+        return _summed(adapter, result[0], divisor, over_rows), result[1]
+    return _summed(adapter, result, divisor, over_rows)
 
 
 # ---- weights and reductions
@@ -265,16 +287,15 @@ def _value_and_grad(function: Any, given: Operands, options: Options, group: Any
     return adapter.autodiff.value_and_grad(lambda x: function(given._replace(inputs=x), options, group), x)
 
 
-def _linear_value_and_grads(given: Operands, options: Options, group: Any) -> tuple[Any, Grads]:
-    hidden = given.inputs.inputs
-    adapter = find(hidden, "hidden")
-    _check.collectives("sharded", adapter)
-    assert adapter.autodiff is not None
+def linear_value_and_grads(
+    value_and_grad: Callable[..., Any], given: Operands, function: Callable[[Operands], Any]
+) -> tuple[Any, Grads]:
+    """By the framework's own differentiation of function(operands)."""
 
     def at(parameters: tuple[Array, ...]) -> Any:
         hidden, weight, *bias = parameters
-        return linear(given._replace(inputs=hidden, weight=weight, bias=bias[0] if bias else None), options, group)
+        return function(given._replace(inputs=hidden, weight=weight, bias=bias[0] if bias else None))
 
-    parameters = hidden, given.weight, given.bias
-    loss, (dh, dw, *db) = adapter.autodiff.value_and_grad(at, tuple(k for k in parameters if k is not None))
+    parameters = given.inputs, given.weight, given.bias
+    loss, (dh, dw, *db) = value_and_grad(at, tuple(k for k in parameters if k is not None))
     return loss, Grads(dh, dw, db[0] if db else None)
