@@ -18,6 +18,10 @@ import xent
 from sharded_heads import linear_dtensor_calls, linear_dtensors
 from sharded_meshes import arithmetic, dtensor_calls, dtensors, page
 from sharded_parts import GATHER, REDUCE, Counted, group, linear_given, own, places, rank, tensors
+from xent.benchmarks.frameworks.torch_sharded import Part, side_by_side
+from xent.benchmarks.process import Job
+from xent.benchmarks.result import Series
+from xent.benchmarks.workloads import Workload
 from xent.verify import regimes
 from xent.verify.tolerance import errors
 
@@ -232,6 +236,23 @@ def total_of_all_ranks():
         xent.total_weight(labels.numpy(), group=group())
 
 
+def benchmark():
+    """`xent bench --workload lm-sharded`: both losses are right, and what they send is what docs/sharding.md says."""
+    count, bytes_of = torch.distributed.get_world_size(), arithmetic()
+    workload = Workload("sharded", "small", "sparse_ce", (64, 32), ranks=count)
+    every = [Series(name, "torch", "eager", name == "xent", "both") for name in ("xent", "loss_parallel")]
+    job = Job("torch", "cpu", 1, ("eager",), ("both",), rivals=True, rounds=2, seconds=0, cases=[])
+    side_by_side(Part(rank(), workload, "float32", 0), job, every)
+    ours, rival = every
+    assert ours.sent == bytes_of["sent"](64, count, bytes_of["handed_out"]())
+    assert rival.sent == 3 * bytes_of["sent_by_reductions"](64, count, 4)  # maximum, sum, the label's logit
+    assert rival.ratio == rival.best
+    for series in every:
+        assert not series.problem
+        assert series.time.rounds == 2
+        assert rank() or 0 < series.gradient_error < 1e-5
+
+
 def compiled():
     """As one graph, which asks for the sizes when it runs: every loss, and every option."""
     data = np.random.default_rng(0)
@@ -286,6 +307,7 @@ CHECKS = {
         dtensor_calls,
         linear_dtensors,
         linear_dtensor_calls,
+        benchmark,
         compiled,
     )
 }

@@ -23,7 +23,7 @@ Array = Any
 
 
 class OnMesh(NamedTuple):
-    """The process groups that are split over, one after the other."""
+    """The process groups that classes and rows are split over, one after the other."""
 
     classes: tuple[Any, ...]  # none: each rank has all of them
     rows: tuple[Any, ...]
