@@ -61,12 +61,14 @@ def linear_dtensors():
 
 
 def linear_dtensor_calls():
-    """Statistics and value_and_grad, plain parameters, ids out of range, what is moved, and what is an error."""
+    """Statistics and value_and_grad, weights that are learned, plain parameters, ids out of range, what is moved, and what is an error."""
     count = torch.distributed.get_world_size()
     line = init_device_mesh("cpu", (count,))
     h, weight, y = linear_cases.arguments("float64", {})
     options = {"ignore_index": 3, "bias": linear_cases.BIAS}
     want = xent.oracle.linear_ce(h, weight, y, **options)
+    w = np.random.default_rng(0).uniform(0.5, 2, y.shape)
+    weighted = xent.oracle.linear_ce(h, weight, y, sample_weight=w, **options)
     for of_hidden, of_weight in ((Replicate(), DShard(0)), (DShard(0), DShard(0)), (DShard(0), None)):
         hidden = distribute_tensor(torch.tensor(h), line, [of_hidden])
         head = torch.tensor(weight) if of_weight is None else distribute_tensor(torch.tensor(weight), line, [of_weight])
@@ -75,6 +77,9 @@ def linear_dtensor_calls():
         for grad, like in zip(grads, (want.hidden, want.weight, want.bias), strict=True):
             np.testing.assert_allclose(whole(grad), like, rtol=1e-11, atol=1e-14)
         assert stats.nll.full_tensor().shape == y.shape
+        learned = torch.tensor(w, requires_grad=True)
+        xent.linear_ce(hidden, head, y, sample_weight=learned, **options).backward()
+        np.testing.assert_allclose(learned.grad, weighted.sample_weight, rtol=1e-11, atol=1e-14)
         bad = np.where(y == 2, 9, y)
         if of_hidden == Replicate():
             with pytest.raises(xent.LabelError, match="is 9; expected 0 to 8"):

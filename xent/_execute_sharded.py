@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 from xent import _check, _plan, _reduce, _rules, _sharding, formulas
@@ -119,12 +118,7 @@ def softmax(given: Operands, options: Options, group: Any) -> Any:
 def linear(given: Operands, options: Options, group: Any) -> Any:
     """Each process has the weight and bias of its own classes, and all hidden states."""
     if type(given.inputs) is WithGradient:
-        hidden = given.inputs.inputs
-        adapter = find(hidden, "hidden")
-        _check.collectives("sharded", adapter)
-        assert adapter.autodiff is not None
-        function = partial(linear, options=options, group=group)
-        return linear_value_and_grads(adapter.autodiff.value_and_grad, given._replace(inputs=hidden), function)
+        return _linear_value_and_grads(given, options, group)
     options = options.checked(given.denom)
     adapter = find(given.inputs, "hidden")
     collectives = _check.collectives("sharded", adapter)
@@ -287,15 +281,16 @@ def _value_and_grad(function: Any, given: Operands, options: Options, group: Any
     return adapter.autodiff.value_and_grad(lambda x: function(given._replace(inputs=x), options, group), x)
 
 
-def linear_value_and_grads(
-    value_and_grad: Callable[..., Any], given: Operands, function: Callable[[Operands], Any]
-) -> tuple[Any, Grads]:
-    """By the framework's own differentiation of function(operands)."""
+def _linear_value_and_grads(given: Operands, options: Options, group: Any) -> tuple[Any, Grads]:
+    hidden = given.inputs.inputs
+    adapter = find(hidden, "hidden")
+    _check.collectives("sharded", adapter)
+    assert adapter.autodiff is not None
 
     def at(parameters: tuple[Array, ...]) -> Any:
         hidden, weight, *bias = parameters
-        return function(given._replace(inputs=hidden, weight=weight, bias=bias[0] if bias else None))
+        return linear(given._replace(inputs=hidden, weight=weight, bias=bias[0] if bias else None), options, group)
 
-    parameters = given.inputs, given.weight, given.bias
-    loss, (dh, dw, *db) = value_and_grad(at, tuple(k for k in parameters if k is not None))
+    parameters = hidden, given.weight, given.bias
+    loss, (dh, dw, *db) = adapter.autodiff.value_and_grad(at, tuple(k for k in parameters if k is not None))
     return loss, Grads(dh, dw, db[0] if db else None)

@@ -15,13 +15,14 @@ import torch
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from xent import _check, _execute_sharded, _rules
 from xent._execute import SIGMOID, SOFTMAX, SPARSE, Loss, WithGradient
-from xent._linear import LINEAR
+from xent._linear import LINEAR, Grads
 from xent._options import Operands, Options
 from xent._reduce import Stats
 
 from .kernels import value_and_grad
 from .ops import OPS
-from .sharded import Copied, OnMesh, summed_over
+from .sharded import OnMesh, summed_over
+from .sharded_linear import Copied
 
 Array = Any
 Placements = Sequence[Any]
@@ -94,8 +95,13 @@ def linear(given: Operands, options: Options) -> Any:
 def linear_value_and_grads(given: Operands, options: Options) -> Any:
     own = given.inputs.to_local()
     weight, bias = (None if k is None else dense(k, own) for k in (given.weight, given.bias))
-    moved = given._replace(weight=weight, bias=bias)
-    return _execute_sharded.linear_value_and_grads(value_and_grad, moved, partial(linear, options=options))
+
+    def at(parameters: tuple[Array, ...]) -> Any:
+        h, weight, *bias = parameters
+        return linear(given._replace(inputs=h, weight=weight, bias=bias[0] if bias else None), options)
+
+    value, (dh, dw, *db) = value_and_grad(at, tuple(k for k in (given.inputs, weight, bias) if k is not None))
+    return value, Grads(dh, dw, db[0] if db else None)
 
 
 def of_classes(argument: str, x: Array, axis: int) -> list[int]:
@@ -182,8 +188,9 @@ def own_classes(k: Array, classes: Sequence[int], rows: Mapping[int, Any]) -> Ar
     scattered = [dim for dim in rows if not were[dim].is_replicate()]
     grads = [Partial() if dim in scattered else place for dim, place in enumerate(placements)]
     own = k.redistribute(placements=placements).to_local(grad_placements=grads)
-    everywhere = tuple(group for dim, group in rows.items() if dim not in scattered)
-    return Copied.apply(everywhere, own) if everywhere else own
+    for dim, group in rows.items():
+        own = own if dim in scattered else Copied.apply(group, own)
+    return own
 
 
 # ---- results

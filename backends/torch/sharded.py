@@ -150,29 +150,19 @@ def summed(own: Array, total: Array) -> Array:
 
 
 def summed_over(groups: tuple[Any, ...], own: Array) -> Array:
-    return summed(own, all_reduce(own.detach().clone(), groups))
+    total = own.detach().clone()
+    for group in groups:
+        all_reduce(total, group)
+    return summed(own, total)
 
 
 def total_weight(group: Any, own: Array) -> Array:
     process_group("group", group)
-    return all_reduce(own.detach().clone(), (group,))
+    return all_reduce(own.detach().clone(), group)
 
 
-def all_reduce(own: Array, groups: tuple[Any, ...]) -> Array:
-    """The sum over the ranks, which is written over this rank's own."""
-    for group in groups:
-        torch.distributed.all_reduce(own, group=group)
+def all_reduce(own: Array, group: Any) -> Array:
+    """The sum over the ranks that share the classes, which is written over this rank's own."""
+    for one in mesh_of(group).classes:
+        torch.distributed.all_reduce(own, group=one)
     return own
-
-
-class Copied(torch.autograd.Function):
-    """The same array on every rank; its derivative is the sum over the ranks."""
-
-    @staticmethod
-    def forward(ctx: Any, groups: tuple[Any, ...], x: Array) -> Array:
-        ctx.groups = groups
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, g: Array) -> Any:
-        return None, all_reduce(g.clone(), ctx.groups)

@@ -16,7 +16,7 @@ from xent.formulas.linear import LoopOperands, LoopSpec
 
 from .linear import autocast
 from .ops import OPS
-from .sharded import Copied, all_reduce, attach, mesh_of, pulled
+from .sharded import all_reduce, attach, pulled
 from .transforms import recording
 
 Array = Any
@@ -25,22 +25,21 @@ Array = Any
 def linear(group: Any, spec: LoopSpec, shard: Shard, operands: LoopOperands) -> tuple[Row, RowResults]:
     """The rows, and their results, differentiable in hidden states, weight and bias."""
     own_ids, held = shard.own_ids(OPS, operands.ids), shard.holds(operands.ids)
-    groups = mesh_of(group).classes
     if recording():
-        return at_once(groups, spec, shard, operands, own_ids, held)
+        return at_once(group, spec, shard, operands, own_ids, held)
     with torch.no_grad(), without_autocast(operands.hidden):
         row = _sharding.combine(OPS, shard, _linear_sharded.statistics(spec, shard, operands))
-    nll, lse, smooth = AttachedHead.apply(groups, spec, held, *operands._replace(ids=own_ids), *row)
+    nll, lse, smooth = AttachedHead.apply(group, spec, held, *operands._replace(ids=own_ids), *row)
     return row, RowResults(nll, lse, smooth, row.m, row.s)
 
 
 def at_once(
-    groups: tuple[Any, ...], spec: LoopSpec, shard: Shard, operands: LoopOperands, own_ids: Array, held: Array
+    group: Any, spec: LoopSpec, shard: Shard, operands: LoopOperands, own_ids: Array, held: Array
 ) -> tuple[Row, RowResults]:
     """The same from the shard's logits of all rows, for tracers, which would write down every chunk."""
     ids, u = operands.ids, operands.smoothing_weights
     operands = chunks.with_rounded_values(spec, operands)
-    hidden = Copied.apply(groups, formulas.widened(OPS, operands.hidden))  # whose sum is not one of 16 bits
+    hidden = Copied.apply(group, formulas.widened(OPS, operands.hidden))  # whose sum is not one of 16 bits
     x = chunks.all_logits(spec, operands._replace(hidden=hidden))
     own = _sharding.statistics(OPS, spec.linear.rows, spec.layout, shard, x.detach(), None, u, ids)
     row = _sharding.combine(OPS, shard, own)
@@ -51,15 +50,28 @@ def without_autocast(h: Array) -> Any:
     return torch.autocast(h.device.type, enabled=False) if autocast(h) else contextlib.nullcontext()
 
 
+class Copied(torch.autograd.Function):
+    """The same array on every rank; its derivative is the sum over the ranks."""
+
+    @staticmethod
+    def forward(ctx: Any, group: Any, x: Array) -> Array:
+        ctx.group = group
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, g: Array) -> Any:
+        return None, all_reduce(g.clone(), ctx.group)
+
+
 class AttachedHead(torch.autograd.Function):
     """The results of all classes, as a function of the hidden states and of the rank's own weight and bias."""
 
     @staticmethod
-    def forward(ctx: Any, groups: tuple[Any, ...], spec: LoopSpec, held: Array, *arrays: Array | None) -> Any:
+    def forward(ctx: Any, group: Any, spec: LoopSpec, held: Array, *arrays: Array | None) -> Any:
         count = len(LoopOperands._fields)
         operands, row = LoopOperands(*arrays[:count]), Row(*arrays[count:])
         results = _sharding.results(OPS, spec.layout, row, operands.ids)
-        ctx.groups, ctx.spec = groups, spec
+        ctx.group, ctx.spec = group, spec
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(held, *operands, *row.for_derivatives(results.m, results.s))
         return results.nll, results.lse, results.smooth
@@ -79,6 +91,6 @@ class AttachedHead(torch.autograd.Function):
         wanted = tuple(ctx.needs_input_grad[3:6])
         with without_autocast(operands.hidden):
             dh, *rest = _linear_sharded.gradients(spec, pull, wanted, operands, row, up)
-        grads = (None if dh is None else all_reduce(dh, ctx.groups), *rest)
+        grads = (None if dh is None else all_reduce(dh, ctx.group), *rest)
         typed = (None if d is None else d.to(k.dtype) for d, k in zip(grads, operands.parameters, strict=True))
         return None, None, None, *typed, *(None for _ in range(len(arrays) - 3))
