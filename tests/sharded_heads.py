@@ -61,7 +61,7 @@ def linear_dtensors():
 
 
 def linear_dtensor_calls():
-    """Statistics and value_and_grad, weights that are learned, plain parameters, ids out of range, what is moved, and what is an error."""
+    """Statistics, value_and_grad, learned weights, plain parameters, ids out of range, what is moved, and errors."""
     count = torch.distributed.get_world_size()
     line = init_device_mesh("cpu", (count,))
     h, weight, y = linear_cases.arguments("float64", {})
