@@ -1,5 +1,7 @@
 """Checks of sharded_torch.py: `linear_ce` of DTensors, and of weights that FSDP has cut into shards."""
 
+from functools import partial
+
 import linear_cases
 import numpy as np
 import pytest
@@ -107,3 +109,29 @@ def linear_dtensor_calls():
     }.items():
         with pytest.raises((TypeError, ValueError), match=words):
             call()
+
+
+def dtensors_compiled():
+    """As one graph, which is also the first call with a DTensor."""
+    line = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
+    h, weight, y = linear_cases.arguments("float64", {})
+    x = h @ weight.T
+    logits = spread(x, line, [DShard(2)], "float64")
+    hidden, fsdp = (spread(k, line, [DShard(0)], "float64") for k in (h, weight))
+    same, ids = spread(h, line, [Replicate()], "float64"), torch.tensor(y)
+
+    @partial(torch.compile, fullgraph=True, backend="aot_eager")
+    def losses(logits, hidden, same, fsdp):
+        options = {"z_loss": 0.01, "invalid": "ignore"}
+        of_logits = xent.sparse_ce(logits, ids, **options)
+        return of_logits, xent.linear_ce(hidden, fsdp, ids, **options), xent.linear_ce(same, fsdp, ids, **options)
+
+    values = losses(logits, hidden, same, fsdp)
+    want = xent.oracle.linear_ce(h, weight, y, z_loss=0.01)
+    for value in values:
+        np.testing.assert_allclose(value.full_tensor().item(), want.loss, rtol=1e-12)
+    sum(values).backward()
+    np.testing.assert_allclose(whole(fsdp.grad), 2 * want.weight, rtol=1e-10, atol=1e-13)
+    of_logits = xent.oracle.sparse_ce(x, y, z_loss=0.01).logits
+    for leaf, like in ((hidden, want.hidden), (same, want.hidden), (logits, of_logits)):
+        np.testing.assert_allclose(whole(leaf.grad), like, rtol=1e-10, atol=1e-13)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 import xent
-from sharded_heads import linear_dtensor_calls, linear_dtensors
+from sharded_heads import dtensors_compiled, linear_dtensor_calls, linear_dtensors
 from sharded_meshes import arithmetic, dtensor_calls, dtensors, page
 from sharded_parts import GATHER, REDUCE, Counted, group, linear_given, own, places, rank, tensors
 from xent.benchmarks.frameworks.torch_sharded import Part, side_by_side
@@ -298,6 +298,7 @@ CHECKS = {
         ids_out_of_range,
         bad_calls,
         collectives,
+        dtensors_compiled,
         page,
         linear_options,
         linear_statistics,

@@ -108,9 +108,17 @@ def of_classes(argument: str, x: Array, axis: int) -> list[int]:
     """Over which dimensions of the mesh they are sharded."""
     mesh, found = x.device_mesh, [dim for dim, k in enumerate(x.placements) if type(k) is Shard and k.dim == axis]
     for dim in found:
-        if not torch.equal(mesh.mesh, mesh.mesh.sort(dim)[0]):  # a group's ranks are in ascending order
+        if not ascending(mesh, dim):
             raise ValueError(f"{argument}: expected a mesh whose ranks ascend along dimension {dim}, got {mesh}")
     return found
+
+
+def ascending(mesh: Any, dim: int) -> bool:
+    """A group's ranks are in ascending order, whatever their order in the mesh."""
+    return torch.equal(mesh.mesh, mesh.mesh.sort(dim)[0])
+
+
+ascending._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def of_other_rows(invalid: str) -> str:
