@@ -24,7 +24,7 @@ from typing import Any
 
 from xent.benchmarks import frameworks, measure
 from xent.benchmarks.frameworks import Call, Contender
-from xent.benchmarks.result import ENOUGH, Case, Series, Spread
+from xent.benchmarks.result import ENOUGH, Case, Series, Spread, compare
 from xent.benchmarks.truth import Truth, truth, wrong
 from xent.benchmarks.workloads import UNCACHED, Workload
 from xent.verify.frameworks import device, load
@@ -101,6 +101,12 @@ class Session:
         """Checks, then times every contender. Returns their series and the measured bandwidth."""
         self.workload, self.dtype = workload, dtype
         self.turns: Iterator[Any] = iter(())  # frees the last case's inputs
+        if reason := frameworks.why_not_users(workload):
+            for name in self.job.contenders:
+                self.tell("absent", f"{name} on {workload.name}: {reason}")
+        if workload.ranks > 1:
+            self.tell("doing", f"in {workload.ranks} processes")
+            return self.framework.of_ranks(workload, dtype, self.job, SEED), None
         self.framework.begin(dtype)
         x, y = workload.arrays(SEED)
         self.x = frameworks.each(self._as_seen, x)
@@ -109,9 +115,6 @@ class Session:
         inputs = [frameworks.each(lambda k: self.framework.array(k, dtype), self.x) for _ in copies]
         self.turns = itertools.cycle(inputs)
         users = frameworks.of_users(self.framework, workload, self.job.contenders)
-        if reason := frameworks.why_not_users(workload):
-            for name in self.job.contenders:
-                self.tell("absent", f"{name} on {workload.name}: {reason}")
         entries = list(self._entries(itertools.chain(self.framework.contenders(workload), users)))
         gc.collect()
         gc.freeze()  # else each collection would take 0.25 s for a framework's million objects
@@ -209,21 +212,13 @@ class Session:
         return measure.seconds(calls, wait, SAMPLE)
 
     def _compare(self, entries: list[Entry], reads: list[float], writes: list[float]) -> None:
-        """Sets each contender's times, and their ratios to xent's in the same mode, xent's fastest, and the floor."""
-        right = [entry for entry in entries if not entry.series.problem]
-        for entry in right:
-            series, samples = entry.series, entry.samples
-            series.time = Spread.of(samples)
-            if reads:
-                read, written = self.workload.read(self.dtype), self.workload.written(self.dtype, series.which)
-                floor = [read * a + written * b for a, b in zip(reads, writes, strict=True)]
-                series.floor = Spread.ratio(floor, samples)
-            ours = [e for e in right if e.series.ours and e.series.which == series.which]
-            if ours and not series.ours:
-                fastest = min(ours, key=lambda e: median(e.samples))
-                series.best = Spread.ratio(samples, fastest.samples)
-                for same in (e for e in ours if e.series.mode == series.mode):
-                    series.ratio = Spread.ratio(samples, same.samples)
+        """Sets each contender's times, and their ratios to xent's and to the floor."""
+        timed = [(entry.series, entry.samples) for entry in entries if not entry.series.problem]
+        compare(timed)
+        for series, samples in timed if reads else ():
+            read, written = self.workload.read(self.dtype), self.workload.written(self.dtype, series.which)
+            floor = [read * a + written * b for a, b in zip(reads, writes, strict=True)]
+            series.floor = Spread.ratio(floor, samples)
 
 
 def _dtype(array: Any) -> str:

@@ -51,6 +51,7 @@ class Series:
     best: Spread | None = None  # of a rival: how many times as long as xent in its fastest mode
     floor: Spread | None = None  # the share of its time that the least traffic takes
     first: float | None = None  # seconds of the first call, compilation included
+    sent: int | None = None  # bytes that each of several processes sends to others
     memory: int | None = None  # bytes at the peak beyond those before the call, result included
     value_error: float | None = None  # relative, against float64
     gradient_error: float | None = None
@@ -75,6 +76,18 @@ class Series:
         return "win" if self.ratio.low > 1 else "loss"
 
 
+def compare(timed: Sequence[tuple[Series, Sequence[float]]]) -> None:
+    """Sets each contender's times, and their ratios to xent's in the same mode and to xent's fastest, by round."""
+    for series, samples in timed:
+        series.time = Spread.of(samples)
+        ours = [(s, own) for s, own in timed if s.ours and s.which == series.which]
+        if ours and not series.ours:
+            _, fastest = min(ours, key=lambda one: statistics.median(one[1]))
+            series.best = Spread.ratio(samples, fastest)
+            for _, own in ((s, own) for s, own in ours if s.mode == series.mode):
+                series.ratio = Spread.ratio(samples, own)
+
+
 @dataclass
 class Case:
     """One workload in one dtype."""
@@ -95,6 +108,9 @@ class Case:
     def key(self) -> tuple[object, ...]:
         """Identifies the case in other runs."""
         return self.workload.name, self.workload.shape, self.dtype, self.value
+
+    def runs_on(self, backend: str) -> bool:
+        return self.workload.ranks == 1 or backend == "torch"
 
     @property
     def memory(self) -> int:

@@ -6,6 +6,7 @@ import contextlib
 import math
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import tempfile
@@ -105,6 +106,7 @@ def bench(
         for case in cases
         if case.memory > free
     ]
+    fitting = [case for case in cases if case.memory <= free]
     jobs = [
         Job(
             backend=backend,
@@ -119,7 +121,7 @@ def bench(
             cases=list(group),
         )
         for backend in here
-        for count, group in groupby((case for case in cases if case.memory <= free), key=lambda case: case.threads)
+        for count, group in groupby((case for case in fitting if case.runs_on(backend)), key=lambda case: case.threads)
     ]
     announce(f"about {max(1, round(sum(map(estimate, jobs)) / 60))} min")
     done, of = 0, sum(len(job.cases) for job in jobs)
@@ -211,7 +213,7 @@ def messages(job: Job) -> Iterator[tuple[Any, ...]]:
                     yield case, kind, *said
             status = process.wait()
         finally:
-            process.kill()
+            _kill(process)
             process.communicate()
         errors.seek(0)
         last = (errors.read().strip().splitlines() or [f"status {status}"])[-1]
@@ -235,6 +237,13 @@ def _start(job: Job, errors: IO[str]) -> subprocess.Popen[bytes]:
     pickle.dump(job, process.stdin)
     process.stdin.flush()
     return process
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """With the processes that it has started."""
+    with contextlib.suppress(AttributeError, ProcessLookupError):  # on Windows; or all have ended
+        os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
 
 
 def environment(backend: str, device: str, threads: int) -> dict[str, str]:

@@ -39,6 +39,7 @@ class Table(NamedTuple):
 
 
 FLOOR = Column("floor", "the share of the time that the least memory traffic takes; above 100% is in a cache")
+SENT = Column("sent", "by each process to the others, as if they formed a ring")
 RATE = Column("GFLOP/s", "2 (with gradients 6) x rows x features x classes operations, in that time")
 COLUMNS = (
     Column("ratio", "times as long as xent on the same backend in the same mode: median of paired rounds"),
@@ -71,7 +72,8 @@ def plain(result: Result) -> list[Case]:
 
 def _table(case: Case, which: str) -> Table:
     work, floor, note = case.workload, case.floor(which), PASSES[which]
-    columns = tuple(RATE if work.linear and column is FLOOR else column for column in COLUMNS)
+    instead = RATE if work.linear else SENT if work.ranks > 1 else FLOOR
+    columns = tuple(instead if column is FLOOR else column for column in COLUMNS)
     if work.linear:
         note += "; memory: beyond the gradients; error: of a gradient as a whole"
     if floor is not None:
@@ -96,13 +98,14 @@ def _row(case: Case, series: Series) -> Row:
     error = series.gradient_error if series.which == "both" else series.value_error
     logits = case.workload.logits * WIDTH[case.dtype]
     rate = digits(case.workload.operations(series.which) / seconds / 1e9, 2)
+    sent = "-" if series.sent is None else size(series.sent)
     cells = (
         "1x" if series.ours else times(ratio.median) if ratio else "-",
         f"{times(ratio.low)[:-1]}-{times(ratio.high)[:-1]}" if ratio else "",
         *name,
         duration(seconds),
         duration(series.first or 0, 2),
-        rate if case.workload.linear else f"{floor.median:.0%}" if floor else "-",
+        rate if case.workload.linear else f"{floor.median:.0%}" if floor else sent,
         size(extra, 2) if logits < SMALL or math.isnan(extra) else f"{extra / logits:.2f}x",
         f"{error or 0:.0e}",
     )

@@ -24,6 +24,7 @@ class Workload:
     axis: int = -1
     dtypes: tuple[str, ...] = ("float32",)  # that are timed if none is asked for
     by_default: bool = True  # also timed if no workload is asked for
+    ranks: int = 1  # processes over which the classes are split, on PyTorch
     cold: bool = True  # the logits come from memory, not from a cache that still has them from the last call
 
     @property
@@ -57,7 +58,7 @@ class Workload:
     @property
     def from_memory(self) -> bool:
         """Whether memory decides the time: for cold logits, but not linear_ce, which reads its inputs many times."""
-        return self.cold and not self.linear
+        return self.cold and not self.linear and self.ranks == 1
 
     def copies(self, dtype: str) -> int:
         """How many copies of the inputs the calls take turns on, so that no call finds its inputs in a cache."""
@@ -107,6 +108,9 @@ WORKLOADS = {
         Workload("soft-large", "distillation of a language model", "softmax_ce", (4096, 32000), by_default=False),
         Workload("linear-small", "classifier's head", "linear_ce", (256, 64, 1000), by_default=False),
         Workload("linear-large", "head for 128,256 tokens", "linear_ce", (1024, 2048, 128256), by_default=False),
+        Workload(
+            "lm-sharded", "32,000 tokens over two processes", "sparse_ce", (2048, 32000), by_default=False, ranks=2
+        ),
     )
 }
 QUICK = ("tiny", "image")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 import xent
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -39,18 +40,18 @@ def code(page):
     return re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(encoding="utf-8"), re.DOTALL)
 
 
-def check(rank, rendezvous, of_hidden, of_logits):
+def check(rank, rendezvous, of_hidden, of_models):
     torch.distributed.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=len(PARTS))
     x, part = torch.randn(len(LABELS), 3, generator=torch.Generator().manual_seed(0)), PARTS[rank]
-    for block in (of_hidden, *of_logits):
+    for block in (of_hidden, *of_models):
         torch.manual_seed(0)
-        model = Model(has_logits=block in of_logits)
+        model = Model(has_logits=block in of_models and "linear_ce" not in block)
         logits = model(x) if model.has_logits else model.head(model(x))
         xent.sparse_ce(logits, LABELS, ignore_index=-100).backward()
         whole = gradients(model)
         model.zero_grad()
-        given = {"torch": torch, "xent": xent}
-        if model.has_logits:
+        given = {"torch": torch, "xent": xent, "fully_shard": fully_shard}
+        if block in of_models:
             given |= {"model": model, "inputs": x[part], "labels": LABELS[part]}
         else:
             parallel = DistributedDataParallel(model)  # it has to live until the backward pass
@@ -63,10 +64,10 @@ def check(rank, rendezvous, of_hidden, of_logits):
 def main():
     torch.set_num_threads(1)  # no threads before the fork
     (of_hidden,) = [block for block in code("language_models.md") if "group=" in block]
-    of_logits = code("trainers/data_parallel.md")
-    assert len(of_logits) == 2
+    of_models = code("trainers/data_parallel.md")
+    assert len(of_models) == 3
     with tempfile.TemporaryDirectory() as folder:
-        arguments = (f"file://{folder}/rendezvous", of_hidden, of_logits)
+        arguments = (f"file://{folder}/rendezvous", of_hidden, of_models)
         torch.multiprocessing.start_processes(check, arguments, nprocs=len(PARTS), start_method="fork")
 
 

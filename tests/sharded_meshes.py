@@ -47,6 +47,9 @@ def page():
     names = {"xent": xent, "whole": x, "targets": ids, "mesh": mesh}
     exec(code()[3], names | {"distribute_tensor": distribute_tensor, "Shard": DShard}, names)
     torch.testing.assert_close(names["loss"].full_tensor(), xent.sparse_ce(x, ids))
+    names |= {"states": x, "weight": torch.randn(5, 6), "targets": ids % 5}
+    exec(code()[4], names | {"distribute_tensor": distribute_tensor, "Shard": DShard, "Replicate": Replicate}, names)
+    torch.testing.assert_close(names["loss"].full_tensor(), xent.linear_ce(x, names["weight"], ids % 5))
 
 
 def meshes():
@@ -56,7 +59,7 @@ def meshes():
     for placement in (Replicate(), DShard(0), DShard(1), DShard(2)):
         yield line, [placement]
     plane = init_device_mesh("cpu", (count // 2, 2))
-    for first, second in ((0, 1), (1, 0), (2, 0), (0, 0)):
+    for first, second in ((0, 1), (1, 0), (2, 0), (0, 0), (1, 1)):
         yield plane, [DShard(first), DShard(second)]
     yield plane, [Replicate(), DShard(1)]
 
@@ -114,8 +117,6 @@ def dtensor_calls():
     for words, call in {
         "logits: expected a mesh whose ranks ascend": lambda: xent.sparse_ce(backwards, y),
         "labels: a torch.distributed.tensor array": lambda: xent.softmax_ce(logits.full_tensor(), logits),
-        "hidden: the adapter of torch.distributed": lambda: xent.linear_ce(logits, torch.ones(3, 6), y),
-        "weight: a torch.distributed.tensor array": lambda: xent.linear_ce(torch.ones(5, 6).double(), logits, y),
         "sharded: the adapter of torch.distributed": lambda: xent.sparse_ce(logits, y, sharded=group()),
         r"labels: expected shape \(5,\)": lambda: xent.sparse_ce(logits, y[:4]),
         "logits: DTensors go to softmax_ce, sparse_ce and sigmoid_ce only": lambda: xent.log_prob(logits, y),

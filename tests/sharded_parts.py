@@ -3,8 +3,24 @@
 import numpy as np
 import torch
 import xent
+from torch.distributed.tensor.debug import CommDebugMode
 
+GATHER, REDUCE = torch.ops.c10d._allgather_base_, torch.ops.c10d.allreduce_
 DTYPE = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Counted(CommDebugMode):
+    """The collectives, and the bytes that this process brings to gathers and reductions."""
+
+    def __init__(self):
+        super().__init__()
+        self.sizes = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket in (GATHER, REDUCE):
+            given = args[1] if func.overloadpacket is GATHER else args[0][0]
+            self.sizes.append(given.numel() * given.element_size())
+        return super().__torch_dispatch__(func, types, args, kwargs)
 
 
 def rank():

@@ -15,14 +15,15 @@ import numpy as np
 import pytest
 import torch
 import xent
+from sharded_heads import dtensors_compiled, linear_dtensor_calls, linear_dtensors
 from sharded_meshes import arithmetic, dtensor_calls, dtensors, page
-from sharded_parts import group, linear_given, own, places, rank, tensors
-from torch.distributed.tensor.debug import CommDebugMode
+from sharded_parts import GATHER, REDUCE, Counted, group, linear_given, own, places, rank, tensors
+from xent.benchmarks.frameworks.torch_sharded import Part, side_by_side
+from xent.benchmarks.process import Job
+from xent.benchmarks.result import Series
+from xent.benchmarks.workloads import Workload
 from xent.verify import regimes
 from xent.verify.tolerance import errors
-
-GATHER = torch.ops.c10d._allgather_base_
-
 
 # ---- checks
 
@@ -140,33 +141,25 @@ def collectives():
 
     What is moved and held is what docs/sharding.md says.
     """
-    sizes, bytes_of = [], arithmetic()
-
-    class Counted(CommDebugMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            if func.overloadpacket is GATHER:
-                sizes.append(args[1].numel() * args[1].element_size())
-            return super().__torch_dispatch__(func, types, args, kwargs)
-
-    n, length = 50, 8 // torch.distributed.get_world_size()
+    bytes_of, count = arithmetic(), torch.distributed.get_world_size()
+    n, length = 50, 8 // count
     y, t = torch.zeros(n, dtype=torch.int64), torch.rand(n, length)
     for smoothing, class_weight, soft in itertools.product((False, True), repeat=3):
         plain = not (smoothing or class_weight)
         options = {"z_loss": 0.0 if plain else 0.1, "label_smoothing": 0.1 if smoothing else 0.0}
         options["class_weight"] = np.ones(8) if class_weight else None
         leaf, kept = torch.randn(n, length).requires_grad_(), {}
-        sizes.clear()
         given = leaf, t if soft else y
         with Counted() as forward, torch.autograd.graph.saved_tensors_hooks(partial(keep, kept), lambda k: k):
             value = (xent.softmax_ce if soft else xent.sparse_ce)(*given, reduce="none", sharded=group(), **options)
-        with CommDebugMode() as backward:
+        with Counted() as backward:
             value.sum().backward()
         assert forward.get_comm_counts() == {GATHER: 2}, forward.get_comm_counts()
         assert backward.get_total_counts() == 0
         a_row = bytes_of["handed_out"](soft, smoothing, class_weight)
         assert a_row <= (24 if soft or smoothing else 16)
-        moved = bytes_of["sent"](n, torch.distributed.get_world_size(), a_row, smoothing)
-        assert sum(sizes) * (torch.distributed.get_world_size() - 1) == moved, (sizes, moved)
+        moved = bytes_of["sent"](n, count, a_row, smoothing)
+        assert sum(forward.sizes) * (count - 1) == moved, (forward.sizes, moved)
         if plain:
             beside = {place: size for place, size in kept.items() if place not in (leaf.data_ptr(), t.data_ptr())}
             assert sum(beside.values()) == bytes_of["held"](n, soft), beside
@@ -215,15 +208,19 @@ def linear_statistics():
 
 
 def linear_collectives():
-    """The hidden states' gradient is added up once, in float32."""
-    h, weight, y = linear_cases.arguments("float32", {})
-    _, loss = linear_given(h, weight, y, {}, "float32", next(iter(places(len(weight)))))
-    with CommDebugMode() as forward:
-        value = loss()
-    with CommDebugMode() as backward:
-        value.backward()
-    assert forward.get_comm_counts() == {GATHER: 2}
-    assert backward.get_comm_counts() == {torch.ops.c10d.allreduce_: 1}
+    """The hidden states' gradient is added up once, in float32, and it is what docs/sharding.md says."""
+    bytes_of, count = arithmetic(), torch.distributed.get_world_size()
+    for dtype in ("float32", "bfloat16"):
+        h, weight, y = linear_cases.arguments(dtype, {})
+        _, loss = linear_given(h, weight, y, {}, dtype, next(iter(places(len(weight)))))
+        with Counted() as forward:
+            value = loss()
+        with Counted() as backward:
+            value.backward()
+        assert forward.get_comm_counts() == {GATHER: 2}
+        assert sum(forward.sizes) * (count - 1) == bytes_of["sent"](y.size, count, bytes_of["handed_out"]())
+        assert backward.get_comm_counts() == {REDUCE: 1}
+        assert backward.sizes == [bytes_of["reduced"](y.size, linear_cases.FEATURES)]
 
 
 def total_of_all_ranks():
@@ -237,6 +234,23 @@ def total_of_all_ranks():
         xent.total_weight(labels, group="dp")
     with pytest.raises(TypeError, match="group: the adapter of numpy"):
         xent.total_weight(labels.numpy(), group=group())
+
+
+def benchmark():
+    """`xent bench --workload lm-sharded`: both losses are right, and what they send is what docs/sharding.md says."""
+    count, bytes_of = torch.distributed.get_world_size(), arithmetic()
+    workload = Workload("sharded", "small", "sparse_ce", (64, 32), ranks=count)
+    every = [Series(name, "torch", "eager", name == "xent", "both") for name in ("xent", "loss_parallel")]
+    job = Job("torch", "cpu", 1, ("eager",), ("both",), rivals=True, rounds=2, seconds=0, cases=[])
+    side_by_side(Part(rank(), workload, "float32", 0), job, every)
+    ours, rival = every
+    assert ours.sent == bytes_of["sent"](64, count, bytes_of["handed_out"]())
+    assert rival.sent == 3 * bytes_of["sent_by_reductions"](64, count, 4)  # maximum, sum, the label's logit
+    assert rival.ratio == rival.best
+    for series in every:
+        assert not series.problem
+        assert series.time.rounds == 2
+        assert rank() or 0 < series.gradient_error < 1e-5
 
 
 def compiled():
@@ -284,6 +298,7 @@ CHECKS = {
         ids_out_of_range,
         bad_calls,
         collectives,
+        dtensors_compiled,
         page,
         linear_options,
         linear_statistics,
@@ -291,6 +306,9 @@ CHECKS = {
         total_of_all_ranks,
         dtensors,
         dtensor_calls,
+        linear_dtensors,
+        linear_dtensor_calls,
+        benchmark,
         compiled,
     )
 }

@@ -192,6 +192,22 @@ def test_jax_gets_memory_of_its_own():
     assert make(x, "float32").unsafe_buffer_pointer() != make(x, "float32").unsafe_buffer_pointer()
 
 
+@pytest.mark.full
+@pytest.mark.backend("torch")
+def test_classes_over_processes():
+    """In processes of its own; sharded_torch.py checks in its processes what they find."""
+    torch = pytest.importorskip("torch")
+    if not (torch.distributed.is_available() and torch.distributed.is_gloo_available()):
+        pytest.skip("there is no gloo here")
+    of_ranks = importlib.import_module("xent.benchmarks.frameworks.torch").of_ranks
+    workload = Workload("sharded", "classes over two processes", "sparse_ce", (64, 30), ranks=2)
+    found = serve(dataclasses.replace(with_numpy.make("cpu"), of_ranks=of_ranks), workload=workload)
+    assert [(series.name, series.problem, series.time.rounds) for series in found] == [
+        ("xent", "", 2),
+        ("loss_parallel", "", 2),
+    ]
+
+
 # ---- the clock and the memory
 
 
@@ -308,6 +324,11 @@ def test_too_large_for_the_memory(monkeypatch):
     monkeypatch.setattr(machine, "memory", lambda which: 1 << 20)
     with pytest.raises(ValueError, match=r"nothing was timed: image .* needs .* GB of memory, 0.0 are free"):
         run.bench(["image"], backends=["numpy"], rivals=False, rounds=1)
+
+
+def test_only_torch_has_classes_over_processes():
+    with pytest.raises(ValueError, match="nothing was timed"):
+        run.bench("lm-sharded", backends=["numpy"])
 
 
 def test_a_process_that_dies(monkeypatch):

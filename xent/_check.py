@@ -292,6 +292,13 @@ def no_linear(framework: str) -> TypeError:
     return TypeError(f"hidden: the adapter of {framework} brings no linear_ce; see docs/backends.md")
 
 
+def parameter_on_mesh(argument: str) -> TypeError:
+    return TypeError(
+        f"{argument}: a DTensor beside plain hidden states; make those a DTensor too, of Shard(0) where each rank has "
+        "rows of its own, of Replicate() where all have the same, or call unshard() of FSDP's module first"
+    )
+
+
 def no_dtensor() -> TypeError:
     return TypeError("logits: DTensors go to softmax_ce, sparse_ce and sigmoid_ce only; use to_local()")
 

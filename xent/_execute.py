@@ -57,6 +57,9 @@ def run(loss: Loss, operands: Operands, options: Options) -> Any:
 
 def _with_gradient(loss: Loss, inputs: Array, operands: Operands, options: Options) -> tuple[Any, Any]:
     adapter = find(inputs, loss.first)
+    if adapter.on_mesh is not None:
+        on_mesh: tuple[Any, Any] = adapter.on_mesh(loss, operands, options)
+        return on_mesh
     shortcut = _shortcut(loss, adapter, operands, options)
     found = None if shortcut is None else shortcut.value_and_grad(inputs, operands.labels)
     if found is not None:

@@ -12,7 +12,18 @@ from typing import Any, NamedTuple
 
 from xent import _check, _plan, _reduce, _rules, _sharding, formulas
 from xent._dispatch import find
-from xent._execute import SIGMOID, Rows, WithGradient, capped_and_scaled, elements, prepare, run, softmax_loss, visible
+from xent._execute import (
+    SIGMOID,
+    Loss,
+    Rows,
+    WithGradient,
+    capped_and_scaled,
+    elements,
+    prepare,
+    run,
+    softmax_loss,
+    visible,
+)
 from xent._linear import Grads, rows_of_a_chunk
 from xent._options import Operands, Options
 from xent._plan import Plan
@@ -138,18 +149,23 @@ def linear(given: Operands, options: Options, group: Any) -> Any:
     return loss(shard, plan, rows, RowResults(nll, lse, smooth, results.m, results.s), correct)
 
 
-def sigmoid(given: Operands, options: Options, over_rows: Callable[[Array], Array]) -> Array:
-    """Of elements that are split over processes, which each has its own of everything."""
+def of_rows(function: Loss, given: Operands, options: Options, over_rows: Callable[[Array], Array]) -> Any:
+    """Of rows, or of elements of `sigmoid_ce`, that are split over processes, which each has its own of everything."""
     options = options.checked(given.denom)
-    adapter = find(given.inputs)
+    adapter = find(given.inputs, function.first)
     divisor = None
     if options.reduce not in ("none", "sum"):
-        plan, checked = _plan.sigmoid(adapter, given, options)
-        divisor = _divisor(adapter, elements(plan, checked).divisor, plan.dtype, checked, over_rows)
+        plan, checked = function.plan(adapter, given, options)
+        own = (elements if function is SIGMOID else prepare)(plan, checked).divisor
+        divisor = _divisor(adapter, own, plan.dtype, checked, over_rows)
         given = given._replace(denom=adapter.ops.stop_gradient(divisor))
         options = options._replace(reduce="mean")
-    value = run(SIGMOID, given, options)
-    return value if options.reduce == "none" else _summed(adapter, value, divisor, over_rows)
+    result = run(function, given, options)
+    if options.reduce == "none":
+        return result
+    if options.stats:
+        return _summed(adapter, result[0], divisor, over_rows), result[1]
+    return _summed(adapter, result, divisor, over_rows)
 
 
 # ---- weights and reductions

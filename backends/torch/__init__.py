@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import torch
 from xent.adapter import Adapter, Autodiff, Collectives, EntropyKernels, SigmoidKernels, SoftmaxKernels
@@ -21,15 +22,29 @@ def of_type(kind: type) -> Adapter:
     tensors = sys.modules.get("torch.distributed.tensor")
     if not issubclass(kind, getattr(tensors, "DTensor", ())):
         return ADAPTER
-    return replace(
-        ADAPTER,
-        name="torch.distributed.tensor",
-        autodiff=Autodiff(kernels.value_and_grad, lambda _x: True, kernels.fuse_value_and_grad),
-        linear=None,
-        collectives=None,
-        shortcut=None,
-        on_mesh=importlib.import_module("xent.backends.torch.mesh").on_mesh,
-    )
+    _import_mesh()
+    on_mesh: Adapter = _made.on_mesh
+    return on_mesh
+
+
+_made = SimpleNamespace()
+
+
+def _import_mesh() -> None:
+    """Called for real where torch.compile traces the first dispatch."""
+    if not hasattr(_made, "on_mesh"):
+        _made.on_mesh = replace(
+            ADAPTER,
+            name="torch.distributed.tensor",
+            autodiff=Autodiff(kernels.value_and_grad, lambda _x: True, kernels.fuse_value_and_grad),
+            linear=None,
+            collectives=None,
+            shortcut=None,
+            on_mesh=importlib.import_module("xent.backends.torch.mesh").on_mesh,
+        )
+
+
+_import_mesh._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 ADAPTER = Adapter(

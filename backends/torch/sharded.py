@@ -6,6 +6,7 @@ pass has none.
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -22,30 +23,45 @@ Array = Any
 
 
 class OnMesh(NamedTuple):
-    """What stands for a process group where rows may be split, too."""
+    """The process groups that classes and rows are split over, one after the other."""
 
-    classes: Any  # the group that they are split over; None: each rank has all of them
-    rows: tuple[Any, ...]  # the groups that rows are split over, one after the other
+    classes: tuple[Any, ...]  # none: each rank has all of them
+    rows: tuple[Any, ...]
+
+    def rank(self) -> int:
+        """Where the rank's classes are among all parts of them."""
+        place = 0
+        for group in self.classes:
+            place = place * torch.distributed.get_world_size(group) + torch.distributed.get_rank(group)
+        return place
+
+    def parts(self) -> int:
+        """How many there are of them."""
+        return math.prod([torch.distributed.get_world_size(group) for group in self.classes])
+
+
+def mesh_of(group: Any) -> OnMesh:
+    """What the caller gave as `sharded=`; a mesh comes from .mesh."""
+    return group if isinstance(group, OnMesh) else OnMesh((group,), ())
 
 
 def shard(group: Any, length: int, rows: int, like: Array) -> Shard:
     """How many classes the others have is asked at every call. Where that waits for no device, numbers are Python's."""
     if not isinstance(group, OnMesh):
         process_group("sharded", group)
-        group = OnMesh(group, ())
+    mesh = mesh_of(group)
     if torch._C._are_functorch_transforms_active():
         raise TypeError("sharded: collectives have no rules for the transforms of torch.func; use backward()")
-    over_rows = partial(summed_over, group.rows) if group.rows else None
-    if group.classes is None:
+    over_rows = partial(summed_over, mesh.rows) if mesh.rows else None
+    if not mesh.classes:
         alone = torch.ones(1, dtype=torch.bool, device=like.device)
         return Shard(0, length, length, alone, stacked, lambda k: k, over_rows)
-    group = group.classes
-    rank, count = torch.distributed.get_rank(group), torch.distributed.get_world_size(group)
-    sizes = all_gather(torch.tensor([length, rows], device=like.device), group)
+    rank, count = mesh.rank(), mesh.parts()
+    sizes = all_gather(torch.tensor([length, rows], device=like.device), mesh)
     place = torch.arange(count, device=like.device)
 
     def gather(arrays: tuple[Array, ...]) -> tuple[Array, ...]:
-        flat = all_gather(torch.cat([k.reshape(-1) for k in arrays]), group)
+        flat = all_gather(torch.cat([k.reshape(-1) for k in arrays]), mesh)
         parts = flat.split([k.numel() for k in arrays], 1)
         return tuple(part.reshape(count, *k.shape) for part, k in zip(parts, arrays, strict=True))
 
@@ -77,12 +93,14 @@ def check(lengths: Any, rows: Any) -> None:
         raise ValueError(f"sharded: expected the same rows on all ranks, got {', '.join(map(str, rows))} of them")
 
 
-def all_gather(x: Array, group: Any) -> Array:
-    """[n] -> [ranks, n]"""
+def all_gather(x: Array, mesh: OnMesh) -> Array:
+    """[n] -> [parts of the classes, n]"""
     if not torch.compiler.is_compiling() and not x.numel():
-        return x.new_empty((torch.distributed.get_world_size(group), 0))
-    every = x.new_empty((torch.distributed.get_world_size(group) * x.shape[0],))
-    torch.distributed.all_gather_single(every, x.contiguous(), group=group)
+        return x.new_empty((mesh.parts(), 0))
+    every = x.contiguous()
+    for group in reversed(mesh.classes):
+        own, every = every, every.new_empty((torch.distributed.get_world_size(group) * every.shape[0],))
+        torch.distributed.all_gather_single(every, own, group=group)
     return every.reshape(-1, x.shape[0])
 
 
@@ -144,6 +162,7 @@ def total_weight(group: Any, own: Array) -> Array:
 
 
 def all_reduce(own: Array, group: Any) -> Array:
-    """The sum over the ranks, which is written over this rank's own."""
-    torch.distributed.all_reduce(own, group=group)
+    """The sum over the ranks that share the classes, which is written over this rank's own."""
+    for one in mesh_of(group).classes:
+        torch.distributed.all_reduce(own, group=one)
     return own

@@ -46,6 +46,8 @@ class Framework:
     planned: Callable[..., int | None] = lambda *_: None
     modes: dict[str, Mode] = field(default_factory=dict)  # for a user's own loss
     mean: Callable[[Array], Array] = lambda x: x.mean()
+    # (workload, dtype, job, seed) -> the series of classes that are split over processes
+    of_ranks: Callable[..., list[Any]] = lambda *_: []
     traffic: Callable[[int], Traffic] | None = None  # on a device, by its size; None: not known here
 
 
@@ -74,6 +76,8 @@ def why_not_users(workload: Workload) -> str:
     """Why a user's loss of (logits, labels), classes last, is not timed on this workload; "" where it is."""
     if workload.linear:
         return "its inputs are hidden states and a weight, not logits"
+    if workload.ranks > 1:
+        return "its classes are split over processes"
     return "" if workload.axis == -1 else f"its classes are on axis {workload.axis}, not on the last one"
 
 

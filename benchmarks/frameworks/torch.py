@@ -38,6 +38,7 @@ def make(device: str) -> Framework:
         limit=torch.set_num_threads,
         peak=peak if cuda else (lambda: lambda: None),
         modes=modes,
+        of_ranks=of_ranks,
         traffic=lambda size: traffic(size, device),
     )
 
@@ -55,6 +56,12 @@ def contenders(workload: Workload, modes: dict[str, Mode], cuda: bool) -> Iterat
         # The last, because it writes its gradient over the logits, which the others have used by then.
         liger = importlib.import_module("liger_kernel.transformers.functional").liger_cross_entropy
         yield from frameworks.in_modes(not_compiled, "liger-kernel", liger)
+
+
+def of_ranks(*case: Any) -> list[Any]:
+    """Imports torch.distributed, which not every PyTorch has."""
+    found: list[Any] = importlib.import_module("xent.benchmarks.frameworks.torch_sharded").measured(*case)
+    return found
 
 
 def linear_rivals(cuda: bool) -> dict[str, Callable[..., Array]]:
