@@ -163,6 +163,17 @@ def test_a_cap_far_away_has_its_slope(live):
     np.testing.assert_allclose(live.numpy(grad), want.logits, rtol=4e-6)
 
 
+def test_caps_and_scales_as_large_and_small_as_they_may_be(live):
+    """No product or quotient on the way leaves float32."""
+    x, y = np.array([[2.0, 0.0, -3.0], [1e-3, 2e-3, 0.0]], np.float32), np.array([1, 0])
+    for softcap, logit_scale in ((1e15, 1e-15), (1e-15, 1e15), (1e15, 1e15)):
+        options = {"reduce": "none", "softcap": softcap, "logit_scale": logit_scale}
+        want = oracle.sparse_ce(x, y, **options)
+        value, grad = both(xent.sparse_ce)(live.array(x, None, "cpu"), y, **options)
+        np.testing.assert_allclose(live.numpy(value), want.loss, rtol=2e-6)
+        np.testing.assert_allclose(live.numpy(grad), want.logits, rtol=2e-6)
+
+
 def test_scale_before_the_cap_is_a_cap_that_is_scaled(live):
     """As docs/semantics.md says: s tanh(k x / s) is k times the cap s / k."""
     x, y = np.random.default_rng(3).normal(size=(4, 5)).astype(np.float32), [0, 1, 2, 3]
