@@ -179,36 +179,114 @@ def softmax_ce(
     class_weight: Any = None,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
+    softcap: float | None = None,
+    logit_scale: float | None = None,
     denom: Any = None,
     upstream: Any = 1,
 ) -> Answer:
     with np.errstate(all="ignore"):
-        x, t = (np.moveaxis(np.asarray(k, Long), axis, -1) for k in (logits, labels))
-        whole, flat = x.shape, (-1, x.shape[-1]) if x.size else (0, x.shape[-1])
-        x, t = x.reshape(flat), t.reshape(flat)
-        each = softmax(Near(x, 0, WORK[work]))
+        x, whole = as_rows(logits, axis, work)
+        t, _ = as_rows(labels, axis, work)
+        x, bend, t = *capped_and_scaled(x, softcap, logit_scale), t.value
+        each = softmax(x)
         found = examples(each, t, class_weight, False, label_smoothing, z_loss)
-        how = reduce_(found, np.zeros(len(x), bool), whole[:-1], reduce, sample_weight, denom, np.ravel(upstream))
+        how = reduce_(found, np.zeros(len(t), bool), whole[:-1], reduce, sample_weight, denom, np.ravel(upstream))
         scale = how.scale[:, None]
         d_labels = scale * (found.d_labels - how.moving * found.d_weight)
         d_logits, d_labels = (k.where(scale.value != 0) for k in (scale * found.d_logits, d_labels))
-
-    def back(d: Near) -> Near:
-        return d.mapped(lambda k: np.moveaxis(k.reshape(whole), -1, axis))
-
-    return Answer(
-        how.value, {"logits": back(d_logits), "labels": back(d_labels), "sample_weight": how.sample_weight}, {}
-    )
+        d_logits, d_labels = (from_rows(d, whole, axis) for d in (through(d_logits, bend), d_labels))
+    return Answer(how.value, {"logits": d_logits, "labels": d_labels, "sample_weight": how.sample_weight}, {})
 
 
-def sparse_ce(logits: Any, labels: Any, *, work: str, axis: int = -1, **options: Any) -> Answer:
+def sparse_ce(
+    logits: Any,
+    labels: Any,
+    *,
+    work: str,
+    axis: int = -1,
+    softcap: float | None = None,
+    logit_scale: float | None = None,
+    **options: Any,
+) -> Answer:
     with np.errstate(all="ignore"):
-        x = np.moveaxis(np.asarray(logits, Long), axis, -1)
-        whole = x.shape
-        x = Near(x.reshape(-1, whole[-1]), 0, WORK[work])
+        x, whole = as_rows(logits, axis, work)
+        x, bend = capped_and_scaled(x, softcap, logit_scale)
         value, d_logits, d_weights, stats, _ = by_ids(x, labels, whole[:-1], **options)
-    d_logits = d_logits.mapped(lambda k: np.moveaxis(k.reshape(whole), -1, axis))
+        d_logits = from_rows(through(d_logits, bend), whole, axis)
     return Answer(value, {"logits": d_logits, "sample_weight": d_weights}, stats)
+
+
+def log_prob(logits: Any, labels: Any, **options: Any) -> Answer:
+    found = sparse_ce(logits, labels, reduce="none", **options)
+    return Answer(-found.value, {"logits": -found.grads["logits"]}, {})
+
+
+def entropy(
+    logits: Any,
+    *,
+    work: str,
+    axis: int = -1,
+    sample_weight: Any = None,
+    softcap: float | None = None,
+    logit_scale: float | None = None,
+    upstream: Any = 1,
+) -> Answer:
+    with np.errstate(all="ignore"):
+        x, whole = as_rows(logits, axis, work)
+        x, bend = capped_and_scaled(x, softcap, logit_scale)
+        loss, d_logits = spread(x)
+        ones, zeros = Near(np.ones(loss.value.shape), 0, x.work), np.zeros(loss.value.shape, bool)
+        found = Examples(loss, ones, d_logits, d_logits, d_logits)
+        how = reduce_(found, zeros, whole[:-1], "none", sample_weight, None, np.ravel(upstream))
+        d_logits = (how.scale[:, None] * d_logits).where(how.scale.value[:, None] != 0)
+        d_logits = from_rows(through(d_logits, bend), whole, axis)
+    return Answer(how.value, {"logits": d_logits, "sample_weight": how.sample_weight}, {})
+
+
+def spread(x: Near) -> tuple[Near, Near]:
+    """Each row's entropy, and its derivative p (gap - mean gap), as accurate as the larger of its two terms."""
+    each, m = softmax(x), x.value.max(-1, keepdims=True)
+    gap = np.where(each.p.value == 0, 0, m - x.value)
+    mean = (each.p.value * gap).sum(-1, keepdims=True)
+    runner_up = np.sort(x.value, -1)[:, -2:][:, :1]
+    lead = np.where(np.isfinite(runner_up), m - runner_up, 0)
+    off = x.error.max(-1, keepdims=True)
+    larger, moved = np.maximum(gap, mean), np.expm1(4 * off)  # of odds that are off by twice as much, and their squares
+    value = accurate((each.p.value * np.where(each.p.value == 0, 0, each.nll.value)).sum(-1), lead[:, 0], x.work)
+    flushed = x.work.tiny * (1 + np.maximum(larger, lead))  # where a p below the smallest normal number is 0
+    moves = moved * each.p.value * (larger + 1)
+    value = Near(value.value, value.error + moves.sum(-1) + x.work.tiny * (1 + lead[:, 0]), x.work)
+    terms = accurate(each.p.value * larger, np.maximum(gap, lead), x.work)
+    slope = each.p.value * np.where(each.p.value == 0, 0, gap - mean)
+    return value, Near(slope, terms.error + moves + flushed, x.work)
+
+
+def as_rows(values: Any, axis: int, work: str) -> tuple[Near, Any]:
+    """[R, C], and the shape with the classes last."""
+    x = np.moveaxis(np.asarray(values, Long), axis, -1)
+    return Near(x.reshape((-1, x.shape[-1]) if x.size else (0, x.shape[-1])), 0, WORK[work]), x.shape
+
+
+def from_rows(d: Near, whole: Any, axis: int) -> Near:
+    return d.mapped(lambda k: np.moveaxis(k.reshape(whole), -1, axis))
+
+
+def through(d: Near, bend: Near | None) -> Near:
+    return d if bend is None else (d * bend).where(d.value != 0)
+
+
+def capped_and_scaled(x: Near, cap: float | None, scale: float | None) -> tuple[Near, Near | None]:
+    """scale cap tanh(x / cap) and its slope; both have the accuracy of exp, relative to themselves."""
+    if cap is scale is None:
+        return x, None
+    k = Long(1 if scale is None else scale)
+    if cap is None:
+        return x * k, Near(k, x.work.unit * k, x.work)
+    y = x.value / Long(cap)
+    t, e = np.tanh(y), np.exp(-2 * np.abs(y))
+    bend = 4 * k * e / (1 + e) ** 2
+    off = (8 + 4 * np.nan_to_num(np.abs(y), posinf=0)) * x.work.unit
+    return Near(k * Long(cap) * t, 8 * x.work.unit * np.abs(k * cap * t), x.work), Near(bend, off * bend, x.work)
 
 
 def by_ids(
@@ -275,7 +353,7 @@ def linear_ce(
         x = x if bias is None else x + np.asarray(bias, Long)
         x, bend = (x, None) if softcap is None else capped(x, softcap)
         value, dx, d_weights, stats, counts = by_ids(x, labels, whole[:-1], **options)
-        dx = dx if bend is None else (dx * bend).where(dx.value != 0)
+        dx = through(dx, bend)
         h = h.where(counts[:, None])  # a row that is left out may hold anything
         grads = {
             "hidden": dx.product(w).mapped(lambda k: k.reshape(whole)),

@@ -116,8 +116,9 @@ def log_prob_value(plan: Plan, *operands: Any) -> Array:
 
 
 def log_prob_value_and_grad(plan: Plan, *operands: Any) -> tuple[Array, Array]:
+    ops = plan.adapter.ops
     loss, dx = softmax_value_and_grad(plan, *operands)
-    return 0.0 - loss, 0.0 - dx
+    return 0.0 - loss, ops.astype(0.0 - dx, ops.dtype(dx))  # NumPy widens bfloat16
 
 
 # ---- entropy, from a checked call
