@@ -166,15 +166,6 @@ def test_sigmoid_at_infinity(live, a):
     assert live.numpy(grad).tolist() == [0, -1, 1, 0]
 
 
-def test_a_total_beyond_float32(live, a):
-    """Infinite, as a sum is in every framework; the gradient is none the worse."""
-    logits = np.full(4, 3e38)
-    loss, grad = xent.value_and_grad(xent.sigmoid_ce)(a(logits), a(np.zeros(4)), reduce="sum")
-    for total in (loss, xent.sigmoid_ce(a(logits), a(np.zeros(4)), reduce="sum")):
-        close(live, total, np.inf)
-    close(live, grad, 1)
-
-
 def test_infinite_logit_in_a_softmax(live, a):
     """No softmax has a +inf logit, or only -inf ones: overflow must show."""
     x = [[np.inf, 0.0, 1.0], [-np.inf] * 3]
