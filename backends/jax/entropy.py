@@ -96,7 +96,8 @@ def _slope_jvp(primals: Any, tangents: Any) -> Any:
 
 @jax.custom_jvp
 def _entropy_and_grad(x: Array, weight: Array | None) -> tuple[Array, Array]:
-    return both((True,), x, weight)
+    entropy, dx = both((True,), x, weight)
+    return entropy, dx
 
 
 @_entropy_and_grad.defjvp
