@@ -34,6 +34,7 @@ def linear(x=X, weight=W, y=Y, **options):
 
 
 REDUCE = "expected 'none', 'sum', 'mean', 'mean_nonzero' or 'mean_all'"
+FACTOR = "expected a number from 1e-15 to 1e+15"
 FLOATS = "expected 'float16', 'bfloat16', 'float32' or 'float64'"
 
 TYPE_ERRORS = {
@@ -135,7 +136,7 @@ VALUE_ERRORS = {
     "reduce=None": (sigmoid(reduce=None), f"reduce: {REDUCE}, got None"),
     "smoothing 1.5": (sparse(label_smoothing=1.5), "label_smoothing: expected a number from 0 to 1, got 1.5"),
     "smoothing NaN": (sigmoid(label_smoothing=float("nan")), "label_smoothing: expected a number from 0 to 1, got nan"),
-    "z_loss infinite": (sparse(z_loss=float("inf")), "z_loss: expected a finite number, got inf"),
+    "z_loss infinite": (sparse(z_loss=float("inf")), "z_loss: expected a number from -1e+15 to 1e+15, got inf"),
     "weights [C] for [N]": (
         sparse(sample_weight=np.ones(3)),
         "sample_weight: expected a scalar, shape (2,) (the loss's), or that with 1s; got (3,)",
@@ -170,13 +171,22 @@ VALUE_ERRORS = {
         linear(y=Y[:1]),
         "labels: expected shape (2,) (the logits' without axis), got (1,)",
     ),
-    "softcap 0": (linear(softcap=0), "softcap: expected a number above 0, got 0.0"),
+    "softcap 0": (linear(softcap=0), f"softcap: {FACTOR}, got 0"),
     "chunk_rows 0": (linear(chunk_rows=0), "chunk_rows: expected 1 or more, got 0"),
     "softcap of soft labels below 0": (
         softmax(softcap=-1.0),
-        "softcap: expected a number above 0, got -1.0",
+        f"softcap: {FACTOR}, got -1.0",
     ),
-    "logit_scale 0": (sparse(logit_scale=0), "logit_scale: expected a number above 0, got 0.0"),
+    "logit_scale 0": (sparse(logit_scale=0), f"logit_scale: {FACTOR}, got 0"),
+    "softcap that float32 does not hold": (linear(softcap=1e50), f"softcap: {FACTOR}, got 1e+50"),
+    "softcap that float32 takes for 0": (softmax(softcap=1e-50), f"softcap: {FACTOR}, got 1e-50"),
+    "softcap whose reciprocal float32 does not hold": (entropy(softcap=3e38), f"softcap: {FACTOR}, got 3e+38"),
+    "logit_scale that float32 does not hold": (log_prob(logit_scale=1e50), f"logit_scale: {FACTOR}, got 1e+50"),
+    "logit_scale that float32 takes for 0": (sparse(logit_scale=1e-50), f"logit_scale: {FACTOR}, got 1e-50"),
+    "z_loss that float32 does not hold": (
+        linear(z_loss=-1e50),
+        "z_loss: expected a number from -1e+15 to 1e+15, got -1e+50",
+    ),
     "entropy of no classes": (
         entropy(x=np.zeros((2, 0), np.float32)),
         "logits: expected at least one class, got shape (2, 0) with none along axis 1",

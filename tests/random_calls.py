@@ -49,13 +49,15 @@ class Draw(Passing):
     # ---- whole calls
 
     def call(self) -> Call:
-        losses = ["sparse_ce", "sparse_ce", "softmax_ce", "sigmoid_ce", "linear_ce"]
-        self.loss = self.pick(losses[:4] if self.framework == "array_api_strict" else losses)
+        losses = ["sparse_ce", "sparse_ce", "softmax_ce", "sigmoid_ce", "log_prob", "entropy", "linear_ce"]
+        self.loss = self.pick(losses[:-1] if self.framework == "array_api_strict" else losses)
         floats = FLOATS[:2] if self.framework == "array_api_strict" else FLOATS
         self.dtype = self.pick(floats)
         self.work = computed_in(self.dtype)
         make = {"sparse_ce": self.sparse, "softmax_ce": self.softmax, "sigmoid_ce": self.sigmoid}
-        arguments, options = make.get(self.loss, self.linear)()
+        make |= {"log_prob": self.log_prob, "entropy": self.entropy, "linear_ce": self.linear}
+        self.sample_weight = self.denom = None
+        arguments, options = make[self.loss]()
         call = Call(self.framework, self.loss, self.dtype, arguments, options, "value")
         return spoiled(self, call) if self.chance(0.06) else self.asked(call)
 
@@ -78,7 +80,8 @@ class Draw(Passing):
         traced = call.framework == "jax" and "sample_weight" in wanted and call.loss in ("sparse_ce", "linear_ce")
         if traced and call.options.get("invalid", "auto") in ("auto", "raise"):
             call.options["invalid"] = "nan"  # weights that cannot be read do not excuse an id
-        upstream = self.rng.choice([1.0, 0.5, -2.0, 3.0], self.rows if call.options["reduce"] == "none" else ())
+        each = call.options.get("reduce", "none") == "none"
+        upstream = self.rng.choice([1.0, 0.5, -2.0, 3.0], self.rows if each else ())
         return call._replace(how=how, wanted=wanted, upstream=upstream)
 
     def softmax(self) -> tuple[dict[str, Argument], dict[str, Any]]:
@@ -90,7 +93,7 @@ class Draw(Passing):
         labels = self.real(t)
         self.garbage(x, self.is_masked(), axis)
         arguments = {"logits": self.as_logits(x), "labels": labels} | self.given(class_weight=table)
-        return arguments, options | {"axis": self.spelled(axis, x.ndim)}
+        return arguments, options | self.cap_and_scale(0.15) | {"axis": self.spelled(axis, x.ndim)}
 
     def sparse(self) -> tuple[dict[str, Argument], dict[str, Any]]:
         x, axis = self.logits()
@@ -98,7 +101,21 @@ class Draw(Passing):
         self.garbage(x, self.left_out(labels.values, table, options), axis)
         self.hard_rows(x)
         arguments = {"logits": self.as_logits(x), "labels": labels} | self.given(class_weight=table)
-        return arguments, options | {"axis": self.spelled(axis, x.ndim)}
+        return arguments, options | self.cap_and_scale(0.15) | {"axis": self.spelled(axis, x.ndim)}
+
+    def log_prob(self) -> tuple[dict[str, Argument], dict[str, Any]]:
+        (x, axis), options = self.logits(), self.cap_and_scale(0.3)
+        labels = self.ids(x.shape[axis], options)
+        self.garbage(x, self.left_out(labels.values, None, options), axis)
+        self.hard_rows(x)
+        return {"logits": self.as_logits(x), "labels": labels}, options | {"axis": self.spelled(axis, x.ndim)}
+
+    def entropy(self) -> tuple[dict[str, Argument], dict[str, Any]]:
+        (x, axis), options = self.logits(), self.cap_and_scale(0.3)
+        self.sample_weight = self.draw_weights(exact=True) if self.chance(0.5) else None
+        self.garbage(x, self.is_masked(), axis)
+        self.hard_rows(x)
+        return {"logits": self.as_logits(x)} | self.given(), options | {"axis": self.spelled(axis, x.ndim)}
 
     def linear(self) -> tuple[dict[str, Argument], dict[str, Any]]:
         self.rows = self.shape(self.pick(MOST) // 10)[: self.rng.integers(5)]
@@ -205,6 +222,13 @@ class Draw(Passing):
     def ids_and_options(self, classes: int) -> tuple[Argument, Argument | None, dict[str, Any]]:
         table = self.class_weight(classes)
         options = self.row_options(exact=table is None or is_coarse(table.values))
+        labels = self.ids(classes, options)
+        if self.chance(0.3):
+            options["stats"] = self.pick((True, False))
+        return labels, table, options
+
+    def ids(self, classes: int, options: dict[str, Any]) -> Argument:
+        """Class ids, some of them ignored or out of range; adds the options that go with them."""
         y = self.rng.integers(0, classes, self.rows).astype(object)
         dtype = self.pick(INTEGERS)
         if self.chance(0.4):
@@ -219,9 +243,7 @@ class Draw(Passing):
         low, high = (0, 1) if dtype == "bool" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
         # what the dtype cannot hold is some other id
         y = np.array([min(max(int(k), low), high) for k in y.ravel()], dtype).reshape(self.rows)
-        if self.chance(0.3):
-            options["stats"] = self.pick((True, False))
-        return self.as_ids(y, dtype), table, options
+        return self.as_ids(y, dtype)
 
     # ---- rows that are left out, and what they hold
 
@@ -255,13 +277,20 @@ class Draw(Passing):
         have both signs, since their sum rounds nowhere, so that 0 is 0."""
         options: dict[str, Any] = {"reduce": self.pick(("none", "sum", "mean", "mean", "mean_nonzero", "mean_all"))}
         self.sample_weight = self.draw_weights(exact) if self.chance(0.5) else None
-        self.denom = None
         if options["reduce"] == "mean" and self.chance(0.3):
             self.denom = self.real(np.array(self.pick((0.0, 1.0, 7.0, 7.5, -2.0, 1000.0))))
         if self.chance(0.35):
             options["label_smoothing"] = self.number((0.1, 0.5, 1e-3, 1.0, 0.0))
         if self.loss != "sigmoid_ce" and self.chance(0.3):
             options["z_loss"] = self.number((1e-4, 0.01, 0.5, -0.125))
+        return options
+
+    def cap_and_scale(self, share: float) -> dict[str, Any]:
+        options: dict[str, Any] = {}
+        if self.chance(share):
+            options["softcap"] = self.pick((2.0, 30, np.float32(5), 1e4))
+        if self.chance(share):
+            options["logit_scale"] = self.pick((0.5, 3, np.float64(0.7), 0.01, 20.0))
         return options
 
     def number(self, choices: tuple[float, ...]) -> Any:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from near import WORK, Long, Near, accurate
+from reference_rows import Softmax, as_rows, capped_and_scaled, from_rows, softmax, spread
 
 
 class Answer(NamedTuple):
@@ -32,49 +33,6 @@ class Examples(NamedTuple):
     d_logits: Near
     d_labels: Near
     d_weight: Near
-
-
-class Softmax(NamedTuple):
-    """Of rows of logits [R, C]: -log p, p and 1 - p of every class, and each row's log-sum-exp, [R]."""
-
-    nll: Near
-    p: Near
-    miss: Near
-    lse: Near
-
-
-def softmax(x: Near) -> Softmax:
-    value, work = x.value, x.work
-    m = value.max(-1, keepdims=True)
-    m = np.where(np.isfinite(m), m, np.nan)  # a row with a +inf has no softmax, nor has one of -inf alone
-    gap, e = m - value, np.exp(value - m)
-    others, total = sum_of_others(e), e.sum(-1, keepdims=True)
-    p, miss = e / total, others / total
-    nll = np.where(p > 0.5, np.log1p(others / e), gap + np.log(total))
-    runner_up = np.sort(value, -1)[:, -2:][:, :1]  # where there is one class, itself
-    lead = np.where((gap == 0) & np.isfinite(runner_up), m - runner_up, 0)
-    off = x.error.max(-1, keepdims=True)  # a logit that is off by this moves the odds by twice as much, relatively
-    moved = np.expm1(2 * off)
-
-    def found(value: Any, distance: Any, moved: Any) -> Near:
-        promised = accurate(value, distance, work)
-        return Near(value, promised.error + moved, work)
-
-    lse = Near(m, off, work) + accurate(np.log(total), lead.max(-1, keepdims=True), work)
-    return Softmax(
-        found(nll, lead, moved * miss),
-        found(p, np.where(np.isfinite(gap), gap, 0), moved * p),
-        found(miss, lead, moved * miss),
-        lse[:, 0],
-    )
-
-
-def sum_of_others(e: Any) -> Any:
-    """Of all entries of the row but the one in each place, without a subtraction."""
-    zero = np.zeros_like(e[:, :1])
-    before = np.concatenate([zero, np.cumsum(e, -1)[:, :-1]], -1)
-    after = np.concatenate([np.cumsum(e[:, ::-1], -1)[:, ::-1][:, 1:], zero], -1)
-    return before + after
 
 
 def examples(each: Softmax, t: Any, table: Any, hard: bool, smoothing: float, z_loss: float) -> Examples:
@@ -179,36 +137,72 @@ def softmax_ce(
     class_weight: Any = None,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
+    softcap: float | None = None,
+    logit_scale: float | None = None,
     denom: Any = None,
     upstream: Any = 1,
 ) -> Answer:
     with np.errstate(all="ignore"):
-        x, t = (np.moveaxis(np.asarray(k, Long), axis, -1) for k in (logits, labels))
-        whole, flat = x.shape, (-1, x.shape[-1]) if x.size else (0, x.shape[-1])
-        x, t = x.reshape(flat), t.reshape(flat)
-        each = softmax(Near(x, 0, WORK[work]))
+        x, whole = as_rows(logits, axis, work)
+        t, _ = as_rows(labels, axis, work)
+        x, bend, t = *capped_and_scaled(x, softcap, logit_scale), t.value
+        each = softmax(x)
         found = examples(each, t, class_weight, False, label_smoothing, z_loss)
-        how = reduce_(found, np.zeros(len(x), bool), whole[:-1], reduce, sample_weight, denom, np.ravel(upstream))
+        how = reduce_(found, np.zeros(len(t), bool), whole[:-1], reduce, sample_weight, denom, np.ravel(upstream))
         scale = how.scale[:, None]
         d_labels = scale * (found.d_labels - how.moving * found.d_weight)
         d_logits, d_labels = (k.where(scale.value != 0) for k in (scale * found.d_logits, d_labels))
-
-    def back(d: Near) -> Near:
-        return d.mapped(lambda k: np.moveaxis(k.reshape(whole), -1, axis))
-
-    return Answer(
-        how.value, {"logits": back(d_logits), "labels": back(d_labels), "sample_weight": how.sample_weight}, {}
-    )
+        d_logits, d_labels = (from_rows(d, whole, axis) for d in (through(d_logits, bend), d_labels))
+    return Answer(how.value, {"logits": d_logits, "labels": d_labels, "sample_weight": how.sample_weight}, {})
 
 
-def sparse_ce(logits: Any, labels: Any, *, work: str, axis: int = -1, **options: Any) -> Answer:
+def sparse_ce(
+    logits: Any,
+    labels: Any,
+    *,
+    work: str,
+    axis: int = -1,
+    softcap: float | None = None,
+    logit_scale: float | None = None,
+    **options: Any,
+) -> Answer:
     with np.errstate(all="ignore"):
-        x = np.moveaxis(np.asarray(logits, Long), axis, -1)
-        whole = x.shape
-        x = Near(x.reshape(-1, whole[-1]), 0, WORK[work])
+        x, whole = as_rows(logits, axis, work)
+        x, bend = capped_and_scaled(x, softcap, logit_scale)
         value, d_logits, d_weights, stats, _ = by_ids(x, labels, whole[:-1], **options)
-    d_logits = d_logits.mapped(lambda k: np.moveaxis(k.reshape(whole), -1, axis))
+        d_logits = from_rows(through(d_logits, bend), whole, axis)
     return Answer(value, {"logits": d_logits, "sample_weight": d_weights}, stats)
+
+
+def log_prob(logits: Any, labels: Any, **options: Any) -> Answer:
+    found = sparse_ce(logits, labels, reduce="none", **options)
+    return Answer(-found.value, {"logits": -found.grads["logits"]}, {})
+
+
+def entropy(
+    logits: Any,
+    *,
+    work: str,
+    axis: int = -1,
+    sample_weight: Any = None,
+    softcap: float | None = None,
+    logit_scale: float | None = None,
+    upstream: Any = 1,
+) -> Answer:
+    with np.errstate(all="ignore"):
+        x, whole = as_rows(logits, axis, work)
+        x, bend = capped_and_scaled(x, softcap, logit_scale)
+        loss, d_logits = spread(x)
+        ones, zeros = Near(np.ones(loss.value.shape), 0, x.work), np.zeros(loss.value.shape, bool)
+        found = Examples(loss, ones, d_logits, d_logits, d_logits)
+        how = reduce_(found, zeros, whole[:-1], "none", sample_weight, None, np.ravel(upstream))
+        d_logits = (how.scale[:, None] * d_logits).where(how.scale.value[:, None] != 0)
+        d_logits = from_rows(through(d_logits, bend), whole, axis)
+    return Answer(how.value, {"logits": d_logits, "sample_weight": how.sample_weight}, {})
+
+
+def through(d: Near, bend: Near | None) -> Near:
+    return d if bend is None else (d * bend).where(d.value != 0)
 
 
 def by_ids(
@@ -275,7 +269,7 @@ def linear_ce(
         x = x if bias is None else x + np.asarray(bias, Long)
         x, bend = (x, None) if softcap is None else capped(x, softcap)
         value, dx, d_weights, stats, counts = by_ids(x, labels, whole[:-1], **options)
-        dx = dx if bend is None else (dx * bend).where(dx.value != 0)
+        dx = through(dx, bend)
         h = h.where(counts[:, None])  # a row that is left out may hold anything
         grads = {
             "hidden": dx.product(w).mapped(lambda k: k.reshape(whole)),

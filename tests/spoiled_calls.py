@@ -14,12 +14,13 @@ OPTIONS = {
     "smoothing in an array": ("", {"label_smoothing": np.array(0.1)}),
     "infinite z_loss": ("sparse_ce softmax_ce linear_ce", {"z_loss": float("inf")}),
     "z_loss of True": ("sparse_ce softmax_ce linear_ce", {"z_loss": True}),
-    "axis outside": ("sparse_ce softmax_ce", {"axis": 9}),
-    "axis in between": ("sparse_ce softmax_ce", {"axis": 0.5}),
-    "ignore_index in between": ("sparse_ce linear_ce", {"ignore_index": 1.5}),
-    "invalid": ("sparse_ce linear_ce", {"invalid": "drop"}),
+    "axis outside": ("sparse_ce softmax_ce log_prob entropy", {"axis": 9}),
+    "axis in between": ("sparse_ce softmax_ce log_prob entropy", {"axis": 0.5}),
+    "ignore_index in between": ("sparse_ce log_prob linear_ce", {"ignore_index": 1.5}),
+    "invalid": ("sparse_ce log_prob linear_ce", {"invalid": "drop"}),
     "stats": ("sparse_ce linear_ce", {"stats": 1}),
-    "softcap of 0": ("linear_ce", {"softcap": 0.0}),
+    "softcap of 0": ("linear_ce sparse_ce softmax_ce log_prob entropy", {"softcap": 0.0}),
+    "a scale beyond float32": ("sparse_ce softmax_ce log_prob entropy", {"logit_scale": 1e50}),
     "no rows a chunk": ("linear_ce", {"chunk_rows": 0}),
     "complex weights": ("", {"sample_weight": np.array(1j)}),
     "weights of a shape": ("", {"sample_weight": np.ones((2, 2, 2, 2, 2, 2, 2))}),
@@ -31,7 +32,7 @@ OPTIONS = {
 def spoiled(draw, call):
     """The call with one thing wrong."""
     choices = [name for name, (losses, _) in OPTIONS.items() if not losses or call.loss in losses.split()]
-    choices += ["labels of another shape", "labels that are complex"]
+    choices += ["labels of another shape", "labels that are complex"] if "labels" in call.arguments else []
     if call.loss != "linear_ce":
         choices += ["integer logits"]
     what = draw.pick(choices)
@@ -42,7 +43,7 @@ def spoiled(draw, call):
         options |= changed
         if "reduce" in changed and "denom" not in changed:
             arguments.pop("denom", None)
-        if options["reduce"] != "mean" and "denom" in arguments:
+        if options.get("reduce") != "mean" and "denom" in arguments:
             arguments.pop("denom")
     elif what == "labels of another shape":
         shape = (*arguments["labels"].values.shape, 2)

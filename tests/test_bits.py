@@ -51,6 +51,23 @@ def test_rows_alone_and_in_any_batch(backend, dtype, loss):
             assert_same_bits(every, computed("numpy", batch))
 
 
+@pytest.mark.parametrize("backend", ON)
+def test_log_probabilities_and_entropies(backend):
+    """By themselves and with their gradients, of all rows and of some, as NumPy has them."""
+    framework, batch = cases.framework(backend, "float32"), bits.batch("sparse_ce", "float32", 1003)
+
+    def found(framework, x, y):
+        x = framework.array(x, "float32", "cpu")
+        pairs = xent.value_and_grad(xent.log_prob)(x, y), xent.value_and_grad(xent.entropy)(x)
+        alone = xent.log_prob(x, y), xent.entropy(x)
+        return [framework.numpy(k) for k in (*alone, *pairs[0], *pairs[1])]
+
+    every = found(framework, batch.logits, batch.labels)
+    assert_same_bits(every, found(frameworks.load("numpy"), batch.logits, batch.labels))
+    place = slice(17, 20)
+    assert_same_bits(found(framework, batch.logits[place], batch.labels[place]), [k[place] for k in every])
+
+
 @pytest.mark.backend("numpy")
 @pytest.mark.parametrize("classes", [3, 100])
 @pytest.mark.parametrize("loss", [xent.sparse_ce, xent.softmax_ce], ids=lambda loss: loss.__name__)

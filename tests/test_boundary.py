@@ -159,6 +159,15 @@ def test_a_number_in_every_guise(live, loss):
             np.testing.assert_array_equal(solved(live, loss, (x, *rest), {"pos_weight": guise})[1], want[1])
 
 
+def test_a_total_beyond_float32(live):
+    """Infinite, as a sum is in every framework; the gradient is none the worse."""
+    logits, labels = (live.array(np.full(4, k), "float32", "cpu") for k in (3e38, 0))
+    loss, grad = xent.value_and_grad(xent.sigmoid_ce)(logits, labels, reduce="sum")
+    for total in (loss, xent.sigmoid_ce(logits, labels, reduce="sum")):
+        assert live.numpy(total) == np.inf
+    np.testing.assert_array_equal(live.numpy(grad), 1)
+
+
 @pytest.mark.parametrize("number", [np.float32(1), np.float64(1), np.int64(1), np.bool_(True), 1.0])
 def test_only_arrays_have_addresses(number):
     """A scalar's `__array_interface__` is that of a copy, which is gone before anything is read from it."""

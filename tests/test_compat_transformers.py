@@ -253,7 +253,7 @@ def test_row(row):
         (lambda: compat.linear_causal_lm_loss(Y, X[0], Y), "hidden_states: expected 'float16', 'bfloat16', 'float32'"),
         (
             lambda: compat.linear_causal_lm_loss(X, X[0], Y, final_logit_softcapping=-1.0),
-            "final_logit_softcapping: expected a number above 0, got -1.0",
+            "final_logit_softcapping: expected a number from 1e-15 to 1e+15, got -1.0",
         ),
         (
             lambda: compat.linear_causal_lm_loss(X, X[0], None, shift_labels=Y + 7),

@@ -23,7 +23,7 @@ from near import EXACT_ENOUGH
 from random_calls import Draw
 from xent import _dispatch, _reduce, formulas
 
-POSITIONAL = {"linear_ce": ("hidden", "weight", "labels")}
+POSITIONAL = {"linear_ce": ("hidden", "weight", "labels"), "entropy": ("logits",)}
 HELD = ("labels", "sample_weight", "class_weight", "pos_weight", "denom")  # as the computation's dtype holds them
 FLUSHED = {"float32": 2.0**-126, "bfloat16": 2.0**-126}  # below it TensorFlow's cast from float64 gives 0
 FORGET_COMPILED = 200  # calls of JAX, each of which leaves a compiled function behind
@@ -75,7 +75,7 @@ def expected(call):
         if name in given and not (name == "labels" and is_hard(call)):
             given[name] = rounded(given[name], work)
     options = {name: value for name, value in call.options.items() if name not in ("stats", "chunk_rows", "invalid")}
-    for name in ("label_smoothing", "z_loss", "softcap"):
+    for name in ("label_smoothing", "z_loss", "softcap", "logit_scale"):
         if name in options:
             options[name] = float(options[name])
     if is_hard(call):
@@ -84,7 +84,7 @@ def expected(call):
 
 
 def is_hard(call):
-    return call.loss in ("sparse_ce", "linear_ce")
+    return call.loss in ("sparse_ce", "log_prob", "linear_ce")
 
 
 def has_to_raise(call):
@@ -273,6 +273,26 @@ def bent_entry(monkeypatch):
     monkeypatch.setitem(_dispatch._by_type, np.ndarray, dataclasses.replace(adapter, softmax=softmax))
 
 
+def bent_entropy(monkeypatch):
+    """The largest entry of every entropy's gradient is off by 1e-4 of itself."""
+    adapter = _dispatch.load("numpy")
+
+    def both(*args):
+        value, dx = adapter.entropy.value_and_grad(*args)
+        if dx.size:
+            dx.reshape(-1)[np.argmax(np.abs(dx))] *= np.float32(1 + 1e-4)
+        return value, dx
+
+    entropy = dataclasses.replace(adapter.entropy, value_and_grad=both)
+    monkeypatch.setitem(_dispatch._by_type, np.ndarray, dataclasses.replace(adapter, entropy=entropy))
+
+
+def forgotten_scale(monkeypatch):
+    """In the derivative alone."""
+    right = formulas.slope
+    monkeypatch.setattr(formulas, "slope", lambda ops, x, cap, scale: right(ops, x, cap, 1.0))
+
+
 def forgotten_mask(monkeypatch):
     monkeypatch.setattr(
         _reduce, "mark_absent", lambda ops, ids, w: ids if ids is not None else ops.astype(w == 0, ops.index_dtype) * 0
@@ -325,7 +345,16 @@ def written_input(monkeypatch):
     monkeypatch.setattr(_reduce, "product", product)
 
 
-PLANTED = (bent_entry, forgotten_mask, wrong_denominator, wrong_axis, wrong_sign, written_input)
+PLANTED = (
+    bent_entry,
+    bent_entropy,
+    forgotten_scale,
+    forgotten_mask,
+    wrong_denominator,
+    wrong_axis,
+    wrong_sign,
+    written_input,
+)
 
 
 @pytest.mark.backend("numpy")

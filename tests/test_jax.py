@@ -147,6 +147,30 @@ def test_transforms_of_value_and_grad(loss, transform):
 # ---- both ways of a gradient: eager in two visits of the logits, compiled in one
 
 
+def test_derivatives_of_entropy_and_its_gradient():
+    """In logits and weights, one of which leaves its row out, whatever that holds."""
+
+    def reference(x, w):
+        log_p = jax.nn.log_softmax(x, 0)
+        return -w * (jnp.exp(log_p) * log_p).sum(0)
+
+    def twice(entropy):
+        return lambda x, w: entropy(x, w) @ EACH, lambda x, w: (both(entropy)(x, w)[1] * jnp.asarray(X.T)).sum()
+
+    def both(entropy):
+        if entropy is reference:
+            return lambda x, w: (reference(x, w), jax.grad(lambda x: reference(x, w).sum())(x))
+        return lambda x, w: xent.value_and_grad(xent.entropy)(x, axis=0, sample_weight=w)
+
+    x, w = jnp.asarray(X.T), jnp.asarray(W)
+    spoiled = jnp.where(w == 0, jnp.nan, x)
+    pairs = zip(twice(lambda x, w: xent.entropy(x, axis=0, sample_weight=w)), twice(reference), strict=True)
+    for function, wanted in pairs:
+        got, want = jax.grad(function, (0, 1))(spoiled, w), jax.grad(wanted, (0, 1))(x, w)
+        assert_close(got[0], want[0])
+        assert_close(got[1], jnp.where(w == 0, 0.0, want[1]))
+
+
 @pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("loss", ["sparse_ce", "softmax_ce", "sigmoid_ce"])
 def test_gradients_by_jax(loss, dtype):
@@ -203,6 +227,9 @@ PROGRAMS = {
     "linear": (linear, Y, "project rows_forward"),
     "linear_grad": (jax.value_and_grad(linear), Y, "project pull rows_both"),
     "linear_grads": (lambda h, y: jax.grad(xent.linear_ce, (0, 1))(h, h, y), Y, "accumulate project pull rows_both"),
+    "entropy": (lambda x, _: xent.entropy(x), Y, "entropy"),
+    "entropy_grad": (jax.grad(lambda x, _: xent.entropy(x).sum()), Y, "entropy"),
+    "entropy_vmap_grad": (jax.vmap(jax.grad(lambda x, _: xent.entropy(x))), Y, "entropy"),
     "sigmoid": (sigmoid, Z, "sigmoid_forward"),
     "sigmoid_grad": (jax.value_and_grad(sigmoid), Z, "sigmoid_both"),
     "sigmoid_vmap_grad": (jax.vmap(jax.value_and_grad(sigmoid)), Z, "sigmoid_both"),

@@ -78,14 +78,16 @@ def test_entropy_of_all_regimes(live, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_formula_by_automatic_differentiation(live, dtype):
-    """As accurate as the derivative that the kernels write down; also where maxima are tied, far ahead."""
+    """As accurate as the derivative that the kernels write down; also where maxima are tied, far ahead, or logits are
+    nearly equal, so that terms much larger than the derivative have to cancel before they meet it."""
     adapter = _dispatch.load(live.name)
     if adapter.autodiff is None:
         pytest.skip(f"{live.name} has no differentiation of its own")
     formula = partial(formulas.entropy, adapter.ops, 1, weight=None)
     compiled = live.compilers["compiled" if live.name == "jax" else "eager"]  # op by op, JAX compiles each
     tied = np.where(np.arange(10) < 4, 0.0, -np.arange(10.0) * 10)
-    for x in (regimes.batch("sparse_ce", dtype, 1000, every=2).logits, np.stack([tied, tied / 4])):
+    few = rounded(np.stack([tied, tied / 4, np.linspace(1, 1.0001, 10)]), dtype)
+    for x in (regimes.batch("sparse_ce", dtype, 1000, every=2).logits, few):
         with live.within(dtype):
             given = live.array(x, dtype, "cpu")
             value, grad = map(live.numpy, compiled(partial(adapter.autodiff.value_and_grad, formula))(given))
@@ -140,15 +142,18 @@ def test_options(live, axis):
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-@pytest.mark.parametrize("name", ["sparse_ce", "entropy"])
+@pytest.mark.parametrize("name", ["sparse_ce", "log_prob", "entropy"])
 def test_16_bits_are_capped_in_float32(live, name, dtype):
     if dtype not in live.dtypes:
         pytest.skip(f"{live.name} has no {dtype}")
     x = rounded(20 * np.random.default_rng(2).normal(size=(6, 5)), dtype)
     options = {"softcap": 10.0, "logit_scale": 0.7}
-    labels, more = ((np.arange(6) % 5,), {"reduce": "none"}) if name == "sparse_ce" else ((), {})
+    labels = () if name == "entropy" else (np.arange(6) % 5,)
+    more = {"reduce": "none"} if name == "sparse_ce" else {}
     want = getattr(oracle, name)(x, *labels, **options, **more)
     value, grad = both(getattr(xent, name))(live.array(x, dtype, "cpu"), *labels, **options, **more)
+    ops = _dispatch.find(grad).ops
+    assert (ops.dtype(value), ops.dtype(grad)) == ("float32", dtype)
     np.testing.assert_allclose(live.numpy(value), want.loss, rtol=2e-6)
     unit = 2.0 ** (-10 if dtype == "float16" else -7)
     np.testing.assert_allclose(live.numpy(grad), want.logits, rtol=unit, atol=2.0**-24)
@@ -161,6 +166,17 @@ def test_a_cap_far_away_has_its_slope(live):
     value, grad = both(xent.sparse_ce)(live.array(x, None, "cpu"), [0, 0], reduce="none", softcap=10.0)
     np.testing.assert_allclose(live.numpy(value), want.loss, rtol=1e-6)
     np.testing.assert_allclose(live.numpy(grad), want.logits, rtol=4e-6)
+
+
+def test_caps_and_scales_as_large_and_small_as_they_may_be(live):
+    """No product or quotient on the way leaves float32."""
+    x, y = np.array([[2.0, 0.0, -3.0], [1e-3, 2e-3, 0.0]], np.float32), np.array([1, 0])
+    for softcap, logit_scale in ((1e15, 1e-15), (1e-15, 1e15), (1e15, 1e15)):
+        options = {"reduce": "none", "softcap": softcap, "logit_scale": logit_scale}
+        want = oracle.sparse_ce(x, y, **options)
+        value, grad = both(xent.sparse_ce)(live.array(x, None, "cpu"), y, **options)
+        np.testing.assert_allclose(live.numpy(value), want.loss, rtol=2e-6)
+        np.testing.assert_allclose(live.numpy(grad), want.logits, rtol=2e-6)
 
 
 def test_scale_before_the_cap_is_a_cap_that_is_scaled(live):

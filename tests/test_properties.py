@@ -40,11 +40,11 @@ def between(low, high, *shape):
     return hnp.arrays(np.float64, shape, elements=st.integers(low * 8, high * 8).map(lambda k: k / 8))
 
 
-def run(framework, loss, logits, labels, **options):
+def run(framework, loss, logits, *labels, **options):
     """The loss and its gradient in the logits as NumPy arrays, the arguments given as the framework's."""
     with framework.double():
-        x, y = framework.array(logits, "float64", "cpu"), framework.array(labels, None, "cpu")
-        return [framework.numpy(result) for result in xent.value_and_grad(loss)(x, y, **options)]
+        x, y = framework.array(logits, "float64", "cpu"), [framework.array(k, None, "cpu") for k in labels]
+        return [framework.numpy(result) for result in xent.value_and_grad(loss)(x, *y, **options)]
 
 
 def assert_same(got, want, rtol=RTOL):
@@ -58,9 +58,13 @@ def assert_same(got, want, rtol=RTOL):
 def test_axis_is_moveaxis(framework, x, axis, data):
     y, t = data.draw(hnp.arrays(np.int64, (2, 3), elements=st.integers(0, 3))), data.draw(between(0, 1, 2, 3, 4))
     moved = np.moveaxis(x, -1, axis)
-    for loss, labels, moved_labels in ((xent.sparse_ce, y, y), (xent.softmax_ce, t, np.moveaxis(t, -1, axis))):
-        want = run(framework, loss, x, labels, reduce="none")
-        got = run(framework, loss, moved, moved_labels, reduce="none", axis=axis)
+    for loss, labels, moved_labels, options in (
+        (xent.sparse_ce, (y,), (y,), {"reduce": "none"}),
+        (xent.softmax_ce, (t,), (np.moveaxis(t, -1, axis),), {"reduce": "none"}),
+        (xent.entropy, (), (), {}),
+    ):
+        want = run(framework, loss, x, *labels, **options)
+        got = run(framework, loss, moved, *moved_labels, axis=axis, **options)
         assert_same((got[0], np.moveaxis(got[1], axis, -1)), want)
 
 
@@ -101,10 +105,45 @@ def test_order_of_classes_is_nothing(framework, x, y, order):
 )
 def test_constant_is_nothing(framework, x, y, t, constant):
     """Not even in the last digit: the sums are exact, and only differences count."""
-    for loss, labels in ((xent.sparse_ce, y), (xent.softmax_ce, t)):
-        got, want = (run(framework, loss, logits, labels, label_smoothing=0.1) for logits in (x + constant, x))
+    smoothing = {"label_smoothing": 0.1}
+    for loss, labels, options in (
+        (xent.sparse_ce, (y,), smoothing),
+        (xent.softmax_ce, (t,), smoothing),
+        (xent.entropy, (), {}),
+    ):
+        got, want = (run(framework, loss, logits, *labels, **options) for logits in (x + constant, x))
         np.testing.assert_array_equal(got[0], want[0])
         np.testing.assert_array_equal(got[1], want[1])
+
+
+@identity
+@given(x=eighths(ROWS, CLASSES), y=ids(ROWS))
+def test_a_scale_is_a_product(framework, x, y):
+    """Of a power of two, which rounds nowhere; a temperature of 4 is a scale of 1/4."""
+    for loss, labels in ((xent.sparse_ce, (y,)), (xent.log_prob, (y,)), (xent.entropy, ())):
+        loss_of_scaled, grad = run(framework, loss, x / 4, *labels)
+        assert_same(run(framework, loss, x, *labels, logit_scale=0.25), (loss_of_scaled, grad / 4))
+
+
+@identity
+@given(x=eighths(ROWS, CLASSES), y=ids(ROWS))
+def test_log_prob_is_the_loss_negated(framework, x, y):
+    options = {"softcap": 30.0, "ignore_index": 2}
+    value, grad = run(framework, xent.sparse_ce, x, y, reduce="none", **options)
+    assert_same(run(framework, xent.log_prob, x, y, **options), (-value, -grad))
+
+
+@identity
+@given(x=eighths(ROWS, CLASSES), order=st.permutations(range(CLASSES)))
+def test_probabilities_add_up_to_1_and_make_the_entropy(framework, x, order):
+    """Entropy relatively to itself: it is a sum of terms that are not negative."""
+    log_p = np.stack([run(framework, xent.log_prob, x, np.full(ROWS, y))[0] for y in range(CLASSES)], axis=1)
+    p, (entropy, grad) = np.exp(log_p), run(framework, xent.entropy, x)
+    np.testing.assert_allclose(p.sum(axis=1), 1, rtol=RTOL)
+    np.testing.assert_allclose(entropy, -(p * log_p).sum(axis=1), rtol=RTOL)
+    assert (entropy <= np.log(CLASSES) * (1 + RTOL)).all()
+    assert (np.abs(grad.sum(axis=1)) <= RTOL * np.abs(grad).sum(axis=1)).all()  # more of one class is less of others
+    assert_same(run(framework, xent.entropy, x[:, order]), (entropy, grad[:, order]))
 
 
 @identity

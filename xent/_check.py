@@ -6,7 +6,6 @@ _rules.py has those about shapes.
 from __future__ import annotations
 
 import inspect
-import math
 import numbers
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -35,6 +34,7 @@ HOW_TO_MAKE_DENSE = {
     ("torch", "masked"): "tensor.get_data(), with weights of 0 for what is masked",
     ("torch", "mkldnn"): "tensor.to_dense()",
 }
+LARGEST = 1e15  # of options that logits are multiplied by: float32 holds products of two of them and ordinary logits
 REAL, INTEGRAL = (float, numbers.Real), (int, numbers.Integral)  # the usual type first: abstract classes are slow
 UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 
@@ -150,23 +150,20 @@ def parameter_dtype(argument: str, dtype: str, hidden: str) -> None:
 # ---- options
 
 
-def number(argument: str, value: Any, low: float = -math.inf, high: float = math.inf) -> float:
-    if type(value) is float and low <= value <= high and -math.inf < value < math.inf:
+def number(argument: str, value: Any, low: float, high: float) -> float:
+    if type(value) is float and low <= value <= high:
         return value
+    given: Any = value  # mypy cannot compare a numbers.Real
     if isinstance(value, bool) or not isinstance(value, REAL):
         raise TypeError(f"{argument}: expected a number, got {value!r}")
-    given = float(value)
-    if not (low <= given <= high and -math.inf < given < math.inf):  # math.isfinite rejects torch.SymFloat
-        between = "a finite number" if math.isinf(high) else f"a number from {low:g} to {high:g}"
-        raise ValueError(f"{argument}: expected {between}, got {given!r}")
-    return given
+    if not low <= given <= high:
+        raise ValueError(f"{argument}: expected a number from {low:g} to {high:g}, got {given}")
+    return float(given)
 
 
-def above_zero(argument: str, value: Any) -> float | None:
-    given = None if value is None else number(argument, value)
-    if given is not None and given <= 0:
-        raise ValueError(f"{argument}: expected a number above 0, got {given!r}")
-    return given
+def factor(argument: str, value: Any) -> float | None:
+    """A number above 0 whose reciprocal float32 holds as well: compilers multiply by it instead of dividing."""
+    return None if value is None else number(argument, value, 1 / LARGEST, LARGEST)
 
 
 def count(argument: str, value: Any) -> int | None:

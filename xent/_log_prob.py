@@ -36,8 +36,8 @@ def log_prob(
         axis: where the classes are.
         ignore_index: a class id that leaves the row out: its result and its gradient are exactly 0.
         invalid: what an id does that is no class and not ignored, as in `sparse_ce`.
-        softcap: a cap s above 0: the result is that of s tanh(x / s).
-        logit_scale: a factor k above 0, after the cap: a temperature is 1 / k.
+        softcap: a cap s from 1e-15 to 1e15: the result is that of s tanh(x / s).
+        logit_scale: a factor k from 1e-15 to 1e15, after the cap: a temperature is 1 / k.
 
     Returns:
         An array of the logits' framework, on their device, of the labels' shape. float32 for 16-bit logits, else of
@@ -83,8 +83,8 @@ def entropy(
         axis: where the classes are.
         sample_weight: w, a scalar, or of the logits' shape without `axis` or that with 1s; the result is w H. A weight
             of 0 leaves the row out: result and gradients are exactly 0, whatever it holds.
-        softcap: a cap s above 0: the entropy is that of s tanh(x / s).
-        logit_scale: a factor k above 0, after the cap: a temperature is 1 / k.
+        softcap: a cap s from 1e-15 to 1e15: the entropy is that of s tanh(x / s).
+        logit_scale: a factor k from 1e-15 to 1e15, after the cap: a temperature is 1 / k.
 
     Returns:
         An array of the logits' framework, on their device, of the logits' shape without `axis`. float32 for 16-bit
@@ -116,8 +116,9 @@ def log_prob_value(plan: Plan, *operands: Any) -> Array:
 
 
 def log_prob_value_and_grad(plan: Plan, *operands: Any) -> tuple[Array, Array]:
+    ops = plan.adapter.ops
     loss, dx = softmax_value_and_grad(plan, *operands)
-    return 0.0 - loss, 0.0 - dx
+    return 0.0 - loss, ops.astype(0.0 - dx, ops.dtype(dx))  # NumPy widens bfloat16
 
 
 # ---- entropy, from a checked call

@@ -47,8 +47,8 @@ def softmax_ce(
             its label.
         label_smoothing: e from 0 to 1: labels become (1 - e) t + e / C.
         z_loss: adds z_loss * lse^2 to each example, weighted like the loss.
-        softcap: a cap s above 0: the loss is that of s tanh(x / s).
-        logit_scale: a factor k above 0, after the cap: a temperature is 1 / k.
+        softcap: a cap s from 1e-15 to 1e15: the loss is that of s tanh(x / s).
+        logit_scale: a factor k from 1e-15 to 1e15, after the cap: a temperature is 1 / k.
         denom: a number or 0-d array in place of the denominator of "mean".
         sharded: a process group of `torch.distributed` whose ranks hold consecutive classes, of logits and labels; the
             loss is that of all of them. See docs/sharding.md.
@@ -117,8 +117,8 @@ def sparse_ce(
         class_weight: [C]. An example's weight w is multiplied by that of its label.
         label_smoothing: e from 0 to 1: labels become (1 - e) one-hot + e / C, class weights acting class by class.
         z_loss: adds z_loss * lse^2 to each example, weighted like the loss.
-        softcap: a cap s above 0: the loss is that of s tanh(x / s).
-        logit_scale: a factor k above 0, after the cap: a temperature is 1 / k.
+        softcap: a cap s from 1e-15 to 1e15: the loss is that of s tanh(x / s).
+        logit_scale: a factor k from 1e-15 to 1e15, after the cap: a temperature is 1 / k.
         ignore_index: a class id that leaves the example out, as a weight of 0 does.
         invalid: what an id does that is no class and not ignored. "raise" a `LabelError`; "nan" makes the example's
             loss and gradient NaN; "ignore" leaves it out; "auto" raises where ids are concrete and in host memory and
@@ -189,7 +189,7 @@ def linear_ce(
             the same framework, or NumPy's.
         labels: y [...], any integer or bool dtype; of the same framework, or NumPy's, or lists.
         bias: b [C], of the same dtypes.
-        softcap: s above 0; no cap where None.
+        softcap: s from 1e-15 to 1e15; no cap where None.
         reduce: "none" w l of each example; "sum"; "mean" sum(w l) / sum(w); "mean_nonzero" sum(w l) / count(w != 0);
             "mean_all" sum(w l) / number of examples. An empty denominator gives 0.
         sample_weight: a scalar, or of the labels' shape or that with 1s. A weight of 0 leaves the example out: loss and

@@ -41,7 +41,7 @@ class Options(NamedTuple):
         if stats is not False:
             _check.flag("stats", stats)
         smoothing = _check.number("label_smoothing", label_smoothing, 0, 1)
-        z_loss = _check.number("z_loss", z_loss)
+        z_loss = _check.number("z_loss", z_loss, -_check.LARGEST, _check.LARGEST)
         nothing_else = ignore_index is softcap is chunk_rows is logit_scale is None
         if nothing_else and smoothing is label_smoothing and z_loss is self.z_loss:
             return self
@@ -53,9 +53,9 @@ class Options(NamedTuple):
             _check.index("ignore_index", ignore_index),
             invalid,
             stats,
-            _check.above_zero("softcap", softcap),
+            _check.factor("softcap", softcap),
             _check.count("chunk_rows", chunk_rows),
-            _check.above_zero("logit_scale", logit_scale),
+            _check.factor("logit_scale", logit_scale),
         )
 
 

@@ -18,6 +18,7 @@ from . import native as _native
 
 native: Any = _native  # None: there are none
 CODES = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 3}  # _native's F32, F64, F16, BF16
+FLOAT32_MAX = (2 - 2.0**-23) * 2.0**127
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +112,7 @@ class Kernels(DenseArrays):
         sizes, given, dtype = self._elements(smoothing, x, targets, pos_weight, weight)
         loss = self.empty(self.ops.shape(x), dtype, x) if each else None
         total = self._run(native.sigmoid_forward, sizes, **given, loss=loss)
-        return self.ops.full((), total, dtype, x) if loss is None else loss
+        return self._total(total, dtype, x) if loss is None else loss
 
     def sigmoid_backward(
         self,
@@ -146,8 +147,13 @@ class Kernels(DenseArrays):
         dx = self.empty(self.ops.shape(x), self.ops.dtype(x), x)
         total = self._run(native.sigmoid_both, {**sizes, "scale": float(upstream)}, **given, loss=loss, dx=dx)
         if loss is None:
-            return self.ops.full((), total, dtype, x), dx
+            return self._total(total, dtype, x), dx
         return loss if weight is None else weight * loss, dx
+
+    def _total(self, total: float, dtype: str, x: Array) -> Array:
+        """0-d. The kernels add up in float64; PyTorch makes no float32 of a number beyond its range."""
+        overflows = dtype == "float32" and abs(total) > FLOAT32_MAX
+        return self.ops.full((), math.copysign(math.inf, total) if overflows else total, dtype, x)
 
     def entropy(self, axis: int, x: Array, weight: Array | None, derive: bool) -> tuple[Array, Array | None]:
         """`EntropyKernels.value_and_grad`, without the derivative where that is not asked for.

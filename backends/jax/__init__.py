@@ -7,10 +7,10 @@ from functools import partial
 
 import jax
 from xent import formulas
-from xent.adapter import Adapter, Autodiff, SigmoidKernels, SoftmaxKernels
+from xent.adapter import Adapter, Autodiff, EntropyKernels, SigmoidKernels, SoftmaxKernels
 from xent.backends import cpu
 
-from . import kernels, native
+from . import entropy, kernels, native
 from .linear import LINEAR
 from .ops import OPS
 
@@ -38,6 +38,7 @@ NATIVE = replace(
     sigmoid=SigmoidKernels(native.sigmoid, native.sigmoid_total, native.sigmoid_value_and_grad),
     autodiff=Autodiff(kernels.value_and_grad, lambda _x: False, native.fuse_value_and_grad),
     linear=native.LINEAR,
+    entropy=EntropyKernels(entropy.value, entropy.value_and_grad),
     takes_16bit=True,
 )
 ADAPTER = FORMULAS if cpu.native is None else NATIVE

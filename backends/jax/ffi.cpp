@@ -197,6 +197,22 @@ Error sigmoid_both(ffi::RemainingArgs args, ffi::RemainingRets rets, double e, i
   });
 }
 
+// x, weight; results: the entropy, its derivative in x. The classes are x's last axis
+Error entropy(ffi::RemainingArgs args, ffi::RemainingRets rets) {
+  return answer([&] {
+    Buffer b[4];
+    read(args, rets, 2, b);
+    AnyBuffer x = args.get<AnyBuffer>(0).value();
+    require(x.dimensions().size() > 0 && x.dimensions().back() > 0, kWrong);
+    Entropy k{};
+    k.dtype = dtype_of(x), k.classes = x.dimensions().back(), k.rows = b[0].count / k.classes;
+    auto row = [&](int i) { return b[i].part(0, 1, k.rows, computed_size(k.dtype)); };
+    k.x = b[0].data, k.w = row(1), k.h = row(2);
+    k.dx = b[3].part(0, 1, b[0].count, size_of(k.dtype));
+    run(k, 0);
+  });
+}
+
 using Sizes = std::array<int64_t, 2>;
 
 Sizes sizes(const AnyBuffer& matrix) {
@@ -247,6 +263,7 @@ XLA_FFI_DEFINE_HANDLER(both_handler, rows_both, XENT_ROWS);
 XLA_FFI_DEFINE_HANDLER(sigmoid_forward_handler, sigmoid_forward, XENT_SIGMOID);
 XLA_FFI_DEFINE_HANDLER(sigmoid_backward_handler, sigmoid_backward, XENT_SIGMOID);
 XLA_FFI_DEFINE_HANDLER(sigmoid_both_handler, sigmoid_both, XENT_SIGMOID);
+XLA_FFI_DEFINE_HANDLER(entropy_handler, entropy, ffi::Ffi::Bind().RemainingArgs().RemainingRets());
 XLA_FFI_DEFINE_HANDLER(project_handler, project, ffi::Ffi::Bind().Arg<AnyBuffer>().Arg<AnyBuffer>().Ret<AnyBuffer>());
 XLA_FFI_DEFINE_HANDLER(pull_handler, pull, ffi::Ffi::Bind().Arg<AnyBuffer>().Arg<AnyBuffer>().Ret<AnyBuffer>());
 XLA_FFI_DEFINE_HANDLER(accumulate_handler, accumulate,
@@ -262,6 +279,7 @@ std::vector<Handler> handlers() {
       {"sigmoid_forward", reinterpret_cast<void*>(sigmoid_forward_handler)},
       {"sigmoid_backward", reinterpret_cast<void*>(sigmoid_backward_handler)},
       {"sigmoid_both", reinterpret_cast<void*>(sigmoid_both_handler)},
+      {"entropy", reinterpret_cast<void*>(entropy_handler)},
       {"project", reinterpret_cast<void*>(project_handler)},
       {"pull", reinterpret_cast<void*>(pull_handler)},
       {"accumulate", reinterpret_cast<void*>(accumulate_handler)},

@@ -191,6 +191,16 @@ def _whole(module: Any) -> bool:
 PRODUCTS = Family(batched=lambda *_: None, attributes=lambda *_: {})
 
 
+# Entropy: operands are x with the classes last, and then arrays of the rows' shape
+
+
+def _entropy_batched(static: Any, operands: Any, dims: Any, size: int) -> Any:
+    return static, [batch_first(k, d, size) for k, d in zip(operands, dims, strict=True)]
+
+
+ENTROPY = Family(_entropy_batched, attributes=lambda *_: {})
+
+
 # Rows: static is (Layout, ...), operands are x, t, u, ids and then arrays of the rows' shape
 
 

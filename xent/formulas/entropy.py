@@ -40,8 +40,9 @@ def entropy(ops: Ops, axis: int, x: Array, weight: Array | None) -> Array:
     # of log p, so that the probabilities p exp(moves) go on adding up to 1
     moves = moves - ops.log1p(ops.sum(now.p * (ops.exp(moves) - 1), axis))
     # H + sum of p exp(moves) (d - a - moves), plus the sum of p (exp(moves) - 1), which is 0 wherever the logits move:
-    # so the derivatives of `bend` cancel class by class, in a node of their own, before they meet smaller ones.
-    apart = moves + 0.0
+    # so the derivatives of `bend` cancel class by class, in a node of their own, before they meet smaller ones. It is a
+    # product, since JAX and TensorFlow's graphs drop a sum with 0.
+    apart = moves * 1.0
     grown = ops.exp(apart)
     bend = (grown - 1) - apart * grown
     change = ops.sum(now.p * (now.centred * (ops.exp(moves) - 1) + bend), axis)

@@ -24,7 +24,7 @@ class Diagnosis(NamedTuple):
 
 def where(mask: Any, what: str, sentence: str, **figures: Any) -> Found | None:
     """The sentence, if the mask is true anywhere; {where} in it says how many of `what`, and the first one's place."""
-    count, size = int(np.sum(mask)), int(np.size(mask))
+    count, size = int(np.count_nonzero(mask)), int(np.size(mask))
     if not count:
         return None
     place = first(mask)

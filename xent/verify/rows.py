@@ -10,6 +10,7 @@ import numpy as np
 from xent.backends import cpu
 
 BLOCK = 1 << 18  # elements that are looked at a second time while they are in the cache
+FEWEST = 16  # blocks of a thread, whose start takes as long as one or two
 SHORT = 64  # NumPy reduces rows of fewer elements one by one, and columns many at a time
 
 
@@ -38,7 +39,7 @@ def rows(x: Any, axis: int) -> Rows:
             whole[part] = figures.reshape(whole[part].shape)
 
     parts = [*_parts(*flat.shape)] if x.size else []
-    threads = 1 if cpu.native is None else min(cpu.native.max_threads(), len(parts))
+    threads = 1 if cpu.native is None else min(cpu.native.max_threads(), len(parts) // FEWEST)
     if threads > 1:
         with ThreadPoolExecutor(threads) as pool:
             list(pool.map(look, parts))
