@@ -10,7 +10,7 @@ from xent import formulas
 from xent.adapter import Adapter, Autodiff, SigmoidKernels, SoftmaxKernels
 from xent.backends import cpu
 
-from . import kernels, native
+from . import kernels, native, sharded
 from .linear import LINEAR
 from .ops import OPS
 
@@ -28,6 +28,7 @@ FORMULAS = Adapter(
         kernels.value_and_grad, lambda _x: True, lambda value, _both, *call: kernels.compiled(value, *call)
     ),
     linear=LINEAR,
+    collectives=sharded.collectives(kernels.push),
     run=kernels.compiled,
 )
 NATIVE = replace(
@@ -38,6 +39,7 @@ NATIVE = replace(
     sigmoid=SigmoidKernels(native.sigmoid, native.sigmoid_total, native.sigmoid_value_and_grad),
     autodiff=Autodiff(kernels.value_and_grad, lambda _x: False, native.fuse_value_and_grad),
     linear=native.LINEAR,
+    collectives=sharded.collectives(native.rows_push),
     takes_16bit=True,
 )
 ADAPTER = FORMULAS if cpu.native is None else NATIVE
