@@ -1,10 +1,13 @@
 """xent on arrays that are spread over four devices. Run by test_jax.py, in a process that has so many."""
 
 import re
+import sys
 
+import cases
 import jax
 import jax.numpy as jnp
 import numpy as np
+import sharded_jax_classes
 import xent
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -80,3 +83,6 @@ check(jax.jit(jax.grad(shared))(x, four), 4 * want[1])
 
 values, grads = jax.pmap(jax.value_and_grad(lambda x, y: local(x, y).sum()))(x.reshape(4, 2, 12), y.reshape(4, 2))
 check((np.sum(values), np.reshape(grads, x.shape)), want)
+
+cases.FULL = "--full" in sys.argv
+sharded_jax_classes.check(native)

@@ -335,7 +335,13 @@ print("xent_" in f.lower(jnp.zeros((2, 3)), jnp.zeros(2, int)).as_text())
 
 
 def test_sharded():
-    printed(Path(__file__).with_name("sharded_jax.py"), XLA_FLAGS="--xla_force_host_platform_device_count=4")
+    full = ["--full"] if cases.FULL else []
+    printed(
+        Path(__file__).with_name("sharded_jax.py"),
+        *full,
+        timeout=None,
+        XLA_FLAGS="--xla_force_host_platform_device_count=4",
+    )
 
 
 # ---- the head's loop

@@ -302,10 +302,29 @@ def no_dtensor() -> TypeError:
 
 def collectives(argument: str, adapter: Adapter) -> Collectives:
     if adapter.collectives is None:
-        raise TypeError(
-            f"{argument}: the adapter of {adapter.name} brings no collectives; expected plain tensors of PyTorch"
-        )
+        expected = "expected plain tensors of PyTorch or arrays of JAX"
+        raise TypeError(f"{argument}: the adapter of {adapter.name} brings no collectives; {expected}")
     return adapter.collectives
+
+
+def shards(lengths: Iterable[int], rows: Iterable[int]) -> None:
+    """Of how many classes and of how many rows the shards are."""
+    if not sum(lengths):
+        raise ValueError("sharded: expected at least one class on one of the ranks, got none on all of them")
+    if len(set(rows)) > 1:
+        raise ValueError(f"sharded: expected the same rows on all ranks, got {', '.join(map(str, rows))} of them")
+
+
+def axis_names(argument: str, given: Any, mapped: Sequence[str]) -> tuple[str, ...]:
+    """The names of one axis of a mesh, or of several; `mapped`: the axes over which this program is mapped."""
+    names = given if isinstance(given, tuple) and given else (given,)
+    expected = "expected the name of an axis of jax.shard_map or jax.pmap"
+    if not all(isinstance(name, str) for name in names):
+        raise TypeError(f"{argument}: {expected}, got {type(given).__name__}")
+    if not set(names) <= set(mapped):
+        known = f"of {', '.join(map(repr, mapped))}" if mapped else "and this call is inside of neither"
+        raise ValueError(f"{argument}: {expected}, {known}, got {given!r}")
+    return names
 
 
 # ---- value_and_grad

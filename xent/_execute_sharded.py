@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 from xent import _check, _plan, _reduce, _rules, _sharding, formulas
@@ -38,7 +39,8 @@ class Logits(NamedTuple):
 
     adapter: Adapter
     collectives: Collectives
-    x: Array
+    group: Any  # what the caller gave as `sharded=`
+    x: Array  # in the compute dtype, or in 16 bits where the adapter takes them
     dtype: str  # what is computed in
     shape: Shape
     axis: int
@@ -50,8 +52,26 @@ class Logits(NamedTuple):
 
 
 def sparse(given: Operands, options: Options, group: Any) -> Any:
-    if type(given.inputs) is WithGradient:
-        return _value_and_grad(sparse, given, options, group)
+    return _run(_sparse, "logits", given, options, group)
+
+
+def softmax(given: Operands, options: Options, group: Any) -> Any:
+    return _run(_softmax, "logits", given, options, group)
+
+
+def linear(given: Operands, options: Options, group: Any) -> Any:
+    """Each process has the weight and bias of its own classes, and all hidden states."""
+    return _run(_linear, "hidden", given, options, group)
+
+
+def _run(function: Callable[..., Any], first: str, given: Operands, options: Options, group: Any) -> Any:
+    with_gradient = type(given.inputs) is WithGradient
+    adapter = find(given.inputs.inputs if with_gradient else given.inputs, first)
+    collectives = _check.collectives("sharded", adapter)
+    return collectives.run(partial(_value_and_grad, function) if with_gradient else function, given, options, group)
+
+
+def _sparse(given: Operands, options: Options, group: Any) -> Any:
     options = options.checked(given.denom)
     logits = _logits(given, options, group)
     ops, collectives, shard = logits.adapter.ops, logits.collectives, logits.shard
@@ -64,17 +84,14 @@ def sparse(given: Operands, options: Options, group: Any) -> Any:
     kernel, constant = logits.adapter.softmax.rows, ops.stop_gradient(x)
     own = _sharding.statistics(ops, kernel, rows.layout, shard, constant, None, u, rows.ids)
     row = _sharding.combine(ops, shard, own)
-    local, held = shard.own_ids(ops, rows.ids), shard.holds(rows.ids)
-    correct = ops.squeeze(row.correct, logits.axis)
-    return loss(shard, plan, rows, collectives.attach(rows.layout, x, None, u, local, held, row), correct)
+    results = collectives.attach(group, rows.layout, shard, x, None, u, rows.ids, row)
+    return loss(shard, plan, rows, results, ops.squeeze(row.correct, logits.axis))
 
 
-def softmax(given: Operands, options: Options, group: Any) -> Any:
-    if type(given.inputs) is WithGradient:
-        return _value_and_grad(softmax, given, options, group)
+def _softmax(given: Operands, options: Options, group: Any) -> Any:
     options = options.checked(given.denom)
     logits = _logits(given, options, group)
-    adapter, collectives, x, dtype, shape, axis, shard = logits
+    adapter, collectives, _, x, dtype, shape, axis, shard = logits
     ops = adapter.ops
     t = _plan.real(adapter, "labels", _check.given("labels", given.labels), x, dtype)
     t = fitted(adapter, _rules.DISTRIBUTIONS, t, shape, shape)
@@ -101,7 +118,8 @@ def softmax(given: Operands, options: Options, group: Any) -> Any:
 
     w = sample_weight
     if share is not None:
-        share, weighted = collectives.summed(share, row.extra), collectives.summed(weighted, row.targets)
+        share = collectives.summed(group, share, row.extra)
+        weighted = collectives.summed(group, weighted, row.targets)
         average = ops.squeeze(_reduce.average_class_weight(ops, table, share, weighted), axis)
         w = _reduce.product(sample_weight, average)
     plan = Plan(adapter, options, dtype, layout._replace(masked=w is not None), 1)
@@ -112,13 +130,10 @@ def softmax(given: Operands, options: Options, group: Any) -> Any:
         rows = rows._replace(scale=_reduce.row_weights(options, sample_weight, rows.w, sample_weight))
     if options.cap_and_scale:  # now it is known which rows are left out
         x = capped_and_scaled(plan, visible(plan, rows._replace(x=x))).x
-    return loss(shard, plan, rows, collectives.attach(rows.layout, x, t, u, rows.ids, None, row))
+    return loss(shard, plan, rows, collectives.attach(group, rows.layout, shard, x, t, u, rows.ids, row))
 
 
-def linear(given: Operands, options: Options, group: Any) -> Any:
-    """Each process has the weight and bias of its own classes, and all hidden states."""
-    if type(given.inputs) is WithGradient:
-        return _linear_value_and_grads(given, options, group)
+def _linear(given: Operands, options: Options, group: Any) -> Any:
     options = options.checked(given.denom)
     adapter = find(given.inputs, "hidden")
     collectives = _check.collectives("sharded", adapter)
@@ -130,7 +145,7 @@ def linear(given: Operands, options: Options, group: Any) -> Any:
     if bias is not None:
         bias = fitted(adapter, _rules.BIAS, _plan.parameter(adapter, "bias", bias, h), (classes,))
     shard = collectives.shard(group, classes, math.prod(shape[:-1]), h)
-    logits = Logits(adapter, collectives, h, dtype, (*shape[:-1], classes), len(shape) - 1, shard)
+    logits = Logits(adapter, collectives, group, h, dtype, (*shape[:-1], classes), len(shape) - 1, shard)
 
     plan, checked = of_ids(logits, given._replace(weight=weight, bias=bias), options)
     plan, rows = prepared(logits, plan, checked)
@@ -223,7 +238,8 @@ def _logits(given: Operands, options: Options, group: Any) -> Logits:
     shape = shape_of(adapter, x)
     axis = _rules.place_of_classes(shape, options.axis)
     shard = collectives.shard(group, shape[axis], math.prod(shape[:axis] + shape[axis + 1 :]), x)
-    return Logits(adapter, collectives, x, dtype, shape, axis, shard)
+    x = x if adapter.takes_16bit else adapter.ops.astype(x, dtype)
+    return Logits(adapter, collectives, group, x, dtype, shape, axis, shard)
 
 
 def of_ids(logits: Logits, given: Operands, options: Options) -> tuple[Plan, Operands]:
@@ -273,24 +289,20 @@ def smoothing_weights(logits: Logits, options: Options, table: Array | None) -> 
     return ops.stop_gradient(_reduce.over(ops, own, shard.classes))
 
 
-def _value_and_grad(function: Any, given: Operands, options: Options, group: Any) -> Any:
-    x = given.inputs.inputs
-    adapter = find(x)
-    _check.collectives("sharded", adapter)
-    assert adapter.autodiff is not None
-    return adapter.autodiff.value_and_grad(lambda x: function(given._replace(inputs=x), options, group), x)
-
-
-def _linear_value_and_grads(given: Operands, options: Options, group: Any) -> tuple[Any, Grads]:
-    hidden = given.inputs.inputs
-    adapter = find(hidden, "hidden")
-    _check.collectives("sharded", adapter)
+def _value_and_grad(function: Callable[..., Any], given: Operands, options: Options, group: Any) -> tuple[Any, Any]:
+    """The loss, and its derivatives in logits, or in hidden states, weight and bias."""
+    first = given.inputs.inputs
+    head = {name: k for name, k in (("weight", given.weight), ("bias", given.bias)) if k is not None}
+    adapter = find(first)
+    collectives = _check.collectives("sharded", adapter)
     assert adapter.autodiff is not None
 
     def at(parameters: tuple[Array, ...]) -> Any:
-        hidden, weight, *bias = parameters
-        return linear(given._replace(inputs=hidden, weight=weight, bias=bias[0] if bias else None), options, group)
+        first, *rest = parameters
+        return function(given._replace(inputs=first, **dict(zip(head, rest, strict=True))), options, group)
 
-    parameters = hidden, given.weight, given.bias
-    loss, (dh, dw, *db) = adapter.autodiff.value_and_grad(at, tuple(k for k in parameters if k is not None))
-    return loss, Grads(dh, dw, db[0] if db else None)
+    value, (d_first, *own) = adapter.autodiff.value_and_grad(at, (first, *head.values()))
+    if not head:
+        return value, collectives.gradients(group, (), (d_first,))[1][0]
+    (dh,), (dw, *db) = collectives.gradients(group, (d_first,), tuple(own))
+    return value, Grads(dh, dw, db[0] if db else None)

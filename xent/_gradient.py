@@ -58,7 +58,8 @@ def _value_and_grad(loss: Any, own: Any, /, *args: Any, **kwargs: Any) -> tuple[
 
     adapter, logits = find(given, name), contents(given)
     autodiff = adapter.autodiff
-    if own is linear_ce or (own and (autodiff is None or not autodiff.needs_framework_autodiff(logits))):
+    sharded = {**getattr(loss, "keywords", {}), **kwargs}.get("sharded") is not None
+    if own is linear_ce or (own and (sharded or autodiff is None or not autodiff.needs_framework_autodiff(logits))):
         result: tuple[Any, Any] = at(WithGradient(given))
         return result
     if autodiff is None:

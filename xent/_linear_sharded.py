@@ -1,5 +1,5 @@
 """linear_ce's loop over chunks of rows where a process has a part of the classes: once for what it hands out of every
-row, and once, when the rows are known, for the derivatives."""
+row, and once, when the rows are known, for the derivatives, in reverse mode or in forward mode."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from xent import _sharding
 from xent._sharding import Row, Shard, Statistics
 from xent.adapter import Array
-from xent.formulas import compute_dtype
+from xent.formulas import compute_dtype, widened
 from xent.formulas import linear as loop
 from xent.formulas.linear import Grads, LoopOperands, LoopSpec
 
@@ -65,3 +65,29 @@ def gradients(
     rows = (hidden, ids, row.m, row.s, *up)
     (dw, db), (dh,) = linear.scan(step, (dw, db), rows, spec.chunk, loop.rows_that_count(spec, ids))
     return dh, dw, None if db is None else ops.squeeze(db, 1)
+
+
+def tangents(
+    spec: LoopSpec, push: Callable[..., Any], operands: LoopOperands, row: Row, moving: Grads
+) -> tuple[Array | None, ...]:
+    """What the shard adds to the tangents of nll, lse and smooth of its own classes, before `_sharding.tangents`.
+
+    moving: the tangents of hidden states, weight and bias in the compute dtype, None for 0.
+    push(dx, x, u, ids, m, s) -> the three of a chunk, for the tangent dx of its logits.
+    """
+    linear, ops, (hidden, weight, bias, u, ids, *_) = spec.linear, spec.linear.ops, loop.of_one_dtype(spec, operands)
+    dh, dw, db = moving
+
+    def step(carry: None, h: Array, ids: Array, m: Array, s: Array, dh: Array | None) -> tuple[None, Any]:
+        h = loop.zero_masked(spec, h, ids)
+        x = loop.logits(spec, h, weight, bias, None)
+        slope, dx = loop.slope_of_cap(spec, x), ops.zeros_like(x)
+        if dh is not None:
+            dx = dx + linear.matmul(loop.zero_masked(spec, dh, ids), widened(ops, weight))
+        if dw is not None:
+            dx = dx + linear.matmul(widened(ops, h), dw)
+        dx = dx if db is None else dx + db
+        return carry, push(dx if slope is None else dx * slope, x, u, ids, m, s)
+
+    moved: tuple[Array | None, ...] = linear.scan(step, None, (hidden, ids, row.m, row.s, dh), spec.chunk, None)[1]
+    return moved

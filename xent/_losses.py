@@ -50,8 +50,8 @@ def softmax_ce(
         softcap: a cap s from 1e-15 to 1e15: the loss is that of s tanh(x / s).
         logit_scale: a factor k from 1e-15 to 1e15, after the cap: a temperature is 1 / k.
         denom: a number or 0-d array in place of the denominator of "mean".
-        sharded: a process group of `torch.distributed` whose ranks hold consecutive classes, of logits and labels; the
-            loss is that of all of them. See docs/sharding.md.
+        sharded: a process group of `torch.distributed` whose ranks hold consecutive classes, of logits and labels, or
+            the name of such an axis inside of `jax.shard_map`; the loss is that of all of them. See docs/sharding.md.
 
     Returns:
         An array of the logits' framework, on their device; 0-d, or of the logits' shape without `axis` for "none".
@@ -125,8 +125,8 @@ def sparse_ce(
             is "nan" elsewhere: inside a compiler, on a GPU.
         denom: a number or 0-d array in place of the denominator of "mean".
         stats: also return every row's `xent.Stats`: nll, lse, correct, sample_weight.
-        sharded: a process group of `torch.distributed` whose ranks hold consecutive classes of the logits; the loss is
-            that of all of them. See docs/sharding.md.
+        sharded: a process group of `torch.distributed` whose ranks hold consecutive classes of the logits, or the name
+            of such an axis inside of `jax.shard_map`; the loss is that of all of them. See docs/sharding.md.
 
     Returns:
         An array of the logits' framework, on their device; 0-d, or of the labels' shape for "none". float32 for
@@ -202,8 +202,8 @@ def linear_ce(
         denom: a number or 0-d array in place of the denominator of "mean".
         chunk_rows: how many rows at a time; None: by the memory they take, see docs/performance.md.
         stats: also return every row's `xent.Stats`: nll, lse, correct, sample_weight.
-        sharded: a process group of `torch.distributed` whose ranks hold consecutive classes of weight and bias; the
-            loss is that of all of them. See docs/sharding.md.
+        sharded: a process group of `torch.distributed` whose ranks hold consecutive classes of weight and bias, or the
+            name of such an axis inside of `jax.shard_map`; the loss is that of all of them. See docs/sharding.md.
 
     Returns:
         An array of the hidden states' framework, on their device; 0-d, or of the labels' shape for "none". float32 for

@@ -54,6 +54,10 @@ class Shard(NamedTuple):
         """Class ids among the shard's; those of other shards are 0, and negative ones stay as they are."""
         return ops.where(ids < 0, ids, ops.where(self.holds(ids), ids - self.start, 0))
 
+    def own_labels(self, ops: Ops, layout: Layout, ids: Array | None) -> tuple[Array | None, Array | None]:
+        """`own_ids` and `holds`; of soft labels, ids that only mark rows, and None."""
+        return (self.own_ids(ops, ids), self.holds(ids)) if layout.hard and ids is not None else (ids, None)
+
 
 class Statistics(NamedTuple):
     """What a shard hands out. All keep the class axis but `smoothing`, which is 0-d."""
@@ -200,3 +204,13 @@ def coefficients(
     if b is not None:
         rest = rest + b
     return nll, rest if c is None else rest + c * row.other_smoothing, c
+
+
+def tangents(
+    ops: Ops, layout: Layout, row: Row, held: Array | None, nll: Array, lse: Array, smooth: Array | None
+) -> tuple[Array, Array, Array | None]:
+    """What a shard adds to the tangents of nll, lse and smooth of all classes, of what `formulas.push` makes of its own
+    logits' tangents, with the rows' m and s: forward mode, of which `coefficients` is the transpose."""
+    others = None if layout.hard else ops.squeeze(row.other_targets, layout.axis)
+    nll = ops.where(held, nll, lse) if others is None else nll + others * lse
+    return nll, lse, None if smooth is None else smooth + row.other_smoothing * lse

@@ -280,6 +280,11 @@ class Shortcut:
 # ---- classes that are split over processes or devices
 
 
+def call(function: Callable[..., Any], *arguments: Any) -> Any:
+    """`run` for a framework with nothing better."""
+    return function(*arguments)
+
+
 @dataclass(frozen=True, eq=False)
 class Collectives:
     """What `sharded=` and `group=` take. Types are those of `xent._sharding`: Shard, Row.
@@ -290,22 +295,21 @@ class Collectives:
     # shard(group, length, rows, like) -> Shard, for a shard of so many classes whose arrays have so many rows; `group`
     #   is what the caller gave as `sharded=`. An error where it makes no sense, on all shards alike
     shard: Callable[[Any, int, int, Array], Any]
-    # attach(layout, x, t, u, ids, held, row) -> RowResults: `_sharding.results`, differentiable in x and t by
-    #   `_sharding.coefficients`. ids are those of `Shard.own_ids`
+    # attach(group, layout, shard, x, t, u, ids, row) -> RowResults: `_sharding.results`, differentiable in x and t by
+    #   `_sharding.coefficients` or `_sharding.tangents`. ids are those of all classes
     attach: Callable[..., RowResults]
-    summed: Callable[[Array, Array], Array]  # (own, total) -> total, whose derivative in own is 1
+    summed: Callable[[Any, Array, Array], Array]  # (group, own, total) -> total, whose derivative in own is 1
     # linear(group, spec, shard, operands) -> (Row, RowResults), for LoopSpec and LoopOperands of `formulas.linear` with
     #   the shard's weight and bias; differentiable in hidden, weight and bias
     linear: Callable[..., tuple[Any, RowResults]]
     total: Callable[[Any, Array], Array]  # (group, own) -> the sum over the group, a constant; for `total_weight`
+    # gradients(group, alike, own): derivatives that were taken where the loss is called, in arrays that are the same in
+    #   all shards, and in those that each has its own of -> those of this one loss
+    gradients: Callable[..., Any] = lambda _group, alike, own: (alike, own)
+    run: Callable[..., Any] = call  # run(f, *arguments) = f(*arguments): how a call with `sharded=` is best executed
 
 
 # ---- the adapter
-
-
-def call(function: Callable[..., Any], plan: Any, *operands: Any) -> Any:
-    """`Adapter.run` for a framework with nothing better."""
-    return function(plan, *operands)
 
 
 @dataclass(frozen=True, eq=False)

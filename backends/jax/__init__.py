@@ -10,7 +10,7 @@ from xent import formulas
 from xent.adapter import Adapter, Autodiff, EntropyKernels, SigmoidKernels, SoftmaxKernels
 from xent.backends import cpu
 
-from . import entropy, kernels, native
+from . import entropy, kernels, native, sharded
 from .linear import LINEAR
 from .ops import OPS
 
@@ -28,6 +28,7 @@ FORMULAS = Adapter(
         kernels.value_and_grad, lambda _x: True, lambda value, _both, *call: kernels.compiled(value, *call)
     ),
     linear=LINEAR,
+    collectives=sharded.collectives(kernels.push),
     run=kernels.compiled,
 )
 NATIVE = replace(
@@ -39,6 +40,7 @@ NATIVE = replace(
     autodiff=Autodiff(kernels.value_and_grad, lambda _x: False, native.fuse_value_and_grad),
     linear=native.LINEAR,
     entropy=EntropyKernels(entropy.value, entropy.value_and_grad),
+    collectives=sharded.collectives(native.rows_push),
     takes_16bit=True,
 )
 ADAPTER = FORMULAS if cpu.native is None else NATIVE

@@ -35,18 +35,27 @@ def _rows_jvp(layout: Layout, primals: Any, tangents: Any) -> Any:
     results = rows(layout, *primals)
     m, s = results.m, results.s
 
-    @jax.checkpoint
-    @promoting
-    def tangent(
-        dx: Array, dt: Array | None, x: Array, t: Any, smoothing_weights: Any, ids: Any, m: Array, s: Array
-    ) -> Any:
-        parts = pieces(layout, x, ids, m, s)
-        return formulas.push(OPS, layout, parts, x, t, smoothing_weights, ids, dx, dt)
-
-    dx = jnp.zeros_like(x) if dx is None else dx
     # only this derivative rule uses the statistics, and it treats them as constants
-    nll, lse, smooth = tangent(dx, dt, x, t, u, ids, m, s)
+    nll, lse, smooth = push(layout, dx, dt, x, t, u, ids, m, s)
     return results, RowResults(nll, lse, smooth, jnp.zeros_like(m), jnp.zeros_like(s))
+
+
+@partial(jax.checkpoint, static_argnums=(0,))
+@promoting
+def push(
+    layout: Layout,
+    dx: Array | None,
+    dt: Array | None,
+    x: Array,
+    t: Array | None,
+    smoothing_weights: Array | None,
+    ids: Array | None,
+    m: Array,
+    s: Array,
+) -> tuple[Any, ...]:
+    """The tangents of nll, lse and smooth; linear in dx and dt, None for 0."""
+    parts, dx = pieces(layout, x, ids, m, s), jnp.zeros_like(x) if dx is None else dx
+    return formulas.push(OPS, layout, parts, x, t, smoothing_weights, ids, dx, dt)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))

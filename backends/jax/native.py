@@ -130,6 +130,15 @@ def _rows_jvp(layout: Layout, primals: Any, tangents: Any) -> Any:
     return (m, s, *results), (jnp.zeros_like(m), jnp.zeros_like(s), *moved)
 
 
+def rows_push(
+    layout: Layout, dx: Any, dt: Any, x: Array, t: Any, smoothing_weights: Any, ids: Any, m: Array, s: Array
+) -> Any:
+    """The tangents of nll, lse and smooth; linear in dx and dt, None for 0."""
+    dx = jnp.zeros_like(x) if dx is None and dt is None else dx
+    m, s = jnp.squeeze(m, layout.axis), jnp.squeeze(s, layout.axis)
+    return push((layout,), dx, dt, x, t, smoothing_weights, _each_row(layout, x, ids), m, s)
+
+
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def rows_pull(static: Any, *operands: Any) -> Any:
     return backward(static, *operands)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch.autograd.function import once_differentiable
-from xent import _sharding, formulas
+from xent import _check, _sharding, formulas
 from xent._sharding import Row, Shard
 from xent.adapter import Layout, RowResults
 
@@ -67,7 +67,7 @@ def shard(group: Any, length: int, rows: int, like: Array) -> Shard:
 
     if not torch.compiler.is_compiling() and like.is_cpu:
         lengths, others = zip(*sizes.tolist(), strict=True)
-        check(lengths, others)
+        _check.shards(lengths, others)
         start = sum(lengths[:rank])
         return Shard(start, length, sum(lengths), place == rank, gather, lambda k: k[start : start + length], over_rows)
     first = sizes[:rank, 0].sum()
@@ -83,14 +83,6 @@ def stacked(arrays: tuple[Array, ...]) -> tuple[Array, ...]:
 def process_group(argument: str, group: Any) -> None:
     if not (torch.distributed.is_available() and isinstance(group, torch.distributed.ProcessGroup)):
         raise TypeError(f"{argument}: expected a process group of torch.distributed, got {type(group).__name__}")
-
-
-def check(lengths: Any, rows: Any) -> None:
-    """On every rank alike."""
-    if not sum(lengths):
-        raise ValueError("sharded: expected at least one class on one of the ranks, got none on all of them")
-    if len(set(rows)) > 1:
-        raise ValueError(f"sharded: expected the same rows on all ranks, got {', '.join(map(str, rows))} of them")
 
 
 def all_gather(x: Array, mesh: OnMesh) -> Array:
@@ -140,12 +132,12 @@ def pulled(layout: Layout, x: Array, t: Any, u: Any, ids: Any, row: Row, up: Any
     return dx, formulas.pull_labels(OPS, layout, parts, ids, up[:1]) if wanted[1] else None
 
 
-def attach(layout: Layout, x: Array, t: Any, u: Any, ids: Any, held: Any, row: Row) -> RowResults:
-    nll, lse, smooth = Attached.apply(layout, x, t, u, ids, held, *row)
+def attach(_group: Any, layout: Layout, shard: Shard, x: Array, t: Any, u: Any, ids: Any, row: Row) -> RowResults:
+    nll, lse, smooth = Attached.apply(layout, x, t, u, *shard.own_labels(OPS, layout, ids), *row)
     return RowResults(nll, lse, smooth, row.m, row.s)
 
 
-def summed(own: Array, total: Array) -> Array:
+def summed(_group: Any, own: Array, total: Array) -> Array:
     return total + (own - own.detach())
 
 
@@ -153,7 +145,7 @@ def summed_over(groups: tuple[Any, ...], own: Array) -> Array:
     total = own.detach().clone()
     for group in groups:
         all_reduce(total, group)
-    return summed(own, total)
+    return summed(None, own, total)
 
 
 def total_weight(group: Any, own: Array) -> Array:

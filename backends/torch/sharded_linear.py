@@ -24,18 +24,16 @@ Array = Any
 
 def linear(group: Any, spec: LoopSpec, shard: Shard, operands: LoopOperands) -> tuple[Row, RowResults]:
     """The rows, and their results, differentiable in hidden states, weight and bias."""
-    own_ids, held = shard.own_ids(OPS, operands.ids), shard.holds(operands.ids)
     if recording():
-        return at_once(group, spec, shard, operands, own_ids, held)
+        return at_once(group, spec, shard, operands)
+    own_ids, held = shard.own_labels(OPS, spec.layout, operands.ids)
     with torch.no_grad(), without_autocast(operands.hidden):
         row = _sharding.combine(OPS, shard, _linear_sharded.statistics(spec, shard, operands))
     nll, lse, smooth = AttachedHead.apply(group, spec, held, *operands._replace(ids=own_ids), *row)
     return row, RowResults(nll, lse, smooth, row.m, row.s)
 
 
-def at_once(
-    group: Any, spec: LoopSpec, shard: Shard, operands: LoopOperands, own_ids: Array, held: Array
-) -> tuple[Row, RowResults]:
+def at_once(group: Any, spec: LoopSpec, shard: Shard, operands: LoopOperands) -> tuple[Row, RowResults]:
     """The same from the shard's logits of all rows, for tracers, which would write down every chunk."""
     ids, u = operands.ids, operands.smoothing_weights
     operands = chunks.with_rounded_values(spec, operands)
@@ -43,7 +41,7 @@ def at_once(
     x = chunks.all_logits(spec, operands._replace(hidden=hidden))
     own = _sharding.statistics(OPS, spec.linear.rows, spec.layout, shard, x.detach(), None, u, ids)
     row = _sharding.combine(OPS, shard, own)
-    return row, attach(spec.layout, x, None, u, own_ids, held, row)
+    return row, attach(group, spec.layout, shard, x, None, u, ids, row)
 
 
 def without_autocast(h: Array) -> Any:
@@ -67,7 +65,7 @@ class AttachedHead(torch.autograd.Function):
     """The results of all classes, as a function of the hidden states and of the rank's own weight and bias."""
 
     @staticmethod
-    def forward(ctx: Any, group: Any, spec: LoopSpec, held: Array, *arrays: Array | None) -> Any:
+    def forward(ctx: Any, group: Any, spec: LoopSpec, held: Any, *arrays: Array | None) -> Any:
         count = len(LoopOperands._fields)
         operands, row = LoopOperands(*arrays[:count]), Row(*arrays[count:])
         results = _sharding.results(OPS, spec.layout, row, operands.ids)
