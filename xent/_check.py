@@ -22,6 +22,7 @@ HOW_TO_CONVERT = {
     "tensorflow": "tensor.numpy()",
     "jax": "numpy.asarray(array)",
     "torch.distributed.tensor": "tensor.full_tensor()",
+    "dask": "array.compute()",
 }
 # Arrays of another layout, by their package and class: how to make them dense.
 HOW_TO_MAKE_DENSE = {
@@ -290,6 +291,23 @@ def representable(ignored: int | None, dtype: str) -> int | None:
 
 def no_linear(framework: str) -> TypeError:
     return TypeError(f"hidden: the adapter of {framework} brings no linear_ce; see docs/backends.md")
+
+
+def not_of_other_rows(invalid: str) -> str:
+    """What is done about ids that are no class where nothing reads those of all rows."""
+    if invalid == "raise":
+        raise ValueError("invalid: 'raise' has to read all labels, and their rows are sharded; use 'nan' or 'ignore'")
+    return "nan" if invalid == "auto" else invalid
+
+
+def no_dask(argument: str) -> TypeError:
+    return TypeError(f"{argument}: Dask's arrays go to softmax_ce, sparse_ce and sigmoid_ce only; use compute()")
+
+
+def unknown_chunks(argument: str) -> ValueError:
+    return ValueError(
+        f"{argument}: expected a Dask array of NumPy's arrays, in chunks of known sizes; see compute_chunk_sizes()"
+    )
 
 
 def no_dtensor() -> TypeError:

@@ -28,7 +28,7 @@ def of_type(kind: type) -> Adapter:
         linear=None,
         collectives=None,
         shortcut=None,
-        on_mesh=importlib.import_module("xent.backends.torch.mesh").on_mesh,
+        of_parts=importlib.import_module("xent.backends.torch.mesh").on_mesh,
     )
 
 

@@ -59,7 +59,7 @@ def on_mesh(loss: Loss, operands: Operands, options: Options) -> Any:
     rows = Placed(whole.shape[:axis] + whole.shape[axis + 1 :], [without(k, axis) for k in placements])
     if loss is SPARSE:
         local = cut(mesh, x, operands, _rules.IDS, rows, rows)
-        options = options._replace(invalid=of_other_rows(options.invalid)) if groups else options
+        options = options._replace(invalid=_check.not_of_other_rows(options.invalid)) if groups else options
         result = _execute_sharded.sparse(local, options, group)
     else:
         local = cut(mesh, x, operands, _rules.DISTRIBUTIONS, whole, rows)
@@ -68,13 +68,6 @@ def on_mesh(loss: Loss, operands: Operands, options: Options) -> Any:
         return to_dtensor(mesh, result, rows)
     value, stats = result
     return to_dtensor(mesh, value, rows), Stats(*(to_dtensor(mesh, k, rows) for k in stats))
-
-
-def of_other_rows(invalid: str) -> str:
-    """No rank reads the ids of all rows, and an error has to be one of all ranks."""
-    if invalid == "raise":
-        raise ValueError("invalid: 'raise' has to read all labels, and their rows are sharded; use 'nan' or 'ignore'")
-    return "nan" if invalid == "auto" else invalid
 
 
 def without(placement: Any, axis: int) -> Any:
