@@ -159,6 +159,11 @@ def test_nothing_counts():
     loss, dx = dask.compute(*xent.value_and_grad(xent.sparse_ce)(chunked(x, 4, 3), y, ignore_index=-100))
     assert loss == 0
     assert not dx.any()
+    (loss, _), dx = dask.compute(
+        *xent.value_and_grad(xent.sparse_ce)(chunked(x, 4, 3), abs(Y) % 8, denom=0, stats=True)
+    )
+    assert loss == 0
+    assert not dx.any()
     weight = np.where(np.arange(ROWS) % 2, 1.0, 0.0)
     spoiled = np.where(weight[:, None] == 0, np.nan, X)
     for loss, labels in ((xent.sparse_ce, abs(Y) % 8), (xent.softmax_ce, T)):
@@ -208,14 +213,15 @@ def test_few_chunks_of_logits_are_held_at_once(derive):
     """Of 8 chunks of classes of each of 4 chunks of rows; a given denominator lets the gradient go row by row."""
     held, most = set(), []
 
-    def make(block_id):
+    def make():
         x = RNG.normal(size=(2, 1))
         held.add(id(x))
         weakref.finalize(x, held.discard, id(x))
         most.append(len(held))
         return x
 
-    x = da.map_blocks(make, chunks=((2,) * 4, (1,) * 8), dtype=float, meta=np.empty((0, 0)))
+    delayed = dask.delayed(make, pure=False)
+    x = da.block([[da.from_delayed(delayed(), (2, 1), float) for _ in range(8)] for _ in range(4)])
     y = np.arange(8)
     gc.collect()
     if derive:

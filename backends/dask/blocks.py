@@ -55,10 +55,10 @@ class Call(NamedTuple):
         """With the sum in the place of what other rows have a part in."""
         return self if self.options.reduce == "none" else self._replace(options=self.options._replace(reduce="sum"))
 
-    def divided(self) -> Call:
-        """With the denominator of all rows, which is then given."""
-        apart = self.options.reduce in ("none", "sum")
-        return self if apart else self._replace(options=self.options._replace(reduce="mean"))
+    def for_gradient(self) -> Call:
+        """Where the denominator of all rows is given, if there is one."""
+        reduce = self.options.reduce if self.options.reduce in ("none", "sum") else "mean"
+        return self._replace(options=self.options._replace(reduce=reduce, stats=False))
 
 
 class Part(NamedTuple):
@@ -166,7 +166,6 @@ def gradient(
     denom: Array | None,
 ) -> Array:
     """Of one chunk, whose rows' chunks have been heard; `denom` is the denominator of all rows."""
-    call = call.divided()
     shard = call.shard(int(place[0]), every)
     if not shard.length:
         return np.zeros_like(x)
@@ -192,7 +191,6 @@ def gradient(
         capped = capped_and_scaled(plan, seen).x
         dx = pulled(call, rows.layout, capped, t, u, ids, results, up)
         dx = dx * formulas.slope(OPS, seen.x, *call.options.cap_and_scale)
-    dx = dx if rows.empty is None else np.where(rows.empty, 0.0, dx)
     return dx.astype(x.dtype, copy=False)
 
 
@@ -220,6 +218,6 @@ def sigmoid_gradient(
     call: Call, x: Array, labels: Array, sample_weight: Array, pos_weight: Array, denom: Array | None
 ) -> Array:
     given = Operands(x, labels, sample_weight, None, denom, pos_weight)
-    plan, checked = _plan.sigmoid(ADAPTER, given, call.divided().options)
+    plan, checked = _plan.sigmoid(ADAPTER, given, call.options)
     assert SIGMOID.value_and_grad is not None
     return SIGMOID.value_and_grad(plan, *checked)[1]

@@ -53,7 +53,7 @@ def of_chunks(loss: Loss, operands: Operands, options: Options) -> Any:
         call = Call(plan.options, plan.dtype)
         apart = inputs, beside(x, given.labels, every), weight, beside(x, given.pos_weight, every)
         parts = block(partial(blocks.sigmoid_part, call), rows, *apart)
-        gradient, of_gradient = partial(blocks.sigmoid_gradient, call), list(apart)
+        gradient, of_gradient = partial(blocks.sigmoid_gradient, call.for_gradient()), list(apart)
     else:
         axis = plan.layout.axis
         call = Call(plan.options, plan.dtype, axis, loss is SOFTMAX, x.chunks[axis])
@@ -64,7 +64,8 @@ def of_chunks(loss: Loss, operands: Operands, options: Options) -> Any:
         whole = Blocks(joined(own, axis), rows)
         ids = Blocks(None) if call.soft else labels
         parts = block(partial(blocks.part, call), rows, whole, ids, weight, table)
-        gradient, of_gradient = partial(blocks.gradient, call), [inputs, labels, place, whole, weight, table]
+        gradient = partial(blocks.gradient, call.for_gradient())
+        of_gradient = [inputs, labels, place, whole, weight, table]
     value, divisor = reduced(parts, rows, plan, given.denom)
     if not derive:
         return value
