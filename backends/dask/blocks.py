@@ -103,7 +103,7 @@ def quotient(dtype: str, value: Array, divisor: Array | None) -> Array:
 def statistics(call: Call, x: Array, labels: Array, place: Array, table: Array | None) -> Statistics:
     """Of one chunk; `place`, [1], is that of its classes."""
     logits, options = call.logits(x, call.shard(int(place[0]))), call.options
-    given = Operands(x, labels, class_weight=table)
+    given = Operands(x, labels, class_weight=only(table))
     t = extra = ids = None
     if call.soft:
         t, u, _, extra, _ = soft_labels(logits, given, options)
@@ -120,13 +120,13 @@ def statistics(call: Call, x: Array, labels: Array, place: Array, table: Array |
     return _sharding.statistics(OPS, ADAPTER.softmax.rows, layout, logits.shard, x, t, u, ids, extra)
 
 
-def as_it_is(own: Statistics, **_: Any) -> Statistics:
-    return own
+def only(table: Any) -> Array | None:
+    """A Dask array of one block comes as a list of it."""
+    return table[0] if isinstance(table, list) else table
 
 
-def gathered(every: Any, **_: Any) -> Statistics:
-    """All chunks' of the same rows, in the order of their classes; Dask gives a single one without a list."""
-    every = [every] if isinstance(every, Statistics) else every
+def gathered(every: list[Statistics]) -> Statistics:
+    """All chunks' of the same rows, in the order of their classes."""
     return Statistics(*(None if k[0] is None else np.stack(k) for k in zip(*every, strict=True)))
 
 
@@ -143,7 +143,7 @@ def part(call: Call, every: Statistics, labels: Array, sample_weight: Array, tab
     """Of the rows, whose chunks have been heard. The logits are not needed: a column of them stands for all."""
     row = _sharding.combine(OPS, call.shard(0, every), every)
     logits = call.logits(row.m, call.shard(0, every))
-    given = Operands(row.m, labels, sample_weight, table)
+    given = Operands(row.m, labels, sample_weight, only(table))
     _, rows = weighed(call, logits, row, given)
     divisor = np.asarray(0.0 if rows.divisor is None else rows.divisor, float)
     plan, rows = weighed(call.summed(), logits, row, given)
@@ -170,7 +170,7 @@ def gradient(
     if not shard.length:
         return np.zeros_like(x)
     row, logits = _sharding.combine(OPS, shard, every), call.logits(x, shard)
-    given = Operands(x, labels, sample_weight, table, denom)
+    given = Operands(x, labels, sample_weight, only(table), denom)
     t = None
     if call.soft:
         t, u, *_ = soft_labels(logits, given, call.options)

@@ -61,7 +61,7 @@ def of_chunks(loss: Loss, operands: Operands, options: Options) -> Any:
         place = Blocks(da.from_array(np.arange(x.numblocks[axis]), chunks=1), (axis,))
         table = entire(given.class_weight)
         own = block(partial(blocks.statistics, call), every, inputs, labels, place, table)
-        whole = Blocks(joined(own, axis), rows)
+        whole = Blocks(block(blocks.gathered, rows, Blocks(own, every)), rows)
         ids = Blocks(None) if call.soft else labels
         parts = block(partial(blocks.part, call), rows, whole, ids, weight, table)
         gradient = partial(blocks.gradient, call.for_gradient())
@@ -130,26 +130,11 @@ def beside(x: Array, k: Array | None, axes: Axes) -> Blocks:
 
 
 def block(function: Callable[..., Any], axes: Axes, *operands: Blocks, dtype: Any = object) -> Array:
-    """function(*blocks) for all blocks along these axes; what is no array is a block, too."""
+    """function(*blocks) for all blocks along these axes; what is no array is a block, too. Of an operand that has other
+    axes besides, it is given a list of blocks."""
     pairs = [k for operand in operands for k in operand]
     meta = np.empty((0,) * len(axes), dtype)
-    return da.blockwise(
-        function, axes, *pairs, dtype=dtype, meta=meta, align_arrays=False, concatenate=True, token="xent"
-    )
-
-
-def joined(own: Array, axis: int) -> Array:
-    """Of all chunks of classes. A `blockwise` would be fused with reading them, and hold a row's all at once."""
-    return da.reduction(
-        own,
-        blocks.as_it_is,
-        blocks.gathered,
-        axis=axis,
-        dtype=object,
-        split_every=own.numblocks[axis] + 1,
-        concatenate=False,
-        meta=np.empty((0,) * (own.ndim - 1), object),
-    )
+    return da.blockwise(function, axes, *pairs, dtype=dtype, meta=meta, align_arrays=False, token="xent")
 
 
 # ---- results
