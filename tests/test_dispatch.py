@@ -24,10 +24,10 @@ before = set(sys.modules)
 import xent
 xent.sparse_ce([[1.0, 2.0]], [1])
 loaded = set(sys.modules) - before
-frameworks = {"torch", "tensorflow", "jax", "keras", "ml_dtypes"} & loaded
+frameworks = {"torch", "tensorflow", "jax", "keras", "ml_dtypes", "dask"} & loaded
 tools = {"typer", "rich", "psutil", "matplotlib", "subprocess", "pickle", "tempfile", "concurrent", "json"} & loaded
 tools |= {"importlib.metadata", "email", "zipfile", "numpy.random", "numpy.typing"} & loaded
-ours = {"verify", "_console", "cli", "oracle", "benchmarks", "compat"}
+ours = {"verify", "_console", "cli", "oracle", "benchmarks", "compat", "evaluation"}
 heavy = frameworks | tools | {f"xent.{name}" for name in ours} & loaded
 assert not heavy, heavy
 """

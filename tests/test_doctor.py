@@ -10,6 +10,7 @@ import pytest
 import xent
 from typer.testing import CliRunner
 from xent import cli
+from xent._console import json_text
 from xent.verify import faults, remarks
 from xent.verify.rows import rows
 
@@ -136,7 +137,7 @@ def test_diagnosis(live, name, odd, near_miss):
     assert bool(report) == (not report.faults)
     assert finding.sentence in repr(report)
     assert "{" not in finding.sentence
-    json.dumps(cli._finite(report.to_dict()), allow_nan=False)
+    json_text(report.to_dict())
     assert name not in names(xent.doctor(*arrays(live, near_miss), **near_miss.options))
 
 

@@ -21,6 +21,7 @@ HOW_TO_CONVERT = {
     "tensorflow": "tensor.numpy()",
     "jax": "numpy.asarray(array)",
     "torch.distributed.tensor": "tensor.full_tensor()",
+    "dask": "array.compute()",
 }
 # Arrays of another layout, by their package and class: how to make them dense.
 HOW_TO_MAKE_DENSE = {
@@ -289,10 +290,30 @@ def no_linear(framework: str) -> TypeError:
     return TypeError(f"hidden: the adapter of {framework} brings no linear_ce; see docs/backends.md")
 
 
-def parameter_on_mesh(argument: str) -> TypeError:
+def parameter_in_parts(argument: str, framework: str) -> TypeError:
+    """Beside hidden states that are plain arrays."""
+    if framework == "dask":
+        return no_dask(argument)
     return TypeError(
         f"{argument}: a DTensor beside plain hidden states; make those a DTensor too, of Shard(0) where each rank has "
         "rows of its own, of Replicate() where all have the same, or call unshard() of FSDP's module first"
+    )
+
+
+def not_of_other_rows(invalid: str) -> str:
+    """What is done about ids that are no class where nothing reads those of all rows."""
+    if invalid == "raise":
+        raise ValueError("invalid: 'raise' has to read all labels, and their rows are sharded; use 'nan' or 'ignore'")
+    return "nan" if invalid == "auto" else invalid
+
+
+def no_dask(argument: str) -> TypeError:
+    return TypeError(f"{argument}: Dask's arrays go to softmax_ce, sparse_ce and sigmoid_ce only; use compute()")
+
+
+def unknown_chunks(argument: str) -> ValueError:
+    return ValueError(
+        f"{argument}: expected a Dask array of NumPy's arrays, in chunks of known sizes; see compute_chunk_sizes()"
     )
 
 

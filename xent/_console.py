@@ -6,6 +6,8 @@ Names of files, errors and versions are printed as they are, as `Text`: in a str
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import time
 from pathlib import Path
@@ -26,6 +28,21 @@ def say(*parts: str | tuple[str, str], to: Console = out) -> None:
 
 def fail(error: BaseException) -> None:
     say((f"xent: {error}", "red"), to=err)
+
+
+def json_text(value: Any) -> str:
+    return json.dumps(_finite(value), indent=2, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    """With NaN as null and infinities as strings: JSON has neither."""
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    if not isinstance(value, float) or math.isfinite(value):
+        return value
+    return None if math.isnan(value) else str(value)
 
 
 def writable(file: Path | None) -> None:

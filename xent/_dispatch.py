@@ -21,6 +21,8 @@ FRAMEWORKS = {
     "tensorflow": ("Tensor", "Variable"),
     "jax": ("Array",),
 }
+# Arrays of another library's arrays, by the module that has them. They are no framework of their own to the commands.
+CHUNKED = {"dask.array": ("Array",)}
 # Libraries that follow the array API standard and are known by name to the commands; others are found by their arrays.
 ARRAY_API = ("cupy", "array_api_strict")
 GROUP = "xent.backends"  # entry points "framework = module:ADAPTER", for adapters that live elsewhere
@@ -61,7 +63,7 @@ def _look_up(x: Any, argument: str) -> Adapter:
 
 
 def _framework(x: Any) -> str | None:
-    for name, types in FRAMEWORKS.items():
+    for name, types in (FRAMEWORKS | CHUNKED).items():
         module = sys.modules.get(name)
         if isinstance(x, tuple([getattr(module, t, ()) for t in types])):  # () where it is not, or not fully, imported
             return name
@@ -107,8 +109,8 @@ def load(name: str) -> Adapter:
 def _import(name: str) -> None:
     if hasattr(_adapters, name):
         return
-    if name in FRAMEWORKS:
-        adapter = importlib.import_module(f"xent.backends.{name}").ADAPTER
+    if name in FRAMEWORKS or name in CHUNKED:
+        adapter = importlib.import_module(f"xent.backends.{name.partition('.')[0]}").ADAPTER
     elif name in ARRAY_API:
         adapter = _standard(importlib.import_module(name))
     else:

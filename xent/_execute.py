@@ -41,8 +41,8 @@ def run(loss: Loss, operands: Operands, options: Options) -> Any:
     if type(inputs) is WithGradient:
         return _with_gradient(loss, inputs.inputs, operands, options)
     adapter = find(inputs, loss.first)
-    if adapter.on_mesh is not None:
-        return adapter.on_mesh(loss, operands, options)
+    if adapter.of_parts is not None:
+        return adapter.of_parts(loss, operands, options)
     shortcut = _shortcut(loss, adapter, operands, options)
     result = None if shortcut is None else shortcut.value(inputs, operands.labels, _again)
     if result is not None:
@@ -57,9 +57,9 @@ def run(loss: Loss, operands: Operands, options: Options) -> Any:
 
 def _with_gradient(loss: Loss, inputs: Array, operands: Operands, options: Options) -> tuple[Any, Any]:
     adapter = find(inputs, loss.first)
-    if adapter.on_mesh is not None:
-        on_mesh: tuple[Any, Any] = adapter.on_mesh(loss, operands, options)
-        return on_mesh
+    if adapter.of_parts is not None:
+        both: tuple[Any, Any] = adapter.of_parts(loss, operands, options)
+        return both
     shortcut = _shortcut(loss, adapter, operands, options)
     found = None if shortcut is None else shortcut.value_and_grad(inputs, operands.labels)
     if found is not None:

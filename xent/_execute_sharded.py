@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from xent import _check, _plan, _reduce, _rules, _sharding, formulas
 from xent._dispatch import find
@@ -28,27 +28,20 @@ from xent._execute import (
 from xent._linear import Grads, rows_of_a_chunk
 from xent._options import Operands, Options
 from xent._plan import Plan
-from xent._shapes import Shape, fitted, shape_of
+from xent._plan_sharded import (
+    Logits,
+    of_group,
+    of_ids,
+    of_soft_labels,
+    prepared,
+    smoothing_weights,
+    soft_labels,
+    total_divisor,
+)
+from xent._shapes import fitted, shape_of
 from xent._sharding import Shard
-from xent.adapter import Adapter, Array, Collectives, Layout, RowResults
+from xent.adapter import Adapter, Array, Layout, RowResults
 from xent.formulas.linear import LoopOperands, LoopSpec
-
-
-class Logits(NamedTuple):
-    """The first argument of a loss, checked."""
-
-    adapter: Adapter
-    collectives: Collectives
-    group: Any  # what the caller gave as `sharded=`
-    x: Array  # in the compute dtype, or in 16 bits where the adapter takes them
-    dtype: str  # what is computed in
-    shape: Shape
-    axis: int
-    shard: Shard
-
-    @property
-    def rows(self) -> Shape:
-        return self.shape[: self.axis] + self.shape[self.axis + 1 :]
 
 
 def sparse(given: Operands, options: Options, group: Any) -> Any:
@@ -73,8 +66,8 @@ def _run(function: Callable[..., Any], first: str, given: Operands, options: Opt
 
 def _sparse(given: Operands, options: Options, group: Any) -> Any:
     options = options.checked(given.denom)
-    logits = _logits(given, options, group)
-    ops, collectives, shard = logits.adapter.ops, logits.collectives, logits.shard
+    logits = of_group(given, options, group)
+    ops, shard, collectives = logits.adapter.ops, logits.shard, _check.collectives("sharded", logits.adapter)
     plan, checked = of_ids(logits, given, options)
     plan, rows = prepared(logits, plan, checked)
     u = smoothing_weights(logits, plan.options, checked.class_weight)
@@ -90,47 +83,28 @@ def _sparse(given: Operands, options: Options, group: Any) -> Any:
 
 def _softmax(given: Operands, options: Options, group: Any) -> Any:
     options = options.checked(given.denom)
-    logits = _logits(given, options, group)
-    adapter, collectives, _, x, dtype, shape, axis, shard = logits
-    ops = adapter.ops
-    t = _plan.real(adapter, "labels", _check.given("labels", given.labels), x, dtype)
-    t = fitted(adapter, _rules.DISTRIBUTIONS, t, shape, shape)
-    sample_weight = _plan.real(adapter, "sample_weight", given.sample_weight, x, dtype)
-    sample_weight = fitted(adapter, _rules.WEIGHTS, sample_weight, logits.rows)
-    denom = fitted(adapter, _rules.DENOM, _plan.real(adapter, "denom", given.denom, x, dtype), ())
-    table = class_weight(logits, given)
-
-    share = None
-    if table is not None:
-        table = ops.stop_gradient(table)
-        column = _reduce.along(ops, shard.part(table), x, axis)
-        share = ops.sum(t, axis)
-        weighted = ops.sum(t * column, axis)
-        t = ops.where(column == 0, 0.0, t * column)
-    t = ops.stop_gradient(t) if options.label_smoothing == 1 else t
-    u = smoothing_weights(logits, options, table)
+    logits = of_group(given, options, group)
+    adapter, x, dtype, _, axis, shard = logits
+    ops, collectives = adapter.ops, _check.collectives("sharded", adapter)
+    soft = soft_labels(logits, given, options)
     layout = Layout(axis, False, False, bool(options.z_loss))
     seen = formulas.capped_and_scaled(ops, ops.astype(x, dtype), *options.cap_and_scale) if options.cap_and_scale else x
-    constant = ops.stop_gradient(seen), ops.stop_gradient(t), u, None
-    extra = None if share is None else ops.stop_gradient(share)
+    constant = ops.stop_gradient(seen), ops.stop_gradient(soft.t), soft.u, None
+    extra = None if soft.share is None else ops.stop_gradient(soft.share)
     own = _sharding.statistics(ops, adapter.softmax.rows, layout, shard, *constant, extra)
     row = _sharding.combine(ops, shard, own)
 
-    w = sample_weight
-    if share is not None:
-        share = collectives.summed(group, share, row.extra)
-        weighted = collectives.summed(group, weighted, row.targets)
-        average = ops.squeeze(_reduce.average_class_weight(ops, table, share, weighted), axis)
-        w = _reduce.product(sample_weight, average)
-    plan = Plan(adapter, options, dtype, layout._replace(masked=w is not None), 1)
-    plan, rows = prepared(logits, plan, Operands(row.m, row.m, w, None, denom))
-    options = plan.options
-    if share is not None:
-        sample_weight = _reduce.zero_absent(ops, rows.ids, sample_weight)
-        rows = rows._replace(scale=_reduce.row_weights(options, sample_weight, rows.w, sample_weight))
+    sums = row.extra, row.targets
+    if soft.share is not None:
+        sums = (
+            collectives.summed(group, soft.share, row.extra),
+            collectives.summed(group, soft.weighted, row.targets),
+        )
+    plan, rows = of_soft_labels(logits, given, options, soft.table, row, *sums)
     if options.cap_and_scale:  # now it is known which rows are left out
         x = capped_and_scaled(plan, visible(plan, rows._replace(x=x))).x
-    return loss(shard, plan, rows, collectives.attach(group, rows.layout, shard, x, t, u, rows.ids, row))
+    results = collectives.attach(group, rows.layout, shard, x, soft.t, soft.u, rows.ids, row)
+    return loss(shard, plan, rows, results)
 
 
 def _linear(given: Operands, options: Options, group: Any) -> Any:
@@ -145,7 +119,7 @@ def _linear(given: Operands, options: Options, group: Any) -> Any:
     if bias is not None:
         bias = fitted(adapter, _rules.BIAS, _plan.parameter(adapter, "bias", bias, h), (classes,))
     shard = collectives.shard(group, classes, math.prod(shape[:-1]), h)
-    logits = Logits(adapter, collectives, group, h, dtype, (*shape[:-1], classes), len(shape) - 1, shard)
+    logits = Logits(adapter, h, dtype, (*shape[:-1], classes), len(shape) - 1, shard)
 
     plan, checked = of_ids(logits, given._replace(weight=weight, bias=bias), options)
     plan, rows = prepared(logits, plan, checked)
@@ -172,7 +146,7 @@ def of_rows(function: Loss, given: Operands, options: Options, over_rows: Callab
     if options.reduce not in ("none", "sum"):
         plan, checked = function.plan(adapter, given, options)
         own = (elements if function is SIGMOID else prepare)(plan, checked).divisor
-        divisor = _divisor(adapter, own, plan.dtype, checked, over_rows)
+        divisor = total_divisor(adapter, own, plan.dtype, checked, over_rows)
         given = given._replace(denom=adapter.ops.stop_gradient(divisor))
         options = options._replace(reduce="mean")
     result = run(function, given, options)
@@ -183,25 +157,7 @@ def of_rows(function: Loss, given: Operands, options: Options, over_rows: Callab
     return _summed(adapter, result, divisor, over_rows)
 
 
-# ---- weights and reductions
-
-
-def prepared(logits: Logits, plan: Plan, operands: Operands) -> tuple[Plan, Rows]:
-    """`prepare`, with the denominator of all rows, where they are split as well."""
-    rows, over_rows = prepare(plan, operands), logits.shard.over_rows
-    if over_rows is None or rows.divisor is None:
-        return plan, rows
-    divisor = _divisor(logits.adapter, rows.divisor, plan.dtype, operands, over_rows)
-    plan = plan._replace(options=plan.options._replace(reduce="mean"))
-    return plan, prepare(plan, operands._replace(denom=divisor))
-
-
-def _divisor(adapter: Adapter, own: Any, dtype: str, operands: Operands, over_rows: Callable[[Array], Array]) -> Array:
-    """Of all rows."""
-    if operands.denom is not None:
-        return operands.denom
-    ops = adapter.ops
-    return over_rows(ops.full((), own, dtype, operands.inputs) if isinstance(own, int) else ops.astype(own, dtype))
+# ---- reductions
 
 
 def _summed(adapter: Adapter, own: Array, divisor: Array | None, over_rows: Callable[[Array], Array]) -> Array:
@@ -226,67 +182,6 @@ def loss(shard: Shard, plan: Plan, rows: Rows, results: RowResults, correct: Arr
     if not options.stats:
         return value
     return value, _reduce.described(ops, results.nll, results.lse, correct, rows.ids, rows.w)
-
-
-# ---- arguments
-
-
-def _logits(given: Operands, options: Options, group: Any) -> Logits:
-    adapter = find(given.inputs, "logits")
-    collectives = _check.collectives("sharded", adapter)
-    x, dtype = _plan.floating(adapter, "logits", given.inputs)
-    shape = shape_of(adapter, x)
-    axis = _rules.place_of_classes(shape, options.axis)
-    shard = collectives.shard(group, shape[axis], math.prod(shape[:axis] + shape[axis + 1 :]), x)
-    x = x if adapter.takes_16bit else adapter.ops.astype(x, dtype)
-    return Logits(adapter, collectives, group, x, dtype, shape, axis, shard)
-
-
-def of_ids(logits: Logits, given: Operands, options: Options) -> tuple[Plan, Operands]:
-    """What `_plan.of_rows` says of the rows, their class ids coded already."""
-    adapter, shard, axis = logits.adapter, logits.shard, logits.axis
-    ops, read = adapter.ops, isinstance(shard.classes, int) or options.invalid == "raise"
-    classes = known_classes(logits) if read else None
-    shape = (*logits.shape[:axis], classes, *logits.shape[axis + 1 :])
-    table = class_weight(logits, given)
-    rest = given._replace(inputs=logits.x, class_weight=None if classes is None else table)
-    plan, checked = _plan.of_rows(adapter, logits.x, logits.dtype, shape, axis, rest, options, None)
-    ids = checked.labels
-    if plan.out_of_range is not None:
-        ids = _reduce.code(ops, ids, shard.classes, plan.ignored, plan.out_of_range)
-    assert plan.layout is not None
-    layout = plan.layout if table is None else plan.layout._replace(masked=True)
-    plan = plan._replace(layout=layout, classes=1, ignored=None, out_of_range=None)
-    return plan, checked._replace(labels=ids, class_weight=table)
-
-
-def class_weight(logits: Logits, given: Operands) -> Array | None:
-    """Of all classes. Where their number is not known until a graph runs, weights of another number are NaN."""
-    adapter, ops = logits.adapter, logits.adapter.ops
-    table = _plan.real(adapter, "class_weight", given.class_weight, logits.x, logits.dtype)
-    if table is None:
-        return None
-    classes = known_classes(logits)
-    if classes is not None:
-        return fitted(adapter, _rules.CLASS_WEIGHT, table, (classes,))
-    _rules.class_weights(shape_of(adapter, table))
-    return ops.where(logits.shard.classes == ops.size(table), table, float("nan"))
-
-
-def known_classes(logits: Logits) -> int | None:
-    """How many there are in all, read from the device where it has to be."""
-    classes = logits.shard.classes
-    fetched = classes if isinstance(classes, int) else logits.adapter.ops.fetch(classes)
-    return None if fetched is None else int(fetched)
-
-
-def smoothing_weights(logits: Logits, options: Options, table: Array | None) -> Array | None:
-    """The shard's own part of them."""
-    if not options.label_smoothing:
-        return None
-    ops, shard = logits.adapter.ops, logits.shard
-    own = ops.full((shard.length,), 1.0, logits.dtype, logits.x) if table is None else shard.part(table)
-    return ops.stop_gradient(_reduce.over(ops, own, shard.classes))
 
 
 def _value_and_grad(function: Callable[..., Any], given: Operands, options: Options, group: Any) -> tuple[Any, Any]:

@@ -30,11 +30,15 @@ def load(path: Path | None, name: str) -> Any:
     array = arrays[key]
     if isinstance(array, str):
         raise ValueError(f"{path}: {key} is {array}, which NumPy {HOW_TO_READ.get(array, 'does not have')}")
-    if array.dtype.name.startswith("void"):  # what np.save makes of bfloat16, whose name .npy cannot hold
-        raise ValueError(
-            f"{path}: {key} has the dtype {array.dtype.str}, raw bytes; save bfloat16 as .safetensors or as float32"
-        )
+    check_dtype(path, key, array.dtype)
     return array
+
+
+def check_dtype(path: Path, key: str, dtype: np.dtype[Any]) -> None:
+    if dtype.name.startswith("void"):  # what np.save makes of bfloat16, whose name .npy cannot hold
+        raise ValueError(
+            f"{path}: {key} has the dtype {dtype.str}, raw bytes; save bfloat16 as .safetensors or as float32"
+        )
 
 
 HOW_TO_READ = {"BF16": "reads with: pip install ml_dtypes"}

@@ -233,8 +233,9 @@ def _denom(adapter: Adapter, value: Any, x: Array, dtype: str) -> Array | None:
 
 
 def parameter(adapter: Adapter, argument: str, value: Any, h: Array) -> Array:
-    if find(value, argument).on_mesh is not None:
-        raise _check.parameter_on_mesh(argument)
+    found = find(value, argument)
+    if found.of_parts is not None:
+        raise _check.parameter_in_parts(argument, found.name)
     own, value = with_adapter(adapter, argument, value, h)
     _check.parameter_dtype(argument, own.ops.dtype(value), adapter.ops.dtype(h))
     return adapter.ops.asarray(value, h)

@@ -329,8 +329,9 @@ class Adapter:
     takes_16bit: bool = False  # the kernels take 16-bit logits as they are
     # of_type(type) -> the adapter for a subclass of `types` whose arrays want another one; None: all are alike
     of_type: Callable[[type], Adapter] | None = None
-    # on_mesh(loss, operands, options) -> the loss of arrays that are spread over a mesh of devices themselves. The
-    #   arguments are those of `xent._execute.run`; of `linear_ce` also the loss and its derivatives, where asked for
-    on_mesh: Callable[..., Any] | None = None
+    # of_parts(loss, operands, options) -> the loss of arrays that are in parts themselves: spread over a mesh of
+    #   devices, or cut into chunks. The arguments are those of `xent._execute.run`. Of `linear_ce`, and where a
+    #   framework has no differentiation, operands.inputs may be a WithGradient, and then (loss, derivative) is wanted
+    of_parts: Callable[..., Any] | None = None
     # run(f, plan, *operands) = f(plan, *operands): how a loss is best executed (JAX compiles it; others just call)
     run: Callable[..., Any] = call

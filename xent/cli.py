@@ -10,14 +10,14 @@ from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
-import numpy as np
 import typer
 import xent
 from rich.table import Table
 from rich.text import Text
-from xent._console import Steps, err, fail, out, say, writable
+from xent._console import Steps, err, fail, json_text, out, say, writable
 from xent._files import load
 from xent.benchmarks.command import bench_command
+from xent.evaluation.command import evaluate_command
 from xent.verify import frameworks, linear, page, precision, regimes
 from xent.verify.batches import MODES
 from xent.verify.bits import bits as bits_of
@@ -39,6 +39,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command(name="bench")(bench_command)
+app.command(name="evaluate")(evaluate_command)
 
 
 @app.command()
@@ -162,7 +163,7 @@ def compare_command(
         fail(error)
         raise typer.Exit(2) from None
     if as_json:
-        print(json.dumps(_finite(result.to_dict()), indent=2))
+        print(json_text(result.to_dict()))
     else:
         show(result, out)
         if html is not None:
@@ -216,22 +217,13 @@ def doctor_command(
         fail(error)
         raise typer.Exit(2) from None
     if as_json:
-        print(json.dumps(_finite(report.to_dict()), indent=2))
+        print(json_text(report.to_dict()))
     else:
         say((report.summary(), "dim"))
         for finding in report.findings:
             say((f"{finding.severity}: ", "bold red" if finding.severity == FAULT else "yellow"), finding.sentence)
         say((report.verdict(), "green" if report else "bold red"))
     raise typer.Exit(0 if report else 1)
-
-
-def _finite(value: Any) -> Any:
-    """With NaN as null and infinities as strings: JSON has neither."""
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and value != value else str(value) if value in (np.inf, -np.inf) else value
 
 
 def _version(show: bool) -> None:

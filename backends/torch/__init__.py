@@ -40,7 +40,7 @@ def _import_mesh() -> None:
             linear=None,
             collectives=None,
             shortcut=None,
-            on_mesh=importlib.import_module("xent.backends.torch.mesh").on_mesh,
+            of_parts=importlib.import_module("xent.backends.torch.mesh").on_mesh,
         )
 
 
