@@ -85,7 +85,8 @@ def total_weight(
         class_weight: [C]. A label's weight is multiplied by that of its class.
         ignore_index: a class id that does not count.
         group: a process group of `torch.distributed`, each of whose ranks has a part of the batch and calls this
-            function: the result is the sum over all of them. None: of these labels alone.
+            function: the result is the sum over all of them. None: of these labels alone; on TensorFlow the context of
+            a replica adds them up (docs/trainers/distribute.md).
 
     Returns:
         A 0-d array of the labels' framework; float64 where its own weights are, else float32.
