@@ -273,6 +273,24 @@ def test_errors(call, words):
         eval(call, {**GIVEN, "nn": ours.nn, "losses": ours.losses})
 
 
+@pytest.mark.parametrize(
+    ("name", "labels", "weights", "words"),
+    [
+        (LOSSES[0], X[:1], 1.0, r"onehot_labels: expected shape\W"),
+        (LOSSES[0], X, [1.0, 2.0, 3.0], r"\Wweights: expected a scalar"),
+        (LOSSES[1], [2], 1.0, r"without the last axis\), got"),
+        (LOSSES[2], X[:1], 1.0, r"multi_class_labels: expected shape\W"),
+    ],
+)
+def test_errors_of_graphs(name, labels, weights, words):
+    """In the same words, where a graph finds out when it runs."""
+    given = [tf.constant(k) for k in (labels, X, weights)]
+    specs = [tf.TensorSpec([None] * k.shape.rank, k.dtype) for k in given]
+    loss = tf.function(getattr(ours.losses, name), input_signature=specs)
+    with pytest.raises(tf.errors.InvalidArgumentError, match=words):
+        loss(*given)
+
+
 def test_class_ids_out_of_range_are_tensorflows_error_too():
     """Eagerly, and as AutoGraph hands it on."""
     loss = functools.partial(ours.nn.sparse_softmax_cross_entropy_with_logits, [2, 3])

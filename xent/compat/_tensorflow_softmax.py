@@ -14,7 +14,7 @@ import xent
 from xent.adapter import computed_in
 from xent.backends.tensorflow.kernels import needs_framework_autodiff
 from xent.backends.tensorflow.operators import in_current_graph, inside_vectorized_map
-from xent.compat._errors import reworded
+from xent.compat._tensorflow_errors import reworded
 
 UNIT = {"bfloat16": 2.0**-7, "float16": 2.0**-10, "float32": 2.0**-23, "float64": 2.0**-52}
 SUM_UNITS = 16  # the most that the sum of a float32 softmax over 50,257 classes was found to be off
@@ -42,19 +42,21 @@ def softmax_ce(
 
     if not needs_framework_autodiff(logits):
         return xents()
-    weights = options.get("sample_weight")
     try:
         missing = _missing(labels, axis, computed_in(logits.dtype.name))
-        differs = tf.not_equal(missing, 0) & tf.not_equal(1 if weights is None else weights, 0)
     except (TypeError, ValueError, tf.errors.InvalidArgumentError):
         return xents()  # whose error says what is wrong
+    differs = tf.not_equal(missing, 0)
+    weights = options.get("sample_weight")
 
     def theirs() -> Any:
         wide = tf.cast(logits, missing.dtype)  # two gradients of 16 bits would be rounded before they are added
         loss, zero = xents(wide), tf.zeros([], missing.dtype)
-        added = missing * tf.reduce_logsumexp(tf.where(tf.expand_dims(differs, axis), wide, zero), axis)
-        nothing = tf.where(differs & tf.math.is_finite(added), added - tf.stop_gradient(added), zero)
-        return loss + tf.cast(reduced(nothing), loss.dtype)
+        with tf.control_dependencies([loss]):  # whose assertions say what does not fit
+            counts = differs & tf.not_equal(1 if weights is None else weights, 0)
+            added = missing * tf.reduce_logsumexp(tf.where(tf.expand_dims(counts, axis), wide, zero), axis)
+            nothing = tf.where(counts & tf.math.is_finite(added), added - tf.stop_gradient(added), zero)
+            return loss + tf.cast(reduced(nothing), loss.dtype)
 
     return theirs() if inside_vectorized_map() else tf.cond(tf.reduce_any(differs), theirs, xents)
 

@@ -56,7 +56,7 @@ from xent import _rules
 from xent._shapes import fitted, ranked, shape_of
 from xent.backends.tensorflow import ADAPTER
 from xent.backends.tensorflow.shapes import UNKNOWN
-from xent.compat._errors import reworded
+from xent.compat._tensorflow_errors import reworded
 from xent.compat._tensorflow_softmax import softmax_ce
 
 Reduction, compute_weighted_loss = tf.compat.v1.losses.Reduction, tf.compat.v1.losses.compute_weighted_loss
