@@ -114,6 +114,12 @@ CASES = [
     *(Case(name, dtype, weights="each") for name in LOSSES for dtype in DTYPES[1:]),
     *(Case(name, weights="default", smoothing=smoothing) for name in LOSSES[::2] for smoothing in (0, 1, 1.5, -0.1)),
     *(Case(LOSSES[1], weights="each", labels=labels) for labels in ("with a last 1", "logits with a last 1", "-1")),
+    *(
+        Case(LOSSES[0], labels="sum of 2", weights="each", smoothing=0.1, reduction=reduction)
+        for reduction in sorted({*Reduction.all()})
+    ),
+    Case(LOSSES[0], "float64", labels="sum of 2", weights="zero"),
+    *(Case(NN[0], dtype, (2, 3, 4), labels="sum of 2", axis=1) for dtype in DTYPES),
 ]
 # The weights' derivative at weights that are all 0 is not 0 there.
 KEEP_ZEROS = (Reduction.NONE, Reduction.SUM, Reduction.SUM_OVER_BATCH_SIZE)
@@ -123,7 +129,6 @@ DIFFERENT = {
     "nn.softmax_cross_entropy_with_logits([[0, 1, 0]], [[1.0, 2.0, -inf]])": lambda case: (
         case.logits == "-inf" and not case.has_ids
     ),
-    "gradient(lambda x: nn.softmax_cross_entropy_with_logits([[2]], x), [[1]])": lambda case: case.labels == "sum of 2",
     "gradient(lambda t: nn.softmax_cross_entropy_with_logits(t, x), [[1]])": lambda case: (
         case.labels == "broadcast" and not case.is_sigmoid
     ),
@@ -266,6 +271,24 @@ def test_signature(name):
 def test_errors(call, words):
     with pytest.raises(ValueError, match=words):
         eval(call, {**GIVEN, "nn": ours.nn, "losses": ours.losses})
+
+
+@pytest.mark.parametrize(
+    ("name", "labels", "weights", "words"),
+    [
+        (LOSSES[0], X[:1], 1.0, r"onehot_labels: expected shape\W"),
+        (LOSSES[0], X, [1.0, 2.0, 3.0], r"\Wweights: expected a scalar"),
+        (LOSSES[1], [2], 1.0, r"without the last axis\), got"),
+        (LOSSES[2], X[:1], 1.0, r"multi_class_labels: expected shape\W"),
+    ],
+)
+def test_errors_of_graphs(name, labels, weights, words):
+    """In the same words, where a graph finds out when it runs."""
+    given = [tf.constant(k) for k in (labels, X, weights)]
+    specs = [tf.TensorSpec([None] * k.shape.rank, k.dtype) for k in given]
+    loss = tf.function(getattr(ours.losses, name), input_signature=specs)
+    with pytest.raises(tf.errors.InvalidArgumentError, match=words):
+        loss(*given)
 
 
 def test_class_ids_out_of_range_are_tensorflows_error_too():

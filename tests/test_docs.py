@@ -41,7 +41,13 @@ DOCS = ROOT / "docs"
 TEXTS = {str(path.relative_to(DOCS)): path.read_text(encoding="utf-8") for path in sorted(DOCS.rglob("*.md"))}
 PROGRAMS_BY_BLOCK = ("index.md", "policies.md")  # each block is a program, for one framework
 # Names in them are the reader's.
-PARTS_OF_PROGRAMS = ("backends.md", "language_models.md", "sharding.md", "trainers/data_parallel.md")
+PARTS_OF_PROGRAMS = (
+    "backends.md",
+    "language_models.md",
+    "sharding.md",
+    "trainers/data_parallel.md",
+    "trainers/distribute.md",
+)
 OTHER_IMPORTS = {
     "flax": "jax",
     "keras": "tensorflow",
@@ -237,6 +243,13 @@ def test_data_parallel_gradients_are_the_whole_batch_s():
         pytest.skip("there is no gloo here")
     loopback = "lo" if sys.platform == "linux" else "lo0"
     printed(ROOT / "tests" / "data_parallel.py", GLOO_SOCKET_IFNAME=loopback)
+
+
+@pytest.mark.backend("tensorflow")
+def test_distributed_steps_are_the_whole_batch_s():
+    """Of two replicas, in one process and in two: the loss, and a step of the optimizer."""
+    needs_installed("tensorflow", "keras")
+    printed(ROOT / "tests" / "distribute.py", timeout=None, KERAS_BACKEND="tensorflow")
 
 
 @pytest.fixture(scope="module")

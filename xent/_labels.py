@@ -86,7 +86,8 @@ def total_weight(
         ignore_index: a class id that does not count.
         group: a process group of `torch.distributed`, each of whose ranks has a part of the batch and calls this
             function, or the name of an axis inside of `jax.shard_map`, over which the batch is split: the result is the
-            sum over all parts. None: of these labels alone.
+            sum over all parts. None: of these labels alone; on TensorFlow the context of a replica adds them up
+            (docs/trainers/distribute.md).
 
     Returns:
         A 0-d array of the labels' framework; float64 where its own weights are, else float32.

@@ -17,9 +17,9 @@ from .shortcut import SHORTCUT
 with eager_mode():
     if (tf.constant(0) == tf.constant(0)) is False or not isinstance(tf.TensorShape([1])[0], int):
         raise RuntimeError(
-            "TensorFlow: xent needs tensors that are compared by value and shapes of ints; leave out "
-            "tf.compat.v1.disable_v2_behavior(), disable_tensor_equality() and disable_v2_tensorshape(). Graphs and "
-            "sessions of tf.compat.v1 work without them, under tf.Graph().as_default()"
+            "TensorFlow: xent needs tensors that are compared by value and shapes of ints; after "
+            "tf.compat.v1.disable_v2_behavior() call tf.compat.v1.enable_tensor_equality() and "
+            "tf.compat.v1.enable_v2_tensorshape()"
         )
 
 ADAPTER = Adapter(

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any
 
 import tensorflow as tf
 from xent.adapter import Array, UnknownShapes
+
+# How assertions say a sentence: a graph raises them after the call, which may have been by another library's names
+WORDING: ContextVar[Callable[[str], str]] = ContextVar("WORDING", default=str)
 
 
 def ranked(x: Array) -> bool:
@@ -27,8 +32,8 @@ def require(value: Array, condition: Array, words: list[Any], shape: Any) -> Arr
 
     XLA drops assertions; its error about the reshape has the operation's name, which is made from the sentence.
     """
-    said = [word if isinstance(word, str) else vector(word) for word in words]
-    name = re.sub(r"\W+", "_", " ".join(word for word in words if isinstance(word, str)))
+    said = [WORDING.get()(word) if isinstance(word, str) else vector(word) for word in words]
+    name = re.sub(r"\W+", "_", " ".join(word for word in said if isinstance(word, str)))
     assertion = tf.debugging.Assert(condition, said)
     with tf.control_dependencies([assertion]):
         impossible = tf.fill([tf.where(condition, 0, 1)], -2)

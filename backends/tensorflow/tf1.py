@@ -8,7 +8,7 @@ from typing import Any
 import tensorflow as tf
 from xent.adapter import Array
 
-from .operators import Traced, derivatives, of_rank, tensors_in, with_values_at
+from .operators import Traced, derivatives, in_current_graph, of_rank, tensors_in, with_values_at
 
 
 def with_equality(function: Callable[..., Any], static: Any, *arrays: Any) -> Any:
@@ -34,7 +34,7 @@ def with_equality(function: Callable[..., Any], static: Any, *arrays: Any) -> An
 
         def backward(*up: Array) -> Any:
             wanted = [of_rank(g, k) for g, k in zip(up, given, strict=True) if k.dtype.is_floating]
-            return with_equality(pull, None, operands, wanted)
+            return with_equality(pull, None, in_current_graph(operands), wanted)
 
         return given, backward
 

@@ -13,18 +13,23 @@ def reworded(words: Mapping[str, str], function: Callable[..., Any], *args: Any,
     """function(*args, **options), a loss or a rule of xent's, with `words` in its errors.
 
     Args:
-        words: from what xent's sentences say to what the library's users say: whole words, or advice that begins with
-            ";", as regular expressions without groups. Where two fit, the first one counts. "" leaves advice out.
+        words: those of `in_words`.
     """
     try:
         return function(*args, **options)
     except (TypeError, ValueError) as error:
-        raise _in_words(words, error) from None
+        if type(error) not in (TypeError, ValueError, LabelError):  # a framework's own
+            raise
+        raise type(error)(in_words(words, str(error))) from None
 
 
-def _in_words(words: Mapping[str, str], error: Exception) -> Exception:
-    if type(error) not in (TypeError, ValueError, LabelError):  # a framework's own
-        return error
+def in_words(words: Mapping[str, str], sentence: str) -> str:
+    """A sentence of xent's in other words.
+
+    Args:
+        words: from what xent's sentences say to what the library's users say: whole words, or advice that begins with
+            ";", as regular expressions without groups. Where two fit, the first one counts. "" leaves advice out.
+    """
     said, before = list(words.values()), r"(?<!\w)"
     either = "|".join(rf"({'' if phrase[0] == ';' else before}{phrase}(?!\w))" for phrase in words)
-    return type(error)(re.sub(either, lambda match: said[(match.lastindex or 0) - 1], str(error)))
+    return re.sub(either, lambda match: said[(match.lastindex or 0) - 1], sentence)

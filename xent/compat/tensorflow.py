@@ -2,15 +2,16 @@
 docs/migrating/tensorflow.md.
 
 Signatures, argument order, class axis, weights and denominators are those of TensorFlow 2.21. The numbers, masks,
-infinities and errors are xent's, in TensorFlow's names; class ids out of range are its InvalidArgumentError, too. Where
-the two differ, with x = [[2, 0.5, 6], [0.1, 0, 3]] in float32, x16 the same in float16, ids = [2, 1],
+infinities and errors are xent's, in TensorFlow's names; class ids out of range are its InvalidArgumentError, too. The
+softmax losses' gradient in the logits is TensorFlow's: softmax - labels, also where the labels do not add up to 1 and
+that is not the loss's derivative, which `xent.softmax_ce` gives. Where the two differ, with
+x = [[2, 0.5, 6], [0.1, 0, 3]] in float32, x16 the same in float16, ids = [2, 1],
 eye = [[1, 0, 0], [0, 1, 0]], eye16 in float16, column = [[1], [2]], huge = [[1e39, 0]] in float64:
 
 | call | TensorFlow | xent |
 | --- | --- | --- |
 | `nn.softmax_cross_entropy_with_logits([[0, 1, 0]], [[1.0, 2.0, -inf]])` | nan | 0.3133 |
 | `nn.softmax_cross_entropy_with_logits([[1, 0]], [[20.0, 0.0]])` | 0 | 2.061e-09 |
-| `gradient(lambda x: nn.softmax_cross_entropy_with_logits([[2]], x), [[1]])` | -1 | 0 |
 | `nn.softmax_cross_entropy_with_logits(eye16, x16).dtype` | float16 | float32 |
 | `nn.softmax_cross_entropy_with_logits([0, 1, 0], x)` | 5.522, 3.1 | ValueError |
 | `nn.softmax_cross_entropy_with_logits(ones((1, 6, 3)), ones((2, 3, 3)))[0, 0]` | 3.296 | ValueError |
@@ -55,9 +56,10 @@ from xent import _rules
 from xent._shapes import fitted, ranked, shape_of
 from xent.backends.tensorflow import ADAPTER
 from xent.backends.tensorflow.shapes import UNKNOWN
-from xent.compat._errors import reworded
+from xent.compat._tensorflow_errors import reworded
+from xent.compat._tensorflow_softmax import softmax_ce
 
-Reduction = tf.compat.v1.losses.Reduction
+Reduction, compute_weighted_loss = tf.compat.v1.losses.Reduction, tf.compat.v1.losses.compute_weighted_loss
 LOSSES = tf.compat.v1.GraphKeys.LOSSES
 REDUCE = {
     Reduction.NONE: "none",
@@ -111,7 +113,7 @@ def softmax_cross_entropy_with_logits(labels: Any, logits: Any, axis: int = -1, 
     with tf.name_scope(name or "softmax_cross_entropy_with_logits"):
         logits = _tensor(logits)
         labels = reworded(NN_WORDS, _broadcast, _required("labels", labels), logits)
-        return reworded(NN_WORDS, xent.softmax_ce, logits, labels, axis=axis, reduce="none")
+        return softmax_ce(NN_WORDS, logits, labels, axis=axis, reduce="none")
 
 
 def sparse_softmax_cross_entropy_with_logits(labels: Any, logits: Any, name: str | None = None) -> Any:
@@ -206,7 +208,12 @@ def softmax_cross_entropy(
             labels = tf.stop_gradient(labels)
         options = {"sample_weight": _sample_weight(weights), "label_smoothing": label_smoothing, "reduce": reduce}
         words = LOSS_WORDS | {"labels": "onehot_labels"}
-        return _collected(reworded(words, xent.softmax_ce, _tensor(logits), labels, **options), loss_collection)
+
+        def reduced(each: Any) -> Any:  # 1 - T of smoothed labels is (1 - e) (1 - T)
+            each = (1 - label_smoothing) * each
+            return compute_weighted_loss(each, weights, loss_collection=None, reduction=reduction)
+
+        return _collected(softmax_ce(words, _tensor(logits), labels, reduced, **options), loss_collection)
 
 
 def sparse_softmax_cross_entropy(
