@@ -154,12 +154,12 @@ def parameter_dtype(argument: str, dtype: str, hidden: str) -> None:
 def number(argument: str, value: Any, low: float, high: float) -> float:
     if type(value) is float and low <= value <= high:
         return value
-    given: Any = value  # mypy cannot compare a numbers.Real
     if isinstance(value, bool) or not isinstance(value, REAL):
         raise TypeError(f"{argument}: expected a number, got {value!r}")
+    given = float(value)  # float16 would take the bounds for 0 and infinity
     if not low <= given <= high:
-        raise ValueError(f"{argument}: expected a number from {low:g} to {high:g}, got {given}")
-    return float(given)
+        raise ValueError(f"{argument}: expected a number from {low:g} to {high:g}, got {given!r}")
+    return given
 
 
 def factor(argument: str, value: Any) -> float | None:
