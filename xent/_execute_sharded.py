@@ -87,7 +87,7 @@ def _softmax(given: Operands, options: Options, group: Any) -> Any:
     adapter, x, dtype, _, axis, shard = logits
     ops, collectives = adapter.ops, _check.collectives("sharded", adapter)
     soft = soft_labels(logits, given, options)
-    layout = Layout(axis, False, False, bool(options.z_loss))
+    layout = Layout(axis, False, False, options.takes_lse)
     seen = formulas.capped_and_scaled(ops, ops.astype(x, dtype), *options.cap_and_scale) if options.cap_and_scale else x
     constant = ops.stop_gradient(seen), ops.stop_gradient(soft.t), soft.u, None
     extra = None if soft.share is None else ops.stop_gradient(soft.share)
