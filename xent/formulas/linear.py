@@ -50,9 +50,9 @@ class LoopOperands(NamedTuple):
     smoothing_weights: Array | None  # [C]
     ids: Array  # [N]
     # [N] each: the loss is the sum of nll_scale nll + lse2 lse^2 + smooth_scale smooth. nll_scale: None for 0
-    nll_scale: Array | None
-    lse2: Array | None
-    smooth_scale: Array | None
+    nll_scale: Array | None = None
+    lse2: Array | None = None
+    smooth_scale: Array | None = None
 
     @property
     def parameters(self) -> tuple[Array, Array, Array | None]:
