@@ -280,8 +280,8 @@ def test_products_are_native(linear, dtype, view, monkeypatch):
 
 
 def forgets_the_mask(kit):
-    def both(layout, x, t, u, ids, *slopes):
-        return kit.rows_value_and_grad(layout._replace(masked=False), x, t, u, np.maximum(ids, 0), *slopes)
+    def both(layout, x, t, u, ids, slopes):
+        return kit.rows_value_and_grad(layout._replace(masked=False), x, t, u, np.maximum(ids, 0), slopes)
 
     return replace(kit, rows_value_and_grad=both)
 

@@ -12,7 +12,7 @@ import xent
 from cases import needs_dtype
 from programs import cover
 from xent import _dispatch, formulas
-from xent.adapter import Layout
+from xent.adapter import Layout, Slopes
 from xent.verify import frameworks, regimes, tolerance
 from xent.verify.precision import DTYPES, PRECISION
 from xent.verify.regimes import CLASSES, LOSSES
@@ -163,7 +163,7 @@ def test_statistics_of_rows(live, hard):
     ids = adapter.ops.asarray(np.full((4, 3), 2 if hard else 0, adapter.ops.index_dtype), x)
     targets = None if hard else live.array(np.full(values.shape, 1 / 7, np.float32), "float32", "cpu")
     given = Layout(1, hard, masked=True, lse=True), x, targets, None, ids
-    with_gradient, _ = adapter.softmax.rows_value_and_grad(*given, 1.0, 0.5, None)
+    with_gradient, _ = adapter.softmax.rows_value_and_grad(*given, Slopes(1.0, 0.5))
     top = values.max(1, keepdims=True)
     others = np.exp(np.float64(values) - top).sum(1, keepdims=True) - 1
     for results in (adapter.softmax.rows(*given), with_gradient):
@@ -228,9 +228,9 @@ def bent_gradient(adapter):
 def no_mask(adapter):
     """Masked rows are computed like any other."""
 
-    def both(layout, x, t, u, ids, *slopes):
+    def both(layout, x, t, u, ids, slopes):
         ids = None if ids is None else np.maximum(ids, 0)
-        return adapter.softmax.rows_value_and_grad(layout._replace(masked=False), x, t, u, ids, *slopes)
+        return adapter.softmax.rows_value_and_grad(layout._replace(masked=False), x, t, u, ids, slopes)
 
     return with_kernel(adapter, both)
 

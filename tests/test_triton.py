@@ -14,7 +14,7 @@ from processes import python, run_tests  # noqa: E402
 from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
-from xent.adapter import Layout  # noqa: E402
+from xent.adapter import Layout, Slopes  # noqa: E402
 from xent.backends import triton as kernels_on_cuda  # noqa: E402
 from xent.backends.torch import native as adapter  # noqa: E402
 
@@ -84,7 +84,7 @@ def everything(dtype, outer, classes, inner, hard):
         dx, dt = kernels.rows_backward(
             *given, (results.m, results.s), (rows, None if hard else rows, None), (True, not hard)
         )
-        both, slope = kernels.rows_value_and_grad(*given, 0.5, None if hard else rows, None)
+        both, slope = kernels.rows_value_and_grad(*given, Slopes(0.5, None if hard else rows))
         z, one_row = x.to(wide), rows.select(0, 0)
         each = kernels.sigmoid(0.1, x, z, None, None, True)
         total = kernels.sigmoid(0.0, x, z, z.select(0, 0), one_row, False)

@@ -16,7 +16,7 @@ import xent
 from programs import cover
 from triton.runtime import interpreter
 from xent import formulas, oracle
-from xent.adapter import ABSENT, INVALID, Layout
+from xent.adapter import ABSENT, INVALID, Layout, Slopes
 from xent.backends import triton as kernels_on_cuda
 from xent.backends.torch import ADAPTER
 from xent.backends.torch import native as adapter
@@ -192,15 +192,15 @@ def check(given, slopes, dtype):
         expected = [k if there else None for k, there in zip((dx, dt), wanted, strict=True)]
         close(found[:1], expected[:1], dtype, 50)
         close(found[1:], expected[1:], "float64" if dtype == "float64" else "float32", x.shape[lay.axis])
-    z = torch.full_like(a, 0.3)
-    both, slope = TRITON.rows_value_and_grad(*given, a, z, c)
+    with_z = Slopes(a, torch.full_like(a, 0.3), c)
+    both, slope = TRITON.rows_value_and_grad(*given, with_z)
     close(both, results, "float64" if dtype == "float64" else "float32", x.shape[lay.axis])
-    want = formulas.rows_value_and_grad(adapter.OPS, lay, wide, *rest, a, z, c)[1]
+    want = formulas.rows_value_and_grad(adapter.OPS, lay, wide, *rest, with_z)[1]
     size = torch.nan_to_num(results[1], posinf=0, neginf=0).abs().max().item()
     close((slope,), (want,), dtype, 50 * (1 + size))
     memory = torch.full((x.numel() + 64,), 1e4, dtype=x.dtype)  # nothing reads or writes it beyond x
     over = memory[32:-32].view(x.shape).copy_(x)
-    replace(TRITON, in_place=True).rows_value_and_grad(lay, over, *rest, a, z, c)
+    replace(TRITON, in_place=True).rows_value_and_grad(lay, over, *rest, with_z)
     assert torch.equal(over.contiguous().view(torch.uint8), slope.view(torch.uint8))
     assert (memory[:32] == memory[0]).all()
     assert (memory[-32:] == memory[0]).all()
@@ -336,7 +336,7 @@ def test_linear(dtype, options, tiles, counts):
 
 def test_a_chunk_of_linear_is_overwritten(tiles):
     x, ids = torch.randn(3, 40), torch.tensor([0, 39, 5])
-    want = TRITON.rows_value_and_grad(Layout(1, True, False, False), x, None, None, ids, 0.5, None, None)[1]
-    dx = ADAPTER.linear.rows_value_and_grad(Layout(1, True, False, False), x, None, None, ids, 0.5, None, None)[1]
+    want = TRITON.rows_value_and_grad(Layout(1, True, False, False), x, None, None, ids, Slopes(0.5))[1]
+    dx = ADAPTER.linear.rows_value_and_grad(Layout(1, True, False, False), x, None, None, ids, Slopes(0.5))[1]
     assert dx.data_ptr() == x.data_ptr()
     assert torch.equal(dx, want)

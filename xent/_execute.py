@@ -10,7 +10,7 @@ from xent._dispatch import find
 from xent._options import Operands, Options
 from xent._plan import Plan
 from xent._shapes import length, reshaped
-from xent.adapter import ABSENT, Adapter, Array, Layout, Ops, RowResults, Scalar, Shortcut
+from xent.adapter import ABSENT, Adapter, Array, Layout, Ops, RowResults, Scalar, Shortcut, Slopes
 
 # ---- a loss, whole
 
@@ -134,11 +134,9 @@ def _value_and_grad(plan: Plan, rows: Rows) -> tuple[Any, Array]:
     kernels, ops, divisor = plan.adapter.softmax, plan.adapter.ops, rows.divisor
     if plan.fusible and rows.scale.plain and isinstance(divisor, int | None):
         return kernels.mean_value_and_grad(rows.layout, rows.x, rows.t, rows.ids, divisor or 1)
-    slopes = [
-        k if isinstance(k, float) else ranked(ops, k, rows.x, 1)
-        for k in rows.scale.slopes(_reduce.inverse(ops, divisor, plan.dtype))
-    ]
-    results, dx = kernels.rows_value_and_grad(rows.layout, rows.x, rows.t, rows.u, rows.ids, *slopes)
+    slopes = rows.scale.slopes(_reduce.inverse(ops, divisor, plan.dtype))
+    slopes = Slopes(*(k if isinstance(k, float) else ranked(ops, k, rows.x, 1) for k in slopes))
+    results, dx = kernels.rows_value_and_grad(rows.layout, rows.x, rows.t, rows.u, rows.ids, slopes)
     return softmax_loss(plan, rows, results), dx
 
 
@@ -159,7 +157,7 @@ def capped_and_scaled(plan: Plan, rows: Rows) -> Rows:
 def softmax_loss(plan: Plan, rows: Rows, results: RowResults) -> Any:
     """The loss, beside the rows' statistics where they are asked for."""
     ops, options = plan.adapter.ops, plan.options
-    value = rows.scale.contribution(results.nll, results.lse if options.z_loss else None, results.smooth)
+    value = rows.scale.contribution(results.nll, results.lse, results.smooth)
     if options.reduce != "none":
         value = _reduce.divided(ops, ops.sum(value, None), rows.divisor)
     if not options.stats:

@@ -87,7 +87,7 @@ def _softmax(given: Operands, options: Options, group: Any) -> Any:
     adapter, x, dtype, _, axis, shard = logits
     ops, collectives = adapter.ops, _check.collectives("sharded", adapter)
     soft = soft_labels(logits, given, options)
-    layout = Layout(axis, False, False, bool(options.z_loss))
+    layout = Layout(axis, False, False, options.takes_lse)
     seen = formulas.capped_and_scaled(ops, ops.astype(x, dtype), *options.cap_and_scale) if options.cap_and_scale else x
     constant = ops.stop_gradient(seen), ops.stop_gradient(soft.t), soft.u, None
     extra = None if soft.share is None else ops.stop_gradient(soft.share)
@@ -130,7 +130,7 @@ def _linear(given: Operands, options: Options, group: Any) -> Any:
         h, weight, bias = (None if k is None else _reduce.constant_where(ops, rows.empty, k) for k in (h, weight, bias))
     chunk = rows_of_a_chunk(kernels, h, plan._replace(classes=classes or 1), ops.size(rows.ids))
     spec = LoopSpec(kernels, rows.layout._replace(axis=1), options.softcap, chunk, True, options.stats)
-    operands = LoopOperands(kernels.flat(h, 1), weight, bias, u, kernels.flat(rows.ids, 0), None, None, None)
+    operands = LoopOperands(kernels.flat(h, 1), weight, bias, u, kernels.flat(rows.ids, 0))
     row, results = collectives.linear(group, spec, shard, operands)
     nll, lse, smooth, correct = (
         None if k is None else kernels.shaped(k, rows.ids) for k in (*results[:3], row.correct)

@@ -64,8 +64,8 @@ def _problem(plan: Plan, operands: Operands) -> tuple[loop.LoopSpec, loop.LoopOp
     ops, each, hidden = linear.ops, options.reduce == "none", operands.inputs
     rows = prepare(plan, operands)
     divisor = rows.divisor
-    a, lse2, c = rows.scale.slopes(_reduce.inverse(ops, divisor, dtype))
-    slopes = [_per_row(linear, rows.ids, k, dtype) for k in (None if options.label_smoothing == 1 else a, lse2, c)]
+    slopes = rows.scale.slopes(_reduce.inverse(ops, divisor, dtype))
+    slopes = slopes._replace(nll_scale=None) if options.label_smoothing == 1 else slopes
     chunk = rows_of_a_chunk(linear, hidden, plan, ops.size(rows.ids))
     spec = loop.LoopSpec(linear, rows.layout._replace(axis=1), options.softcap, chunk, each, options.stats)
 
@@ -80,7 +80,7 @@ def _problem(plan: Plan, operands: Operands) -> tuple[loop.LoopSpec, loop.LoopOp
         return value, _reduce.described(ops, nll, lse, correct, rows.ids, rows.w)
 
     flat = linear.flat(hidden, 1), operands.weight, operands.bias, rows.u, linear.flat(rows.ids, 0)
-    return spec, loop.LoopOperands(*flat, *slopes), finish
+    return spec, loop.LoopOperands(*flat, *(_per_row(linear, rows.ids, k, dtype) for k in slopes)), finish
 
 
 def _per_row(linear: LinearKernels, ids: Array, k: Scalar | None, dtype: str) -> Array | None:

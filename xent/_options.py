@@ -29,6 +29,11 @@ class Options(NamedTuple):
         return () if self.softcap is self.logit_scale is None else (self.softcap, self.logit_scale)
 
     @property
+    def takes_lse(self) -> bool:
+        """Whether each row's log-sum-exp itself is needed, beside its loss."""
+        return bool(self.z_loss or self.stats)
+
+    @property
     def untouched(self) -> bool:
         """Whether all are as they are by default, and of the same types: then there is nothing to check."""
         return tuple(map(type, self)) == TYPES and self == DEFAULT

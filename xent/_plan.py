@@ -50,7 +50,7 @@ def softmax(adapter: Adapter, given: Operands, options: Options) -> tuple[Plan, 
     labels = fitted(adapter, _rules.DISTRIBUTIONS, labels, shape, shape)
     sample_weight = fitted(adapter, _rules.WEIGHTS, sample_weight, shape[:axis] + shape[axis + 1 :])
     table = _class_weight(adapter, given.class_weight, x, dtype, shape[axis : axis + 1])
-    layout = Layout(axis, False, sample_weight is not None or table is not None, bool(options.z_loss))
+    layout = Layout(axis, False, sample_weight is not None or table is not None, options.takes_lse)
     plan = Plan(adapter, options, dtype, layout, classes, lengths=lengths)
     return plan, Operands(x, labels, sample_weight, table, _denom(adapter, given.denom, x, dtype))
 
@@ -145,7 +145,7 @@ def of_rows(
     if own is not adapter:
         labels, to_do = ops.asarray(_reduce.code(own.ops, labels, classes, *to_do), x), (None, None)
     labels = fitted(adapter, _rules.IDS, labels, rows, logits)
-    layout = Layout(axis, True, masked, bool(options.z_loss or options.stats))
+    layout = Layout(axis, True, masked, options.takes_lse)
     plan = Plan(adapter, options, dtype, layout, classes, *to_do, lengths)
     return plan, Operands(x, labels, sample_weight, table, denom, None, given.weight, given.bias)
 

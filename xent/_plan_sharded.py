@@ -108,7 +108,7 @@ def of_soft_labels(
     if table is not None:
         average = _reduce.average_class_weight(ops, table, share, weighted)
         w = _reduce.product(sample_weight, ops.squeeze(average, axis))
-    layout = Layout(axis, False, w is not None, bool(options.z_loss))
+    layout = Layout(axis, False, w is not None, options.takes_lse)
     plan, rows = prepared(logits, Plan(adapter, options, dtype, layout, 1), Operands(row.m, row.m, w, None, denom))
     if table is not None:
         sample_weight = _reduce.zero_absent(ops, rows.ids, sample_weight)

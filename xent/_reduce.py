@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from xent._options import Options
-from xent.adapter import ABSENT, INVALID, Array, Ops, RowResults, Scalar
+from xent.adapter import ABSENT, INVALID, Array, Ops, RowResults, Scalar, Slopes
 
 
 def code(ops: Ops, labels: Array, classes: Scalar, ignored: int | None, out_of_range: str) -> Array:
@@ -128,17 +128,18 @@ class RowWeights(NamedTuple):
         """Nothing but the sum of the losses."""
         return self.loss is None and self.lse is None and self.smooth is None
 
-    def contribution(self, loss: Array, lse: Array | None, smooth: Array | None) -> Array:
+    def contribution(self, loss: Array, lse: Any, smooth: Array | None) -> Array:
         if isinstance(self.loss, float) and self.loss == 0:  # smoothed away, infinite or not
-            return self.smooth * smooth if lse is None else self.smooth * smooth + self.lse * (lse * lse)
-        value = loss if self.loss is None else self.loss * loss
-        if lse is not None:
+            value, smooth = self.smooth * smooth, None
+        else:
+            value = loss if self.loss is None else self.loss * loss
+        if self.lse is not None:
             value = value + self.lse * (lse * lse)
         return value if smooth is None else value + self.smooth * smooth
 
-    def slopes(self, upstream: Scalar) -> tuple[Scalar, Scalar | None, Scalar | None]:
-        """The coefficients of loss, lse^2 and smooth in upstream times the sum of all contributions."""
-        return (
+    def slopes(self, upstream: Scalar) -> Slopes:
+        """Those of upstream times the sum of all contributions."""
+        return Slopes(
             upstream if self.loss is None else upstream * self.loss,
             None if self.lse is None else upstream * self.lse,
             None if self.smooth is None else upstream * self.smooth,

@@ -24,8 +24,7 @@ Names, here and in `xent.formulas`. A row is one example: its logits lie along t
     nll                the loss of the row: lse - x at its label, or sum_j t_j (lse - x_j)
     lse                m + log1p(s)
     smooth             sum_j u_j (lse - x_j)
-    nll_scale, lse2, smooth_scale
-                       what nll, lse^2 and smooth are multiplied by in a sum that is differentiated
+    slopes             what nll, lse^2 and smooth are multiplied by in a sum that is differentiated: a `Slopes`
     a, b, c            coefficients of nll, lse and smooth in the formulas of a backward pass
     smoothing          label smoothing, a Python number
     pos_weight         sigmoid's weight of the positive term, broadcasting against the logits
@@ -150,6 +149,19 @@ class RowResults(NamedTuple):
     s: Array
 
 
+class Slopes(NamedTuple):
+    """A sum's derivatives in each row's nll, lse^2 and smooth: numbers, or arrays of the loss's rank that broadcast
+    against it. None: the sum has no such term."""
+
+    nll_scale: Scalar
+    lse2: Scalar | None = None
+    smooth_scale: Scalar | None = None
+
+    def coefficients(self, lse: Array | None) -> tuple[Scalar, Scalar | None, Scalar | None]:
+        """a, b, c: those of nll, lse and smooth in the sum's derivative."""
+        return self.nll_scale, None if self.lse2 is None else 2 * self.lse2 * lse, self.smooth_scale
+
+
 @dataclass(frozen=True, eq=False)
 class SoftmaxKernels:
     """Results are in the compute dtype, without the class axis.
@@ -162,11 +174,9 @@ class SoftmaxKernels:
     # rows(layout, logits, targets, smoothing_weights, ids) -> RowResults. Differentiable in logits and targets under
     #   every transform of the framework; smoothing_weights are constants.
     rows: Callable[[Layout, Array, Array | None, Array | None, Array | None], RowResults]
-    # rows_value_and_grad(layout, logits, targets, smoothing_weights, ids, nll_scale, lse2, smooth_scale) ->
-    #   (RowResults, d/dlogits of sum(nll_scale nll + lse2 lse^2 + smooth_scale smooth)), in one visit of the logits.
-    #   The derivative is like the logits, in their dtype or the compute dtype. The last three arguments are numbers, or
-    #   arrays of the loss's rank that broadcast against it; lse2 and smooth_scale are None where `rows` has no such
-    #   result.
+    # rows_value_and_grad(layout, logits, targets, smoothing_weights, ids, slopes) -> (RowResults, d/dlogits of
+    #   sum(nll_scale nll + lse2 lse^2 + smooth_scale smooth)), in one visit of the logits. The derivative is like the
+    #   logits, in their dtype or the compute dtype. lse2 and smooth_scale are None where `rows` has no such result.
     rows_value_and_grad: Callable[..., tuple[RowResults, Array]]
     # mean_value_and_grad(layout, logits, targets, ids, count) -> (sum(nll) / count, 0-d; its derivative in the logits)
     mean_value_and_grad: Callable[[Layout, Array, Array | None, Array | None, int], tuple[Array, Array]]

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from xent.adapter import Array, Layout, RowResults, Scalar, computed_in
+from xent.adapter import Array, Layout, RowResults, Scalar, Slopes, computed_in
 from xent.backends.dense import DenseArrays, Shape
 
 from . import native as _native
@@ -66,18 +66,16 @@ class Kernels(DenseArrays):
         t: Array | None,
         smoothing_weights: Array | None,
         ids: Array | None,
-        nll_scale: Scalar,
-        lse2: Scalar | None,
-        smooth_scale: Scalar | None,
+        slopes: Slopes,
     ) -> tuple[RowResults, Array]:
         """`SoftmaxKernels.rows_value_and_grad`."""
         sizes, given, shape, dtype = self._problem(layout, x, t, smoothing_weights, ids)
-        nll_scale, lse2, smooth_scale = (self._per_row(k, shape, dtype, x) for k in (nll_scale, lse2, smooth_scale))
+        a, z, c = (self._per_row(k, shape, dtype, x) for k in slopes)
         nll, lse, smooth = self._results(layout, x, smoothing_weights, shape, dtype)
         m, s = (self._kept(layout, shape, dtype, x) for _ in range(2))
         dx = given["x"] if self.in_place else self.empty(self.ops.shape(x), self.ops.dtype(x), x)
         outputs = {"loss": nll, "lse": lse, "smooth": smooth, "m": m, "s": s, "dx": dx}
-        self._run(native.rows_both, sizes, **given, a=nll_scale, z=lse2, c=smooth_scale, **outputs)
+        self._run(native.rows_both, sizes, **given, a=a, z=z, c=c, **outputs)
         return RowResults(nll, lse, smooth, m, s), dx
 
     def mean_value_and_grad(

@@ -19,7 +19,7 @@ from xent._plan_sharded import (
     soft_labels,
 )
 from xent._sharding import Row, Shard, Statistics
-from xent.adapter import Layout
+from xent.adapter import Layout, Slopes
 from xent.backends import numpy
 
 Array = Any
@@ -107,7 +107,7 @@ def statistics(call: Call, x: Array, labels: Array, place: Array, table: Array |
     t = extra = ids = None
     if call.soft:
         t, u, _, extra, _ = soft_labels(logits, given, options)
-        layout = Layout(call.axis, False, False, bool(options.z_loss))
+        layout = Layout(call.axis, False, False, options.takes_lse)
     else:
         plan, checked = of_ids(logits, given, options)
         assert plan.layout is not None
@@ -180,10 +180,9 @@ def gradient(
     results = _sharding.results(OPS, rows.layout, row, rows.ids)
     ones = np.ones_like(results.nll)
     divisor = _reduce.inverse(OPS, rows.divisor, call.dtype)
-    nll_scale, lse2, smooth_scale = (None if k is None else k * ones for k in rows.scale.slopes(divisor))
-    b = None if lse2 is None else 2 * lse2 * results.lse
+    slopes = Slopes(*(None if k is None else k * ones for k in rows.scale.slopes(divisor)))
     held, ids = (None, rows.ids) if call.soft else (shard.holds(rows.ids), shard.own_ids(OPS, rows.ids))
-    up = _sharding.coefficients(OPS, rows.layout, row, held, nll_scale, b, smooth_scale)
+    up = _sharding.coefficients(OPS, rows.layout, row, held, *slopes.coefficients(results.lse))
     if not call.options.cap_and_scale:
         dx = pulled(call, rows.layout, x, t, u, ids, results, up)
     else:

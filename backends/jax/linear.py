@@ -102,11 +102,9 @@ def _smooth(spec: LoopSpec, *arrays: Array | None) -> tuple[Array, LoopResults]:
     each = spec._replace(linear=linear, each=True)
 
     @jax.checkpoint
-    def step(carry: None, hidden: Array, ids: Array, nll_scale: Any, lse2: Any, smooth_scale: Any) -> Any:
+    def step(carry: None, hidden: Array, ids: Array, *slopes: Any) -> Any:
         hidden = formulas.widened(OPS, hidden)
-        value, results = loop.composite(
-            each, operands._replace(hidden=hidden, ids=ids).with_slopes(nll_scale, lse2, smooth_scale)
-        )
+        value, results = loop.composite(each, operands._replace(hidden=hidden, ids=ids).with_slopes(*slopes))
         return carry, (value, *results)
 
     value, *results = scan(step, None, (operands.hidden, operands.ids, *operands.slopes), spec.chunk, None)[1]

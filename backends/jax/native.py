@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from xent import formulas
-from xent.adapter import Layout, RowResults
+from xent.adapter import Layout, RowResults, Slopes
 
 from . import linear as chunks
 from .kernels import compiled, pieces
@@ -63,19 +63,10 @@ def _backward(
     return dx, formulas.pull_labels(OPS, layout, parts, ids, up) if wrt_t else None
 
 
-def _both(
-    static: Any, x: Array, t: Any, smoothing_weights: Any, ids: Any, nll_scale: Array, lse2: Any, smooth_scale: Any
-) -> tuple[Any, ...]:
+def _both(static: Any, x: Array, t: Any, smoothing_weights: Any, ids: Any, *slopes: Any) -> tuple[Any, ...]:
     m, s, loss, lse, smooth = _forward(static, x, t, smoothing_weights, ids)
-    b = None if lse2 is None else 2 * lse2 * lse
-    return (
-        m,
-        s,
-        loss,
-        lse,
-        smooth,
-        _backward((*static, True, False), x, t, smoothing_weights, ids, m, s, nll_scale, b, smooth_scale)[0],
-    )
+    up = Slopes(*slopes).coefficients(lse)
+    return m, s, loss, lse, smooth, _backward((*static, True, False), x, t, smoothing_weights, ids, m, s, *up)[0]
 
 
 @promoting
@@ -154,16 +145,16 @@ def _rows_pull_jvp(static: Any, primals: Any, tangents: Any) -> Any:
     return rows_pull(static, *primals), jax.jvp(smooth, (x, t, *up), (*tangents[:2], *tangents[6:]))[1]
 
 
-def rows_value_and_grad(layout: Layout, x: Array, t: Any, smoothing_weights: Any, ids: Any, *coefficients: Any) -> Any:
+def rows_value_and_grad(layout: Layout, x: Array, t: Any, smoothing_weights: Any, ids: Any, slopes: Slopes) -> Any:
     shape = x.shape[: layout.axis] + x.shape[layout.axis + 1 :]
     like = wide(x[:0]).dtype
-    full = (None if k is None else jnp.broadcast_to(jnp.asarray(k, like), shape) for k in coefficients)
+    full = (None if k is None else jnp.broadcast_to(jnp.asarray(k, like), shape) for k in slopes)
     return _rows_both(layout, x, t, smoothing_weights, _each_row(layout, x, ids), *full)
 
 
-def rows_both_over(layout: Layout, x: Array, t: None, smoothing_weights: Any, ids: Any, *coefficients: Any) -> Any:
+def rows_both_over(layout: Layout, x: Array, t: None, smoothing_weights: Any, ids: Any, slopes: Slopes) -> Any:
     """`rows_value_and_grad` that writes the derivative over logits, which are not needed or differentiated later."""
-    full = (None if k is None else jnp.broadcast_to(jnp.asarray(k, x.dtype), ids.shape) for k in coefficients)
+    full = (None if k is None else jnp.broadcast_to(jnp.asarray(k, x.dtype), ids.shape) for k in slopes)
     *results, dx = both_over((layout,), x, t, smoothing_weights, ids, *full)
     return row_results(layout, *results), dx
 
@@ -176,17 +167,15 @@ def _rows_both(layout: Layout, *operands: Any) -> Any:
 
 @_rows_both.defjvp
 def _rows_both_jvp(layout: Layout, primals: Any, tangents: Any) -> Any:
-    x, t, u, ids, *coefficients = primals
+    x, t, u, ids, *slopes = primals
 
-    def smooth(x: Array, t: Any, nll_scale: Array, lse2: Any, smooth_scale: Any) -> Any:
+    def smooth(x: Array, t: Any, *slopes: Any) -> Any:
         m, s, *results = _rows(layout, x, t, u, ids)
-        b = None if lse2 is None else 2 * lse2 * results[1]
-        dx = _backward(
-            (layout, True, False), x, t, u, ids, m, s, nll_scale, b, smooth_scale, pieces=formulas.smooth_pieces
-        )[0]
+        up = Slopes(*slopes).coefficients(results[1])
+        dx = _backward((layout, True, False), x, t, u, ids, m, s, *up, pieces=formulas.smooth_pieces)[0]
         return row_results(layout, m, s, *results), dx
 
-    return _rows_both(layout, *primals), jax.jvp(smooth, (x, t, *coefficients), (*tangents[:2], *tangents[4:]))[1]
+    return _rows_both(layout, *primals), jax.jvp(smooth, (x, t, *slopes), (*tangents[:2], *tangents[4:]))[1]
 
 
 def _each_row(layout: Layout, x: Array, ids: Any) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 
 import tensorflow as tf
 from xent import formulas
-from xent.adapter import Array, Layout, Scalar
+from xent.adapter import Array, Layout, Slopes
 
 from . import kernels as plain
 from . import operators as kernels
@@ -81,22 +81,11 @@ def _rows_backward(
 _rows_further = partial(_rows_backward, pieces=formulas.smooth_pieces)  # the statistics are constants
 
 
-def rows_both_formula(
-    layout: Layout,
-    x: Array,
-    t: Any,
-    smoothing_weights: Any,
-    ids: Any,
-    nll_scale: Scalar,
-    lse2: Scalar | None,
-    smooth_scale: Scalar | None,
-) -> Any:
+def rows_both_formula(layout: Layout, x: Array, t: Any, smoothing_weights: Any, ids: Any, slopes: Slopes) -> Any:
     """`formulas.rows_value_and_grad` with results that TensorFlow can differentiate."""
     results = _rows(layout, x, t, smoothing_weights, ids)
-    b = None if lse2 is None else 2 * lse2 * results.lse
-    return results, _rows_further(
-        False, layout, x, t, smoothing_weights, ids, (results.m, results.s), (nll_scale, b, smooth_scale)
-    )
+    up = slopes.coefficients(results.lse)
+    return results, _rows_further(False, layout, x, t, smoothing_weights, ids, (results.m, results.s), up)
 
 
 # ---- elements

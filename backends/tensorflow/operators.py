@@ -18,7 +18,7 @@ from typing import Any
 import tensorflow as tf
 from tensorflow.python.eager import record  # no public name makes all tapes look away
 from tensorflow.python.eager.context import eager_mode  # nor leaves a graph of TensorFlow 1
-from xent.adapter import Array, Layout, RowResults, Scalar, computed_in
+from xent.adapter import Array, Layout, RowResults, Scalar, Slopes, computed_in
 from xent.backends import dense
 from xent.backends.cpu.calls import native
 
@@ -234,9 +234,7 @@ def rows_backward(
     return d
 
 
-def rows_value_and_grad(
-    layout: Layout, x: Array, t: Any, smoothing_weights: Any, ids: Any, *slopes: Scalar | None
-) -> Any:
+def rows_value_and_grad(layout: Layout, x: Array, t: Any, smoothing_weights: Any, ids: Any, slopes: Slopes) -> Any:
     per_row = [None if k is None else _each_row(x, k, layout.axis) for k in slopes]
     operands = *_empty(x, t, smoothing_weights), _ids(x, ids, layout.axis), *_empty(x, *per_row)
     *results, dx = OPERATORS.xent_rows_both(x, *operands, axis=layout.axis, with_lse=layout.lse)

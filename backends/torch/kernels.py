@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from xent import formulas
-from xent.adapter import Layout, RowResults
+from xent.adapter import Layout, RowResults, Slopes
 
 from .native import DIRECT, OPERATORS, apply, direct, kernels
 from .ops import OPS
@@ -132,13 +132,13 @@ def sigmoid_total(smoothing: float, x: Array, targets: Array, pos_weight: Array 
 
 
 def rows_value_and_grad(
-    layout: Layout, x: Array, t: Array | None, u: Array | None, ids: Array | None, a: Any, lse2: Any, c: Any
+    layout: Layout, x: Array, t: Array | None, u: Array | None, ids: Array | None, slopes: Slopes
 ) -> Any:
-    native = kernels(x, t, u, ids, *(k for k in (a, lse2, c) if not isinstance(k, float)))
+    native = kernels(x, t, u, ids, *(k for k in slopes if not isinstance(k, float)))
     if native:
-        return native.rows_value_and_grad(layout, x, t, u, ids, a, lse2, c)
+        return native.rows_value_and_grad(layout, x, t, u, ids, slopes)
     with torch.no_grad():
-        return formulas.rows_value_and_grad(OPS, layout, formulas.widened(OPS, x), t, u, ids, a, lse2, c)
+        return formulas.rows_value_and_grad(OPS, layout, formulas.widened(OPS, x), t, u, ids, slopes)
 
 
 def mean_value_and_grad(layout: Layout, x: Array, t: Array | None, ids: Array | None, n: int) -> Any:

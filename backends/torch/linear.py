@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from xent import formulas
-from xent.adapter import Layout, LinearKernels
+from xent.adapter import Layout, LinearKernels, Slopes
 from xent.formulas import linear as chunks
 from xent.formulas.linear import LoopOperands, LoopResults, LoopSpec
 
@@ -87,21 +87,12 @@ def accumulate(sums: Array, dx: Array, hidden: Array) -> Array:
 
 
 def rows_value_and_grad(
-    layout: Layout,
-    x: Array,
-    t: None,
-    smoothing_weights: Array | None,
-    ids: Array,
-    nll_scale: Any,
-    lse2: Any,
-    smooth_scale: Any,
+    layout: Layout, x: Array, t: None, smoothing_weights: Array | None, ids: Array, slopes: Slopes
 ) -> Any:
     native = kernels(x, smoothing_weights, ids)
     if native not in (None, OPERATORS):
-        return replace(native, in_place=True).rows_value_and_grad(
-            layout, x, t, smoothing_weights, ids, nll_scale, lse2, smooth_scale
-        )
-    return formulas.rows_value_and_grad(OPS, layout, x, t, smoothing_weights, ids, nll_scale, lse2, smooth_scale)
+        return replace(native, in_place=True).rows_value_and_grad(layout, x, t, smoothing_weights, ids, slopes)
+    return formulas.rows_value_and_grad(OPS, layout, x, t, smoothing_weights, ids, slopes)
 
 
 def new(shape: Any, like: Array, zeros: bool) -> Array:
@@ -217,7 +208,7 @@ class Head(torch.autograd.Function):
         typed = (_handed_out(d, k, scale) for d, k in zip(grads, operands.parameters, strict=True))
         along = (
             upstream * k if needed else None
-            for k, needed in zip(chunks.in_slopes(results), ctx.needs_input_grad[-3:], strict=True)
+            for k, needed in zip(chunks.in_slopes(results), ctx.needs_input_grad[-len(Slopes._fields) :], strict=True)
         )
         return None, None, *typed, None, None, *along
 

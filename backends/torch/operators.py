@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from xent.adapter import Layout, RowResults
+from xent.adapter import Layout, RowResults, Slopes
 
 Array = Any
 LIBRARY = torch.library.Library("xent", "DEF")
@@ -32,7 +32,7 @@ class Operators:
         return dx if wanted[0] else None, dt if wanted[1] else None
 
     def rows_value_and_grad(
-        self, layout: Layout, x: Array, t: Any, smoothing_weights: Any, ids: Any, *slopes: Any
+        self, layout: Layout, x: Array, t: Any, smoothing_weights: Any, ids: Any, slopes: Slopes
     ) -> Any:
         like = torch.empty((), dtype=_compute(x), device=x.device)
         with torch.no_grad():
@@ -142,7 +142,7 @@ def register(kernels: Any, key: str) -> None:
         return gradients(x, *kernels.rows_backward(layout, x, t, smoothing_weights, ids, stats, up, wanted))
 
     def rows_both(x: Array, t: Any, smoothing_weights: Any, ids: Any, *rest: Any) -> Any:
-        results, dx = kernels.rows_value_and_grad(Layout(*rest[:4]), x, t, smoothing_weights, ids, *rest[4:])
+        results, dx = kernels.rows_value_and_grad(Layout(*rest[:4]), x, t, smoothing_weights, ids, Slopes(*rest[4:]))
         return _there(x, *results, dx)
 
     def factor(g: Array, x: Array) -> Array:

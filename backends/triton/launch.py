@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 import triton.language as tl
 from xent import formulas
-from xent.adapter import Array, Layout, RowResults, Scalar
+from xent.adapter import Array, Layout, RowResults, Scalar, Slopes
 from xent.backends.dense import DenseArrays, Shape
 
 from . import kernels
@@ -139,7 +139,7 @@ class Kernels(DenseArrays):
         rows = self._rows(layout, x, t, smoothing_weights, ids)
         results, stats = self._outputs(layout, rows)
         with torch.cuda.device_of(x):
-            self._forward(rows, results, stats)
+            self._forward(rows, results, stats, Slopes(None))
         return RowResults(*results, *stats)
 
     def rows_backward(
@@ -170,25 +170,22 @@ class Kernels(DenseArrays):
         t: Array | None,
         smoothing_weights: Array | None,
         ids: Array | None,
-        nll_scale: Scalar,
-        lse2: Scalar | None,
-        smooth_scale: Scalar | None,
+        slopes: Slopes,
     ) -> tuple[RowResults, Array]:
         """`SoftmaxKernels.rows_value_and_grad`."""
         rows = self._rows(layout, x, t, smoothing_weights, ids)
-        nll_scale, lse2, smooth_scale = (
-            self._per_row(k, rows.shape, rows.dtype, x) for k in (nll_scale, lse2, smooth_scale)
-        )
+        slopes = Slopes(*(self._per_row(k, rows.shape, rows.dtype, x) for k in slopes))
         results, stats = self._outputs(layout, rows)
         dx = rows.x if self.in_place else torch.empty_like(rows.x)
         with torch.cuda.device_of(x):
             if rows.cut.parts == 1:
-                self._forward(rows, results, stats, nll_scale, lse2, smooth_scale, dx)
+                self._forward(rows, results, stats, slopes, dx)
             else:
-                b = None if lse2 is None else torch.empty_like(nll_scale)
-                share = None if t is None else torch.empty_like(nll_scale)
-                self._forward(rows, results, stats, lse2=lse2, kept=(b, share))
-                self._pull(rows, nll_scale, b, smooth_scale, *stats, share, dx, None)
+                a, lse2, c = slopes
+                b = None if lse2 is None else torch.empty_like(a)
+                share = None if t is None else torch.empty_like(a)
+                self._forward(rows, results, stats, slopes, kept=(b, share))
+                self._pull(rows, a, b, c, *stats, share, dx, None)
         return RowResults(*results, *stats), dx
 
     def _rows(
@@ -208,26 +205,16 @@ class Kernels(DenseArrays):
         return self._results(layout, rows.x, rows.u, rows.shape, rows.dtype), (m, s)
 
     def _forward(
-        self,
-        rows: Rows,
-        results: Any,
-        stats: Any,
-        nll_scale: Any = None,
-        lse2: Any = None,
-        smooth_scale: Any = None,
-        dx: Any = None,
-        kept: Any = (None, None),
+        self, rows: Rows, results: Any, stats: Any, slopes: Slopes, dx: Any = None, kept: Any = (None, None)
     ) -> None:
         cut, count = rows.cut, rows.cut.total
         if not count:
             return
         if cut.parts == 1:
-            kernels.statistics[cut.grid](
-                *rows.arrays, nll_scale, lse2, smooth_scale, *stats, *results, dx, None, **rows.tile
-            )
+            kernels.statistics[cut.grid](*rows.arrays, *slopes, *stats, *results, dx, None, **rows.tile)
             return
         parts = stats[0].new_empty((2 if rows.t is None and rows.u is None else 6, cut.parts, count))
-        kernels.statistics[cut.grid](*rows.arrays, *(None,) * 9, parts, **rows.tile)
+        kernels.statistics[cut.grid](*rows.arrays, *Slopes(None), *(None,) * 6, parts, **rows.tile)
         _, classes, inner = cut.sizes
         columns = power(cut.parts)
         beside = max(512 // columns, 1)
@@ -236,7 +223,7 @@ class Kernels(DenseArrays):
             rows.x,
             rows.ids,
             rows.total,
-            lse2,
+            slopes.lse2,
             *stats,
             *results,
             *kept,

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from xent import _reduce
-from xent.adapter import ABSENT, INVALID, Array, Layout, LinearKernels, Ops, RowResults
+from xent.adapter import ABSENT, INVALID, Array, Layout, LinearKernels, Ops, RowResults, Slopes
 
 from .logits import capped_and_scaled
 from .sums import compute_dtype, widened
@@ -50,9 +50,9 @@ class LoopOperands(NamedTuple):
     smoothing_weights: Array | None  # [C]
     ids: Array  # [N]
     # [N] each: the loss is the sum of nll_scale nll + lse2 lse^2 + smooth_scale smooth. nll_scale: None for 0
-    nll_scale: Array | None
-    lse2: Array | None
-    smooth_scale: Array | None
+    nll_scale: Array | None = None
+    lse2: Array | None = None
+    smooth_scale: Array | None = None
 
     @property
     def parameters(self) -> tuple[Array, Array, Array | None]:
@@ -60,12 +60,11 @@ class LoopOperands(NamedTuple):
         return self.hidden, self.weight, self.bias
 
     @property
-    def slopes(self) -> tuple[Array | None, Array | None, Array | None]:
-        """What each row's nll, lse^2 and smooth are multiplied by."""
-        return self.nll_scale, self.lse2, self.smooth_scale
+    def slopes(self) -> Slopes:
+        return Slopes(self.nll_scale, self.lse2, self.smooth_scale)
 
-    def with_slopes(self, nll_scale: Array | None, lse2: Array | None, smooth_scale: Array | None) -> LoopOperands:
-        return self._replace(nll_scale=nll_scale, lse2=lse2, smooth_scale=smooth_scale)
+    def with_slopes(self, *slopes: Array | None) -> LoopOperands:
+        return self._replace(**Slopes(*slopes)._asdict())
 
 
 class LoopResults(NamedTuple):
@@ -112,15 +111,14 @@ def value_and_grads(spec: LoopSpec, wanted: tuple[bool, ...], operands: LoopOper
     over = buffer_of(spec, operands)
 
     def step(
-        carry: Any, hidden: Array, ids: Array, nll_scale: Any, lse2: Any, smooth_scale: Any
+        carry: Any, hidden: Array, ids: Array, nll_scale: Array | None, *others: Array | None
     ) -> tuple[Any, tuple[Array | None, ...]]:
         dw, db = carry
         hidden = zero_masked(spec, hidden, ids)
         x = logits(spec, hidden, weight, bias, over)
         slope, x_y = slope_of_cap(spec, x), _at_label(spec, x, ids)
-        results, dx = linear.rows_value_and_grad(
-            spec.layout, x, None, smoothing_weights, ids, 0.0 if nll_scale is None else nll_scale, lse2, smooth_scale
-        )
+        slopes = Slopes(0.0 if nll_scale is None else nll_scale, *others)
+        results, dx = linear.rows_value_and_grad(spec.layout, x, None, smoothing_weights, ids, slopes)
         if slope is not None:
             dx *= slope
         dw = None if dw is None else linear.accumulate(dw, dx, hidden)
@@ -171,15 +169,15 @@ def with_rounded_values(spec: LoopSpec, operands: LoopOperands) -> LoopOperands:
 
 def value(spec: LoopSpec, results: LoopResults, operands: LoopOperands) -> Array:
     """nll_scale nll + lse2 lse^2 + smooth_scale smooth, each row's or their sum."""
-    nll_scale, lse2, smooth_scale = operands.slopes
-    scale = _reduce.RowWeights(0.0 if nll_scale is None else nll_scale, lse2, smooth_scale)
-    each = scale.contribution(results.nll, None if lse2 is None else results.lse, results.smooth)
+    nll_scale, *others = operands.slopes
+    scale = _reduce.RowWeights(0.0 if nll_scale is None else nll_scale, *others)
+    each = scale.contribution(results.nll, results.lse, results.smooth)
     return each if spec.each else spec.linear.ops.sum(each, None)
 
 
-def in_slopes(results: LoopResults) -> tuple[Array, Array | None, Array | None]:
-    """The derivatives of each row's value in nll_scale, lse2 and smooth_scale."""
-    return results.nll, None if results.lse is None else results.lse * results.lse, results.smooth
+def in_slopes(results: LoopResults) -> Slopes:
+    """The derivatives of each row's value in its slopes."""
+    return Slopes(results.nll, None if results.lse is None else results.lse * results.lse, results.smooth)
 
 
 def composite(spec: LoopSpec, operands: LoopOperands) -> tuple[Array, LoopResults]:

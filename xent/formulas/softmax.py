@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from xent._reduce import along
-from xent.adapter import ABSENT, INVALID, Array, Layout, Ops, RowResults, Scalar, SoftmaxKernels
+from xent.adapter import ABSENT, INVALID, Array, Layout, Ops, RowResults, Scalar, Slopes, SoftmaxKernels
 
 from .sums import INF, NAN, times
 
@@ -294,22 +294,19 @@ def rows_value_and_grad(
     t: Array | None,
     smoothing_weights: Array | None,
     ids: Array | None,
-    nll_scale: Scalar,
-    lse2: Scalar | None,
-    smooth_scale: Scalar | None,
+    slopes: Slopes,
 ) -> tuple[RowResults, Array]:
     """`SoftmaxKernels.rows_value_and_grad`, for logits in the compute dtype."""
     results = rows(ops, layout, x, t, smoothing_weights, ids)
-    b = None if lse2 is None else 2 * lse2 * results.lse
     parts = pieces(ops, layout, x, ids, results.m, results.s)
-    return results, pull(ops, layout, parts, x, t, smoothing_weights, ids, (nll_scale, b, smooth_scale))
+    return results, pull(ops, layout, parts, x, t, smoothing_weights, ids, slopes.coefficients(results.lse))
 
 
 def mean_value_and_grad(
     ops: Ops, both: Callable[..., Any], layout: Layout, x: Array, t: Array | None, ids: Array | None, count: int
 ) -> tuple[Array, Array]:
     """`SoftmaxKernels.mean_value_and_grad`, by way of the group's `rows_value_and_grad`."""
-    results, dx = both(layout, x, t, None, ids, 1 / count, None, None)
+    results, dx = both(layout, x, t, None, ids, Slopes(1 / count))
     return ops.sum(results.nll, None) / count, dx
 
 
