@@ -9,6 +9,7 @@ import pytest
 
 tf = pytest.importorskip("tensorflow", reason="tensorflow is not installed")
 
+import cases  # noqa: E402
 import xent  # noqa: E402
 from cases import T, V, W, X, Y, Z  # noqa: E402
 from programs import cover  # noqa: E402
@@ -125,6 +126,8 @@ TRIED_IN = {
     "of_a_graph": ("grad", "jvp", "rev_over_rev", "vmap_grad"),
     "in_and_of_a_graph": ("jvp", "rev_over_rev"),
 }
+if not cases.FULL:  # XLA has no more to it than the graph of the formulas, and takes seconds for a higher derivative
+    TRIED_IN |= {"xla": ("value", "grad", "jvp", "rev_over_rev", "vmap_grad"), "graph": ("grad", "jvp")}
 TRIED = [
     (transform, mode)
     for transform in TRANSFORMS

@@ -83,8 +83,7 @@ def test_options(loss, tiles, counts):
         assert (counts["merge"] > 0) == (tiles == "cut")
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-@pytest.mark.parametrize("loss", cases.TAKES)
+@pytest.mark.parametrize(("dtype", "loss"), cover(DTYPES[:1] + DTYPES[2:], tuple(cases.TAKES), each=1))
 def test_options_in_other_dtypes(loss, dtype):
     test_matrix.check_options(LIVE, cases.singles(loss, "mean"), dtype)
 
