@@ -2,6 +2,7 @@
 
 import itertools
 
+import distribute
 import keras
 import numpy as np
 import pytest
@@ -105,3 +106,10 @@ def test_replicas_share_a_mean(reduction):
         strategy.experimental_local_results(theirs), strategy.experimental_local_results(xents), strict=True
     ):
         assert float(a) == pytest.approx(float(b))
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="only TensorFlow's strategies have replicas")
+def test_distributed_step_is_the_whole_batch_s():
+    """As the page on tf.distribute has it: the loss, and a step of the optimizer."""
+    tf = pytest.importorskip("tensorflow")
+    distribute.check(tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]))

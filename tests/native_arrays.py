@@ -1,5 +1,7 @@
 """The native kernels on NumPy arrays, in memory whose ends are watched."""
 
+import os
+
 import numpy as np
 from xent.backends.cpu import native
 
@@ -7,6 +9,7 @@ CODES = {"float32": native.F32, "float64": native.F64, "float16": native.F16, "b
 DTYPES = list(CODES)
 CANARY = 0xA5
 NOISE = np.random.default_rng(0)
+ONE_MORE_ISA = "XENT_ISA" in os.environ  # the tests have run on the best of this processor, or will
 
 
 def compute(dtype):

@@ -1,6 +1,6 @@
-"""Losses in files: one process writes them, another one runs them: `python tests/serving.py save torch FOLDER`; `load`.
+"""Losses in files: test_serving.py writes them, a process of its own runs them: `python tests/serving.py torch FOLDER`.
 
-The one that loads cannot import xent: it has the framework, the files and the arguments.
+It cannot import xent: it has the framework, the files and the arguments.
 """
 
 import importlib
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 
-def save(formats: Any, folder: Path) -> None:
+def save(framework: str, folder: Path) -> None:
     """Every loss in every format, and the arguments beside them."""
     import xent
     from programs import ONE_OF_EACH_LOSS
@@ -20,28 +20,25 @@ def save(formats: Any, folder: Path) -> None:
     for problem in ONE_OF_EACH_LOSS:
         np.savez(folder / f"{problem.name}.npz", problem.x, *problem.rest)
         loss = partial(getattr(xent, problem.loss), **problem.options)
-        for name, each in formats.items():
+        for name, each in formats(framework).items():
             each.save(loss, problem.x, problem.rest, folder / f"{problem.name}.{name}")
 
 
-def load(formats: Any, folder: Path) -> None:
+def load(framework: str, folder: Path) -> None:
     """Loss and gradient of every file, in an .npz of its name."""
     for arguments in [*folder.glob("*.npz")]:
         x, *rest = np.load(arguments).values()
-        for name, each in formats.items():
+        for name, each in formats(framework).items():
             path = folder / f"{arguments.stem}.{name}"
             loss, gradient = each.load(path, x, rest)
             np.savez(f"{path}.found", loss=loss, gradient=gradient)
 
 
-def main(command: str, framework: str, folder: str) -> None:
-    if command == "load":
-        sys.modules["xent"] = None  # `import xent` raises ImportError
-    formats = importlib.import_module(f"serving_{framework}").FORMATS
-    {"save": save, "load": load}[command](formats, Path(folder))
-    if command == "load":
-        assert [name for name in sys.modules if name.split(".")[0] == "xent"] == ["xent"]
+def formats(framework: str) -> Any:
+    return importlib.import_module(f"serving_{framework}").FORMATS
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    sys.modules["xent"] = None  # type: ignore[assignment]  # `import xent` raises ImportError
+    load(sys.argv[1], Path(sys.argv[2]))
+    assert [name for name in sys.modules if name.split(".")[0] == "xent"] == ["xent"]

@@ -70,9 +70,10 @@ def derivative(f, count, inputs, at, inside, compiler_options=None):
 
 
 def options_of_logits():
-    """A class on each of three devices, the class axis in the middle."""
+    """A class on each of three devices, the class axis in the middle. Each option and reduction, not each pair."""
     for loss in ("sparse_ce", "softmax_ce"):
-        for turn, case in enumerate(cases.cases(loss)):
+        others = [case for case in cases.singles(loss, "none", "mean_all") if case.names == ("sample_weight",)]
+        for turn, case in enumerate(cases.few(loss) + others):
             x, y = cases.arguments(loss, "float32", case.options)
             want = cases.truth(loss, x, y, cases.held(case.options, "float32"))
             f = partial(getattr(xent, loss), sharded="classes", **case.options)

@@ -247,7 +247,7 @@ def test_data_parallel_gradients_are_the_whole_batch_s():
 
 @pytest.mark.backend("tensorflow")
 def test_distributed_steps_are_the_whole_batch_s():
-    """Of two replicas, in one process and in two: the loss, and a step of the optimizer."""
+    """Of two replicas in two processes (compat_keras_fit.py: in one): the loss, and a step of the optimizer."""
     needs_installed("tensorflow", "keras")
     printed(ROOT / "tests" / "distribute.py", timeout=None, KERAS_BACKEND="tensorflow")
 

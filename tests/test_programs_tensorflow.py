@@ -197,7 +197,7 @@ def test_recompute_grad(problem):
 # ---- training
 
 
-@each_problem
+@each_loss
 def test_variable(problem):
     x = tf.Variable(problem.x)
     check(problem, with_gradient(lambda x: call(problem, x), x))
