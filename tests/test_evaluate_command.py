@@ -34,6 +34,9 @@ def test_logits_that_are_not_finite(tmp_path):
     found = json.loads(invoke(*options, "--ignore-index", -100, "--json").stdout)
     assert found["loss"] is found["classes"]["loss"][Y[2]] is None
     assert found["classes"]["loss"][Y[1]] in ("inf", None)
+    worst = report(evaluation(tmp_path).go_on()).worst(2)
+    assert set(worst) == {Y[1], Y[2]}
+    assert worst[0] == Y[2]
 
 
 def test_terminal(tmp_path):
@@ -133,6 +136,24 @@ def test_interrupted_without_a_file(tmp_path, monkeypatch):
     again = evaluation(tmp_path)
     again.load(kept)
     judge(report(again.go_on()))
+
+
+def test_what_is_done_cannot_be_kept(tmp_path, monkeypatch):
+    options = stored(tmp_path)
+    small_parts(monkeypatch)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    def interrupt():
+        raise KeyboardInterrupt
+
+    after(monkeypatch, 2, interrupt)
+    monkeypatch.setattr(Evaluation, "save", full)
+    with handlers_restored():
+        shown = invoke(*options, "--ignore-index", "-100", "--resume", tmp_path / "kept.npz")
+    assert shown.exit_code == 130
+    assert "kept.npz: what is done could not be kept: [Errno 28] No space left" in shown.stderr.replace("\n", "")
 
 
 # ---- what cannot be evaluated

@@ -97,9 +97,13 @@ class Evaluation:
 
     def save(self, file: Path) -> None:
         beside = file.with_name(f"{file.name}.part")
-        with beside.open("wb") as target:
-            np.savez(target, allow_pickle=False, task=json.dumps(self.task.identity()), **self.totals._asdict())
-        os.replace(beside, file)
+        try:
+            with beside.open("wb") as target:
+                np.savez(target, allow_pickle=False, task=json.dumps(self.task.identity()), **self.totals._asdict())
+            os.replace(beside, file)
+        except BaseException:
+            beside.unlink(missing_ok=True)
+            raise
 
     def load(self, file: Path) -> None:
         """Takes up what `save` wrote for the same stores and options."""
