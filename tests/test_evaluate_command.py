@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+from concurrent.futures import CancelledError
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -236,13 +237,15 @@ def test_cluster(tmp_path, monkeypatch):
     assert "labels[0:3]: 1 of 3 class ids out of range, the first at [0] is -100" in wrong.stderr
 
 
-def test_a_cluster_that_is_lost(tmp_path, monkeypatch):
-    """What is done is kept. Nothing but a worker's memory limit makes Dask's own do so."""
+class KilledWorker(Exception):
+    pass
+
+
+@pytest.mark.parametrize("lost", [KilledWorker, CancelledError])
+def test_a_cluster_that_is_lost(tmp_path, monkeypatch, lost):
+    """What is done is kept. Nothing but a worker's memory limit, or a scheduler's end, makes Dask's own do so."""
     options = stored(tmp_path)
     small_parts(monkeypatch)
-
-    class KilledWorker(Exception):
-        pass
 
     class Future(NamedTuple):
         tally: Any
@@ -250,7 +253,7 @@ def test_a_cluster_that_is_lost(tmp_path, monkeypatch):
 
         def result(self):
             if self.part[0].start == 9:
-                raise KilledWorker("it had no memory left")
+                raise lost("it had no\nmemory left")
             return self.tally(self.part)
 
     @contextlib.contextmanager

@@ -8,6 +8,7 @@ import os
 import zipfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -130,5 +131,5 @@ def on_cluster(address: str, task: Task, parts: list[Index]) -> Iterator[Tally]:
         try:
             while futures:
                 yield futures.popleft().result()
-        except distributed.KilledWorker as error:
-            raise OSError(f"--cluster: {error}") from None
+        except (distributed.KilledWorker, CancelledError) as error:  # the latter where the scheduler is lost
+            raise OSError(f"--cluster: {' '.join(str(error).split())}") from None
