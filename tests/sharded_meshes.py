@@ -124,3 +124,23 @@ def dtensor_calls():
     }.items():
         with pytest.raises((TypeError, ValueError), match=words):
             call()
+
+
+def dtensor_edges():
+    """An infinite loss among one process's rows; a learned weight of all rows, also one of length 1 that is sharded."""
+    line = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
+    data = np.random.default_rng(0)
+    x, y = data.normal(size=(5, 6)), np.array([0, 5, 1, 3, 2])
+    x[0, 0] = -np.inf
+    for placement in (DShard(0), DShard(1)):
+        logits = distribute_tensor(torch.tensor(x), line, [placement])
+        loss, grad = xent.value_and_grad(xent.sparse_ce)(logits, y)
+        assert loss.full_tensor() == np.inf
+        torch.testing.assert_close(grad.full_tensor(), xent.value_and_grad(xent.sparse_ce)(torch.tensor(x), y)[1])
+        each = xent.sparse_ce(torch.tensor(x), torch.tensor(y), reduce="none")[1:].sum()
+        for weight in (torch.tensor(1.5), distribute_tensor(torch.tensor([1.5]), line, [DShard(0)])):
+            learned = weight.double().requires_grad_()
+            finite = distribute_tensor(torch.tensor(x[1:]), line, [placement])
+            xent.sparse_ce(finite, y[1:], sample_weight=learned, reduce="sum").backward()
+            got = learned.grad.full_tensor() if learned.ndim else learned.grad
+            torch.testing.assert_close(got.squeeze(), each)

@@ -16,7 +16,7 @@ import pytest
 import torch
 import xent
 from sharded_heads import dtensors_compiled, linear_dtensor_calls, linear_dtensors
-from sharded_meshes import arithmetic, dtensor_calls, dtensors, page
+from sharded_meshes import arithmetic, dtensor_calls, dtensor_edges, dtensors, page
 from sharded_parts import GATHER, REDUCE, Counted, group, linear_given, own, places, rank, tensors
 from xent.benchmarks.frameworks.torch_sharded import Part, side_by_side
 from xent.benchmarks.process import Job
@@ -306,6 +306,7 @@ CHECKS = {
         total_of_all_ranks,
         dtensors,
         dtensor_calls,
+        dtensor_edges,
         linear_dtensors,
         linear_dtensor_calls,
         benchmark,

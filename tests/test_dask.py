@@ -255,6 +255,7 @@ ERRORS = {
     "invalid: 'raise' has to read all labels": lambda: xent.sparse_ce(LAZY, Y, invalid="raise"),
     "logits: expected a Dask array of NumPy's arrays": lambda: xent.sparse_ce(LAZY[LAZY[:, 0] > 0], Y),
     "labels: expected a Dask array of NumPy's arrays": lambda: xent.sparse_ce(LAZY, LAZY[LAZY[:, 0] > 0][:, 0]),
+    "logits: a MaskedArray's mask would be lost": lambda: xent.sparse_ce(dask.array.ma.masked_equal(LAZY, 0), Y),
     "labels: a dask array beside numpy arrays": lambda: xent.sparse_ce(X, chunked(Y)),
     "hidden: the adapter of dask": lambda: xent.linear_ce(LAZY, X, Y),
     "sharded: the adapter of dask": lambda: xent.sparse_ce(LAZY, Y, sharded="x"),

@@ -79,3 +79,20 @@ def test_only_the_same_evaluation_goes_on(tmp_path):
     os.utime(tmp_path / "logits.npy", (1, 1))
     with pytest.raises(ValueError, match="of another evaluation: logits' changed was"):
         evaluation(tmp_path).load(kept)
+
+
+def test_what_cannot_be_kept_leaves_nothing(tmp_path, monkeypatch):
+    stored(tmp_path)
+    kept = tmp_path / "kept.npz"
+    evaluation(tmp_path).save(kept)
+    before = kept.read_bytes()
+
+    def full(target, **_):
+        target.write(b"a part")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", full)
+    with pytest.raises(OSError, match="No space left"):
+        evaluation(tmp_path).save(kept)
+    assert kept.read_bytes() == before
+    assert not list(tmp_path.glob("*.part"))

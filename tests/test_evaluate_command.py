@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+from concurrent.futures import CancelledError
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -34,6 +35,9 @@ def test_logits_that_are_not_finite(tmp_path):
     found = json.loads(invoke(*options, "--ignore-index", -100, "--json").stdout)
     assert found["loss"] is found["classes"]["loss"][Y[2]] is None
     assert found["classes"]["loss"][Y[1]] in ("inf", None)
+    worst = report(evaluation(tmp_path).go_on()).worst(2)
+    assert set(worst) == {Y[1], Y[2]}
+    assert worst[0] == Y[2]
 
 
 def test_terminal(tmp_path):
@@ -135,6 +139,24 @@ def test_interrupted_without_a_file(tmp_path, monkeypatch):
     judge(report(again.go_on()))
 
 
+def test_what_is_done_cannot_be_kept(tmp_path, monkeypatch):
+    options = stored(tmp_path)
+    small_parts(monkeypatch)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    def interrupt():
+        raise KeyboardInterrupt
+
+    after(monkeypatch, 2, interrupt)
+    monkeypatch.setattr(Evaluation, "save", full)
+    with handlers_restored():
+        shown = invoke(*options, "--ignore-index", "-100", "--resume", tmp_path / "kept.npz")
+    assert shown.exit_code == 130
+    assert "kept.npz: what is done could not be kept: [Errno 28] No space left" in shown.stderr.replace("\n", "")
+
+
 # ---- what cannot be evaluated
 
 
@@ -215,13 +237,15 @@ def test_cluster(tmp_path, monkeypatch):
     assert "labels[0:3]: 1 of 3 class ids out of range, the first at [0] is -100" in wrong.stderr
 
 
-def test_a_cluster_that_is_lost(tmp_path, monkeypatch):
-    """What is done is kept. Nothing but a worker's memory limit makes Dask's own do so."""
+class KilledWorker(Exception):
+    pass
+
+
+@pytest.mark.parametrize("lost", [KilledWorker, CancelledError])
+def test_a_cluster_that_is_lost(tmp_path, monkeypatch, lost):
+    """What is done is kept. Nothing but a worker's memory limit, or a scheduler's end, makes Dask's own do so."""
     options = stored(tmp_path)
     small_parts(monkeypatch)
-
-    class KilledWorker(Exception):
-        pass
 
     class Future(NamedTuple):
         tally: Any
@@ -229,7 +253,7 @@ def test_a_cluster_that_is_lost(tmp_path, monkeypatch):
 
         def result(self):
             if self.part[0].start == 9:
-                raise KilledWorker("it had no memory left")
+                raise lost("it had no\nmemory left")
             return self.tally(self.part)
 
     @contextlib.contextmanager

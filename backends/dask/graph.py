@@ -90,8 +90,11 @@ def arrays(given: Operands) -> Operands:
         labels = _check.class_ids(labels)
     found = Operands(*(array(name, k) for name, k in zip(Operands._fields, given._replace(labels=labels), strict=True)))
     for name, k in zip(Operands._fields, found, strict=True):
-        if isinstance(k, da.Array) and (np.isnan(k.shape).any() or not isinstance(k._meta, np.ndarray)):
-            raise _check.unknown_chunks("logits" if name == "inputs" else name)
+        if isinstance(k, da.Array):
+            argument = "logits" if name == "inputs" else name
+            _check.array(k._meta, argument)
+            if np.isnan(k.shape).any() or not isinstance(k._meta, np.ndarray):
+                raise _check.unknown_chunks(argument)
     return found
 
 

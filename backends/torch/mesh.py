@@ -160,13 +160,15 @@ def full(k: Any) -> Any:
 
 
 def part(mesh: Any, k: Array | None, at: Placed) -> Array | None:
-    """Of an array that every rank has as a whole, or that the mesh has in another way; scalars stay."""
-    if k is None or not k.ndim:
+    """Of an array that every rank has as a whole, or that the mesh has in another way; scalars stay, unless they are
+    learned: their gradient is that of all rows."""
+    if k is None or not (k.ndim or k.requires_grad):
         return full(k)
-    k = k.expand(at.shape)
     if not isinstance(k, DTensor):
         k = replicated(mesh, k.to(mesh.device_type))
-    return k.redistribute(mesh, at.placements).to_local()
+    elif k.shape != at.shape:
+        k = k.redistribute(placements=[Replicate()] * k.device_mesh.ndim)  # a length of 1 may be sharded
+    return k.expand(at.shape).redistribute(mesh, at.placements).to_local()
 
 
 def on_this(h: Array, argument: str, k: Any) -> Any:

@@ -138,7 +138,7 @@ def attach(_group: Any, layout: Layout, shard: Shard, x: Array, t: Any, u: Any, 
 
 
 def summed(_group: Any, own: Array, total: Array) -> Array:
-    return total + (own - own.detach())
+    return total + torch.where(own.isfinite(), own - own.detach(), own)  # inf - inf would be NaN
 
 
 def summed_over(groups: tuple[Any, ...], own: Array) -> Array:

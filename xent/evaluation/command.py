@@ -95,7 +95,11 @@ def uninterrupted() -> Iterator[None]:
 
 def _keep(evaluation: Evaluation, file: Path | None) -> None:
     file = file or Path(time.strftime("xent-evaluate-%Y%m%d-%H%M%S.npz"))
-    evaluation.save(file)
+    try:
+        evaluation.save(file)
+    except OSError as error:
+        fail(OSError(f"{file}: what is done could not be kept: {error}"))
+        return
     say(f"{evaluation} are done, kept in {file}: go on with the same command and --resume {file}", to=err)
 
 

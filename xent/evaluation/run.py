@@ -8,6 +8,7 @@ import os
 import zipfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,9 +98,13 @@ class Evaluation:
 
     def save(self, file: Path) -> None:
         beside = file.with_name(f"{file.name}.part")
-        with beside.open("wb") as target:
-            np.savez(target, allow_pickle=False, task=json.dumps(self.task.identity()), **self.totals._asdict())
-        os.replace(beside, file)
+        try:
+            with beside.open("wb") as target:
+                np.savez(target, allow_pickle=False, task=json.dumps(self.task.identity()), **self.totals._asdict())
+            os.replace(beside, file)
+        except BaseException:
+            beside.unlink(missing_ok=True)
+            raise
 
     def load(self, file: Path) -> None:
         """Takes up what `save` wrote for the same stores and options."""
@@ -126,5 +131,5 @@ def on_cluster(address: str, task: Task, parts: list[Index]) -> Iterator[Tally]:
         try:
             while futures:
                 yield futures.popleft().result()
-        except distributed.KilledWorker as error:
-            raise OSError(f"--cluster: {error}") from None
+        except (distributed.KilledWorker, CancelledError) as error:  # the latter where the scheduler is lost
+            raise OSError(f"--cluster: {' '.join(str(error).split())}") from None

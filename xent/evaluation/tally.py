@@ -63,9 +63,10 @@ class Report:
     class_accuracy: Vector
 
     def worst(self, most: int) -> Vector:
-        """The classes with the largest mean loss."""
+        """The classes with the largest mean loss. NaN comes first: it is what the mean of all is NaN for."""
         labelled = np.flatnonzero(self.class_count)
-        return labelled[np.argsort(-self.class_loss[labelled], kind="stable")[:most]]
+        loss = self.class_loss[labelled]
+        return labelled[np.lexsort((-loss, ~np.isnan(loss)))[:most]]
 
     def to_dict(self) -> dict[str, Any]:
         per_class = {name: getattr(self, f"class_{name}").tolist() for name in ("count", "loss", "accuracy")}
