@@ -179,6 +179,7 @@ VALUE_ERRORS = {
     ),
     "logit_scale 0": (sparse(logit_scale=0), f"logit_scale: {FACTOR}, got 0"),
     "softcap that float32 does not hold": (linear(softcap=1e50), f"softcap: {FACTOR}, got 1e+50"),
+    "softcap of infinity in float16": (sparse(softcap=np.float16(np.inf)), f"softcap: {FACTOR}, got inf"),
     "softcap that float32 takes for 0": (softmax(softcap=1e-50), f"softcap: {FACTOR}, got 1e-50"),
     "softcap whose reciprocal float32 does not hold": (entropy(softcap=3e38), f"softcap: {FACTOR}, got 3e+38"),
     "logit_scale that float32 does not hold": (log_prob(logit_scale=1e50), f"logit_scale: {FACTOR}, got 1e+50"),

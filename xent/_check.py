@@ -154,9 +154,10 @@ def parameter_dtype(argument: str, dtype: str, hidden: str) -> None:
 def number(argument: str, value: Any, low: float, high: float) -> float:
     if type(value) is float and low <= value <= high:
         return value
-    given: Any = value  # mypy cannot compare a numbers.Real
     if isinstance(value, bool) or not isinstance(value, REAL):
         raise TypeError(f"{argument}: expected a number, got {value!r}")
+    # NumPy would round the bounds to a float16; a long int does not fit into a float
+    given: Any = float(value) if isinstance(value, np.floating) else value
     if not low <= given <= high:
         raise ValueError(f"{argument}: expected a number from {low:g} to {high:g}, got {given}")
     return float(given)
