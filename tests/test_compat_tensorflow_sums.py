@@ -63,6 +63,48 @@ def test_the_gradient_in_vectorized_map():
     np.testing.assert_allclose(got, tf.nn.softmax(AT) - SUMS, rtol=1e-6, atol=1e-6)
 
 
+def test_forward_mode_in_a_function():
+    """Of the loss, and of its gradient."""
+    direction = tf.ones_like(AT) * [0.0, 1, 2]
+
+    def products(loss):
+        @tf.function
+        def of(logits):
+            with tf.autodiff.ForwardAccumulator(logits, direction) as pushed, tf.GradientTape() as tape:
+                tape.watch(logits)
+                value = loss(SUMS, logits)
+                of_logits = tape.gradient(value, logits)
+            return pushed.jvp(value), pushed.jvp(of_logits)
+
+        return of(AT)
+
+    for want, got in zip(
+        products(tf.nn.softmax_cross_entropy_with_logits),
+        products(ours.nn.softmax_cross_entropy_with_logits),
+        strict=True,
+    ):
+        np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-6)
+
+
+def test_the_gradient_in_tensorflow_1_after_a_session_ran_the_loss():
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        logits = tf.constant(AT.numpy())
+        loss = ours.nn.softmax_cross_entropy_with_logits(SUMS.numpy(), logits)
+        session.run(loss)
+        got = session.run(tf.gradients(loss, logits)[0])
+    np.testing.assert_allclose(got, tf.nn.softmax(AT) - SUMS, rtol=1e-6, atol=1e-6)
+
+
+def test_the_gradient_of_a_loaded_model(tmp_path):
+    model = tf.Module()
+    model.loss = tf.function(ours.nn.softmax_cross_entropy_with_logits, input_signature=[tf.TensorSpec((None, 3))] * 2)
+    options = tf.saved_model.SaveOptions(experimental_custom_gradients=True)
+    tf.saved_model.save(model, str(tmp_path), options=options)
+    loaded = tf.saved_model.load(str(tmp_path))
+    got = gradient_at(lambda x: loaded.loss(SUMS, x), AT)
+    np.testing.assert_allclose(got, tf.nn.softmax(AT) - SUMS, rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize(("dtype", "roundoff"), [("float32", 17 * 2.0**-23), ("bfloat16", 2.0**-7 + 2.0**-19)])
 def test_sums_within_roundoff_are_1(dtype, roundoff):
     for more, want in ((roundoff * 0.9, (0.5, -0.5)), (2 * roundoff, (0, -1))):

@@ -156,10 +156,11 @@ def number(argument: str, value: Any, low: float, high: float) -> float:
         return value
     if isinstance(value, bool) or not isinstance(value, REAL):
         raise TypeError(f"{argument}: expected a number, got {value!r}")
-    given = float(value)  # float16 would take the bounds for 0 and infinity
+    # NumPy would round the bounds to a float16; a long int does not fit into a float
+    given: Any = float(value) if isinstance(value, np.floating) else value
     if not low <= given <= high:
-        raise ValueError(f"{argument}: expected a number from {low:g} to {high:g}, got {given!r}")
-    return given
+        raise ValueError(f"{argument}: expected a number from {low:g} to {high:g}, got {given}")
+    return float(given)
 
 
 def factor(argument: str, value: Any) -> float | None:

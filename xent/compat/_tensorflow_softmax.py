@@ -13,7 +13,6 @@ import tensorflow as tf
 import xent
 from xent.adapter import computed_in
 from xent.backends.tensorflow.kernels import needs_framework_autodiff
-from xent.backends.tensorflow.operators import in_current_graph, inside_vectorized_map
 from xent.compat._tensorflow_errors import reworded
 
 UNIT = {"bfloat16": 2.0**-7, "float16": 2.0**-10, "float32": 2.0**-23, "float64": 2.0**-52}
@@ -37,8 +36,7 @@ def softmax_ce(
     """
 
     def xents(logits: Any = logits) -> Any:
-        arrays, given = in_current_graph(((logits, labels), options))  # which may be that of a branch
-        return reworded(words, xent.softmax_ce, *arrays, axis=axis, **given)
+        return reworded(words, xent.softmax_ce, logits, labels, axis=axis, **options)
 
     if not needs_framework_autodiff(logits):
         return xents()
@@ -58,7 +56,8 @@ def softmax_ce(
             nothing = tf.where(counts & tf.math.is_finite(added), added - tf.stop_gradient(added), zero)
             return loss + tf.cast(reduced(nothing), loss.dtype)
 
-    return theirs() if inside_vectorized_map() else tf.cond(tf.reduce_any(differs), theirs, xents)
+    # In graphs always: a tf.cond lacks forward mode there, and gradients once it is loaded or TensorFlow 1 has run it
+    return theirs() if not tf.executing_eagerly() or tf.reduce_any(differs) else xents()
 
 
 def _missing(labels: Any, axis: int, dtype: str) -> Any:
