@@ -287,6 +287,9 @@ def representable(ignored: int | None, dtype: str) -> int | None:
     return ignored if low <= ignored < high else None
 
 
+# ---- what an adapter has not, and arrays that are in parts
+
+
 def no_linear(framework: str) -> TypeError:
     return TypeError(f"hidden: the adapter of {framework} brings no linear_ce; see docs/backends.md")
 

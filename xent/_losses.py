@@ -46,7 +46,7 @@ def softmax_ce(
         class_weight: [C]. They weight the terms of the sum; an example's weight w is multiplied by their average over
             its label.
         label_smoothing: e from 0 to 1: labels become (1 - e) t + e / C.
-        z_loss: adds z_loss * lse^2 to each example, weighted like the loss.
+        z_loss: a number from -1e15 to 1e15: adds z_loss * lse^2 to each example, weighted like the loss.
         softcap: a cap s from 1e-15 to 1e15: the loss is that of s tanh(x / s).
         logit_scale: a factor k from 1e-15 to 1e15, after the cap: a temperature is 1 / k.
         denom: a number or 0-d array in place of the denominator of "mean".
@@ -116,7 +116,7 @@ def sparse_ce(
             gradients are exactly 0, whatever it holds.
         class_weight: [C]. An example's weight w is multiplied by that of its label.
         label_smoothing: e from 0 to 1: labels become (1 - e) one-hot + e / C, class weights acting class by class.
-        z_loss: adds z_loss * lse^2 to each example, weighted like the loss.
+        z_loss: a number from -1e15 to 1e15: adds z_loss * lse^2 to each example, weighted like the loss.
         softcap: a cap s from 1e-15 to 1e15: the loss is that of s tanh(x / s).
         logit_scale: a factor k from 1e-15 to 1e15, after the cap: a temperature is 1 / k.
         ignore_index: a class id that leaves the example out, as a weight of 0 does.
@@ -196,7 +196,7 @@ def linear_ce(
             gradients are exactly 0, whatever it holds, and where ids are in host memory it is not multiplied at all.
         class_weight: [C]. An example's weight w is multiplied by that of its label.
         label_smoothing: e from 0 to 1: labels become (1 - e) one-hot + e / C, class weights acting class by class.
-        z_loss: adds z_loss * lse^2 to each example, weighted like the loss.
+        z_loss: a number from -1e15 to 1e15: adds z_loss * lse^2 to each example, weighted like the loss.
         ignore_index: a class id that leaves the example out, as a weight of 0 does.
         invalid: what an id does that is no class and not ignored, as in `sparse_ce`.
         denom: a number or 0-d array in place of the denominator of "mean".
