@@ -1,7 +1,7 @@
 """Programs as users of JAX write them: (a loss of x and more arguments, the problem) -> value and gradient in x.
 
-They want two devices (XLA_FLAGS=--xla_force_host_platform_device_count=2): on two, programs that are not split by hand
-run on xent's formulas, which XLA compiles together with what comes before the loss.
+They want two devices (XLA_FLAGS=--xla_force_host_platform_device_count=2). Where the kernels stay out, as in half of a
+mesh, XLA compiles xent's formulas together with what comes before the loss.
 """
 
 import jax

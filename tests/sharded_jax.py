@@ -31,13 +31,17 @@ def check(got, want=want):
     jax.tree.map(lambda g, w: np.testing.assert_allclose(g, w, rtol=3e-6, atol=1e-7), got, want)
 
 
+def program(f, *args):
+    return re.sub("metadata={.*}", "", jax.jit(f).lower(*args).compile().as_text())
+
+
 def calls(f, *args):
-    return len(re.findall('custom_call_target="xent', jax.jit(f).lower(*args).compile().as_text()))
+    return len(re.findall('custom_call_target="xent', program(f, *args)))
 
 
 native = calls(f, jnp.asarray(x), jnp.asarray(y)) > 0
 
-# arrays that are spread over devices, by rows, classes, both: no custom call, which would gather them
+# arrays that are spread over devices, by rows, classes, both: kernels on each one's part; nobody has all logits
 mesh = jax.make_mesh((2, 2), ("a", "b"), axis_types=(AxisType.Auto, AxisType.Auto))
 for spec, rows in ((P(("a", "b")), P(("a", "b"))), (P(None, "a"), P()), (P("a", "b"), P("a"))):
     here, labels = (jax.device_put(k, NamedSharding(mesh, s)) for k, s in ((x, spec), (y, rows)))
@@ -45,9 +49,40 @@ for spec, rows in ((P(("a", "b")), P(("a", "b"))), (P(None, "a"), P()), (P("a", 
         value, grad = how(here, labels)
         check((value, grad))
         assert grad.sharding.is_equivalent_to(here.sharding, 2), grad.sharding
-    text = jax.jit(f).lower(here, labels).compile().as_text()
-    assert "xent_rows" not in re.sub("metadata={.*}", "", text)
+    text = program(f, here, labels)
+    assert ("xent_rows" in text) == native
+    assert "f32[8,12]" not in text
+    assert "all-gather(" not in text or spec[1]
+
+
+# every loss after a product, and on rows that are not split evenly
+soft, cut, weight = rng.dirichlet(np.ones(12), 8).astype("f"), P(("a", "b")), rng.normal(size=(12, 5)).astype("f")
+h, cube = rng.normal(size=(8, 5)).astype("f"), rng.normal(size=(2, 4, 12)).astype("f")
+OF_ROWS = (
+    (lambda x, y: loss(x * 1.7, y), (x, y), (cut, cut)),
+    (lambda x, t: xent.softmax_ce(x * 1.7, t, label_smoothing=0.1), (x, soft), (cut, cut)),
+    (lambda x, t: xent.sigmoid_ce(x * 1.7, t, reduce="none").sum(), (x, soft), (cut, cut)),
+    (lambda x, t: xent.sigmoid_ce(x * 1.7, t, sample_weight=t), (x, soft), (cut, cut)),
+    (lambda h, w, y: xent.linear_ce(h * 1.7, w, y, ignore_index=-7), (h, weight, y), (cut, P(), cut)),
+    (lambda x, y: xent.sparse_ce(x[:, :-1], y[:, 1:]), (cube, np.abs(y.reshape(2, 4))), (P("a", "b"), P("a", "b"))),
+    (lambda x, t: xent.sigmoid_ce(x[:, :-1], t[:, 1:]), (cube, soft.reshape(2, 4, 12)), (P("a", "b"), P("a", "b"))),
+)
+for g, arrays, specs in OF_ROWS:
+    given = [jax.device_put(k, NamedSharding(mesh, s)) for k, s in zip(arrays, specs, strict=True)]
+    g = jax.value_and_grad(g)
+    check(jax.jit(g)(*given), g(*map(jnp.asarray, arrays)))
+    text = program(g, *given)
+    assert ("xent_" in text) == native
+    assert "f32[2,12]" in text or "f32[1,2,12]" in text
     assert "all-gather(" not in text
+
+# in 64 bits, which the compiler's threads do not know of; JAX's own transfer of int64 may lose them, too
+with jax.enable_x64(True):
+    for spec in (cut, P("a", "b")):
+        here = jax.block_until_ready(jax.device_put(x.astype("d"), NamedSharding(mesh, spec)))
+        value, grad = jax.jit(f)(here, y.astype("int32"))
+        assert value.dtype == grad.dtype == "float64"
+        check((value, grad), want)
 
 # whole arrays on one device, wherever it is
 here = jax.device_put(x, jax.devices()[2])

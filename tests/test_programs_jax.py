@@ -36,7 +36,7 @@ pytestmark = [pytest.mark.backend("jax"), pytest.mark.compiled]
 
 
 def test_there_are_two_devices():
-    """Without a second one, most programs below would run on the kernels."""
+    """Without a second one, nothing below would be split."""
     assert len(jax.devices()) == 2
 
 

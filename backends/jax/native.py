@@ -19,6 +19,7 @@ from xent import formulas
 from xent.adapter import Layout, RowResults, Slopes
 
 from . import linear as chunks
+from . import parts
 from .kernels import compiled, pieces
 from .operators import ELEMENTS, PRODUCTS, ROWS, kernel, linear, pattern, spare
 from .ops import OPS, promoting
@@ -86,13 +87,20 @@ def _pull(static: Any, wrt: tuple[bool, ...], *operands: Any) -> list[Array]:
     return [d for d in rows_pull((*static, *wrt), *residuals, a, b, c) if d is not None]
 
 
-forward = kernel("rows_forward", ROWS, _forward, lambda static, present: (True, True, True, static[0].lse, present[2]))
-backward = kernel("rows_backward", ROWS, _backward, lambda static, _there: static[1:])
-both = kernel("rows_both", ROWS, _both, lambda static, present: (True, True, True, static[0].lse, present[2], True))
+def _slots(static: Any, present: tuple[bool, ...]) -> tuple[bool, ...]:
+    return True, True, True, static[0].lse, present[2]
+
+
+def _all_slots(static: Any, present: tuple[bool, ...]) -> tuple[bool, ...]:
+    return *_slots(static, present), True
+
+
+forward = kernel("rows_forward", ROWS, _forward, _slots, parts.forward)
+backward = kernel("rows_backward", ROWS, _backward, lambda static, _there: static[1:], parts.backward)
+on_parts = partial(parts.both, forward, backward)
+both = kernel("rows_both", ROWS, _both, _all_slots, on_parts)
+both_over = kernel("rows_both", ROWS, _both, _all_slots, on_parts, over=True)
 spare("rows_both", "rows_forward", 4)
-both_over = kernel(
-    "rows_both", ROWS, _both, lambda static, present: (True, True, True, static[0].lse, present[2], True), over=True
-)
 push = linear("rows_push", ROWS, _push, _pull, lambda static, present: (True, static[0].lse, present[4]))
 
 
@@ -238,9 +246,13 @@ def _elements_transpose(
     ]
 
 
-elements = kernel("sigmoid_forward", ELEMENTS, _elements, lambda static, _there: (static[2], True))
-elements_backward = kernel("sigmoid_backward", ELEMENTS, _elements_backward, lambda static, _there: static[2:])
-elements_both = kernel("sigmoid_both", ELEMENTS, _elements_both, lambda static, _there: (static[2], True, True))
+elements = kernel("sigmoid_forward", ELEMENTS, _elements, lambda static, _there: (static[2], True), parts.elements)
+elements_backward = kernel(
+    "sigmoid_backward", ELEMENTS, _elements_backward, lambda static, _there: static[2:], parts.elements
+)
+elements_both = kernel(
+    "sigmoid_both", ELEMENTS, _elements_both, lambda static, _there: (static[2], True, True), parts.elements
+)
 spare("sigmoid_both", "sigmoid_forward", 4)
 elements_push = linear("sigmoid_push", ELEMENTS, _elements_push, _elements_transpose, lambda _static, _there: (True,))
 
@@ -323,7 +335,7 @@ def _sigmoid_both_jvp(static: Any, primals: Any, tangents: Any) -> Any:
 
 
 def product(name: str, formula: Callable[..., Array], over: bool = False) -> Callable[..., Array]:
-    call = kernel(name, PRODUCTS, lambda _, *operands: (formula(*operands),), lambda *_: (True,), over)
+    call = kernel(name, PRODUCTS, lambda _, *operands: (formula(*operands),), lambda *_: (True,), over=over)
     return lambda *operands: call((), *operands)[0]
 
 

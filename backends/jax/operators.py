@@ -1,8 +1,8 @@
-"""A kernel as a JAX primitive: a custom call where a program is compiled for one CPU, xent's formulas everywhere else.
+"""A kernel as a JAX primitive: a custom call where a program is compiled for CPUs, xent's formulas everywhere else.
 
 Not `jax.ffi.ffi_call` alone, because two decisions come late. Platform and number of devices are known only when a
-program is lowered: XLA cannot partition a custom call, and would gather its operands. And where `vmap` adds an axis,
-the batch joins the rows.
+program is lowered: on several devices each one's part has a custom call of its own (partition.py). And where `vmap`
+adds an axis, the batch joins the rows.
 
 A formula is a function (static, *operands) -> results; None stands for an operand or a result that is absent.
 """
@@ -22,7 +22,9 @@ from jax.interpreters import ad, batching, mlir, partial_eval
 from xent.adapter import computed_in
 from xent.backends.cpu import native
 
+from . import partition
 from .mesh import varying_alike
+from .partition import Axes, Parts
 
 Array = Any
 Formula = Callable[..., Any]
@@ -39,23 +41,45 @@ class Family(NamedTuple):
     # (static, operands, dims, size) -> (static, operands) with the batch axis first; None: the kernel cannot batch
     batched: Callable[..., Any]
     attributes: Callable[..., dict[str, Any]]  # (static, avals of all operands) -> the FFI handler's attributes
+    # (static, shape of the logits, the operand's place or None for a result, its shape) -> `partition.Axes`; None: on
+    #   several devices there are the formulas
+    axes: Callable[..., Axes] | None = None
     ids: int | None = None  # the place of the operand that has an integer dtype
 
 
 def kernel(
-    name: str, family: Family, formula: Formula, slots: Callable[..., tuple[bool, ...]], over: bool = False
+    name: str,
+    family: Family,
+    formula: Formula,
+    slots: Callable[..., tuple[bool, ...]],
+    on_parts: Callable[..., Any] | None = None,
+    over: bool = False,
 ) -> Formula:
     """The primitive that stands for a formula, as a function that is called like it.
 
     slots(static, present) -> which results there are, `present` being which operands there are. The custom call gets
-    empty arrays for those that are absent. `over`: the last result goes into the first operand's memory; XLA copies
-    that operand first if it is used elsewhere.
+    empty arrays for those that are absent. on_parts(kernel, split, static, *parts of the operands) -> parts of the
+    results, of a family with `axes`; `split` is a `partition.Split`. `over`: the last result goes into the first
+    operand's memory; XLA copies that operand first if it is used elsewhere.
     """
     primitive, call = _primitive(f"{name}_over" if over else name, family, formula, slots)
 
     def lower(ctx: Any, *operands: Any, static: Any, present: tuple[bool, ...]) -> Any:
-        if not _whole(ctx.module_context) or any(0 in aval.shape for aval in ctx.avals_in):
-            return mlir.lower_fun(partial(_flat, formula))(ctx, *operands, static=static, present=present)
+        run = partial(_flat, formula, static=static, present=present)
+        module = ctx.module_context
+        if not _here(module) or any(0 in aval.shape for aval in ctx.avals_in):
+            return mlir.lower_fun(run)(ctx, *operands)
+        if not _whole(module):
+            spread = partition.context(module)
+            if spread is None or on_parts is None or family.axes is None:
+                return mlir.lower_fun(run)(ctx, *operands)
+            parts = Parts(
+                *_places(partial(family.axes, static, ctx.avals_in[0].shape), ctx, present),
+                lambda split, *operands: on_parts(call, split, static, *_full(operands, present)),
+                None if family is ELEMENTS else static[0].axis,
+            )
+            identity = f"{name} {static} {present}"
+            return partition.lower(ctx.replace(module_context=spread), run, parts, identity, *operands)
         compute = np.dtype(computed_in(ctx.avals_in[0].dtype.name))
         wanted = slots(static, present)
         avals = [
@@ -175,15 +199,27 @@ def _nothing(dtype: Any) -> Any:
     return jax.core.ShapedArray((0,), dtype)
 
 
+def _here(module: Any) -> bool:
+    """Whether the program runs in this process."""
+    return not module.lowering_parameters.for_export and len(module.platforms) == 1
+
+
 def _whole(module: Any) -> bool:
-    """Whether the program runs in this process and a custom call in it would see whole arrays."""
-    if module.lowering_parameters.for_export or len(module.platforms) > 1:
-        return False
+    """Whether a custom call in the program would see whole arrays."""
     context = module.axis_context
     manual = getattr(context, "manual_axes", None)
     if manual:  # inside shard_map, over every axis of the mesh?
         return set(manual) == set(context.mesh.axis_names)
     return getattr(context, "num_devices", None) == 1
+
+
+def _places(
+    axes: Callable[..., Axes], ctx: Any, present: tuple[bool, ...]
+) -> tuple[tuple[Axes, ...], tuple[Axes, ...]]:
+    """`Parts.operands` and `Parts.results`."""
+    places = [i for i, is_there in enumerate(present) if is_there]
+    shapes = [k.shape for k in ctx.avals_in]
+    return tuple(map(axes, places, shapes)), tuple(axes(None, k.shape) for k in ctx.avals_out)
 
 
 # Products of two matrices, with operands as in _native.pyi; vmap uses the formula instead
@@ -212,9 +248,16 @@ def _rows_batched(static: Any, operands: Any, dims: Any, size: int) -> Any:
     return (layout._replace(axis=layout.axis + 1), *rest), moved
 
 
+def _rows_axes(static: Any, x: Any, place: int | None, shape: Any) -> Axes:
+    axis = static[0].axis
+    every = tuple(range(len(x)))
+    return (axis,) if place == 2 else every if len(shape) == len(x) else every[:axis] + every[axis + 1 :]
+
+
 ROWS = Family(
     batched=_rows_batched,
     attributes=lambda static, avals: {"trailing": np.int64(avals[0].ndim - 1 - static[0].axis)},
+    axes=_rows_axes,
     ids=3,
 )
 
@@ -251,4 +294,8 @@ def _elements_attributes(static: Any, avals: Any) -> dict[str, Any]:
     return {"e": np.float64(smoothing), "p_len": p_len, "p_inner": p_inner, "w_len": w_len, "w_inner": w_inner}
 
 
-ELEMENTS = Family(_elements_batched, _elements_attributes)
+def _elements_axes(static: Any, x: Any, place: int | None, shape: Any) -> Axes:
+    return tuple(i if n == x[i] else None for i, n in enumerate(shape))
+
+
+ELEMENTS = Family(_elements_batched, _elements_attributes, _elements_axes)

@@ -41,12 +41,17 @@ def shard(group: Any, length: int, rows: int, _like: Array) -> Shard:
     """All shards of an axis have as many classes as this one."""
     names = axes("sharded", group)
     _check.shards((length,), (rows,))
+    return along(names, length)
+
+
+def along(names: Names, length: int) -> Shard:
     count, place = jax.lax.axis_size(names), jax.lax.axis_index(names)
     start = place * length
+    to = "invarying" if varying(place) else "varying"  # by default, where JAX does not track it
 
     def gather(arrays: tuple[Array, ...]) -> tuple[Array, ...]:
         flat: Any = varying_alike(*map(jnp.ravel, arrays))
-        every, found, end = jax.lax.all_gather(jnp.concatenate(flat), names, to="invarying"), [], 0
+        every, found, end = jax.lax.all_gather(jnp.concatenate(flat), names, to=to), [], 0
         for k in arrays:
             found.append(jnp.reshape(every[:, end : end + k.size], (count, *k.shape)))
             end += k.size

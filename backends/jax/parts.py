@@ -1,0 +1,121 @@
+"""The native kernels on a device's part of arrays that the compiler has split over a mesh (partition.py).
+
+Rows and elements do not know of each other, so a part of them is a call like any other. Where classes are split, the
+parts' statistics are combined by one gather, as for `sharded=`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from xent import _sharding
+from xent._sharding import Row
+from xent.adapter import ABSENT, Layout, RowResults
+
+from . import sharded
+from .ops import OPS, promoting
+from .partition import Split
+
+Array = Any
+Kernel = Callable[..., Any]
+
+
+@promoting
+def forward(kernel: Kernel, split: Split, static: Any, x: Array, t: Any, u: Any, ids: Any) -> tuple[Any, ...]:
+    (layout,) = static
+    names, ids = split.names[layout.axis], possible(split, layout, ids)
+    if not names:
+        return tuple(kernel(static, x, t, u, ids))
+
+    def rows(layout: Layout, *operands: Any) -> RowResults:
+        m, s, *results = kernel((layout,), *operands)
+        return RowResults(*results, *(jnp.expand_dims(k, layout.axis) for k in (m, s)))
+
+    shard = sharded.along(names, x.shape[layout.axis])
+    row = _sharding.combine(OPS, shard, _sharding.statistics(OPS, rows, layout, shard, x, t, u, ids))
+    nll, lse, smooth, m, s = _sharding.results(OPS, layout, row, ids)
+    return jnp.squeeze(m, layout.axis), jnp.squeeze(s, layout.axis), nll, lse, smooth
+
+
+@promoting
+def backward(
+    kernel: Kernel, split: Split, static: Any, x: Array, t: Any, u: Any, ids: Any, m: Array, s: Array, *up: Any
+) -> tuple[Any, Any]:
+    """Where classes are split, soft labels and smoothing weights are added up over the devices once more."""
+    layout, *wanted = static
+    names, ids = split.names[layout.axis], possible(split, layout, ids)
+    if not names:
+        dx, dt = kernel(static, x, t, u, ids, m, s, *up)
+        return dx, dt
+    shard = sharded.along(names, x.shape[layout.axis])
+    own_ids, held = shard.own_labels(OPS, layout, ids)
+
+    def others(k: Array) -> Array:
+        (every,) = shard.gather((k,))
+        return jnp.tensordot(jnp.where(shard.is_own, 0, 1).astype(k.dtype), every, 1)
+
+    targets = None if t is None else others(jnp.sum(t, layout.axis, keepdims=True))
+    row = Row(m, s, None, None, None, None, targets, None if u is None else others(jnp.sum(u)), None, None)
+    scaled = _sharding.coefficients(OPS, layout, row, held, *up)
+    dx, dt = kernel((layout._replace(lse=True), *wanted), x, t, u, own_ids, m, s, *scaled)
+    return dx, dt
+
+
+def both(
+    forward_kernel: Kernel,
+    backward_kernel: Kernel,
+    kernel: Kernel,
+    split: Split,
+    static: Any,
+    x: Array,
+    t: Any,
+    u: Any,
+    ids: Any,
+    nll_scale: Array,
+    lse2: Any,
+    smooth_scale: Any,
+) -> tuple[Any, ...]:
+    if not split.names[static[0].axis]:
+        ids = possible(split, static[0], ids)
+        return tuple(kernel(static, x, t, u, ids, nll_scale, lse2, smooth_scale))
+    m, s, loss, lse, smooth = forward(forward_kernel, split, static, x, t, u, ids)
+    up = nll_scale, None if lse2 is None else 2 * lse2 * lse, smooth_scale
+    dx, _ = backward(backward_kernel, split, (*static, True, False), x, t, u, ids, m, s, *up)
+    return m, s, loss, lse, smooth, dx
+
+
+def possible(split: Split, layout: Layout, ids: Any) -> Any:
+    """ids that a kernel may read a logit at, where a part may have rows that are none. They stay as they are in rows
+    that are some."""
+    return None if ids is None else jnp.clip(ids, ABSENT if layout.masked else 0, split.shape[layout.axis] - 1)
+
+
+@promoting
+def elements(kernel: Kernel, split: Split, static: Any, x: Array, *operands: Any) -> tuple[Any, ...]:
+    """With sums over all parts."""
+    smoothing, lead, each, *_ = static
+    names = tuple(name for some in split.names[lead:] for name in some)
+    results = kernel(static, x, *operands)
+    if not any(k is not None and k.ndim == lead for k in results):
+        return tuple(results)
+    loss, total, *dx = results
+    real = inside(split, x)
+    if real is not None:
+        weight = operands[2]
+        every = loss if each else kernel((smoothing, lead, True), x, *operands)[0]
+        every = jnp.where(real, every if weight is None else weight * every, 0.0)
+        total = jnp.sum(every, tuple(range(lead, x.ndim)))
+    return loss, jax.lax.psum(total, names) if names else total, *dx
+
+
+def inside(split: Split, x: Array) -> Any:
+    """Which elements of a part are elements of the whole; None if all are."""
+    real = None
+    for axis, (names, length) in enumerate(zip(split.names, split.shape, strict=True)):
+        if names and x.shape[axis] * jax.lax.axis_size(names) != length:
+            place = jax.lax.axis_index(names) * x.shape[axis] + jax.lax.broadcasted_iota("int32", x.shape, axis)
+            real = place < length if real is None else real & (place < length)
+    return real
