@@ -164,11 +164,10 @@ def part(mesh: Any, k: Array | None, at: Placed) -> Array | None:
     learned: their gradient is that of all rows."""
     if k is None or not (k.ndim or k.requires_grad):
         return full(k)
-    if not isinstance(k, DTensor):
-        k = replicated(mesh, k.to(mesh.device_type))
-    elif k.shape != at.shape:
-        k = k.redistribute(placements=[Replicate()] * k.device_mesh.ndim)  # a length of 1 may be sharded
-    return k.expand(at.shape).redistribute(mesh, at.placements).to_local()
+    spread: Any = k if isinstance(k, DTensor) else replicated(mesh, k.to(mesh.device_type))
+    if spread.shape != at.shape:
+        spread = spread.redistribute(placements=[Replicate()] * spread.device_mesh.ndim)  # a length of 1 may be sharded
+    return spread.expand(at.shape).redistribute(mesh, at.placements).to_local()
 
 
 def on_this(h: Array, argument: str, k: Any) -> Any:
