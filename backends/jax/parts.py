@@ -96,12 +96,9 @@ def possible(split: Split, layout: Layout, ids: Any) -> Any:
 @promoting
 def elements(kernel: Kernel, split: Split, static: Any, x: Array, *operands: Any) -> tuple[Any, ...]:
     """With sums over all parts."""
-    smoothing, lead, each, *_ = static
+    smoothing, lead, each = static
     names = tuple(name for some in split.names[lead:] for name in some)
-    results = kernel(static, x, *operands)
-    if not any(k is not None and k.ndim == lead for k in results):
-        return tuple(results)
-    loss, total, *dx = results
+    loss, total, *dx = kernel(static, x, *operands)
     real = inside(split, x)
     if real is not None:
         weight = operands[2]
@@ -109,6 +106,10 @@ def elements(kernel: Kernel, split: Split, static: Any, x: Array, *operands: Any
         every = jnp.where(real, every if weight is None else weight * every, 0.0)
         total = jnp.sum(every, tuple(range(lead, x.ndim)))
     return loss, jax.lax.psum(total, names) if names else total, *dx
+
+
+def elements_backward(kernel: Kernel, split: Split, static: Any, *operands: Any) -> tuple[Any, ...]:
+    return tuple(kernel(static, *operands))
 
 
 def inside(split: Split, x: Array) -> Any:
