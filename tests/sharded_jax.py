@@ -55,6 +55,8 @@ for spec, rows in ((P(("a", "b")), P(("a", "b"))), (P(None, "a"), P()), (P("a", 
     assert ("xent_rows" in text) == native
     assert "f32[8,12]" not in text
     assert "all-gather(" not in text or spec[1]
+    channels = re.findall(r"channel_id=(\d+)", text)
+    assert len(set(channels)) == len(channels)  # collectives of one channel might meet
 
 
 # every loss after a product, and on rows that are not split evenly
