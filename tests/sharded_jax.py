@@ -2,6 +2,7 @@
 
 import re
 import sys
+import unittest.mock
 
 import cases
 import jax
@@ -11,6 +12,7 @@ import sharded_jax_classes
 import xent
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+from xent.backends.jax import partition
 
 rng = np.random.default_rng(0)
 x = rng.normal(size=(8, 12)).astype("f")
@@ -53,6 +55,8 @@ for spec, rows in ((P(("a", "b")), P(("a", "b"))), (P(None, "a"), P()), (P("a", 
     assert ("xent_rows" in text) == native
     assert "f32[8,12]" not in text
     assert "all-gather(" not in text or spec[1]
+    channels = re.findall(r"channel_id=(\d+)", text)
+    assert len(set(channels)) == len(channels)  # collectives of one channel might meet
 
 
 # every loss after a product, and on rows that are not split evenly
@@ -76,6 +80,11 @@ for g, arrays, specs in OF_ROWS:
     assert "f32[2,12]" in text or "f32[1,2,12]" in text
     assert "all-gather(" not in text
 
+# single elements, each with a loss of its own
+each = jax.vmap(jax.vmap(jax.grad(xent.sigmoid_ce, (0, 1))))
+uneven = jax.jit(lambda x, t: each(x[:-1], t[:-1]))
+check(uneven(*(jax.device_put(k, NamedSharding(mesh, cut)) for k in (x, soft))), each(x[:-1], soft[:-1]))
+
 # in 64 bits, which the compiler's threads do not know of; JAX's own transfer of int64 may lose them, too
 with jax.enable_x64(True):
     for spec in (cut, P("a", "b")):
@@ -83,6 +92,12 @@ with jax.enable_x64(True):
         value, grad = jax.jit(f)(here, y.astype("int32"))
         assert value.dtype == grad.dtype == "float64"
         check((value, grad), want)
+
+# a JAX that cannot partition calls
+with unittest.mock.patch.object(partition, "custom_partitioning", None):
+    given = [jax.device_put(k, NamedSharding(mesh, cut)) for k in (x, y)]
+    check(jax.jit(lambda x, y: f(x, y))(*given))
+    assert calls(lambda x, y: f(x, y), *given) == 0
 
 # whole arrays on one device, wherever it is
 here = jax.device_put(x, jax.devices()[2])

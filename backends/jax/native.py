@@ -248,7 +248,7 @@ def _elements_transpose(
 
 elements = kernel("sigmoid_forward", ELEMENTS, _elements, lambda static, _there: (static[2], True), parts.elements)
 elements_backward = kernel(
-    "sigmoid_backward", ELEMENTS, _elements_backward, lambda static, _there: static[2:], parts.elements
+    "sigmoid_backward", ELEMENTS, _elements_backward, lambda static, _there: static[2:], parts.elements_backward
 )
 elements_both = kernel(
     "sigmoid_both", ELEMENTS, _elements_both, lambda static, _there: (static[2], True, True), parts.elements

@@ -14,9 +14,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-from jax.experimental.custom_partitioning import ArrayMapping, SdyShardingRule, custom_partitioning
 from jax.interpreters import mlir
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
+
+try:
+    from jax.experimental.custom_partitioning import ArrayMapping, SdyShardingRule, custom_partitioning
+except ImportError:  # of another JAX: several devices have the formulas
+    custom_partitioning = None  # type: ignore[assignment,misc]
 
 Array = Any
 Axes = tuple[int | None, ...]
@@ -44,7 +48,9 @@ def context(module: Any) -> Any:
     """The module's context with a mesh, where it is known how XLA can have split arrays in it; else None."""
     axes = module.axis_context
     count = getattr(axes, "num_devices", None)
-    if count is None or not CONFIG.jax_use_shardy_partitioner or len(jax.devices("cpu")) < count:
+    if custom_partitioning is None or count is None or not getattr(CONFIG, "jax_use_shardy_partitioner", False):
+        return None
+    if len(jax.devices("cpu")) < count or not (hasattr(axes, "device_assignment") and hasattr(axes, "abstract_mesh")):
         return None
     sizes = _factors(count)
     if len(set(sizes)) > 1:  # a mesh of 6 may be one of 2 and 3 or one of 3 and 2

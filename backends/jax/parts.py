@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from xent import _sharding
-from xent._sharding import Row
+from xent._sharding import Row, Shard
 from xent.adapter import ABSENT, Layout, RowResults
 
 from . import sharded
@@ -26,18 +26,10 @@ Kernel = Callable[..., Any]
 @promoting
 def forward(kernel: Kernel, split: Split, static: Any, x: Array, t: Any, u: Any, ids: Any) -> tuple[Any, ...]:
     (layout,) = static
-    names, ids = split.names[layout.axis], possible(split, layout, ids)
-    if not names:
+    ids = possible(split, layout, ids)
+    if not split.names[layout.axis]:
         return tuple(kernel(static, x, t, u, ids))
-
-    def rows(layout: Layout, *operands: Any) -> RowResults:
-        m, s, *results = kernel((layout,), *operands)
-        return RowResults(*results, *(jnp.expand_dims(k, layout.axis) for k in (m, s)))
-
-    shard = sharded.along(names, x.shape[layout.axis])
-    row = _sharding.combine(OPS, shard, _sharding.statistics(OPS, rows, layout, shard, x, t, u, ids))
-    nll, lse, smooth, m, s = _sharding.results(OPS, layout, row, ids)
-    return jnp.squeeze(m, layout.axis), jnp.squeeze(s, layout.axis), nll, lse, smooth
+    return _results(layout, _row(kernel, split, layout, x, t, u, ids), ids)
 
 
 @promoting
@@ -45,25 +37,23 @@ def backward(
     kernel: Kernel, split: Split, static: Any, x: Array, t: Any, u: Any, ids: Any, m: Array, s: Array, *up: Any
 ) -> tuple[Any, Any]:
     """Where classes are split, soft labels and smoothing weights are added up over the devices once more."""
-    layout, *wanted = static
-    names, ids = split.names[layout.axis], possible(split, layout, ids)
-    if not names:
+    layout, ids = static[0], possible(split, static[0], ids)
+    if not split.names[layout.axis]:
         dx, dt = kernel(static, x, t, u, ids, m, s, *up)
         return dx, dt
-    shard = sharded.along(names, x.shape[layout.axis])
-    own_ids, held = shard.own_labels(OPS, layout, ids)
-
-    def others(k: Array) -> Array:
-        (every,) = shard.gather((k,))
-        return jnp.tensordot(jnp.where(shard.is_own, 0, 1).astype(k.dtype), every, 1)
-
-    targets = None if t is None else others(jnp.sum(t, layout.axis, keepdims=True))
-    row = Row(m, s, None, None, None, None, targets, None if u is None else others(jnp.sum(u)), None, None)
-    scaled = _sharding.coefficients(OPS, layout, row, held, *up)
-    dx, dt = kernel((layout._replace(lse=True), *wanted), x, t, u, own_ids, m, s, *scaled)
-    return dx, dt
+    shard = sharded.along(split.names[layout.axis], x.shape[layout.axis])
+    own = None if t is None else jnp.sum(t, layout.axis, keepdims=True), None if u is None else jnp.sum(u)
+    given = tuple(k for k in own if k is not None)
+    # one collective: XLA gives those of a placeholder one channel
+    every = iter(shard.gather(given) if given else ())
+    targets, smoothing = (
+        None if k is None else jnp.tensordot(jnp.where(shard.is_own, 0, 1).astype(k.dtype), next(every), 1) for k in own
+    )
+    row = Row(m, s, None, None, None, None, targets, smoothing, None, None)
+    return _pull(kernel, shard, static, x, t, u, ids, row, *up)
 
 
+@promoting
 def both(
     forward_kernel: Kernel,
     backward_kernel: Kernel,
@@ -78,13 +68,39 @@ def both(
     lse2: Any,
     smooth_scale: Any,
 ) -> tuple[Any, ...]:
-    if not split.names[static[0].axis]:
-        ids = possible(split, static[0], ids)
+    layout, ids = static[0], possible(split, static[0], ids)
+    if not split.names[layout.axis]:
         return tuple(kernel(static, x, t, u, ids, nll_scale, lse2, smooth_scale))
-    m, s, loss, lse, smooth = forward(forward_kernel, split, static, x, t, u, ids)
+    row = _row(forward_kernel, split, layout, x, t, u, ids)
+    m, s, loss, lse, smooth = _results(layout, row, ids)
     up = nll_scale, None if lse2 is None else 2 * lse2 * lse, smooth_scale
-    dx, _ = backward(backward_kernel, split, (*static, True, False), x, t, u, ids, m, s, *up)
+    shard = sharded.along(split.names[layout.axis], x.shape[layout.axis])
+    dx, _ = _pull(backward_kernel, shard, (layout, True, False), x, t, u, ids, row.for_derivatives(m, s), *up)
     return m, s, loss, lse, smooth, dx
+
+
+def _row(kernel: Kernel, split: Split, layout: Layout, x: Array, t: Any, u: Any, ids: Any) -> Row:
+    def rows(layout: Layout, *operands: Any) -> RowResults:
+        m, s, *results = kernel((layout,), *operands)
+        return RowResults(*results, *(jnp.expand_dims(k, layout.axis) for k in (m, s)))
+
+    shard = sharded.along(split.names[layout.axis], x.shape[layout.axis])
+    return _sharding.combine(OPS, shard, _sharding.statistics(OPS, rows, layout, shard, x, t, u, ids))
+
+
+def _results(layout: Layout, row: Row, ids: Any) -> tuple[Any, ...]:
+    nll, lse, smooth, m, s = _sharding.results(OPS, layout, row, ids)
+    return jnp.squeeze(m, layout.axis), jnp.squeeze(s, layout.axis), nll, lse, smooth
+
+
+def _pull(
+    kernel: Kernel, shard: Shard, static: Any, x: Array, t: Any, u: Any, ids: Any, row: Row, *up: Any
+) -> tuple[Any, Any]:
+    layout, *wanted = static
+    own_ids, held = shard.own_labels(OPS, layout, ids)
+    scaled = _sharding.coefficients(OPS, layout, row, held, *up)
+    dx, dt = kernel((layout._replace(lse=True), *wanted), x, t, u, own_ids, row.m, row.s, *scaled)
+    return dx, dt
 
 
 def possible(split: Split, layout: Layout, ids: Any) -> Any:
@@ -96,12 +112,9 @@ def possible(split: Split, layout: Layout, ids: Any) -> Any:
 @promoting
 def elements(kernel: Kernel, split: Split, static: Any, x: Array, *operands: Any) -> tuple[Any, ...]:
     """With sums over all parts."""
-    smoothing, lead, each, *_ = static
+    smoothing, lead, each = static
     names = tuple(name for some in split.names[lead:] for name in some)
-    results = kernel(static, x, *operands)
-    if not any(k is not None and k.ndim == lead for k in results):
-        return tuple(results)
-    loss, total, *dx = results
+    loss, total, *dx = kernel(static, x, *operands)
     real = inside(split, x)
     if real is not None:
         weight = operands[2]
@@ -109,6 +122,10 @@ def elements(kernel: Kernel, split: Split, static: Any, x: Array, *operands: Any
         every = jnp.where(real, every if weight is None else weight * every, 0.0)
         total = jnp.sum(every, tuple(range(lead, x.ndim)))
     return loss, jax.lax.psum(total, names) if names else total, *dx
+
+
+def elements_backward(kernel: Kernel, split: Split, static: Any, *operands: Any) -> tuple[Any, ...]:
+    return tuple(kernel(static, *operands))
 
 
 def inside(split: Split, x: Array) -> Any:
