@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from xent import _sharding
 from xent._sharding import Row, Shard
-from xent.adapter import ABSENT, Layout, RowResults
+from xent.adapter import ABSENT, Layout, RowResults, Slopes
 
 from . import sharded
 from .ops import OPS, promoting
@@ -64,16 +64,14 @@ def both(
     t: Any,
     u: Any,
     ids: Any,
-    nll_scale: Array,
-    lse2: Any,
-    smooth_scale: Any,
+    *slopes: Any,
 ) -> tuple[Any, ...]:
     layout, ids = static[0], possible(split, static[0], ids)
     if not split.names[layout.axis]:
-        return tuple(kernel(static, x, t, u, ids, nll_scale, lse2, smooth_scale))
+        return tuple(kernel(static, x, t, u, ids, *slopes))
     row = _row(forward_kernel, split, layout, x, t, u, ids)
     m, s, loss, lse, smooth = _results(layout, row, ids)
-    up = nll_scale, None if lse2 is None else 2 * lse2 * lse, smooth_scale
+    up = Slopes(*slopes).coefficients(lse)
     shard = sharded.along(split.names[layout.axis], x.shape[layout.axis])
     dx, _ = _pull(backward_kernel, shard, (layout, True, False), x, t, u, ids, row.for_derivatives(m, s), *up)
     return m, s, loss, lse, smooth, dx

@@ -15,8 +15,8 @@ from xent.adapter import computed_in
 from xent.backends.tensorflow.kernels import needs_framework_autodiff
 from xent.compat._tensorflow_errors import reworded
 
-UNIT = {"bfloat16": 2.0**-7, "float16": 2.0**-10, "float32": 2.0**-23, "float64": 2.0**-52}
-SUM_UNITS = 16  # the most that the sum of a float32 softmax over 50,257 classes was found to be off
+EPSILON = {"bfloat16": 2.0**-7, "float16": 2.0**-10, "float32": 2.0**-23, "float64": 2.0**-52}
+SUM_EPSILONS = 16  # the most that the sum of a float32 softmax over 50,257 classes was found to be off
 
 
 @tf.autograph.experimental.do_not_convert
@@ -61,8 +61,8 @@ def softmax_ce(
 
 
 def _missing(labels: Any, axis: int, dtype: str) -> Any:
-    """1 - T of each example: 0 where it is within one unit of roundoff of the labels and `SUM_UNITS` of their sum."""
+    """1 - T of each example: 0 where it is within one epsilon of the labels' dtype and `SUM_EPSILONS` of the sum's."""
     labels = tf.stop_gradient(tf.convert_to_tensor(labels))
     missing = 1 - tf.reduce_sum(tf.cast(labels, dtype), axis)
-    roundoff = UNIT.get(labels.dtype.name, 0.0) + SUM_UNITS * UNIT[dtype]
-    return tf.where(tf.abs(missing) > roundoff, missing, tf.zeros([], dtype))
+    rounding = EPSILON.get(labels.dtype.name, 0.0) + SUM_EPSILONS * EPSILON[dtype]
+    return tf.where(tf.abs(missing) > rounding, missing, tf.zeros([], dtype))
