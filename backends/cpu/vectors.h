@@ -209,6 +209,14 @@ XENT_INLINE inline void fetch_ahead(const X* p, int64_t i) {
 #endif
 }
 
+// To L2, for a later visit; p + i may lie past the array.
+template <class X>
+XENT_INLINE inline void fetch_for_later(const X* p, int64_t i) {
+#if defined(__GNUC__) && !defined(XENT_PORTABLE)
+  __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(p) + uintptr_t(i) * sizeof(X)), 0, 2);
+#endif
+}
+
 template <class X>
 XENT_INLINE inline void store(X* p, int64_t i, Vec<Compute<X>> v) {
   put(reinterpret_cast<char*>(p) + i * int64_t(sizeof(X)), 0, narrow<X>(v));
