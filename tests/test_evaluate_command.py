@@ -242,15 +242,19 @@ def test_a_worker_lacks_what_reads_the_stores(tmp_path):
     """Which Dask would wait for for ever."""
     distributed = pytest.importorskip("distributed", reason="distributed is not installed")
     options = stored(tmp_path, kind="zarr")
-    with distributed.LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as cluster:
-        with distributed.Client(cluster) as client:
-            for module in ("zarr", "xent.evaluation.run"):
-                client.run(exec, f"import sys; sys.modules['{module}'] = None", {})
-                shown = invoke(*options, "--ignore-index", "-100", "--cluster", cluster.scheduler_address)
-                assert shown.exit_code == 2
-                (worker,) = client.scheduler_info()["workers"]
-                sentence = f"--cluster: the worker {worker} cannot import {module}: import of {module} halted"
-                assert sentence in " ".join(shown.stderr.split())
+    own = {"n_workers": 1, "threads_per_worker": 1, "dashboard_address": None}
+    with distributed.LocalCluster(**own) as cluster, distributed.Client(cluster) as client:
+        (worker,) = client.scheduler_info()["workers"]
+        for module in ("zarr", "xent.evaluation.run"):
+            client.run(exec, f"import sys; sys.modules['{module}'] = None", {})
+            shown = invoke(*options, "--ignore-index", "-100", "--cluster", cluster.scheduler_address)
+            assert shown.exit_code == 2
+            sentence = f"--cluster: the worker {worker} cannot import {module}: import of {module} halted"
+            assert sentence in " ".join(shown.stderr.split())
+
+
+class KilledWorker(Exception):
+    pass
 
 
 def test_a_scheduler_lacks_xent(tmp_path, monkeypatch):
@@ -258,15 +262,11 @@ def test_a_scheduler_lacks_xent(tmp_path, monkeypatch):
         raise ModuleNotFoundError(f"No module named '{module}'")
 
     client = SimpleNamespace(run_on_scheduler=import_there)
-    stand_in = SimpleNamespace(Client=lambda _: contextlib.nullcontext(client))
+    stand_in = SimpleNamespace(Client=lambda _: contextlib.nullcontext(client), KilledWorker=KilledWorker)
     monkeypatch.setitem(sys.modules, "distributed", stand_in)
     shown = invoke(*stored(tmp_path), "--cluster", "a")
     assert shown.exit_code == 2
     assert "--cluster: the scheduler cannot import xent.evaluation.run: No module" in " ".join(shown.stderr.split())
-
-
-class KilledWorker(Exception):
-    pass
 
 
 @pytest.mark.parametrize("lost", [KilledWorker, CancelledError])
