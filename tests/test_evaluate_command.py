@@ -288,7 +288,7 @@ def test_a_cluster_that_is_lost(tmp_path, monkeypatch, lost):
     def client(address):
         yield SimpleNamespace(map=lambda tally, parts, pure: [Future(tally, part) for part in parts])
 
-    monkeypatch.setattr(run, "importable", lambda *_: None)
+    monkeypatch.setattr(run, "check_imports", lambda *_: None)
     monkeypatch.setitem(sys.modules, "distributed", SimpleNamespace(Client=client, KilledWorker=KilledWorker))
     kept = tmp_path / "kept.npz"
     shown = invoke(*options, "--ignore-index", "-100", "--cluster", "a", "--resume", kept)

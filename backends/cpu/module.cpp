@@ -212,9 +212,9 @@ Address runners() {
 
 }  // namespace
 
-// Python names of the arguments with which all kernels of a kind begin
+// Python names of the arguments that all kernels of a kind have
 #define XENT_ROWS "dtype"_a, "outer"_a, "classes"_a, "inner"_a, "wide"_a, "threads"_a, "x"_a, "t"_a, "u"_a, "ids"_a
-#define XENT_ELEMENTS                                                                                      \
+#define XENT_ELEMENTS                                                                                               \
   "dtype"_a, "n"_a, "smoothing"_a, "pos_weight_length"_a, "pos_weight_inner"_a, "weight_length"_a, "weight_inner"_a
 #define XENT_OPERANDS "threads"_a, "x"_a, "targets"_a, "pos_weight"_a, "weight"_a
 #define XENT_PRODUCT "dtype"_a, "rows"_a, "features"_a, "classes"_a, "threads"_a

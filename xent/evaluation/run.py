@@ -128,7 +128,7 @@ def on_cluster(address: str, task: Task, parts: list[Index]) -> Iterator[Tally]:
         raise ValueError("--cluster: needs: pip install distributed") from None
     with distributed.Client(address) as client:
         try:
-            importable(client, task)
+            check_imports(client, task)
             futures = deque(client.map(task.tally, parts, pure=False))
             while futures:
                 yield futures.popleft().result()
@@ -136,7 +136,7 @@ def on_cluster(address: str, task: Task, parts: list[Index]) -> Iterator[Tally]:
             raise OSError(f"--cluster: {' '.join(str(error).split())}") from None
 
 
-def importable(client: Any, task: Task) -> None:
+def check_imports(client: Any, task: Task) -> None:
     """An error where one of the cluster's processes lacks what a part needs: Dask ends such a worker when it gets a
     part, and waits for another one for ever."""
     try:
