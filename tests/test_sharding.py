@@ -8,7 +8,7 @@ import pytest
 from xent import formulas, oracle
 from xent.adapter import ABSENT, INVALID, Layout
 from xent.backends.numpy import ADAPTER
-from xent.formulas import sharding
+from xent.formulas import sharding as _sharding
 from xent.verify import regimes
 from xent.verify.tolerance import errors
 
@@ -32,7 +32,7 @@ def in_shards(x, labels, cuts, u=None, ids=None, slopes=(1.0, None, None)):
     def shard(index):
         place = places[index]
         is_own = np.arange(len(places)) == index
-        return sharding.Shard(place.start, place.stop - place.start, x.shape[1], is_own, gather, lambda k: k[place])
+        return _sharding.Shard(place.start, place.stop - place.start, x.shape[1], is_own, gather, lambda k: k[place])
 
     def own(index):
         place = places[index]
@@ -40,14 +40,14 @@ def in_shards(x, labels, cuts, u=None, ids=None, slopes=(1.0, None, None)):
 
     for index in range(len(places)):
         known = ids if hard else None
-        handed_out.append(sharding.statistics(OPS, ADAPTER.softmax.rows, layout, shard(index), *own(index), known))
+        handed_out.append(_sharding.statistics(OPS, ADAPTER.softmax.rows, layout, shard(index), *own(index), known))
     found, dx = [], np.empty_like(x)
     for index, place in enumerate(places):
         this, (x_k, t_k, u_k) = shard(index), own(index)
-        row = sharding.combine(OPS, this, handed_out[index])
-        results = sharding.results(OPS, layout, row, ids)
+        row = _sharding.combine(OPS, this, handed_out[index])
+        results = _sharding.results(OPS, layout, row, ids)
         up = [None if k is None else k * np.ones(len(x), x.dtype) for k in slopes]
-        up = sharding.coefficients(OPS, layout, row, this.holds(ids) if hard else None, *up)
+        up = _sharding.coefficients(OPS, layout, row, this.holds(ids) if hard else None, *up)
         found.append(results[:3])
         if this.length:
             local = this.own_ids(OPS, ids) if hard else ids
