@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from xent import _sharding, formulas, oracle
+from xent import formulas, oracle
 from xent.adapter import ABSENT, INVALID, Layout
 from xent.backends.numpy import ADAPTER
+from xent.formulas import sharding as _sharding
 from xent.verify import regimes
 from xent.verify.tolerance import errors
 
