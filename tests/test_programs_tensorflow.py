@@ -83,8 +83,7 @@ def test_unknown_shapes(problem, unknown):
     check(problem, step(problem.x, labels))
 
 
-@pytest.mark.parametrize("xla", [False, True])
-@pytest.mark.parametrize("axis", [-1, 1, 0])
+@pytest.mark.parametrize(("axis", "xla"), cover([-1, 1, 0], [False, True], each=1))
 def test_each_example_of_logits_of_unknown_rank(axis, xla):
     x = np.random.default_rng(4).normal(size=(3, 5, 4)).astype(np.float32)
     y = np.zeros([n for i, n in enumerate(x.shape) if i != axis % 3], np.int32)
@@ -168,8 +167,7 @@ def test_persistent_tape(problem):
     check(problem, with_gradient(lambda x: call(problem, x), x, persistent=True))
 
 
-@pytest.mark.parametrize("mode", ["eager", "graph"])
-@each_loss
+@pytest.mark.parametrize(("mode", "problem"), cover(["eager", "graph"], ONE_OF_EACH_LOSS, each=1))
 def test_nested_tapes_and_forward_mode(problem, mode):
     """A gradient penalty's gradient is the tangent of the gradient along the gradient, twice."""
 

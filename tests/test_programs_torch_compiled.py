@@ -18,9 +18,10 @@ def capped(f):
     return lambda x, *rest: f(30 * torch.tanh(x / 0.7 / 30), *rest)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("problem", ONE_OF_EACH_LOSS[:1] if KERNELS else ONE_OF_EACH_LOSS, ids=name)
 def test_product_before(problem):
-    """By Inductor, which generates code: of the formulas; a kernel is one call for it."""
+    """By Inductor, which generates code: of the formulas; a kernel is one call for it, as in test_log_prob.py."""
     f, rest = capped(loss_of(problem)), tensors(problem.rest)
     compiled = torch.compile(f, fullgraph=True)
     x = problem.x.astype(float)
