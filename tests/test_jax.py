@@ -129,8 +129,8 @@ def test_transform(loss, transform, mode):
 
 AT_ONCE = {
     "sigmoid": (xent.sigmoid_ce, Z, {"pos_weight": 2.0}),
-    "softmax": (xent.softmax_ce, T, {"sample_weight": W}),
     "sparse": (xent.sparse_ce, Y, {"label_smoothing": 0.1, "z_loss": 0.3, "sample_weight": W}),
+    "softmax": (xent.softmax_ce, T, {"sample_weight": W}),
 }
 
 

@@ -66,7 +66,7 @@ def test_softcap_before(problem, mode):
 UNKNOWN = list(itertools.product(("batch", "lengths", "rank"), ("graph", "xla")))
 
 
-@pytest.mark.parametrize(("unknown", "problem"), cover(UNKNOWN, ONE_OF_EACH_LOSS, each=1))
+@pytest.mark.parametrize(("unknown", "problem"), cover(UNKNOWN, ONE_OF_EACH_LOSS[::-1], each=1))
 def test_unknown_shapes(problem, unknown):
     """The batch, every length, the rank."""
     known, how = unknown
