@@ -172,7 +172,7 @@ def test_head_over_devices(head, options):
         return sum(f(*(k[i] if spec == SPLIT else k for k, spec in zip(args, specs, strict=True))) for i in range(2))
 
     got = jax.jit(jax.shard_map(local, mesh=mesh(), in_specs=specs, out_specs=(EACH, specs)))(*given)
-    close(got, jax.jit(jax.value_and_grad(whole, (0, 1, 2)))(*given))
+    close(got, jax.value_and_grad(whole, (0, 1, 2))(*given))
 
 
 def test_explicit_sharding_of_what_is_not_a_scalar():

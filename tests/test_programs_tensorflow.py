@@ -107,18 +107,18 @@ def test_each_example_of_logits_of_unknown_rank(axis, xla):
 
 @each_loss
 def test_while_loop(problem):
-    """A sum over batches that are the same."""
+    """A sum over batches that are the same, each with a factor, which is then the upstream gradient."""
     x = tf.constant(problem.x)
 
     @tf.function
     def step(x):
         def total(x):
-            return tf.while_loop(lambda i, _: i < 3, lambda i, sum: (i + 1, sum + call(problem, x)), (0, 0.0))[1]
+            return tf.while_loop(lambda i, _: i < 3, lambda i, sum: (i + 1, sum + 2 * call(problem, x)), (0, 0.0))[1]
 
         return with_gradient(total, x)
 
     value, gradient = problem.truth()
-    check(problem, step(x), (3 * value, 3 * gradient))
+    check(problem, step(x), (6 * value, 6 * gradient))
 
 
 @each_loss
