@@ -244,8 +244,8 @@ def compilers(live, code=True):
 
 
 def shares(compilers, tried):
-    """Each compiler with its share of what is tried, the last one first. --full: with everything."""
-    for i, compile in enumerate(reversed(compilers)):
+    """Each compiler with its share of what is tried, in turn. --full: with everything."""
+    for i, compile in enumerate(compilers):
         yield compile, tried if FULL else tried[i :: len(compilers)]
 
 
