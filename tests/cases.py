@@ -243,6 +243,12 @@ def compilers(live, code=True):
     return found if code or FULL or live.name != "torch" else [traced_by_torch]
 
 
+def shares(compilers, tried):
+    """Each compiler with its share of what is tried, in turn. --full: with everything."""
+    for i, compile in enumerate(compilers):
+        yield compile, tried if FULL else tried[i :: len(compilers)]
+
+
 def traced_by_torch(f, dynamic=False):
     import torch
 

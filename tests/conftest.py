@@ -25,7 +25,7 @@ def pytest_addoption(parser):
         "--full", action="store_true", help="every combination of options and programs, and an hour of random calls"
     )
     parser.addoption("--fuzz-seed", metavar="SEED[:NUMBER]", help="other random calls of the fuzz, or one of them")
-    parser.addoption("--fuzz-seconds", type=float, help="how long the fuzz runs: 30, or 3600 with --full")
+    parser.addoption("--fuzz-seconds", type=float, help="how long the fuzz runs: 15, or 3600 with --full")
     parser.addoption("--compiled", action="store_true", help="the compiled tests, which want a process a framework")
 
 

@@ -1,6 +1,6 @@
 """The compiled tests and the programs, one process a framework: TensorFlow followed by Triton in one process aborts it.
 
-With --full the programs (test_programs_*.py) run once more on xent's formulas alone; JAX's always on two fake devices.
+With --full the programs (test_programs_*.py) run once more on xent's formulas alone; JAX has two fake devices.
 """
 
 from pathlib import Path
@@ -13,7 +13,6 @@ HERE = Path(__file__).parent
 
 
 MATRIX = ("test_matrix.py", "test_log_prob.py", "test_linear.py", "test_empty_mean.py", "test_contender.py")
-TWO_DEVICES = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
 OWN = {
     "torch": ("test_torch.py", "test_compat_torch_modules.py", "test_compat_transformers.py"),
     "tensorflow": ("test_tensorflow.py", "test_tensorflow_graphs.py"),
@@ -28,25 +27,20 @@ PROGRAMS = {
 
 @pytest.mark.parametrize("framework", backends("torch", "tensorflow", "jax"))
 def test_with_kernels(framework, pytestconfig):
-    programs = () if framework == "jax" else PROGRAMS[framework]
-    in_its_own_process(pytestconfig, framework, *MATRIX, *OWN[framework], *programs)
+    in_its_own_process(pytestconfig, framework, *MATRIX, *OWN[framework], *PROGRAMS[framework])
 
 
 @pytest.mark.full  # .ci/run has PyTorch's; XLA has the formulas anyway, as have JAX's programs on two devices
 @pytest.mark.parametrize("framework", backends("torch", "tensorflow", "jax"))
 def test_programs_on_formulas(framework, pytestconfig):
-    devices = TWO_DEVICES if framework == "jax" else {}
-    in_its_own_process(pytestconfig, framework, *PROGRAMS[framework], "-knot xla", XENT_NATIVE="0", **devices)
-
-
-@pytest.mark.backend("jax")
-def test_jax_programs_on_two_devices(pytestconfig):
-    in_its_own_process(pytestconfig, "jax", *PROGRAMS["jax"], **TWO_DEVICES)
+    in_its_own_process(pytestconfig, framework, *PROGRAMS[framework], "-knot xla", XENT_NATIVE="0")
 
 
 def in_its_own_process(config, framework, *names, **variables):
     needs_installed(framework)
     files = [str(HERE / name) if name.endswith(".py") else name for name in names]
     variables["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # a pool of processes takes longer to start than these compile
+    if framework == "jax":
+        variables["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
     printed = run_tests(config, "--compiled", "--backend", framework, *files, **variables)
     assert "skipped" not in printed, printed[-2000:]

@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import re
 
+import cases
 import contenders
 import numpy as np
 import pytest
@@ -108,9 +109,10 @@ def test_smallest_input():
 @pytest.mark.parametrize("backend", ON[1:])
 def test_compiled(backend):
     """The framework's compiler compiles the loss; its gradient is judged, too."""
-    row = judged(f"naive_{backend}", backend, mode="compiled")
-    assert not row.problem
-    assert not row.agrees
+    if backend != "torch" or cases.FULL:  # Inductor generates seconds of code for this one
+        row = judged(f"naive_{backend}", backend, mode="compiled")
+        assert not row.problem
+        assert not row.agrees
     assert judged("right_by_row", backend, mode="compiled").agrees
 
 

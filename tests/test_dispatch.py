@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import itertools
 import sys
 import textwrap
 from pathlib import Path
@@ -111,15 +112,17 @@ def test_numpy_and_lists_under_torch_compile():
     torch = pytest.importorskip("torch", reason="torch is not installed")
     x = torch.randn(3, 4, dtype=torch.float64)
     sample_weight = [0.1, 0.2, 0.3]
-    for given in (sample_weight, np.array(sample_weight), torch.tensor(sample_weight, dtype=torch.float64), 0.5):
-        for labels in ([0, 1, 2], np.array([0, 1, 2]), torch.tensor([0, 1, 2], dtype=torch.uint8)):
+    weights = sample_weight, np.array(sample_weight), torch.tensor(sample_weight, dtype=torch.float64), 0.5
+    ids = [0, 1, 2], np.array([0, 1, 2]), torch.tensor([0, 1, 2], dtype=torch.uint8)
 
-            def loss(x, labels=labels, given=given):
-                return xent.sparse_ce(x, labels, sample_weight=given, reduce="sum", ignore_index=-100)
+    def losses(x):
+        """With every kind of labels beside every kind of weights."""
+        options = {"reduce": "sum", "ignore_index": -100}
+        return [xent.sparse_ce(x, y, sample_weight=w, **options) for w, y in itertools.product(weights, ids)]
 
-            torch._dynamo.reset()
-            compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
-            torch.testing.assert_close(compiled(x), loss(x))
+    torch._dynamo.reset()
+    compiled = torch.compile(losses, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), losses(x))
 
 
 @pytest.mark.backend("tensorflow")

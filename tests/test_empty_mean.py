@@ -85,18 +85,17 @@ def test_in_weights_and_labels(live, name):
 
 
 @pytest.mark.compiled
-@pytest.mark.parametrize("name", ["sparse weights", "softmax denom", "sigmoid denom", "linear denom"])
-def test_compiled(live, name):
-    """Where the denominator has no value to look at."""
-    for compile in cases.compilers(live, code=False):
-        check(live, name, compile)
-
-
-@pytest.mark.compiled
-@pytest.mark.parametrize("name", ["sparse weights", "linear denom"])
-def test_compiled_beside_statistics(live, name):
-    for compile in cases.compilers(live, code=False):
-        check(live, name, compile, stats=True)
+def test_compiled(live):
+    """Where the denominator has no value to look at; beside statistics, too."""
+    tried = (
+        ("sparse weights", {"stats": True}),
+        ("softmax denom", {}),
+        ("sigmoid denom", {}),
+        ("linear denom", {"stats": True}),
+    )
+    for compile, chosen in cases.shares(cases.compilers(live, code=False), tried):
+        for name, stats in chosen:
+            check(live, name, compile, **stats)
 
 
 @pytest.mark.parametrize("denom", [None, 3.0])

@@ -1,7 +1,6 @@
 """linear_ce: values and gradients against the oracle, whatever the chunks; what it does not compute; its statistics."""
 
 import functools
-import itertools
 from dataclasses import replace
 
 import cases
@@ -88,12 +87,11 @@ def test_options_in_other_dtypes(linear, dtype, subtests):
 
 
 @pytest.mark.compiled
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_compiled_linear(linear, dtype):
-    for compile, case in itertools.product(
-        cases.compilers(linear, code=False), matrix(FEW[1:] if dtype == "float32" else FEW[:1])
-    ):
-        check(linear, case, dtype, 3, compile)
+def test_compiled_linear(linear):
+    tried = [*zip(matrix(FEW), ("bfloat16", "float32", "float32"), strict=True)]
+    for compile, chosen in cases.shares(cases.compilers(linear, code=False), tried):
+        for case, dtype in chosen:
+            check(linear, case, dtype, 3, compile)
 
 
 # ---- the derivative in the weights, and under upstream gradients that are not 1

@@ -178,8 +178,8 @@ def test_statistics_of_rows(live, hard):
 @pytest.mark.compiled
 @pytest.mark.parametrize("loss", LOSSES)
 def test_compiled_options(live, loss, subtests):
-    for compile in cases.compilers(live, code=False):
-        check_options(live, cases.few(loss), "float32", compile, subtests)
+    for compile, chosen in cases.shares(cases.compilers(live, code=False), cases.few(loss)):
+        check_options(live, chosen, "float32", compile, subtests)
 
 
 @pytest.mark.compiled
@@ -191,7 +191,7 @@ def test_compiled_regimes(live, loss, dtype):
 
 @pytest.mark.compiled
 def test_compiled_many_classes(live):
-    for compile in cases.compilers(live):
+    for compile in cases.compilers(live, code=False):
         check_regimes(live, "sparse_ce", "float32", 262144, compile)
 
 

@@ -40,7 +40,7 @@ def test_there_are_two_devices():
     assert len(jax.devices()) == 2
 
 
-@pytest.mark.parametrize(("program", "problem"), cover(PROGRAMS))
+@pytest.mark.parametrize(("program", "problem"), cover(PROGRAMS, each=1))
 def test_program(program, problem):
     asked = problem._replace(options={**problem.options, **PROGRAMS[program]})
     inside = problem if program in GIVEN_BY_THE_PROGRAM else asked
@@ -142,8 +142,6 @@ HEADS = {
     "bias_of_each": (EACH, EACH, SPLIT),
 }
 HEAD_OPTIONS = {
-    "sum": {"reduce": "sum"},
-    "none": {"reduce": "none"},
     "all": {"reduce": "none", "softcap": 3.0, "label_smoothing": 0.1, "z_loss": 0.1, "chunk_rows": 1},
     "stats": {"reduce": "sum", "stats": True},
 }
@@ -224,10 +222,10 @@ def test_export_of_a_head_with_any_number_of_rows():
     kinds = HIDDEN.dtype, WEIGHT.dtype, "int32"
     open_ended = jax.export.export(jax.jit(f))(*map(jax.ShapeDtypeStruct, shapes, kinds))
     rng = np.random.default_rng(1)
-    for rows in ((1, 1), (2, 2), (3, 5)):
+    for rows in ((1, 2), (3, 5)):
         h = rng.normal(size=(*rows, HIDDEN.shape[1])).astype("f")
         ids = rng.integers(0, len(WEIGHT), rows).astype("int32")
-        close(open_ended.call(h, WEIGHT, ids), f(jnp.asarray(h), jnp.asarray(WEIGHT), jnp.asarray(ids)))
+        close(open_ended.call(h, WEIGHT, ids), jax.jit(f)(jnp.asarray(h), jnp.asarray(WEIGHT), jnp.asarray(ids)))
 
 
 def test_export_of_shifted_logits():

@@ -66,7 +66,7 @@ def test_softcap_before(problem, mode):
 UNKNOWN = list(itertools.product(("batch", "lengths", "rank"), ("graph", "xla")))
 
 
-@pytest.mark.parametrize(("unknown", "problem"), cover(UNKNOWN, ONE_OF_EACH_LOSS, each=1))
+@pytest.mark.parametrize(("unknown", "problem"), cover(UNKNOWN, ONE_OF_EACH_LOSS[::-1], each=1))
 def test_unknown_shapes(problem, unknown):
     """The batch, every length, the rank."""
     known, how = unknown
@@ -83,8 +83,7 @@ def test_unknown_shapes(problem, unknown):
     check(problem, step(problem.x, labels))
 
 
-@pytest.mark.parametrize("xla", [False, True])
-@pytest.mark.parametrize("axis", [-1, 1, 0])
+@pytest.mark.parametrize(("axis", "xla"), cover([-1, 1, 0], [False, True], each=1))
 def test_each_example_of_logits_of_unknown_rank(axis, xla):
     x = np.random.default_rng(4).normal(size=(3, 5, 4)).astype(np.float32)
     y = np.zeros([n for i, n in enumerate(x.shape) if i != axis % 3], np.int32)
@@ -108,18 +107,18 @@ def test_each_example_of_logits_of_unknown_rank(axis, xla):
 
 @each_loss
 def test_while_loop(problem):
-    """A sum over batches that are the same."""
+    """A sum over batches that are the same, each with a factor, which is then the upstream gradient."""
     x = tf.constant(problem.x)
 
     @tf.function
     def step(x):
         def total(x):
-            return tf.while_loop(lambda i, _: i < 3, lambda i, sum: (i + 1, sum + call(problem, x)), (0, 0.0))[1]
+            return tf.while_loop(lambda i, _: i < 3, lambda i, sum: (i + 1, sum + 2 * call(problem, x)), (0, 0.0))[1]
 
         return with_gradient(total, x)
 
     value, gradient = problem.truth()
-    check(problem, step(x), (3 * value, 3 * gradient))
+    check(problem, step(x), (6 * value, 6 * gradient))
 
 
 @each_loss
@@ -168,8 +167,7 @@ def test_persistent_tape(problem):
     check(problem, with_gradient(lambda x: call(problem, x), x, persistent=True))
 
 
-@pytest.mark.parametrize("mode", ["eager", "graph"])
-@each_loss
+@pytest.mark.parametrize(("mode", "problem"), cover(["eager", "graph"], ONE_OF_EACH_LOSS, each=1))
 def test_nested_tapes_and_forward_mode(problem, mode):
     """A gradient penalty's gradient is the tangent of the gradient along the gradient, twice."""
 

@@ -18,9 +18,10 @@ def capped(f):
     return lambda x, *rest: f(30 * torch.tanh(x / 0.7 / 30), *rest)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("problem", ONE_OF_EACH_LOSS[:1] if KERNELS else ONE_OF_EACH_LOSS, ids=name)
 def test_product_before(problem):
-    """By Inductor, which generates code: of the formulas; a kernel is one call for it."""
+    """By Inductor, which generates code: of the formulas; a kernel is one call for it, as in test_log_prob.py."""
     f, rest = capped(loss_of(problem)), tensors(problem.rest)
     compiled = torch.compile(f, fullgraph=True)
     x = problem.x.astype(float)
@@ -58,14 +59,19 @@ def test_dynamic(problem):
     assert_graphs_after(1, problem, counter, compiled, (4, 9, 200))
 
 
-@pytest.mark.parametrize("option", ["label_smoothing", "z_loss", "denom", "sample_weight"])
-def test_one_graph_for_all_numbers(option):
+def test_one_graph_for_all_numbers():
+    names = ("label_smoothing", "z_loss", "denom", "sample_weight")
     counter = CompileCounterWithBackend("eager")
-    f = torch.compile(lambda x, y, k: xent.sparse_ce(x, y, **{option: k}), fullgraph=True, backend=counter)
+    f = torch.compile(
+        lambda *args: xent.sparse_ce(*args[:2], **dict(zip(names, args[2:], strict=True))),
+        fullgraph=True,
+        backend=counter,
+    )
     x, y, counts = torch.tensor(LOGITS), torch.tensor(IDS), []
     for k in (0.1, 0.3, 0.4, 0.7):
-        problem = PROBLEMS[0]._replace(options={option: k})
-        check(problem, backward(f, x, y, k), f"{option}={k}")
+        numbers = k, k / 2, k * 3, k * 5
+        problem = PROBLEMS[0]._replace(options=dict(zip(names, numbers, strict=True)))
+        check(problem, backward(f, x, y, *numbers), f"{k}")
         counts.append(counter.frame_count)
     assert counts[1:] == [counts[1]] * 3
 

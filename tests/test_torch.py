@@ -8,6 +8,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
+import cases  # noqa: E402
 import xent  # noqa: E402
 from cases import T, V, W, X, Y, Z, traced_by_torch  # noqa: E402
 from programs import HIDDEN, IDS, PROBLEMS, WEIGHT, assert_close, cover  # noqa: E402
@@ -137,7 +138,7 @@ def test_labels_that_take_no_part_in_a_transform_are_read(transform):
 
 
 @pytest.mark.compiled
-@pytest.mark.parametrize(("transform", "loss"), cover(["value", "backward", "func_grad", "vmap_grad"], PAIRS))
+@pytest.mark.parametrize(("transform", "loss"), cover(["value", "backward", "func_grad", "vmap_grad"], PAIRS, each=1))
 def test_compiled(loss, transform):
     ours, reference, second = PAIRS[loss]
     x, t = torch.tensor(X), torch.tensor(second)
@@ -155,29 +156,43 @@ CODE_CALLS = {
 }
 
 
+def code_of(run, f, generated=cases.FULL):
+    """What run(compiled f) returns, and the code of the graphs that Inductor gets, or of what it generates of them."""
+    from torch._dynamo.backends.common import aot_autograd
+    from torch._functorch.aot_autograd import make_boxed_func
+    from torch._inductor.utils import run_and_get_code
+
+    torch._dynamo.reset()
+    if generated:
+        result, code = run_and_get_code(run, torch.compile(f, fullgraph=True))
+        return result, "".join(code)
+    code = []
+
+    def keep(graph, _):
+        code.append(graph.print_readable(print_output=False))
+        return make_boxed_func(graph)
+
+    return run(torch.compile(f, fullgraph=True, backend=aot_autograd(fw_compiler=keep))), "".join(code)
+
+
 @pytest.mark.compiled
 @pytest.mark.parametrize("run", CODE_CALLS)
 def test_compiled_code_calls_the_kernels(run, monkeypatch):
     """As operators that torch.compile leaves as they are, where they are installed."""
-    from torch._inductor.utils import run_and_get_code
     from xent.backends.cpu import native
     from xent.backends.torch import kernels
 
     if run == "backward of many logits":
         monkeypatch.setattr(kernels, "IN_CACHE", 0)
 
-    torch._dynamo.reset()
     x = torch.tensor(X, dtype=torch.float32, requires_grad=run != "value_and_grad")
     loss = xent.value_and_grad(xent.sparse_ce) if run == "value_and_grad" else xent.sparse_ce
-    compiled = torch.compile(lambda x: loss(x, Y1), fullgraph=True)
 
-    def both(x):
-        if run == "value_and_grad":
-            return compiled(x)[1]
-        return torch.autograd.grad(compiled(x), x)[0]
+    def gradient(compiled):
+        return compiled(x)[1] if run == "value_and_grad" else torch.autograd.grad(compiled(x), x)[0]
 
-    grad, code = run_and_get_code(both, x)
-    called = set(re.findall(r"torch\.ops\.xent\.(\w+)\.default\(", "".join(code)))
+    grad, code = code_of(gradient, lambda x: loss(x, Y1), generated=run == "backward" or cases.FULL)
+    called = set(re.findall(r"torch\.ops\.xent\.(\w+)\.default\(", code))
     assert called == (CODE_CALLS[run] if native else set())
     np.testing.assert_allclose(grad, reverse(sparse_plain)(torch.tensor(X), torch.tensor(T))[0], rtol=1e-5, atol=1e-7)
 
@@ -195,15 +210,15 @@ def test_meta_tensors():
 @pytest.mark.compiled
 def test_compiled_head_is_one_operator():
     """The loop over the chunks is not unrolled, and the logits are in no buffer of the graph's."""
-    from torch._inductor.utils import run_and_get_code
-
-    torch._dynamo.reset()
     h, v = torch.randn(64, 4, requires_grad=True), torch.randn(11, 4, requires_grad=True)
     y = torch.arange(64) % 11
-    compiled = torch.compile(lambda h, v: xent.linear_ce(h, v, y, chunk_rows=4), fullgraph=True)
-    grads, code = run_and_get_code(lambda: torch.autograd.grad(compiled(h, v), (h, v)))
-    assert "".join(code).count("torch.ops.xent.linear.default(") == 1
-    assert "(64, 11)" not in "".join(code)
+    grads, code = code_of(
+        lambda compiled: torch.autograd.grad(compiled(h, v), (h, v)),
+        lambda h, v: xent.linear_ce(h, v, y, chunk_rows=4),
+    )
+    assert code.count("torch.ops.xent.linear.default(") == 1
+    assert "64, 4" in code
+    assert "64, 11" not in code
     for got, want in zip(grads, torch.autograd.grad(F.cross_entropy(h @ v.T, y), (h, v)), strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-6)
 
