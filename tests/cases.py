@@ -35,6 +35,16 @@ def needs_loss(live, loss):
         pytest.skip(f"{live.name}'s adapter brings no linear_ce")
 
 
+def only_full_on_jax(live):
+    if live.name == "jax" and not FULL:
+        pytest.skip("jax compiles every call: only with --full")
+
+
+def first_on_jax(live, values):
+    """All values, but on JAX, which compiles every call, only the first. --full: all."""
+    return values[:1] if live.name == "jax" and not FULL else values
+
+
 def framework(name, dtype):
     """Loaded, or a skip with its reason."""
     needs_installed(name)

@@ -1,6 +1,7 @@
 """Keras on the backend that KERAS_BACKEND names, for the tests of xent.compat.keras: one process for each."""
 
 import os
+import sys
 
 import numpy as np
 import pytest
@@ -12,6 +13,9 @@ if BACKEND == "tensorflow":
     tf.config.set_logical_device_configuration(
         tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
     )
+else:
+    sys.modules["tensorflow"] = None  # which Keras imports to set its random seed, too
+    os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"  # most of the time is XLA's
 
 import keras  # noqa: E402
 

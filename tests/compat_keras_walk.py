@@ -4,10 +4,12 @@ import inspect
 import itertools
 from typing import Any, NamedTuple
 
+import cases
 import keras
 import numpy as np
 import pytest
 import xent
+from allpairspy import AllPairs
 from compat_keras_backend import BACKEND, BINARY, CATEGORICAL, EYE, IDS, MARKS, NAMES, SPARSE, X, in_turn
 from compat_rows import agree, outcome, rows, undocumented
 from keras.src.backend import set_keras_mask
@@ -67,12 +69,17 @@ class Case(NamedTuple):
     logits: str = "normal"
 
 
+def pairs(*values):
+    """Any two values meet; --full: all of them."""
+    return itertools.product(*values) if cases.FULL else AllPairs(values)
+
+
 REDUCTIONS = ("sum_over_batch_size", "sum", "mean_with_sample_weight", "mean", "none", None)
 MASKED = (("each", "none"), ("a 0", "none"), ("none", "some"), ("each", "some"), ("each", "all gone"))
 CASES = [
     *(
         Case(name, reduction, weights=weights, mask=mask)
-        for name, reduction, (weights, mask) in itertools.product(NAMES, REDUCTIONS[:3], MASKED)
+        for name, reduction, (weights, mask) in pairs(NAMES, REDUCTIONS[:3], MASKED)
     ),
     *(Case(name, reduction, weights="each", mask="some") for name in NAMES for reduction in REDUCTIONS[3:]),
     *(Case(name, reduction) for name in NAMES for reduction in REDUCTIONS),
@@ -90,11 +97,9 @@ CASES = [
     *(Case(SPARSE, labels=labels) for labels in ("floating", "fractional", "-1", "C", "uint8")),
     *(
         Case(SPARSE, reduction, ignore_class=ignored, labels=labels, weights=weights, mask=mask)
-        for (reduction, weights, mask), (ignored, labels) in itertools.product(
-            (
-                *itertools.product(REDUCTIONS[:2], ("none", "each"), ("none",)),
-                ("mean_with_sample_weight", "each", "some"),
-            ),
+        for reduction, (weights, mask), (ignored, labels) in pairs(
+            REDUCTIONS[:3],
+            (("none", "none"), ("each", "none"), ("each", "some")),
             ((1, "right"), (-1, "-1"), (-1, "floating"), (255, "uint8")),
         )
     ),

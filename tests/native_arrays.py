@@ -1,5 +1,6 @@
 """The native kernels on NumPy arrays, in memory whose ends are watched."""
 
+import itertools
 import os
 
 import numpy as np
@@ -10,6 +11,13 @@ DTYPES = list(CODES)
 CANARY = 0xA5
 NOISE = np.random.default_rng(0)
 ONE_MORE_ISA = "XENT_ISA" in os.environ  # the tests have run on the best of this processor, or will
+
+
+def combinations(*values):
+    """All; on one more instruction set every second, where any two values meet as well."""
+    every = itertools.product(*map(enumerate, values))
+    numbered = [tuple(zip(*places, strict=True)) for places in every]
+    return [chosen for numbers, chosen in numbered if not (ONE_MORE_ISA and sum(numbers) % 2)]
 
 
 def compute(dtype):

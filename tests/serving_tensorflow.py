@@ -1,8 +1,10 @@
 """TensorFlow's files with a loss in them. Knows nothing of xent."""
 
+import importlib
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 import tensorflow as tf
 
 v1 = tf.compat.v1
@@ -55,6 +57,14 @@ def load_graph(path, x, rest):
     with tf.Graph().as_default(), v1.Session() as session:
         tf.import_graph_def(v1.GraphDef.FromString(path.read_bytes()), name="")
         return session.run(["loss:0", "gradient:0"], {f"k{i}:0": k for i, k in enumerate((x, *rest))})
+
+
+def check_keras(path):
+    """Keras's error names the import that a compiled model needs; predicting needs none."""
+    keras = importlib.import_module("keras")
+    with pytest.raises(TypeError, match=r"Could not locate class[\s\S]*'module': 'xent.compat.keras'"):
+        keras.saving.load_model(path)
+    assert keras.saving.load_model(path, compile=False).predict(keras.ops.ones((2, 4)), verbose=0).shape == (2, 3)
 
 
 FORMATS = {

@@ -33,7 +33,8 @@ def arguments(loss, shape, axis, dtype="float64"):
 
 
 def options(live, loss, classes):
-    """Each option alone, and all of them together; JAX, which compiles every call, has none or all."""
+    """Each option alone, and all of them together, with and without a mean; JAX, which compiles every call, has a mean
+    of none and the losses of all."""
     each = {"sample_weight": 2.0}
     if loss != "sigmoid_ce":
         each |= {"z_loss": 0.1, "class_weight": np.arange(1.0, classes + 1)}
@@ -42,11 +43,10 @@ def options(live, loss, classes):
         each |= {"pos_weight": 3.0}
     if loss in ("sparse_ce", "linear_ce"):
         each |= {"ignore_index": -100, "stats": True}
-    return [{}, *({name: value} for name, value in each.items() if live.name != "jax"), each]
-
-
-def reduced(chosen, reduce):
-    return {name: value for name, value in chosen.items() if name != "denom" or reduce == "mean"} | {"reduce": reduce}
+    chosen = [{}, *({name: value} for name, value in each.items()), each]
+    means = [k | {"reduce": "mean"} for k in chosen]
+    others = [{name: value for name, value in k.items() if name != "denom"} | {"reduce": "none"} for k in chosen]
+    return [means[0], others[-1]] if live.name == "jax" and not cases.FULL else means + others
 
 
 def placed(loss, axis):
@@ -96,13 +96,12 @@ def test_a_length_of_0_at_every_place(live, loss):
             shape = (*shape[:axis], *shape[axis + 1 :], FEATURES)
         given = arguments(loss, shape, axis)
         arrays = moved(live, loss, given, "float32")
-        for reduce in ("mean", "none"):
-            for chosen in options(live, loss, 5 if loss == "linear_ce" else shape[axis]):
-                chosen = reduced(chosen, reduce) | placed(loss, axis)
-                value, grad, _ = solved(live, loss, arrays, chosen)
-                assert value.shape == truth(loss, given, chosen)[0].shape
-                assert not value.any()  # 0, where there is one
-                assert grad.shape == shape
+        for chosen in options(live, loss, 5 if loss == "linear_ce" else shape[axis]):
+            chosen = chosen | placed(loss, axis)
+            value, grad, _ = solved(live, loss, arrays, chosen)
+            assert value.shape == truth(loss, given, chosen)[0].shape
+            assert not value.any()  # 0, where there is one
+            assert grad.shape == shape
 
 
 # ---- one example
@@ -114,21 +113,19 @@ def test_one_example(live, loss, dtype):
     """Results and coefficients are then 0-d; NumPy makes scalars of them, whose address is that of a temporary."""
     needs_loss(live, loss)
     needs_dtype(live, dtype)
-    if live.name == "jax" and dtype != "float32" and not cases.FULL:
-        pytest.skip("jax compiles every call: only with --full")
+    if dtype != "float32":
+        cases.only_full_on_jax(live)
     shape = () if loss == "sigmoid_ce" else (FEATURES,)
     with live.within(dtype):
         given = arguments(loss, shape, 0, dtype)
         arrays = moved(live, loss, given, dtype)
-        for reduce in ("mean", "none"):
-            for chosen in options(live, loss, 5 if loss == "linear_ce" else 4):
-                chosen = reduced(chosen, reduce)
-                value, grad, nll = solved(live, loss, arrays, chosen)
-                want, slope = truth(loss, given, chosen)
-                cases.assert_close(value, want, dtype, f"{chosen}", result=True)
-                cases.assert_close(grad, slope, dtype, f"{chosen}, gradient")
-                if nll is not None:
-                    cases.assert_close(nll, truth(loss, given, {})[0], dtype, f"{chosen}, nll", result=True)
+        for chosen in options(live, loss, 5 if loss == "linear_ce" else 4):
+            value, grad, nll = solved(live, loss, arrays, chosen)
+            want, slope = truth(loss, given, chosen)
+            cases.assert_close(value, want, dtype, f"{chosen}", result=True)
+            cases.assert_close(grad, slope, dtype, f"{chosen}, gradient")
+            if nll is not None:
+                cases.assert_close(nll, truth(loss, given, {})[0], dtype, f"{chosen}, nll", result=True)
 
 
 def guises(live, value):
@@ -351,7 +348,7 @@ def test_one_hot_labels_have_the_gradient_of_ids(live, dtype, shape, axis):
     x = rounded(np.where(hot, x.max(axis, keepdims=True) + lead, x), dtype)
     with live.within(dtype):
         logits, one_hot = live.array(x, dtype, "cpu"), live.array(hot * 1.0, PRECISION[dtype].compute, "cpu")
-        for reduce in ("none", "mean"):
+        for reduce in cases.first_on_jax(live, ("none", "mean")):
             ours = xent.value_and_grad(xent.softmax_ce)(logits, one_hot, axis=axis, reduce=reduce)[1]
             want = xent.value_and_grad(xent.sparse_ce)(logits, live.array(ids, None, "cpu"), axis=axis, reduce=reduce)[
                 1

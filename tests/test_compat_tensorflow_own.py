@@ -76,7 +76,12 @@ def failures(test, monkeypatch, like_logits=lambda loss, _: loss):
     return "".join(text for _, text in found.failures + found.errors)
 
 
-@pytest.mark.parametrize("name", their_tests())
+def in_turn(name):
+    """Those of second gradients run once, below; --full: here, too."""
+    return pytest.param(name, marks=pytest.mark.full if FAIL.get(name) is OPERATOR else ())
+
+
+@pytest.mark.parametrize("name", [*map(in_turn, their_tests())])
 def test_tensorflow_own_tests(name, monkeypatch):
     """What fails is listed with its reason."""
     found = failures(their_tests()[name], monkeypatch)

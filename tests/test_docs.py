@@ -245,9 +245,10 @@ def test_data_parallel_gradients_are_the_whole_batch_s():
     printed(ROOT / "tests" / "data_parallel.py", GLOO_SOCKET_IFNAME=loopback)
 
 
+@pytest.mark.full
 @pytest.mark.backend("tensorflow")
 def test_distributed_steps_are_the_whole_batch_s():
-    """Of two replicas in two processes (compat_keras_fit.py: in one): the loss, and a step of the optimizer."""
+    """Of two replicas in two processes, the loss, and a step of the optimizer. compat_keras_fit.py: always, in one."""
     needs_installed("tensorflow", "keras")
     printed(ROOT / "tests" / "distribute.py", timeout=None, KERAS_BACKEND="tensorflow")
 

@@ -14,7 +14,7 @@ from xent.verify.precision import rounded
 if native is None:
     pytest.skip(f"native kernels: {why_not}", allow_module_level=True)
 
-from native_arrays import DTYPES, NOISE, ONE_MORE_ISA, Elements, Rows, close, compute, loaded
+from native_arrays import DTYPES, NOISE, ONE_MORE_ISA, Elements, Rows, close, combinations, compute, loaded
 
 # 1, 2, 3: less than a vector; 15, 16, 17: around one; 64: rows are turned up to here; 1000: one block of a sum; 33333:
 # many, and a rest.
@@ -30,9 +30,7 @@ def share(batch, truth, loss, grad):
     return errors.loss_share.max(), errors.grad_share.max()
 
 
-@pytest.mark.parametrize("classes", SIZES)
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("loss", ["sparse_ce", "softmax_ce"])
+@pytest.mark.parametrize(("loss", "dtype", "classes"), combinations(("sparse_ce", "softmax_ce"), DTYPES, SIZES))
 def test_rows_are_as_accurate_as_promised(loss, dtype, classes):
     """The class axis last, and in the middle."""
     batch = regimes.batch(loss, dtype, classes, every=4 if classes > 1000 else 1)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from processes import python, run_tests
+from processes import printed, python
 from xent.adapter import ABSENT, INVALID
 from xent.backends.cpu import native, why_not
 from xent.verify.precision import rounded
@@ -15,7 +15,20 @@ from xent.verify.precision import rounded
 if native is None:
     pytest.skip(f"native kernels: {why_not}", allow_module_level=True)
 
-from native_arrays import DTYPES, NOISE, ONE_MORE_ISA, Elements, Memory, Products, Rows, address, close, loaded, stored
+from native_arrays import (
+    DTYPES,
+    NOISE,
+    ONE_MORE_ISA,
+    Elements,
+    Memory,
+    Products,
+    Rows,
+    address,
+    close,
+    combinations,
+    loaded,
+    stored,
+)
 
 HERE = Path(__file__).parent
 
@@ -132,9 +145,7 @@ def test_results_do_not_depend_on_the_thread_count(inner):
 PRODUCTS = [(1, 1, 1), (5, 3, 7), (12, 16, 24), (13, 33, 25), (65, 100, 257), (31, 1100, 600), (1030, 40, 50)]
 
 
-@pytest.mark.parametrize("offset", [0, 1])
-@pytest.mark.parametrize("sizes", PRODUCTS)
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("dtype", "sizes", "offset"), combinations(DTYPES, PRODUCTS, (0, 1)))
 def test_products(dtype, sizes, offset):
     for got, (left, right) in Products(dtype, *sizes, offset=offset).all():
         rounding = (left.shape[1] + 1) * np.finfo(got.dtype).eps * (np.abs(left) @ np.abs(right))
@@ -288,11 +299,11 @@ LOAD = "from xent.backends.cpu import native"
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity on this system")
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="one processor")
 @pytest.mark.parametrize(
-    "setup",
-    [(LOAD, BIND), (LOAD, "import torch"), ("import torch", LOAD)],
+    ("setup", "turn"),  # PyTorch takes its time: one number of threads each
+    [((LOAD, BIND), slice(2)), ((LOAD, "import torch"), slice(1)), (("import torch", LOAD), slice(1, 2))],
     ids=["by the program", "by torch, afterwards", "by torch, before"],
 )
-def test_threads_of_a_bound_one(setup):
+def test_threads_of_a_bound_one(setup, turn):
     """OpenMP, also PyTorch's, binds the thread that loads it; the kernels' threads must not share its processor."""
     if "import torch" in setup:
         pytest.importorskip("torch")
@@ -306,7 +317,9 @@ homes = sorted(sorted(os.sched_getaffinity(int(task))) for task in new)
 print(homes == [[one] for one in sorted(usable)], len(homes) > 0 and all(set(home) == usable for home in homes))
 """
     first = "import os, numpy as np, xent", "usable = os.sched_getaffinity(0)"
-    for threads, want in (("", "True False\n"), (str(len(os.sched_getaffinity(0)) + 1), "False True\n")):
+    expected = {"": "True False\n", str(len(os.sched_getaffinity(0)) + 1): "False True\n"}
+    for threads in [*expected][turn]:
+        want = expected[threads]
         run = python("-c", "\n".join((*first, *setup)) + code, OMP_PROC_BIND="true", XENT_NUM_THREADS=threads)
         assert run.stdout == want, run.stderr
 
@@ -320,11 +333,13 @@ def test_exit_while_a_kernel_runs():
 
 @pytest.mark.skipif(ONE_MORE_ISA, reason="runs inside the runs that it starts")
 @pytest.mark.parametrize("isa", native.isas()[1:])
-def test_the_other_instruction_sets(isa, pytestconfig):
+def test_the_other_instruction_sets(isa):
     """All tests of the kernels once more, but what is about arguments, threads and processes alone."""
-    others = "not bound and not fork and not exit and not settings and not impossible and not python_threads"
+    left_out = "bound", "fork", "exit", "settings", "impossible", "python_threads", "flushes"
+    others = " and ".join(f"not {name}" for name in left_out)
     files = str(HERE / "test_native.py"), str(HERE / "test_native_entropy.py"), __file__
-    run_tests(pytestconfig, "-x", "-k", others, *files, timeout=600, XENT_ISA=isa)
+    alone = "-p", "no:cacheprovider", "--noconftest"  # these tests need no framework
+    assert " passed" in printed("-m", "pytest", "-q", "-x", *alone, "-k", others, *files, cwd=HERE.parent, XENT_ISA=isa)
     assert python("-c", "from xent.backends.cpu import native; print(native.isa())", XENT_ISA=isa).stdout == isa + "\n"
 
 

@@ -225,27 +225,36 @@ def test_both_kinds_of_kernels_are_registered():
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"xent::{name}", "CUDA")
 
 
-def code(setup):
-    return f"{setup}\nimport sys, torch, xent\nx = torch.zeros(2, 3)\nassert xent.sparse_ce(x, [0, 1]) > 1\n"
+# PyTorch is imported once, xent and Triton in a fork for each setup.
+SETUPS = """
+import importlib.util, os, sys, types
+import torch
+
+for setup in sys.argv[1:]:
+    if os.fork() == 0:
+        exec(setup)
+        import xent
+        assert xent.sparse_ce(torch.zeros(2, 3), [0, 1]) > 1
+        imported = "triton" in sys.modules
+        from xent.backends import torch, triton
+        print(imported, torch.native.ON_CUDA.kernels, triton.why_not, flush=True)
+        os._exit(0)
+    os.wait()
+"""
+WITHOUT_TRITON = {
+    "sys.modules['tensorflow'] = types.ModuleType('tensorflow')": "before Triton",
+    "sys.modules['triton.language'] = None": "Triton does not load",
+    "os.environ['XENT_NATIVE'] = '0'": "switched off by XENT_NATIVE=0",
+    "importlib.util.find_spec = lambda name: None": "not installed",
+}
 
 
-def test_triton_is_not_imported_for_cpu_tensors():
-    run = python("-c", code("") + "print('triton' in sys.modules)")
-    assert run.stdout == "False\n", run.stderr
-
-
-@pytest.mark.parametrize(
-    ("setup", "why"),
-    [
-        ("import types, sys; sys.modules['tensorflow'] = types.ModuleType('tensorflow')", "before Triton"),
-        ("import types, sys; sys.modules['triton.language'] = None", "Triton does not load"),
-        ("import os; os.environ['XENT_NATIVE'] = '0'", "switched off by XENT_NATIVE=0"),
-        ("from importlib import util; util.find_spec = lambda name: None", "not installed"),
-    ],
-)
-def test_without_triton(setup, why):
-    """The formulas, and a reason."""
-    rest = "from xent.backends import torch, triton\nprint(torch.native.ON_CUDA.kernels, triton.why_not)"
-    run = python("-c", code(setup) + rest)
-    assert run.stdout.startswith("None "), run.stderr
-    assert why in run.stdout
+def test_without_triton():
+    """The formulas, and a reason; with it, it is not imported for CPU tensors."""
+    run = python("-c", SETUPS, "", *WITHOUT_TRITON)
+    with_it, *without = run.stdout.splitlines()
+    assert with_it.startswith("False "), run.stderr
+    assert not with_it.startswith("False None "), run.stderr
+    for line, why in zip(without, WITHOUT_TRITON.values(), strict=True):
+        assert " None " in line, run.stderr
+        assert why in line
