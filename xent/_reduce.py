@@ -137,7 +137,7 @@ def described(ops: Ops, rows: Stats, ids: Array) -> Stats:
         correct=rows.correct & (ids >= 0),
         sample_weight=there if rows.sample_weight is None else there * rows.sample_weight,
         entropy=h,
-        argmax=ops.where((ids < 0) | (h != h), -1, rows.argmax),
+        argmax=ops.where(ids < 0, -1, ops.where(h == h, rows.argmax, -1)),  # h is NaN where there is no softmax
     )
     return Stats(*map(ops.stop_gradient, marked))
 

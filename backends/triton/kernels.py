@@ -69,6 +69,7 @@ def finish(
     bad = (s != s) | (tl.abs(m) == float("inf"))  # there is no softmax
     m = tl.where(bad, float("nan"), m)
     s = tl.where(bad, float("nan"), s)
+    gap_sum = tl.where(bad, float("nan"), gap_sum)
     spread = log1p(s, T)
     masked = id < 0
     nothing = tl.where(id == -1, float("nan"), 0.0).to(T)
@@ -129,7 +130,7 @@ def statistics(
     """For rows that fit the tile: their results and, if dx_at is not None, their derivative, with b = 2 lse2 lse. For
     larger rows, if parts is not None: the statistics of one part, for `merge`.
 
-    Where several places hold a part's maximum, s leaves out exactly one of them. STATS: gap_sum and argmax are asked for.
+    Where several places hold a part's maximum, s leaves out exactly one of them. STATS: gap_sum and argmax are wanted.
     """
     row, there, first = own_rows(classes, inner, count, tiles, COLUMNS, R)
     j = tl.program_id(1) * B + tl.arange(0, B)
@@ -195,8 +196,8 @@ def merge(
     splits, width, classes, inner, count, T: tl.constexpr, HARD: tl.constexpr, SMOOTH: tl.constexpr,
     R: tl.constexpr, S: tl.constexpr,
 ):
-    """Rows' results from the statistics of their parts, which are of `width` classes; and for `gradient`, if b_at and share_at are not None,
-    2 lse2 lse and the sum of the labels."""
+    """Rows' results from the statistics of their parts, which are of `width` classes; and for `gradient`, if b_at and
+    share_at are not None, 2 lse2 lse and the sum of the labels."""
     row, there, first = own_rows(classes, inner, count, 1, False, R)
     part = tl.arange(0, S)
     inside = there[:, None] & (part < splits)[None, :]
