@@ -67,7 +67,7 @@ class DenseArrays:
         """Memory for one value a row, keeping the class axis."""
         return self.empty((*shape[: layout.axis], 1, *shape[layout.axis :]), dtype, x)
 
-    def _counted(
+    def _for_stats(
         self, layout: Layout, shape: Shape, dtype: str, x: Array, ids: Array | None
     ) -> tuple[Array | None, Array | None]:
         """Memory for gap_sum and argmax, where the layout asks for them."""

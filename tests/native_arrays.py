@@ -82,7 +82,7 @@ class Rows:
         self.memory.check()
         return found
 
-    def counted(self, stats):
+    def for_stats(self, stats):
         """Memory for gap_sum and argmax, or None for both."""
         self.gap_sum = self.vector() if stats else None
         self.argmax = self.memory.new(self.rows, self.ids.dtype) if stats else None
@@ -96,7 +96,7 @@ class Rows:
         self.m, self.s, loss = self.vector(), self.vector(), self.vector()
         lse = self.vector() if lse else None
         smooth = None if self.u is None else self.vector()
-        self.run(native.rows_forward, self.m, self.s, loss, lse, smooth, *self.counted(stats))
+        self.run(native.rows_forward, self.m, self.s, loss, lse, smooth, *self.for_stats(stats))
         return loss, lse, smooth
 
     def mean(self, n):
@@ -117,7 +117,7 @@ class Rows:
         dx = self.x if in_place else self.memory.new(self.shape, self.X)
         if self.u is None:
             results[2] = smooth = None
-        self.run(native.rows_both, a, z, c, loss, lse, smooth, m, s, *self.counted(stats), dx)
+        self.run(native.rows_both, a, z, c, loss, lse, smooth, m, s, *self.for_stats(stats), dx)
         self.m, self.s = m, s
         return (loss, lse, smooth), loaded(dx, self.dtype)
 

@@ -78,7 +78,7 @@ def _sparse(given: Operands, options: Options, group: Any) -> Any:
     own = _sharding.statistics(ops, kernel, rows.layout, shard, constant, None, u, rows.ids)
     row = _sharding.combine(ops, shard, own)
     results = collectives.attach(group, rows.layout, shard, x, None, u, rows.ids, row)
-    return loss(shard, plan, rows, results, stats(ops, rows, results, row) if options.stats else None)
+    return loss(shard, plan, rows, results, unmarked(ops, rows, results, row) if options.stats else None)
 
 
 def _softmax(given: Operands, options: Options, group: Any) -> Any:
@@ -136,12 +136,12 @@ def _linear(given: Operands, options: Options, group: Any) -> Any:
     def shaped(k: Array | None) -> Array | None:
         return None if k is None else kernels.shaped(k, rows.ids)
 
-    found = None
+    stats = None
     if options.stats:
-        flat = _reduce.found(ops, results, row.correct, None, 1)
-        found = _reduce.Stats(*map(shaped, flat))._replace(sample_weight=rows.w)
+        flat = _reduce.unmarked(ops, results, row.correct, None, 1)
+        stats = _reduce.Stats(*map(shaped, flat))._replace(sample_weight=rows.w)
     nll, lse, smooth, *rest = results
-    return loss(shard, plan, rows, RowResults(*map(shaped, (nll, lse, smooth)), *rest), found)
+    return loss(shard, plan, rows, RowResults(*map(shaped, (nll, lse, smooth)), *rest), stats)
 
 
 def of_rows(function: Loss, given: Operands, options: Options, over_rows: Callable[[Array], Array]) -> Any:
@@ -175,13 +175,13 @@ def _summed(adapter: Adapter, own: Array, divisor: Array | None, over_rows: Call
     return value * ops.where(none, 1.0, ops.stop_gradient(divisor) / ops.where(none, 1.0, divisor))
 
 
-def stats(ops: Ops, rows: Rows, results: RowResults, row: Row) -> _reduce.Stats:
+def unmarked(ops: Ops, rows: Rows, results: RowResults, row: Row) -> _reduce.Stats:
     """What `_reduce.described` starts with."""
-    return _reduce.found(ops, results, row.correct, rows.w, rows.layout.axis)
+    return _reduce.unmarked(ops, results, row.correct, rows.w, rows.layout.axis)
 
 
-def loss(shard: Shard, plan: Plan, rows: Rows, results: RowResults, found: _reduce.Stats | None = None) -> Any:
-    """The loss, beside the rows' statistics where there are such."""
+def loss(shard: Shard, plan: Plan, rows: Rows, results: RowResults, stats: _reduce.Stats | None = None) -> Any:
+    """The loss; beside the rows' statistics where `stats`, those with no row marked, is not None."""
     ops, options = plan.adapter.ops, plan.options
     plain, divisor = plan._replace(options=options._replace(stats=False)), rows.divisor
     if shard.over_rows is None or options.reduce == "none":
@@ -190,7 +190,7 @@ def loss(shard: Shard, plan: Plan, rows: Rows, results: RowResults, found: _redu
         constant = None if divisor is None else ops.stop_gradient(divisor)
         own = softmax_loss(plain, rows._replace(divisor=constant), results)
         value = _summed(plan.adapter, own, divisor, shard.over_rows)
-    return value if found is None else (value, _reduce.described(ops, found, rows.ids))
+    return value if stats is None else (value, _reduce.described(ops, stats, rows.ids))
 
 
 def _value_and_grad(function: Callable[..., Any], given: Operands, options: Options, group: Any) -> tuple[Any, Any]:

@@ -77,7 +77,7 @@ def _problem(plan: Plan, operands: Operands) -> tuple[loop.LoopSpec, loop.LoopOp
         if not options.stats:
             return value
         found = loop.LoopResults(*(None if k is None else linear.shaped(k, rows.ids) for k in results))
-        return value, _reduce.described(ops, found.stats(rows.w), rows.ids)
+        return value, _reduce.described(ops, found.unmarked(rows.w), rows.ids)
 
     flat = linear.flat(hidden, 1), operands.weight, operands.bias, rows.u, linear.flat(rows.ids, 0)
     return spec, loop.LoopOperands(*flat, *(_per_row(linear, rows.ids, k, dtype) for k in slopes)), finish

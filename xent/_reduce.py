@@ -112,10 +112,10 @@ def stats(ops: Ops, results: RowResults, x: Array, ids: Array, weight: Array | N
     """From a kernel's results with lse; x: the logits."""
     label = ops.expand_dims(ops.where(ids < 0, 0, ids), axis)
     x_y = ops.astype(ops.pick(x, label, axis), ops.dtype(results.m))
-    return described(ops, found(ops, results, x_y == results.m, weight, axis), ids)
+    return described(ops, unmarked(ops, results, x_y == results.m, weight, axis), ids)
 
 
-def found(ops: Ops, results: RowResults, correct: Any, weight: Array | None, axis: int) -> Stats:
+def unmarked(ops: Ops, results: RowResults, correct: Any, weight: Array | None, axis: int) -> Stats:
     """What `described` starts with; `correct` keeps the class axis."""
     correct, h, argmax = (ops.squeeze(k, axis) for k in (correct, entropy(ops, results), results.argmax))
     return Stats(results.nll, results.lse, correct, weight, h, argmax)

@@ -36,7 +36,7 @@ class Kernels(DenseArrays):
         sizes, given, shape, dtype = self._problem(layout, x, t, smoothing_weights, ids)
         nll, lse, smooth = self._results(layout, x, smoothing_weights, shape, dtype)
         m, s = (self._kept(layout, shape, dtype, x) for _ in range(2))
-        gap_sum, argmax = self._counted(layout, shape, dtype, x, ids)
+        gap_sum, argmax = self._for_stats(layout, shape, dtype, x, ids)
         outputs = {"m": m, "s": s, "loss": nll, "lse": lse, "smooth": smooth, "gap_sum": gap_sum, "argmax": argmax}
         self._run(native.rows_forward, sizes, **given, **outputs)
         return RowResults(nll, lse, smooth, m, s, gap_sum, argmax)
@@ -76,7 +76,7 @@ class Kernels(DenseArrays):
         nll, lse, smooth = self._results(layout, x, smoothing_weights, shape, dtype)
         m, s = (self._kept(layout, shape, dtype, x) for _ in range(2))
         dx = given["x"] if self.in_place else self.empty(self.ops.shape(x), self.ops.dtype(x), x)
-        gap_sum, argmax = self._counted(layout, shape, dtype, x, ids)
+        gap_sum, argmax = self._for_stats(layout, shape, dtype, x, ids)
         outputs = {"m": m, "s": s, "loss": nll, "lse": lse, "smooth": smooth, "gap_sum": gap_sum, "argmax": argmax}
         self._run(native.rows_both, sizes, **given, a=a, z=z, c=c, **outputs, dx=dx)
         return RowResults(nll, lse, smooth, m, s, gap_sum, argmax), dx

@@ -148,7 +148,7 @@ def part(call: Call, every: Statistics, labels: Array, sample_weight: Array, tab
     divisor = np.asarray(0.0 if rows.divisor is None else rows.divisor, float)
     plan, rows = weighed(call.summed(), logits, row, given)
     results = _sharding.results(OPS, rows.layout, row, rows.ids)
-    stats = _execute_sharded.stats(OPS, rows, results, row) if call.options.stats else None
+    stats = _execute_sharded.unmarked(OPS, rows, results, row) if call.options.stats else None
     found = _execute_sharded.loss(logits.shard, plan, rows, results, stats)
     value, stats = found if call.options.stats else (found, None)
     return Part(value, divisor, results.nll.ndim, stats)

@@ -73,6 +73,8 @@ def scan(step: Any, carry: Any, rows: Any, chunk: int, keep: None) -> Any:
 
 # ---- derivatives
 
+CONSTANT = "correct", "entropy", "argmax"  # of the results
+
 
 def head(spec: LoopSpec, operands: LoopOperands) -> tuple[Array, LoopResults]:
     value, results = _head(spec, *varying_alike(*operands))
@@ -165,9 +167,6 @@ def _value_and_grads_jvp(spec: LoopSpec, wanted: tuple[bool, ...], primals: Any,
     results, values = _value_and_grads(spec, wanted, *operands)
     constant = {name: still(getattr(results, name)) for name in CONSTANT}
     return (results, values), (moved._replace(**constant), grads)
-
-
-CONSTANT = "correct", "entropy", "argmax"  # of the results
 
 
 LINEAR = LinearKernels(

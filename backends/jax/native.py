@@ -120,10 +120,10 @@ def _rows(layout: Layout, x: Array, t: Any, smoothing_weights: Any, ids: Any) ->
 def _rows_jvp(layout: Layout, primals: Any, tangents: Any) -> Any:
     dx, dt = tangents_of(*tangents[:2])
     results = _rows(layout, *primals)
-    m, s, _, _, _, *counted = results
+    m, s, _, _, _, *for_stats = results
     moved = push((layout,), jnp.zeros_like(primals[0]) if dx is None and dt is None else dx, dt, *primals, m, s)
     # only this derivative rule uses the statistics, and it treats them as constants
-    return results, (*still((m, s)), *moved, *still(counted))
+    return results, (*still((m, s)), *moved, *still(for_stats))
 
 
 def rows_push(

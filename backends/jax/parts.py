@@ -90,13 +90,13 @@ def _row(kernel: Kernel, split: Split, layout: Layout, x: Array, t: Any, u: Any,
 def flat_results(layout: Layout, results: RowResults) -> tuple[Any, ...]:
     """As the kernels have them: m and s first, and nothing with the class axis."""
     nll, lse, smooth, *kept = results
-    m, s, *counted = (None if k is None else jnp.squeeze(k, layout.axis) for k in kept)
-    return m, s, nll, lse, smooth, *counted
+    m, s, *for_stats = (None if k is None else jnp.squeeze(k, layout.axis) for k in kept)
+    return m, s, nll, lse, smooth, *for_stats
 
 
-def row_results(layout: Layout, m: Array, s: Array, nll: Array, lse: Any, smooth: Any, *counted: Any) -> RowResults:
+def row_results(layout: Layout, m: Array, s: Array, nll: Array, lse: Any, smooth: Any, *for_stats: Any) -> RowResults:
     """The inverse of `flat_results`."""
-    kept = (None if k is None else jnp.expand_dims(k, layout.axis) for k in (m, s, *counted))
+    kept = (None if k is None else jnp.expand_dims(k, layout.axis) for k in (m, s, *for_stats))
     return RowResults(nll, lse, smooth, *kept)
 
 

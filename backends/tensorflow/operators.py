@@ -203,10 +203,10 @@ def _shaped(shape: Any, *results: Array) -> None:
 
 
 def _row_results(layout: Layout, x: Array, smoothing_weights: Array | None, results: Any) -> Any:
-    m, s, loss, lse, smooth, *counted = results
+    m, s, loss, lse, smooth, *for_stats = results
     _shaped(_without(x.shape, layout.axis), m, s, loss)
     given = loss, lse if layout.lse else None, None if smoothing_weights is None else smooth
-    kept = m, s, *(counted if layout.stats else ())
+    kept = m, s, *(for_stats if layout.stats else ())
     _shaped(loss.shape, *(k for k in (*given, *kept) if k is not None))
     return RowResults(*given, *(tf.expand_dims(k, layout.axis) for k in kept))
 

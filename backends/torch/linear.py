@@ -171,8 +171,8 @@ def shapes(*arguments: Any) -> tuple[Array, ...]:
         result(is_wanted, like) for is_wanted, like in zip(wanted, (hidden, weight, weight.select(1, 0)), strict=True)
     )
     smooth = result(operands.smoothing_weights is not None, ids)
-    counted = result(stats, ids, torch.bool), result(stats, ids), result(stats, ids, ids.dtype)
-    return result(True, ids), result(lse, ids), smooth, *counted, *sums
+    for_stats = result(stats, ids, torch.bool), result(stats, ids), result(stats, ids, ids.dtype)
+    return result(True, ids), result(lse, ids), smooth, *for_stats, *sums
 
 
 LIBRARY.impl("linear", operator, "CompositeExplicitAutograd")

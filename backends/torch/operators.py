@@ -61,10 +61,10 @@ class Operators:
 
 
 def _row_results(
-    layout: Layout, smoothing_weights: Any, nll: Array, lse: Any, smooth: Any, m: Array, s: Array, *counted: Array
+    layout: Layout, smoothing_weights: Any, nll: Array, lse: Any, smooth: Any, m: Array, s: Array, *for_stats: Array
 ) -> RowResults:
     lse, smooth = lse if layout.lse else None, None if smoothing_weights is None else smooth
-    return RowResults(nll, lse, smooth, m, s, *(counted if layout.stats else (None, None)))
+    return RowResults(nll, lse, smooth, m, s, *(for_stats if layout.stats else ()))
 
 
 def _compute(x: Array) -> torch.dtype:
@@ -87,9 +87,9 @@ def _rows(x: Array, t: Any, smoothing_weights: Any, ids: Any, *flags: Any) -> An
     layout, shape, dtype = Layout(*flags), list(x.shape), _compute(x)
     axis = layout.axis
     flat, kept = shape[:axis] + shape[axis + 1 :], [*shape[:axis], 1, *shape[axis + 1 :]]
-    counted = kept if layout.stats else [0]
-    sizes = (flat, flat if layout.lse else [0], [0] if smoothing_weights is None else flat, kept, kept, counted)
-    argmax = x.new_empty(counted, dtype=ids.dtype if layout.stats else dtype)
+    gap_sum = kept if layout.stats else [0]
+    sizes = (flat, flat if layout.lse else [0], [0] if smoothing_weights is None else flat, kept, kept, gap_sum)
+    argmax = x.new_empty(gap_sum, dtype=ids.dtype if layout.stats else dtype)
     return *(x.new_empty(size, dtype=dtype) for size in sizes), argmax
 
 

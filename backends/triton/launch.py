@@ -203,22 +203,24 @@ class Kernels(DenseArrays):
     def _outputs(self, layout: Layout, rows: Rows) -> Any:
         """(nll, lse, smooth) and (m, s, gap_sum, argmax)."""
         m, s = (self._kept(layout, rows.shape, rows.dtype, rows.x) for _ in range(2))
-        counted = self._counted(layout, rows.shape, rows.dtype, rows.x, rows.ids)
-        return self._results(layout, rows.x, rows.u, rows.shape, rows.dtype), (m, s, *counted)
+        for_stats = self._for_stats(layout, rows.shape, rows.dtype, rows.x, rows.ids)
+        return self._results(layout, rows.x, rows.u, rows.shape, rows.dtype), (m, s, *for_stats)
 
     def _forward(
         self, rows: Rows, results: Any, stats: Any, slopes: Slopes, dx: Any = None, kept: Any = (None, None)
     ) -> None:
-        cut, count, counts = rows.cut, rows.cut.total, stats[-1] is not None
+        cut, count, for_stats = rows.cut, rows.cut.total, stats[-1] is not None
         if not count:
             return
         if cut.parts == 1:
-            kernels.statistics[cut.grid](*rows.arrays, *slopes, *stats, *results, dx, None, STATS=counts, **rows.tile)
+            kernels.statistics[cut.grid](
+                *rows.arrays, *slopes, *stats, *results, dx, None, STATS=for_stats, **rows.tile
+            )
             return
-        numbers = 6 if rows.u is not None else 4 if rows.t is not None or counts else 2  # of a part of a row
+        numbers = 6 if rows.u is not None else 4 if rows.t is not None or for_stats else 2  # of a part of a row
         parts = stats[0].new_empty((numbers, cut.parts, count))
         nowhere = (None,) * (len(stats) + len(results) + 1)
-        kernels.statistics[cut.grid](*rows.arrays, *Slopes(None), *nowhere, parts, STATS=counts, **rows.tile)
+        kernels.statistics[cut.grid](*rows.arrays, *Slopes(None), *nowhere, parts, STATS=for_stats, **rows.tile)
         _, classes, inner = cut.sizes
         columns = power(cut.parts)
         beside = max(512 // columns, 1)

@@ -77,7 +77,7 @@ class LoopResults(NamedTuple):
     entropy: Array | None = None
     argmax: Array | None = None
 
-    def stats(self, weight: Array | None) -> _reduce.Stats:
+    def unmarked(self, weight: Array | None) -> _reduce.Stats:
         """What `_reduce.described` starts with."""
         return _reduce.Stats(self.nll, self.lse, self.correct, weight, self.entropy, self.argmax)
 
@@ -270,7 +270,7 @@ def _results(spec: LoopSpec, results: RowResults, x_y: Array | None) -> LoopResu
     found = LoopResults(results.nll, results.lse, results.smooth)
     if x_y is None:
         return found
-    rows = _reduce.found(spec.linear.ops, results, x_y == results.m, None, 1)
+    rows = _reduce.unmarked(spec.linear.ops, results, x_y == results.m, None, 1)
     return found._replace(correct=rows.correct, entropy=rows.entropy, argmax=rows.argmax)
 
 
