@@ -99,3 +99,19 @@ def test_threads_do_not_matter():
     for threads in (2, 3):
         for one, other in zip(first, Entropies("float32", x, threads=threads).run(), strict=True):
             np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_statistics_change_no_bits(dtype):
+    """Rows side by side, turned and beside each other, of one block and of several, whose maxima rise."""
+    for shape in ((9, 33, 1), (5, 5000, 1), (2, 300, 21)):
+        x = rounded(np.sort(NOISE.normal(size=shape) * 9, 1), dtype)
+        n = shape[0] * shape[2]
+        ids, u, a = NOISE.integers(-2, shape[1], n), NOISE.random(shape[1]), NOISE.normal(size=n)
+        for wide in (True, False):
+            plain, more = (Rows(dtype, x, ids=ids, u=u, wide=wide) for _ in range(2))
+            loss, dx = zip(plain.both(a, a, a), more.both(a, a, a, stats=True), strict=True)
+            for one, other in (dx, *zip(*loss, strict=True), (plain.m, more.m), (plain.s, more.s)):
+                np.testing.assert_array_equal(one, other)
+            for one, other in zip(plain.forward(), more.forward(stats=True), strict=True):
+                np.testing.assert_array_equal(one, other)

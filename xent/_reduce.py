@@ -87,9 +87,9 @@ class Stats(NamedTuple):
         lse: log(sum_j exp(x_j)).
         correct: bool: no class has a larger logit than the label.
         sample_weight: `sample_weight` x class weight of the label.
-        entropy: -sum_j p_j log p_j of the row's softmax, as accurate as that of `xent.entropy`, which has derivatives.
-        argmax: the first class with the largest logit; -1 where the row is left out, or has no entropy: its entropy is
-            NaN where the label is no class, or the loss is NaN.
+        entropy: -sum_j p_j log p_j of the row's softmax, as accurate as that of `xent.entropy`, which has derivatives;
+            NaN where the label is no class, or the logits have no softmax.
+        argmax: the first class with the largest logit; -1 where the row is left out, or its entropy is NaN.
 
     Example:
         >>> import numpy as np, xent
