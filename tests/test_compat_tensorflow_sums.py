@@ -55,6 +55,14 @@ def test_the_gradient_is_softmax_minus_labels(compiled):
     assert not np.allclose(ours_[1][1], own[1][1])
 
 
+def test_a_graph_visits_the_logits_once():
+    spec = tf.TensorSpec((4, 3))
+    graph = tf.function(ours.nn.softmax_cross_entropy_with_logits).get_concrete_function(spec, spec).graph
+    library = graph.as_graph_def().library.function
+    kinds = [op.type for op in graph.get_operations()] + [node.op for f in library for node in f.node_def]
+    assert kinds.count("Max") == 1
+
+
 def test_the_gradient_in_vectorized_map():
     def of_logits(given):
         return derivatives(ours.nn.softmax_cross_entropy_with_logits)(*given)[1]

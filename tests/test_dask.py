@@ -252,7 +252,7 @@ ERRORS = {
     "class_weight: expected shape (8,)": lambda: xent.sparse_ce(LAZY, Y, class_weight=chunked(Y)),
     "denom: it replaces": lambda: xent.sparse_ce(LAZY, Y, reduce="sum", denom=1),
     "axis: expected -2 to 1": lambda: xent.sparse_ce(LAZY, Y, axis=2),
-    "invalid: 'raise' has to read all labels": lambda: xent.sparse_ce(LAZY, Y, invalid="raise"),
+    "invalid: 'raise' has to read all labels, which Dask has only": lambda: xent.sparse_ce(LAZY, Y, invalid="raise"),
     "logits: expected a Dask array of NumPy's arrays": lambda: xent.sparse_ce(LAZY[LAZY[:, 0] > 0], Y),
     "labels: expected a Dask array of NumPy's arrays": lambda: xent.sparse_ce(LAZY, LAZY[LAZY[:, 0] > 0][:, 0]),
     "logits: a MaskedArray's mask would be lost": lambda: xent.sparse_ce(dask.array.ma.masked_equal(LAZY, 0), Y),

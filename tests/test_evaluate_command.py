@@ -16,7 +16,7 @@ from cases import needs_installed
 from stores import X, Y, evaluation, judge, stored
 from typer.testing import CliRunner
 from xent import _console, cli
-from xent.evaluation import command
+from xent.evaluation import command, run
 from xent.evaluation.run import Evaluation, checked
 from xent.evaluation.tally import report
 
@@ -238,8 +238,35 @@ def test_cluster(tmp_path, monkeypatch):
     assert "labels[0:3]: 1 of 3 class ids out of range, the first at [0] is -100" in wrong.stderr
 
 
+def test_a_worker_lacks_what_reads_the_stores(tmp_path):
+    """Which Dask would wait for for ever."""
+    distributed = pytest.importorskip("distributed", reason="distributed is not installed")
+    options = stored(tmp_path, kind="zarr")
+    own = {"n_workers": 1, "threads_per_worker": 1, "dashboard_address": None}
+    with distributed.LocalCluster(**own) as cluster, distributed.Client(cluster) as client:
+        (worker,) = client.scheduler_info()["workers"]
+        for module in ("zarr", "xent.evaluation.run"):
+            client.run(exec, f"import sys; sys.modules['{module}'] = None", {})
+            shown = invoke(*options, "--ignore-index", "-100", "--cluster", cluster.scheduler_address)
+            assert shown.exit_code == 2
+            sentence = f"--cluster: the worker {worker} cannot import {module}: import of {module} halted"
+            assert sentence in " ".join(shown.stderr.split())
+
+
 class KilledWorker(Exception):
     pass
+
+
+def test_a_scheduler_lacks_xent(tmp_path, monkeypatch):
+    def import_there(_, module):
+        raise ModuleNotFoundError(f"No module named '{module}'")
+
+    client = SimpleNamespace(run_on_scheduler=import_there)
+    stand_in = SimpleNamespace(Client=lambda _: contextlib.nullcontext(client), KilledWorker=KilledWorker)
+    monkeypatch.setitem(sys.modules, "distributed", stand_in)
+    shown = invoke(*stored(tmp_path), "--cluster", "a")
+    assert shown.exit_code == 2
+    assert "--cluster: the scheduler cannot import xent.evaluation.run: No module" in " ".join(shown.stderr.split())
 
 
 @pytest.mark.parametrize("lost", [KilledWorker, CancelledError])
@@ -261,6 +288,7 @@ def test_a_cluster_that_is_lost(tmp_path, monkeypatch, lost):
     def client(address):
         yield SimpleNamespace(map=lambda tally, parts, pure: [Future(tally, part) for part in parts])
 
+    monkeypatch.setattr(run, "check_imports", lambda *_: None)
     monkeypatch.setitem(sys.modules, "distributed", SimpleNamespace(Client=client, KilledWorker=KilledWorker))
     kept = tmp_path / "kept.npz"
     shown = invoke(*options, "--ignore-index", "-100", "--cluster", "a", "--resume", kept)

@@ -71,6 +71,20 @@ def test_that_test_can_fail(tmp_path, first, second):
     assert set(circle(sources(tmp_path))) == {"xent.a", "xent.b"}
 
 
+def test_adapters_build_on_public_names():
+    """As other libraries' adapters have to: `xent.adapter` and `xent.formulas`, and `xent._check`, where all sentences
+    of errors are. What `Adapter.of_parts` names calls losses as a whole."""
+    files = sources(PACKAGE)
+    private = {
+        module
+        for module, file in files.items()
+        if module.startswith("xent.backends.")
+        for name in imported(ast.parse(file.read_text(encoding="utf-8")), module, file.name == "__init__.py", files)
+        if name.startswith("xent._") and name != "xent._check"
+    }
+    assert private == {"xent.backends.dask.blocks", "xent.backends.dask.graph", "xent.backends.torch.mesh"}
+
+
 def test_files_are_short():
     """A file that does not fit in the head is split along its meaning."""
     ours = [

@@ -33,10 +33,14 @@ GOOD = {
     | dict.fromkeys(("a", "z", "c", "loss", "lse", "smooth", "m", "s", "gap_sum", "argmax", "dx"), PLACE),
     "mean_of_ids": {"dtype": 0, "outer": 2, "classes": 3, "wide": True, "threads": 1}
     | dict.fromkeys(("x", "ids", "dx"), PLACE),
-    "sigmoid_forward": {"dtype": 0, "n": 6, "e": 0.0, "p_len": 6, "p_inner": 1, "w_len": 1, "w_inner": 1, "threads": 1}
-    | dict.fromkeys(("x", "z", "p", "w", "loss"), PLACE),
-    "entropy": {"dtype": 0, "rows": 2, "classes": 3, "threads": 1} | dict.fromkeys("xwh", PLACE) | {"dx": 0},
-    "project": {"dtype": 0, "rows": 2, "features": 3, "classes": 4, "threads": 1, "h": PLACE, "w": PLACE, "x": PLACE},
+    "sigmoid_forward": {"dtype": 0, "n": 6, "smoothing": 0.0}
+    | {"pos_weight_length": 6, "pos_weight_inner": 1, "weight_length": 1, "weight_inner": 1, "threads": 1}
+    | dict.fromkeys(("x", "targets", "pos_weight", "weight", "loss"), PLACE),
+    "entropy": {"dtype": 0, "rows": 2, "classes": 3, "threads": 1}
+    | dict.fromkeys(("x", "weight", "entropy"), PLACE)
+    | {"dx": 0},
+    "project": {"dtype": 0, "rows": 2, "features": 3, "classes": 4, "threads": 1}
+    | dict.fromkeys(("hidden", "weight", "x"), PLACE),
 }
 IMPOSSIBLE = [
     *(("rows_forward", {name: value}) for name in ("dtype", "outer", "classes", "inner") for value in (-1, -(2**31))),
@@ -52,13 +56,14 @@ IMPOSSIBLE = [
     *(("mean_of_ids", {name: value}) for name in ("outer", "classes") for value in (-1, 2**60)),
     *(("mean_of_ids", {name: 0}) for name in ("classes", "x", "ids")),
     *(("sigmoid_forward", {name: value}) for name in ("n", "dtype") for value in (-1, -(2**31))),
-    *(("sigmoid_forward", {name: 0}) for name in ("x", "z", "p_len", "p_inner", "w_len", "w_inner")),
+    *(("sigmoid_forward", {name: 0}) for name in ("x", "targets", "pos_weight_length", "pos_weight_inner")),
+    *(("sigmoid_forward", {name: 0}) for name in ("weight_length", "weight_inner")),
     ("sigmoid_forward", {"n": 2**62}),
     *(("entropy", {name: value}) for name in ("rows", "classes") for value in (-1, 2**60)),
     *(("entropy", {"dtype": dtype}) for dtype in (-1, 4)),
-    *(("entropy", {name: 0}) for name in ("classes", "x", "h")),
+    *(("entropy", {name: 0}) for name in ("classes", "x", "entropy")),
     *(("project", {name: value}) for name in ("rows", "features", "classes") for value in (-1, 2**60)),
-    *(("project", {name: 0}) for name in ("features", "classes", "h", "w", "x")),
+    *(("project", {name: 0}) for name in ("features", "classes", "hidden", "weight", "x")),
 ]
 
 
@@ -81,8 +86,8 @@ def test_nothing_to_do(sizes):
         getattr(native, kernel)(*arguments.values())
         getattr(native, kernel)(*(arguments | {"x": 0, "ids": 0, "m": 0}).values())
     assert native.sigmoid_forward(*(GOOD["sigmoid_forward"] | {"n": 0, "x": 0}).values()) == 0
-    native.entropy(*(GOOD["entropy"] | {"rows": 0, "x": 0, "h": 0}).values())
-    native.project(*(GOOD["project"] | {"rows": 0, "h": 0}).values())
+    native.entropy(*(GOOD["entropy"] | {"rows": 0, "x": 0, "entropy": 0}).values())
+    native.project(*(GOOD["project"] | {"rows": 0, "hidden": 0}).values())
     np.testing.assert_array_equal(ROOM, before)
 
 

@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from entropy_bound import assert_accurate
-from xent import _reduce, _sharding, formulas, oracle
+from xent import _reduce, formulas, oracle
 from xent.adapter import ABSENT, INVALID, Layout
 from xent.backends.numpy import ADAPTER
+from xent.formulas import sharding as _sharding
 from xent.verify import regimes
 from xent.verify.tolerance import errors
 

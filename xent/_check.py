@@ -304,10 +304,13 @@ def parameter_in_parts(argument: str, framework: str) -> TypeError:
     )
 
 
-def not_of_other_rows(invalid: str) -> str:
-    """What is done about ids that are no class where nothing reads those of all rows."""
+def unread_ids(invalid: str, framework: str) -> str:
+    """What is done about ids that are no class where nothing reads those of all rows before the loss is computed."""
     if invalid == "raise":
-        raise ValueError("invalid: 'raise' has to read all labels, and their rows are sharded; use 'nan' or 'ignore'")
+        why = "which Dask has only when it computes" if framework == "dask" else "and their rows are sharded"
+        raise ValueError(
+            f"invalid: 'raise' has to read all labels, {why}; use 'nan' or 'ignore', or check them outside"
+        )
     return "nan" if invalid == "auto" else invalid
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from xent import _check, _plan, _reduce, _rules, _sharding, formulas
+from xent import _check, _plan, _reduce, _rules, formulas
 from xent._dispatch import find
 from xent._execute import (
     SIGMOID,
@@ -39,9 +39,10 @@ from xent._plan_sharded import (
     total_divisor,
 )
 from xent._shapes import fitted, shape_of
-from xent._sharding import Row, Shard
 from xent.adapter import Adapter, Array, Layout, Ops, RowResults
+from xent.formulas import sharding as _sharding
 from xent.formulas.linear import LoopOperands, LoopSpec
+from xent.formulas.sharding import Row, Shard
 
 
 def sparse(given: Operands, options: Options, group: Any) -> Any:

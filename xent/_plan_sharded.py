@@ -15,8 +15,8 @@ from xent._execute import Rows, prepare
 from xent._options import Operands, Options
 from xent._plan import Plan
 from xent._shapes import Shape, fitted, shape_of
-from xent._sharding import Row, Shard
 from xent.adapter import Adapter, Array, Layout
+from xent.formulas.sharding import Row, Shard
 
 
 class Logits(NamedTuple):

@@ -305,7 +305,7 @@ def call(function: Callable[..., Any], *arguments: Any) -> Any:
 
 @dataclass(frozen=True, eq=False)
 class Collectives:
-    """What `sharded=` and `group=` take. Types are those of `xent._sharding`: Shard, Row.
+    """What `sharded=` and `group=` take. Types are those of `xent.formulas.sharding`: Shard, Row.
 
     All shards compute the same loss. A derivative is that of this one loss, in the arrays that a shard holds.
     """
@@ -313,8 +313,8 @@ class Collectives:
     # shard(group, length, rows, like) -> Shard, for a shard of so many classes whose arrays have so many rows; `group`
     #   is what the caller gave as `sharded=`. An error where it makes no sense, on all shards alike
     shard: Callable[[Any, int, int, Array], Any]
-    # attach(group, layout, shard, x, t, u, ids, row) -> RowResults: `_sharding.results`, differentiable in x and t by
-    #   `_sharding.coefficients` or `_sharding.tangents`. ids are those of all classes
+    # attach(group, layout, shard, x, t, u, ids, row) -> RowResults: `sharding.results`, differentiable in x and t by
+    #   `sharding.coefficients` or `sharding.tangents`. ids are those of all classes
     attach: Callable[..., RowResults]
     summed: Callable[[Any, Array, Array], Array]  # (group, own, total) -> total, whose derivative in own is 1
     # linear(group, spec, shard, operands) -> (Row, RowResults), for LoopSpec and LoopOperands of `formulas.linear` with

@@ -4,8 +4,7 @@ The adapters give arguments by name. Impossible sizes, unknown dtypes and missin
 adapters check the values in the arrays. Where there are no elements, addresses may be anything.
 
 The letters are those of xent/adapter.py: u smoothing weights; a, b, c what loss, lse and smooth are multiplied by; z
-what lse^2 is. Of the sigmoid kernels: z targets, e label smoothing, p pos_weight, w weight. Of the products: h hidden
-states, w weight.
+what lse^2 is.
 
 An address is an int; 0 stands for an absent argument, and `t|0` means that t may be absent. `dtype` is one of F32, F64,
 F16, BF16: that of x and dx; every other array is in the compute dtype: float64 for F64, else float32. Arrays are
@@ -28,7 +27,7 @@ F64: Final = 1
 F16: Final = 2
 BF16: Final = 3
 
-INTERFACE: Final = 6  # a module compiled from sources with another number is not used
+INTERFACE: Final = 7  # a module compiled from sources with another number is not used
 
 version: str
 
@@ -150,80 +149,83 @@ def mean_of_ids(
 def sigmoid_forward(
     dtype: int,
     n: int,
-    e: float,
-    p_len: int,
-    p_inner: int,
-    w_len: int,
-    w_inner: int,
+    smoothing: float,
+    pos_weight_length: int,
+    pos_weight_inner: int,
+    weight_length: int,
+    weight_inner: int,
     threads: int,
     x: int,
-    z: int,
-    p: int,
-    w: int,
+    targets: int,
+    pos_weight: int,
+    weight: int,
     loss: int,
 ) -> float:
-    """Returns sum(w loss), added up in a fixed order; writes the elementwise loss, without w, to loss|0.
+    """Returns sum(weight loss), added up in a fixed order; writes the elementwise loss, without weight, to loss|0.
 
-    p and w are patterns: the value for element i is p[(i // p_inner) % p_len]. (p_len, p_inner) is (1, 1) for a scalar,
-    (C, 1) for one value a class on the last axis, (N, C) for one a row, (n, 1) for a full array. 0 stands for ones.
-    Where w == 0 the loss is 0, whatever x and z hold.
+    pos_weight and weight are patterns: the value for element i is at [(i // inner) % length]. (length, inner) is (1, 1)
+    for a scalar, (C, 1) for one value a class on the last axis, (N, C) for one a row, (n, 1) for a full array. 0 stands
+    for ones. Where weight == 0 the loss is 0, whatever x and targets hold.
     """
 
 def sigmoid_backward(
     dtype: int,
     n: int,
-    e: float,
-    p_len: int,
-    p_inner: int,
-    w_len: int,
-    w_inner: int,
+    smoothing: float,
+    pos_weight_length: int,
+    pos_weight_inner: int,
+    weight_length: int,
+    weight_inner: int,
     scale: float,
     threads: int,
     x: int,
-    z: int,
-    p: int,
-    w: int,
+    targets: int,
+    pos_weight: int,
+    weight: int,
     dx: int,
     dz: int,
 ) -> None:
-    """Gradient of scale * sum(w loss): dx|0 in x's dtype, dz|0 in the compute dtype. Exactly 0 where w == 0."""
+    """Gradient of scale * sum(weight loss): dx|0 in x's dtype, dz|0 in the compute dtype. 0 where weight == 0."""
 
 def sigmoid_both(
     dtype: int,
     n: int,
-    e: float,
-    p_len: int,
-    p_inner: int,
-    w_len: int,
-    w_inner: int,
+    smoothing: float,
+    pos_weight_length: int,
+    pos_weight_inner: int,
+    weight_length: int,
+    weight_inner: int,
     scale: float,
     threads: int,
     x: int,
-    z: int,
-    p: int,
-    w: int,
+    targets: int,
+    pos_weight: int,
+    weight: int,
     loss: int,
     dx: int,
 ) -> float:
-    """sigmoid_forward, and sigmoid_backward's dx, in one visit: returns sum(w loss); loss|0, dx."""
+    """sigmoid_forward, and sigmoid_backward's dx, in one visit: returns sum(weight loss); loss|0, dx."""
 
-def entropy(dtype: int, rows: int, classes: int, threads: int, x: int, w: int, h: int, dx: int) -> None:
-    """Entropy of each row, and the derivative in x of sum(w h). In: x [rows, classes], w|0 [rows]. Out: h|0, dx|0.
+def entropy(dtype: int, rows: int, classes: int, threads: int, x: int, weight: int, entropy: int, dx: int) -> None:
+    """Entropy of each row, and the derivative in x of sum(weight entropy).
 
-    A row whose w is 0 is not read; its h and dx are 0. h is not multiplied by w.
+    In: x [rows, classes], weight|0 [rows]. Out: entropy|0, dx|0. A row of weight 0 is not read; its results are 0. The
+    entropy is not multiplied by the weight.
     """
 
-def project(dtype: int, rows: int, features: int, classes: int, threads: int, h: int, w: int, x: int) -> None:
-    """x = h w^T. In: h [rows, features], w [classes, features], of `dtype`. Out: x [rows, classes].
+def project(dtype: int, rows: int, features: int, classes: int, threads: int, hidden: int, weight: int, x: int) -> None:
+    """x = hidden weight^T. In: hidden [rows, features], weight [classes, features], of `dtype`. Out: x [rows, classes].
 
     No size is 0, here and below. Sums are in the compute dtype, a block of terms at a time.
     """
 
-def pull(dtype: int, rows: int, features: int, classes: int, threads: int, dx: int, w: int, dh: int) -> None:
-    """dh = dx w. In: dx, and w of `dtype`. Out: dh [rows, features]."""
+def pull(dtype: int, rows: int, features: int, classes: int, threads: int, dx: int, weight: int, dhidden: int) -> None:
+    """dhidden = dx weight. In: dx, and weight of `dtype`. Out: dhidden [rows, features]."""
 
-def accumulate(dtype: int, rows: int, features: int, classes: int, threads: int, dx: int, h: int, dw: int) -> None:
-    """dw += dx^T h. In: dx, and h of `dtype`. In and out: dw [classes, features]."""
+def accumulate(
+    dtype: int, rows: int, features: int, classes: int, threads: int, dx: int, hidden: int, dweight: int
+) -> None:
+    """dweight += dx^T hidden. In: dx, and hidden of `dtype`. In and out: dweight [classes, features]."""
 
 def runners() -> int:
     """The address of the kernels for the library _tensorflow (runners.h), whose function xent_attach takes it."""
@@ -238,16 +240,17 @@ def ffi_handlers() -> dict[str, CapsuleType]:
         rows_forward   (x, t, u, ids)  -> (m, s, loss, lse, smooth, gap_sum, argmax)  trailing
         rows_backward  (x, t, u, ids, m, s, a, b, c)  -> (dx, dt)  trailing
         rows_both      (x, t, u, ids, a, z, c)  -> (m, s, loss, lse, smooth, gap_sum, argmax, dx)  trailing
-        sigmoid_forward  (x, z, p, w)                  -> (loss, sum)                 e (np.float64), p_len, p_inner,
-        sigmoid_backward (x, z, p, w, scale)           -> (dx, dz)                    w_len, w_inner (np.int64)
-        sigmoid_both     (x, z, p, w, scale)           -> (loss, sum, dx)
-        project     (h, w)      -> (x,)
-        pull        (dx, w)     -> (dh,)
-        accumulate  (dw, dx, h) -> (dw,), in the operand's memory
+        sigmoid_forward  (x, targets, pos_weight, weight)         -> (loss, sum)
+        sigmoid_backward (x, targets, pos_weight, weight, scale)  -> (dx, dz)
+        sigmoid_both     (x, targets, pos_weight, weight, scale)  -> (loss, sum, dx)
+            smoothing (np.float64), pos_weight_length, pos_weight_inner, weight_length, weight_inner (np.int64)
+        project     (hidden, weight)       -> (x,)
+        pull        (dx, weight)           -> (dhidden,)
+        accumulate  (dweight, dx, hidden)  -> (dweight,), in the operand's memory
 
     sum and scale are 0-d, in the compute dtype. All but the products are right under jax.vmap with
-    vmap_method="broadcast_all": every array then has the same new leading axes (u, p, w, sum and scale too), and a
-    handler works through them.
+    vmap_method="broadcast_all": every array then has the same new leading axes (u, pos_weight, weight, sum and scale
+    too), and a handler works through them.
 
         jax.ffi.ffi_call("xent_rows_forward", result_shape_dtypes, vmap_method="broadcast_all")(
             x, t, u, ids, trailing=np.int64(0))

@@ -164,27 +164,27 @@ class Kernels(DenseArrays):
         turned = self.turn(x, axis, -1)
         shape: Any = self.ops.shape(turned)
         dtype = computed_in(self.ops.dtype(x))
-        given = {"x": self.dense(turned, shape), "w": self._per_row(weight, shape[:-1], dtype, x)}
+        given = {"x": self.dense(turned, shape), "weight": self._per_row(weight, shape[:-1], dtype, x)}
         sizes = {"dtype": CODES[self.ops.dtype(x)], "rows": math.prod(shape[:-1]), "classes": shape[-1]}
-        h = self.empty(shape[:-1], dtype, x)
+        entropy = self.empty(shape[:-1], dtype, x)
         dx = self.empty(shape, self.ops.dtype(x), x) if derive else None
-        self._run(native.entropy, sizes, **given, h=h, dx=dx)
-        return h, None if dx is None else self.dense(self.turn(dx, -1, axis), self.ops.shape(x))
+        self._run(native.entropy, sizes, **given, entropy=entropy, dx=dx)
+        return entropy, None if dx is None else self.dense(self.turn(dx, -1, axis), self.ops.shape(x))
 
     def project(self, hidden: Array, weight: Array, x: Array) -> None:
-        """x = h @ weight.T, in the compute dtype. Here and below, all arrays are dense and have elements."""
+        """x = hidden @ weight.T, in the compute dtype. Here and below, all arrays are dense and have elements."""
         sizes = self._matrices(hidden, self.ops.shape(hidden), self.ops.shape(weight)[0])
-        self._run(native.project, sizes, h=hidden, w=weight, x=x)
+        self._run(native.project, sizes, hidden=hidden, weight=weight, x=x)
 
-    def pull(self, dx: Array, weight: Array, dh: Array) -> None:
-        """dh = dx @ weight."""
-        sizes = self._matrices(weight, self.ops.shape(dh), self.ops.shape(weight)[0])
-        self._run(native.pull, sizes, dx=dx, w=weight, dh=dh)
+    def pull(self, dx: Array, weight: Array, dhidden: Array) -> None:
+        """dhidden = dx @ weight."""
+        sizes = self._matrices(weight, self.ops.shape(dhidden), self.ops.shape(weight)[0])
+        self._run(native.pull, sizes, dx=dx, weight=weight, dhidden=dhidden)
 
-    def accumulate(self, dx: Array, hidden: Array, dw: Array) -> None:
-        """dw += dx.T @ h."""
-        sizes = self._matrices(hidden, self.ops.shape(hidden), self.ops.shape(dw)[0])
-        self._run(native.accumulate, sizes, dx=dx, h=hidden, dw=dw)
+    def accumulate(self, dx: Array, hidden: Array, dweight: Array) -> None:
+        """dweight += dx.T @ hidden."""
+        sizes = self._matrices(hidden, self.ops.shape(hidden), self.ops.shape(dweight)[0])
+        self._run(native.accumulate, sizes, dx=dx, hidden=hidden, dweight=dweight)
 
     def _matrices(self, typed: Array, rows: Any, classes: Any) -> dict[str, Any]:
         return {"dtype": CODES[self.ops.dtype(typed)], "rows": rows[0], "features": rows[1], "classes": classes}
@@ -210,17 +210,11 @@ class Kernels(DenseArrays):
         """Arguments of all sigmoid kernels, numbers and arrays by name; the compute dtype."""
         name = self.ops.dtype(x)
         shape: Any = self.ops.shape(x)
-        (pos_weight, p_len, p_inner), (weight, w_len, w_inner) = (
-            self._pattern(pos_weight, shape),
-            self._pattern(weight, shape),
-        )
-        patterns = {"p_len": p_len, "p_inner": p_inner, "w_len": w_len, "w_inner": w_inner}
-        sizes = {"dtype": CODES[name], "n": math.prod(shape), "e": smoothing, **patterns}
-        return (
-            sizes,
-            {"x": self.dense(x, shape), "z": self.dense(targets, shape), "p": pos_weight, "w": weight},
-            computed_in(name),
-        )
+        sizes = {"dtype": CODES[name], "n": math.prod(shape), "smoothing": smoothing}
+        given = {"x": self.dense(x, shape), "targets": self.dense(targets, shape)}
+        for argument, array in (("pos_weight", pos_weight), ("weight", weight)):
+            given[argument], sizes[f"{argument}_length"], sizes[f"{argument}_inner"] = self._pattern(array, shape)
+        return sizes, given, computed_in(name)
 
     def _run(self, kernel: Callable[..., Any], sizes: dict[str, Any], **arrays: Array | None) -> Any:
         """Calls a kernel with the arrays' addresses; `arrays` keeps them alive until it returns."""

@@ -61,15 +61,33 @@ XENT_INLINE inline void each_strip(int64_t width, F&& body) {
   if (i < width) body(i, int(width - i));
 }
 
+// Four classes at a time: the maxima so far are read and written once for them.
+template <class X>
+void maxima(const Rows& k, const X* x, int64_t width, Tile<Compute<X>>& tile) {
+  using T = Compute<X>;
+  int64_t j = 0;
+  auto raise = [&](auto classes) XENT_INLINE {
+    each_strip<T>(width, [&](int64_t i, auto count) XENT_INLINE {
+      Vec<T> m = lanes_of(tile.m, i);
+      for (int64_t c = 0; c < classes; ++c) m = max(m, load_some(x, (j + c) * k.inner + i, count, T(0)));
+      store(tile.m, i, m);
+    });
+    j += classes;
+  };
+  while (j + 4 <= k.classes) raise(std::integral_constant<int, 4>{});
+  while (j < k.classes) raise(std::integral_constant<int, 1>{});
+}
+
 // Sums over the classes, before they are rounded
 struct Sums {
   double s[kTile], gaps[kTile], soft[kTile], share[kTile], smooth[kTile];
 };
 
-// The sums of one strip, and the first class with the maximum, -1 where there is none
+// The sums of one strip, and the first class with the maximum, -1 where there is none. Meanwhile what the tile after it
+// wants, `next` rows on, is fetched, unless that is 0: the hardware gives up at the end of each class's short piece.
 template <class X, bool kSoft, bool kSmooth, bool kStats, class W>
 XENT_INLINE inline void strip(const Rows& k, const X* x, const Compute<X>* t, int64_t i, W width, Tile<Compute<X>>& tile,
-                              Sums& sums, typename Float<Compute<X>>::Int* argmax) {
+                              Sums& sums, typename Float<Compute<X>>::Int* argmax, int64_t next) {
   using T = Compute<X>;
   using V = Vec<T>;
   using Int = typename Float<T>::Int;
@@ -82,6 +100,7 @@ XENT_INLINE inline void strip(const Rows& k, const X* x, const Compute<X>* t, in
     V e{}, f{}, g{}, w{}, h{};
     for (int64_t j = begin; j < end; ++j) {
       V at = load_some(x, j * k.inner + i, width, T(0)), gap = at - m;
+      if (next) fetch_for_later(x, j * k.inner + i + next);
       auto same = at == m;
       V term = exp_neg<T>(gap);
       e += select(same, V{}, term);
@@ -92,6 +111,7 @@ XENT_INLINE inline void strip(const Rows& k, const X* x, const Compute<X>* t, in
       }
       if constexpr (kSoft) {
         V weight = load_some(t, j * k.inner + i, width, T(0));
+        if (next) fetch_for_later(t, j * k.inner + i + next);
         g = g - select(weight == V{}, V{}, weight * gap);
         w += weight;
       }
@@ -187,14 +207,11 @@ void one_tile(const Rows& k, int64_t unit, double u_total) {
       });
     }
   } else {
-    for (int64_t j = 0; j < k.classes; ++j) {
-      each_strip<T>(width, [&](int64_t i, auto count) XENT_INLINE {
-        store(tile.m, i, max(lanes_of(tile.m, i), load_some(x, j * k.inner + i, count, T(0))));
-      });
-    }
+    maxima(k, x, width, tile);
     Sums sums;
+    const int64_t next = first + width < k.inner ? width : 0;
     each_strip<T>(width, [&](int64_t i, auto count) XENT_INLINE {
-      strip<X, kSoft, kSmooth, kStats>(k, x, t, i, count, tile, sums, argmax);
+      strip<X, kSoft, kSmooth, kStats>(k, x, t, i, count, tile, sums, argmax, next);
     });
     // A loop of its own: its long chains of operations would delay the strips.
     each_strip<double>(width, [&](int64_t i, auto) XENT_INLINE {
@@ -294,14 +311,21 @@ inline int64_t turned_width(const Rows& k) {
 template <class X>
 void turn(const X* from, int64_t rows, int64_t columns, X* to) {
   // by memcpy, since the caller's memory may not be aligned
-  auto move = [&](int64_t i, int64_t j) { std::memcpy(to + j * rows + i, from + i * columns + j, sizeof(X)); };
-  if (rows > columns) {  // the inner loop along the longer side
-    for (int64_t j = 0; j < columns; ++j) {
-      for (int64_t i = 0; i < rows; ++i) move(i, j);
+  auto move = [&](int64_t i, int64_t j) XENT_INLINE { std::memcpy(to + j * rows + i, from + i * columns + j, sizeof(X)); };
+  int64_t done = 0;
+  if (rows > columns) {  // the inner loop along the longer side, for four lines of the other
+    for (; done + 4 <= columns; done += 4) {
+      for (int64_t i = 0; i < rows; ++i) move(i, done), move(i, done + 1), move(i, done + 2), move(i, done + 3);
+    }
+    for (; done < columns; ++done) {
+      for (int64_t i = 0; i < rows; ++i) move(i, done);
     }
   } else {
-    for (int64_t i = 0; i < rows; ++i) {
-      for (int64_t j = 0; j < columns; ++j) move(i, j);
+    for (; done + 4 <= rows; done += 4) {
+      for (int64_t j = 0; j < columns; ++j) move(done, j), move(done + 1, j), move(done + 2, j), move(done + 3, j);
+    }
+    for (; done < rows; ++done) {
+      for (int64_t j = 0; j < columns; ++j) move(done, j);
     }
   }
 }

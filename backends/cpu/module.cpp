@@ -127,6 +127,7 @@ std::optional<double> mean_of_ids(int dtype, Int outer, Int classes, bool wide, 
   return without_gil(k, cost(k), threads) / n;
 }
 
+// e: smoothing, z: targets, p: pos_weight, w: weight; of the products h: hidden, w: weight
 Sigmoid sigmoid(int dtype, Int n, double e, Int p_len, Int p_inner, Int w_len, Int w_inner, Address x, Address z,
                 Address p, Address w) {
   Sigmoid k{};
@@ -214,9 +215,11 @@ Address runners() {
 
 }  // namespace
 
-// Python names of the arguments with which all kernels of a kind begin
+// Python names of the arguments that all kernels of a kind have
 #define XENT_ROWS "dtype"_a, "outer"_a, "classes"_a, "inner"_a, "wide"_a, "threads"_a, "x"_a, "t"_a, "u"_a, "ids"_a
-#define XENT_ELEMENTS "dtype"_a, "n"_a, "e"_a, "p_len"_a, "p_inner"_a, "w_len"_a, "w_inner"_a
+#define XENT_ELEMENTS                                                                                               \
+  "dtype"_a, "n"_a, "smoothing"_a, "pos_weight_length"_a, "pos_weight_inner"_a, "weight_length"_a, "weight_inner"_a
+#define XENT_OPERANDS "threads"_a, "x"_a, "targets"_a, "pos_weight"_a, "weight"_a
 #define XENT_PRODUCT "dtype"_a, "rows"_a, "features"_a, "classes"_a, "threads"_a
 
 NB_MODULE(_native, module) {
@@ -225,7 +228,7 @@ NB_MODULE(_native, module) {
   module.attr("F16") = int(kF16);
   module.attr("BF16") = int(kBF16);
   module.attr("version") = XENT_VERSION;
-  module.attr("INTERFACE") = 6;  // increased whenever the arguments below change
+  module.attr("INTERFACE") = 7;  // increased whenever the arguments below change
   module.def("isa", [] { return kernels()->isa; });
   module.def("isas", [] {
     int n;
@@ -244,15 +247,14 @@ NB_MODULE(_native, module) {
       "x"_a, "t"_a, "u"_a, "ids"_a, "dx"_a);
   module.def("mean_of_ids", mean_of_ids, "dtype"_a, "outer"_a, "classes"_a, "wide"_a, "threads"_a, "x"_a, "ids"_a,
       "dx"_a);
-  module.def("sigmoid_forward", sigmoid_forward, XENT_ELEMENTS, "threads"_a, "x"_a, "z"_a, "p"_a, "w"_a, "loss"_a);
-  module.def("sigmoid_backward", sigmoid_backward, XENT_ELEMENTS, "scale"_a, "threads"_a, "x"_a, "z"_a, "p"_a, "w"_a,
-      "dx"_a, "dz"_a);
-  module.def("sigmoid_both", sigmoid_both, XENT_ELEMENTS, "scale"_a, "threads"_a, "x"_a, "z"_a, "p"_a, "w"_a,
-      "loss"_a, "dx"_a);
-  module.def("entropy", entropy, "dtype"_a, "rows"_a, "classes"_a, "threads"_a, "x"_a, "w"_a, "h"_a, "dx"_a);
-  module.def("project", project, XENT_PRODUCT, "h"_a, "w"_a, "x"_a);
-  module.def("pull", pull, XENT_PRODUCT, "dx"_a, "w"_a, "dh"_a);
-  module.def("accumulate", accumulate, XENT_PRODUCT, "dx"_a, "h"_a, "dw"_a);
+  module.def("sigmoid_forward", sigmoid_forward, XENT_ELEMENTS, XENT_OPERANDS, "loss"_a);
+  module.def("sigmoid_backward", sigmoid_backward, XENT_ELEMENTS, "scale"_a, XENT_OPERANDS, "dx"_a, "dz"_a);
+  module.def("sigmoid_both", sigmoid_both, XENT_ELEMENTS, "scale"_a, XENT_OPERANDS, "loss"_a, "dx"_a);
+  module.def("entropy", entropy, "dtype"_a, "rows"_a, "classes"_a, "threads"_a, "x"_a, "weight"_a,
+      "entropy"_a, "dx"_a);
+  module.def("project", project, XENT_PRODUCT, "hidden"_a, "weight"_a, "x"_a);
+  module.def("pull", pull, XENT_PRODUCT, "dx"_a, "weight"_a, "dhidden"_a);
+  module.def("accumulate", accumulate, XENT_PRODUCT, "dx"_a, "hidden"_a, "dweight"_a);
   module.def("ffi_handlers", ffi_handlers);
   module.def("runners", runners);
 }

@@ -48,13 +48,6 @@ void elements(const Sigmoid& k, int64_t first, int64_t last) {
       const T* targets = static_cast<const T*>(k.targets) + begin;
       V sums[4] = {};
       sweep<T>(0, count, [&](int64_t i, int lane, auto width) XENT_INLINE {
-        auto write = [&](auto* to, V v) XENT_INLINE {
-          if constexpr (!std::is_same_v<decltype(width), Full>) {
-            store_part(to, i, width, v);
-          } else {
-            store(to, i, v);
-          }
-        };
         V at = load_some(x, i, width, T(0)), label = load_some(targets, i, width, T(0));
         V weight = load_some(weights, i, width, T(0)), factor = load_some(pos_weight, i, width, T(0)), zero = V{};
         V positive = (label * keep + half) * factor, negative = (T(1) - label) * keep + half;
@@ -65,19 +58,20 @@ void elements(const Sigmoid& k, int64_t first, int64_t last) {
           V loss = times(select(up, negative, positive), size) + (negative + positive) * spread;
           loss = select(absent, zero, loss);
           sums[lane] += loss * weight;
-          if (k.loss) write(static_cast<T*>(k.loss) + begin, loss);
+          if (k.loss) store_some(static_cast<T*>(k.loss) + begin, i, width, loss);
         }
         if (k.dx) {
           V large = T(1) / (q + T(1)), small = q * large;
           V slope = negative * select(up, large, small) - positive * select(up, small, large);
           V gradient = select(absent, zero, slope * (weight * scale));
-          write(static_cast<X*>(k.dx) + begin, gradient);
+          store_some(static_cast<X*>(k.dx) + begin, i, width, gradient);
         }
         if (k.dz) {
           V slope = zero - at;
           if (k.pos_weight.at) slope = times(factor, select(up, zero, size) + spread) - (select(up, size, zero) + spread);
           slope = k.smoothing == 1 ? zero : slope * keep;
-          write(static_cast<T*>(k.dz) + begin, select(absent, zero, slope * (weight * scale)));
+          V gradient = select(absent, zero, slope * (weight * scale));
+          store_some(static_cast<T*>(k.dz) + begin, i, width, gradient);
         }
       });
       sum.add(add4(sums));

@@ -56,15 +56,7 @@ struct bf16 {
 };
 
 template <class X>
-struct ComputeOf {
-  using type = float;
-};
-template <>
-struct ComputeOf<double> {
-  using type = double;
-};
-template <class X>
-using Compute = typename ComputeOf<X>::type;
+using Compute = std::conditional_t<std::is_same_v<X, double>, double, float>;
 
 template <class T>
 struct Float;
@@ -118,28 +110,10 @@ using Word = Pack<uint32_t, kLanes<float>>;
 
 // One vector as memory holds it
 template <class X>
-struct RawOf {
-  using type = Half;
-};
-template <>
-struct RawOf<float> {
-  using type = Vec<float>;
-};
-template <>
-struct RawOf<double> {
-  using type = Vec<double>;
-};
-template <class X>
-using Raw = typename RawOf<X>::type;
+using Raw = std::conditional_t<sizeof(X) == 2, Half, Vec<Compute<X>>>;
 
 template <class X>
-XENT_INLINE inline Vec<Compute<X>> widen(Raw<X> v);
-template <>
-XENT_INLINE inline Vec<float> widen<float>(Vec<float> v) {
-  return v;
-}
-template <>
-XENT_INLINE inline Vec<double> widen<double>(Vec<double> v) {
+XENT_INLINE inline Vec<Compute<X>> widen(Raw<X> v) {
   return v;
 }
 template <>
@@ -163,13 +137,7 @@ XENT_INLINE inline Vec<float> widen<f16>(Half h) {
 }
 
 template <class X>
-XENT_INLINE inline Raw<X> narrow(Vec<Compute<X>> v);
-template <>
-XENT_INLINE inline Vec<float> narrow<float>(Vec<float> v) {
-  return v;
-}
-template <>
-XENT_INLINE inline Vec<double> narrow<double>(Vec<double> v) {
+XENT_INLINE inline Raw<X> narrow(Vec<Compute<X>> v) {
   return v;
 }
 template <>
@@ -206,6 +174,14 @@ template <class X>
 XENT_INLINE inline void fetch_ahead(const X* p, int64_t i) {
 #if defined(__GNUC__) && !defined(XENT_PORTABLE)
   __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(p + i) + 4096));
+#endif
+}
+
+// To L2, for a later visit; p + i may lie past the array.
+template <class X>
+XENT_INLINE inline void fetch_for_later(const X* p, int64_t i) {
+#if defined(__GNUC__) && !defined(XENT_PORTABLE)
+  __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(p) + uintptr_t(i) * sizeof(X)), 0, 2);
 #endif
 }
 

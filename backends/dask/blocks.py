@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from xent import _execute_sharded, _plan, _reduce, _sharding, formulas
+from xent import _execute_sharded, _plan, _reduce, formulas
 from xent._execute import SIGMOID, Rows, capped_and_scaled, elements, visible
 from xent._options import Operands, Options
 from xent._plan import Plan
@@ -18,9 +18,10 @@ from xent._plan_sharded import (
     smoothing_weights,
     soft_labels,
 )
-from xent._sharding import Row, Shard, Statistics
 from xent.adapter import Layout, Slopes
 from xent.backends import numpy
+from xent.formulas import sharding as _sharding
+from xent.formulas.sharding import Row, Shard, Statistics
 
 Array = Any
 ADAPTER = numpy.ADAPTER

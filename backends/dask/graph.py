@@ -42,7 +42,7 @@ def of_chunks(loss: Loss, operands: Operands, options: Options) -> Any:
         raise _check.no_linear("dask")
     if loss not in (SOFTMAX, SPARSE, SIGMOID):
         raise _check.no_dask("logits")
-    options = options._replace(invalid=_check.not_of_other_rows(options.invalid))
+    options = options._replace(invalid=_check.unread_ids(options.invalid, "dask"))
     given = arrays(operands._replace(inputs=x))
     plan = checked(loss, given, options)
     every = tuple(range(x.ndim))

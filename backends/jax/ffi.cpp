@@ -256,9 +256,9 @@ Error accumulate(AnyBuffer dw, AnyBuffer dx, AnyBuffer h, ffi::Result<AnyBuffer>
 }
 
 #define XENT_ROWS ffi::Ffi::Bind().RemainingArgs().RemainingRets().Attr<int64_t>("trailing")
-#define XENT_SIGMOID                                                                                              \
-  ffi::Ffi::Bind().RemainingArgs().RemainingRets().Attr<double>("e").Attr<int64_t>("p_len").Attr<int64_t>("p_inner") \
-      .Attr<int64_t>("w_len").Attr<int64_t>("w_inner")
+#define XENT_SIGMOID                                                                                            \
+  ffi::Ffi::Bind().RemainingArgs().RemainingRets().Attr<double>("smoothing").Attr<int64_t>("pos_weight_length") \
+      .Attr<int64_t>("pos_weight_inner").Attr<int64_t>("weight_length").Attr<int64_t>("weight_inner")
 
 XLA_FFI_DEFINE_HANDLER(forward_handler, rows_forward, XENT_ROWS);
 XLA_FFI_DEFINE_HANDLER(backward_handler, rows_backward, XENT_ROWS);

@@ -290,8 +290,10 @@ def _elements_attributes(static: Any, avals: Any) -> dict[str, Any]:
         last = max((i for i, n in enumerate(own) if n != 1), default=len(shape) - 1)
         return np.int64(math.prod(own)), np.int64(math.prod(shape[last + 1 :]))
 
-    (p_len, p_inner), (w_len, w_inner) = length(avals[2]), length(avals[3])
-    return {"e": np.float64(smoothing), "p_len": p_len, "p_inner": p_inner, "w_len": w_len, "w_inner": w_inner}
+    attributes: dict[str, Any] = {"smoothing": np.float64(smoothing)}
+    for argument, aval in (("pos_weight", avals[2]), ("weight", avals[3])):
+        attributes[f"{argument}_length"], attributes[f"{argument}_inner"] = length(aval)
+    return attributes
 
 
 def _elements_axes(static: Any, x: Any, place: int | None, shape: Any) -> Axes:

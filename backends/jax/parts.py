@@ -11,9 +11,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from xent import _sharding
-from xent._sharding import Row, Shard
 from xent.adapter import ABSENT, Layout, RowResults, Slopes
+from xent.formulas import sharding as _sharding
+from xent.formulas.sharding import Row, Shard
 
 from . import sharded
 from .ops import OPS, promoting

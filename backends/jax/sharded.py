@@ -18,10 +18,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
-from xent import _check, _linear_sharded, _sharding, formulas
-from xent._sharding import Row, Shard
+from xent import _check, formulas
 from xent.adapter import Collectives, Layout, RowResults
+from xent.formulas import linear_sharded as _linear_sharded
+from xent.formulas import sharding as _sharding
 from xent.formulas.linear import LoopOperands, LoopSpec
+from xent.formulas.sharding import Row, Shard
 
 from .kernels import still
 from .mesh import vary, varying, varying_alike

@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch.autograd.function import once_differentiable
-from xent import _check, _sharding, formulas
-from xent._sharding import Row, Shard
+from xent import _check, formulas
 from xent.adapter import Layout, RowResults
+from xent.formulas import sharding as _sharding
+from xent.formulas.sharding import Row, Shard
 
 from .native import kernels
 from .ops import OPS

@@ -8,11 +8,13 @@ from typing import Any
 
 import torch
 from torch.autograd.function import once_differentiable
-from xent import _linear_sharded, _sharding, formulas
-from xent._sharding import Row, Shard
+from xent import formulas
 from xent.adapter import RowResults
 from xent.formulas import linear as chunks
+from xent.formulas import linear_sharded as _linear_sharded
+from xent.formulas import sharding as _sharding
 from xent.formulas.linear import LoopOperands, LoopSpec
+from xent.formulas.sharding import Row, Shard
 
 from .linear import autocast
 from .ops import OPS

@@ -16,6 +16,7 @@ eye = [[1, 0, 0], [0, 1, 0]], eye16 in float16, column = [[1], [2]], huge = [[1e
 | `nn.softmax_cross_entropy_with_logits([0, 1, 0], x)` | 5.522, 3.1 | ValueError |
 | `nn.softmax_cross_entropy_with_logits(ones((1, 6, 3)), ones((2, 3, 3)))[0, 0]` | 3.296 | ValueError |
 | `nn.softmax_cross_entropy_with_logits(ones((1, 3, 3)), ones((2, 3, 3)))[0, 0]` | InvalidArgumentError | 3.296 |
+| `gradient(lambda x: nn.softmax_cross_entropy_with_logits([[inf, 0]], x), [[0, 0]])` | -inf, 0.5 | nan, nan |
 | `gradient(lambda t: nn.softmax_cross_entropy_with_logits(t, x), [[1]])` | InvalidArgumentError | 15.77 |
 | `nn.softmax_cross_entropy_with_logits(eye, x, axis=-2)` | InvalidArgumentError | 0.1394, 0.9741, 0 |
 | `nn.softmax_cross_entropy_with_logits(eye, x, axis=2)` | InvalidArgumentError | ValueError |
@@ -59,7 +60,7 @@ from xent.backends.tensorflow.shapes import UNKNOWN
 from xent.compat._tensorflow_errors import reworded
 from xent.compat._tensorflow_softmax import softmax_ce
 
-Reduction, compute_weighted_loss = tf.compat.v1.losses.Reduction, tf.compat.v1.losses.compute_weighted_loss
+Reduction = tf.compat.v1.losses.Reduction
 LOSSES = tf.compat.v1.GraphKeys.LOSSES
 REDUCE = {
     Reduction.NONE: "none",
@@ -208,12 +209,7 @@ def softmax_cross_entropy(
             labels = tf.stop_gradient(labels)
         options = {"sample_weight": _sample_weight(weights), "label_smoothing": label_smoothing, "reduce": reduce}
         words = LOSS_WORDS | {"labels": "onehot_labels"}
-
-        def reduced(each: Any) -> Any:  # 1 - T of smoothed labels is (1 - e) (1 - T)
-            each = (1 - label_smoothing) * each
-            return compute_weighted_loss(each, weights, loss_collection=None, reduction=reduction)
-
-        return _collected(softmax_ce(words, _tensor(logits), labels, reduced, **options), loss_collection)
+        return _collected(softmax_ce(words, _tensor(logits), labels, **options), loss_collection)
 
 
 def sparse_softmax_cross_entropy(

@@ -87,34 +87,18 @@ def cross_entropy(
     reduction = _resolved(reduction, size_average, reduce)
     ignore_index = _integer("ignore_index", ignore_index)
     label_smoothing = _number("label_smoothing", label_smoothing)
-    axis = 0 if input.ndim == 1 else 1
-    weight = _constant("weight", weight)
+    options: dict[str, Any] = {
+        "axis": 0 if input.ndim == 1 else 1,
+        "class_weight": _constant("weight", weight),
+        "label_smoothing": label_smoothing,
+    }
     loss: Tensor
     if target.is_floating_point():
         if ignore_index >= 0:
             raise ValueError(f"ignore_index: expected none where target holds probabilities, got {ignore_index}")
-        loss = reworded(
-            WORDS,
-            xent.softmax_ce,
-            input,
-            target,
-            axis=axis,
-            reduce=_over_examples(reduction),
-            class_weight=weight,
-            label_smoothing=label_smoothing,
-        )
+        loss = reworded(WORDS, xent.softmax_ce, input, target, reduce=_over_examples(reduction), **options)
     else:
-        loss = reworded(
-            WORDS,
-            xent.sparse_ce,
-            input,
-            target,
-            axis=axis,
-            reduce=reduction,
-            class_weight=weight,
-            label_smoothing=label_smoothing,
-            ignore_index=ignore_index,
-        )
+        loss = reworded(WORDS, xent.sparse_ce, input, target, reduce=reduction, ignore_index=ignore_index, **options)
     return loss
 
 

@@ -127,9 +127,24 @@ def on_cluster(address: str, task: Task, parts: list[Index]) -> Iterator[Tally]:
     except ImportError:
         raise ValueError("--cluster: needs: pip install distributed") from None
     with distributed.Client(address) as client:
-        futures = deque(client.map(task.tally, parts, pure=False))
         try:
+            check_imports(client, task)
+            futures = deque(client.map(task.tally, parts, pure=False))
             while futures:
                 yield futures.popleft().result()
         except (distributed.KilledWorker, CancelledError) as error:  # the latter where the scheduler is lost
             raise OSError(f"--cluster: {' '.join(str(error).split())}") from None
+
+
+def check_imports(client: Any, task: Task) -> None:
+    """An error where one of the cluster's processes lacks what a part needs: Dask ends such a worker when it gets a
+    part, and waits for another one for ever."""
+    try:
+        client.run_on_scheduler(importlib.import_module, __name__)
+    except ImportError as error:
+        raise ValueError(f"--cluster: the scheduler cannot import {__name__}: {error}") from None
+    client.submit(len, (), pure=False).result()  # a cluster may start its workers only when there is something to do
+    for module in (__name__, task.logits.library, task.labels.library):
+        for worker, found in client.run(importlib.import_module, module, on_error="return").items():
+            if isinstance(found, ImportError):
+                raise ValueError(f"--cluster: the worker {worker} cannot import {module}: {found}")

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from xent import _files
@@ -21,6 +21,8 @@ Index = tuple[slice, ...]
 @dataclass(frozen=True)
 class Store:
     """An array on disk. `read` gives a part of it; an index may leave out the last axes."""
+
+    library: ClassVar[str] = "numpy"  # what reads it
 
     path: str
     shape: tuple[int, ...]
@@ -58,6 +60,8 @@ class Npy(Store):
 
 @dataclass(frozen=True)
 class Zarr(Store):
+    library: ClassVar[str] = "zarr"
+
     def read(self, index: Index) -> np.ndarray[Any, Any]:
         return np.asarray(_zarr(Path(self.path))[index])
 

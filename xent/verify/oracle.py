@@ -11,6 +11,7 @@ exact in float64, so the result is the truth for them too.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -133,6 +134,26 @@ def _transformed(logits: ArrayLike, softcap: float | None, scale: float | None) 
 # ---- the losses
 
 
+def _of_rows(
+    part: Callable[[Floats, tuple[int, ...]], _Part],
+    logits: ArrayLike,
+    axis: int,
+    softcap: float | None,
+    logit_scale: float | None,
+    *reduction: Any,
+) -> Truth:
+    """part(row of logits, its place) of every row; reduction: reduce, sample_weight, denom."""
+    seen, slope = _transformed(logits, softcap, logit_scale)
+    x = np.moveaxis(seen, axis, -1)
+    parts = [part(x[place], place) for place in np.ndindex(x.shape[:-1])]
+    truth = _reduced(_stack(parts, x.shape[:-1], x.shape[-1]), axis, *reduction)
+    return truth._replace(logits=_product(truth.logits, slope))
+
+
+def _table(class_weight: ArrayLike | None, classes: int) -> Floats:
+    return np.ones(classes) if class_weight is None else np.asarray(class_weight, np.float64)
+
+
 def softmax_ce(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -147,14 +168,13 @@ def softmax_ce(
     logit_scale: float | None = None,
     denom: float | None = None,
 ) -> Truth:
-    seen, slope = _transformed(logits, softcap, logit_scale)
-    x = np.moveaxis(seen, axis, -1)
     t = np.moveaxis(np.asarray(labels, np.float64), axis, -1)
-    table = np.ones(x.shape[-1]) if class_weight is None else np.asarray(class_weight, np.float64)
+    table = _table(class_weight, t.shape[-1])
 
-    parts = [_example(x[place], t[place], table, label_smoothing, z_loss) for place in np.ndindex(x.shape[:-1])]
-    truth = _reduced(_stack(parts, x.shape[:-1], x.shape[-1]), axis, reduce, sample_weight, denom)
-    return truth._replace(logits=_product(truth.logits, slope))
+    def part(x: Floats, place: tuple[int, ...]) -> _Part:
+        return _example(x, t[place], table, label_smoothing, z_loss)
+
+    return _of_rows(part, logits, axis, softcap, logit_scale, reduce, sample_weight, denom)
 
 
 def sparse_ce(
@@ -173,24 +193,19 @@ def sparse_ce(
     invalid: str = "nan",
     denom: float | None = None,
 ) -> Truth:
-    seen, slope = _transformed(logits, softcap, logit_scale)
-    x = np.moveaxis(seen, axis, -1)
-    classes = x.shape[-1]
-    ids = np.asarray(labels)
-    table = np.ones(classes) if class_weight is None else np.asarray(class_weight, np.float64)
-    nan, zero = np.full(classes, np.nan), np.zeros(classes)
+    ids, classes = np.asarray(labels), np.shape(logits)[axis]
+    table, zero = _table(class_weight, classes), np.zeros(classes)
 
-    def part(place: tuple[int, ...]) -> _Part:
+    def part(x: Floats, place: tuple[int, ...]) -> _Part:
         y = int(ids[place])
         if 0 <= y < classes and y != ignore_index:
-            return _example(x[place], np.eye(1, classes, y)[0], table, label_smoothing, z_loss)
+            return _example(x, np.eye(1, classes, y)[0], table, label_smoothing, z_loss)
         if y == ignore_index or invalid == "ignore":
             return _Part(0.0, 0.0, zero, zero, zero)
-        return _Part(math.nan, 1.0, nan, zero, zero)
+        return _Part(math.nan, 1.0, zero + math.nan, zero, zero)
 
-    parts = [part(place) for place in np.ndindex(ids.shape)]
-    truth = _reduced(_stack(parts, ids.shape, classes), axis, reduce, sample_weight, denom)
-    return truth._replace(logits=_product(truth.logits, slope), labels=None)
+    truth = _of_rows(part, logits, axis, softcap, logit_scale, reduce, sample_weight, denom)
+    return truth._replace(labels=None)
 
 
 def linear_ce(
@@ -200,23 +215,14 @@ def linear_ce(
     *,
     bias: ArrayLike | None = None,
     softcap: float | None = None,
-    reduce: str = "mean",
-    sample_weight: ArrayLike | None = None,
-    class_weight: ArrayLike | None = None,
-    label_smoothing: float = 0.0,
-    z_loss: float = 0.0,
-    ignore_index: int | None = None,
-    invalid: str = "nan",
-    denom: float | None = None,
+    **options: Any,
 ) -> LinearTruth:
-    """All logits at once, their sums in extended precision where the machine has it."""
+    """All logits at once, their sums in extended precision where the machine has it; options of `sparse_ce`."""
     h, w = np.asarray(hidden, np.longdouble), np.asarray(weight, np.longdouble)
     with np.errstate(invalid="ignore"):
         x = h @ w.T + np.asarray(0.0 if bias is None else bias, np.longdouble)
         y, slope = _transformed(x, softcap, None)
-        options = {"sample_weight": sample_weight, "class_weight": class_weight, "label_smoothing": label_smoothing}
-        options |= {"z_loss": z_loss, "ignore_index": ignore_index, "invalid": invalid, "denom": denom}
-        truth = sparse_ce(y, labels, reduce=reduce, **options)  # type: ignore[arg-type]
+        truth = sparse_ce(y, labels, **options)
         dx = _product(truth.logits, slope)
         there = dx.any(axis=-1, keepdims=True)  # a masked row may hold anything
         dx, h = dx.reshape(-1, len(w)), np.where(there, h, 0).reshape(-1, w.shape[1])
@@ -225,19 +231,9 @@ def linear_ce(
     return LinearTruth(truth.loss, d_hidden, d_weight, d_bias, truth.sample_weight)
 
 
-def log_prob(
-    logits: ArrayLike,
-    labels: ArrayLike,
-    *,
-    axis: int = -1,
-    ignore_index: int | None = None,
-    invalid: str = "nan",
-    softcap: float | None = None,
-    logit_scale: float | None = None,
-) -> Truth:
-    options: dict[str, Any] = {"ignore_index": ignore_index, "invalid": invalid}
-    options |= {"softcap": softcap, "logit_scale": logit_scale}
-    truth = sparse_ce(logits, labels, axis=axis, reduce="none", **options)
+def log_prob(logits: ArrayLike, labels: ArrayLike, **options: Any) -> Truth:
+    """Options of `sparse_ce`."""
+    truth = sparse_ce(logits, labels, reduce="none", **options)
     return truth._replace(loss=0.0 - truth.loss, logits=0.0 - truth.logits)
 
 
@@ -250,11 +246,8 @@ def entropy(
     logit_scale: float | None = None,
 ) -> Truth:
     """`loss` is every row's entropy, times its weight."""
-    seen, slope = _transformed(logits, softcap, logit_scale)
-    x = np.moveaxis(seen, axis, -1)
-    parts = [_entropy(x[place]) for place in np.ndindex(x.shape[:-1])]
-    truth = _reduced(_stack(parts, x.shape[:-1], x.shape[-1]), axis, "none", sample_weight, None)
-    return truth._replace(logits=_product(truth.logits, slope), labels=None)
+    truth = _of_rows(lambda x, _: _entropy(x), logits, axis, softcap, logit_scale, "none", sample_weight, None)
+    return truth._replace(labels=None)
 
 
 def _entropy(x: Floats) -> _Part:

@@ -6,12 +6,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from xent import _sharding
-from xent._sharding import Row, Shard, Statistics
 from xent.adapter import Array
-from xent.formulas import compute_dtype, widened
-from xent.formulas import linear as loop
-from xent.formulas.linear import Grads, LoopOperands, LoopSpec
+
+from . import linear as loop
+from . import sharding as _sharding
+from .linear import Grads, LoopOperands, LoopSpec
+from .sharding import Row, Shard, Statistics
+from .sums import compute_dtype, widened
 
 
 def statistics(spec: LoopSpec, shard: Shard, operands: LoopOperands) -> Statistics:
