@@ -103,6 +103,7 @@ def operations(xp: Any) -> Ops:
         tanh=xp.tanh,
         abs=xp.abs,
         max=lambda x, axis: xp.max(x, axis=axis, keepdims=True),
+        argmax=lambda x, axis: xp.argmax(x, axis=axis, keepdims=True),
         sum=partial(total, xp),
         top=lambda x, axis: formulas.top(ops, x, axis),
         pick=lambda x, ids, axis: xp.take_along_axis(x, ids, axis=axis),

@@ -67,6 +67,14 @@ class DenseArrays:
         """Memory for one value a row, keeping the class axis."""
         return self.empty((*shape[: layout.axis], 1, *shape[layout.axis :]), dtype, x)
 
+    def _for_stats(
+        self, layout: Layout, shape: Shape, dtype: str, x: Array, ids: Array | None
+    ) -> tuple[Array | None, Array | None]:
+        """Memory for gap_sum and argmax, where the layout asks for them."""
+        if not layout.stats:
+            return None, None
+        return self._kept(layout, shape, dtype, x), self._kept(layout, shape, self.ops.dtype(ids), x)
+
     def _per_row(self, array: Scalar | None, shape: Shape, dtype: str, x: Array) -> Array | None:
         if array is None:
             return None

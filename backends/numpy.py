@@ -83,6 +83,7 @@ OPS = Ops(
     tanh=np.tanh,
     abs=np.abs,
     max=lambda x, axis: np.max(x, axis=axis, keepdims=True),
+    argmax=lambda x, axis: np.argmax(x, axis=axis, keepdims=True),
     sum=total,
     top=top,
     pick=np.take_along_axis,

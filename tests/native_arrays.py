@@ -90,11 +90,21 @@ class Rows:
         self.memory.check()
         return found
 
-    def forward(self, lse=True):
+    def for_stats(self, stats):
+        """Memory for gap_sum and argmax, or None for both."""
+        self.gap_sum = self.vector() if stats else None
+        self.argmax = self.memory.new(self.rows, self.ids.dtype) if stats else None
+        return self.gap_sum, self.argmax
+
+    def entropy(self):
+        with np.errstate(all="ignore"):
+            return np.log1p(self.s) + self.gap_sum / (1 + self.s)
+
+    def forward(self, lse=True, stats=False):
         self.m, self.s, loss = self.vector(), self.vector(), self.vector()
         lse = self.vector() if lse else None
         smooth = None if self.u is None else self.vector()
-        self.run(native.rows_forward, self.m, self.s, loss, lse, smooth)
+        self.run(native.rows_forward, self.m, self.s, loss, lse, smooth, *self.for_stats(stats))
         return loss, lse, smooth
 
     def mean(self, n):
@@ -109,13 +119,13 @@ class Rows:
         self.run(native.rows_backward, self.m, self.s, a, b, c, dx, dt)
         return loaded(dx, self.dtype), dt
 
-    def both(self, a, z=None, c=None, in_place=False):
+    def both(self, a, z=None, c=None, in_place=False, stats=False):
         a, z, c = (None if k is None else self.vector(k) for k in (a, z, c))
         results = loss, lse, smooth, m, s = [self.vector() for _ in range(5)]
         dx = self.x if in_place else self.memory.new(self.shape, self.X)
         if self.u is None:
             results[2] = smooth = None
-        self.run(native.rows_both, a, z, c, loss, lse, smooth, m, s, dx)
+        self.run(native.rows_both, a, z, c, loss, lse, smooth, m, s, *self.for_stats(stats), dx)
         self.m, self.s = m, s
         return (loss, lse, smooth), loaded(dx, self.dtype)
 

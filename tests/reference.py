@@ -247,6 +247,8 @@ def by_ids(
         "nll": (each.nll[rows, y] + poison).where(there),
         "lse": (each.lse + poison).where(there),
         "sample_weight": weight.where(there),
+        "entropy": (spread(x)[0] + poison).where(there),
+        "argmax": np.where(there & ~bad & np.isfinite(top), x.value.argmax(-1), -1),
         "correct": there & ~bad & np.isfinite(top) & (x.value[rows, y] == top),
         # where logits are off themselves, which one is the largest may not be known
         "known": (x.error.max(-1) == 0) | (np.sum(x.value >= (top - 2 * x.error.max(-1))[:, None], -1) < 2),

@@ -293,14 +293,15 @@ class TestTorch:
         """Fake tensors, schemas: torch's own checks of what was registered."""
         x, y, t, u = torch.tensor(X), torch.tensor(Y), torch.tensor(T), torch.full((5,), 0.2)
         m, s, a = torch.zeros(6, 1, 4), torch.zeros(6, 1, 4), torch.ones(6, 4)
-        lay = (1, True, True, True)
+        lay = (1, True, True, True, True)
+        soft = (1, True, True, True, False)
         samples = {
-            "rows": [(x, None, u, y, *lay), (x.bfloat16(), t, None, None, 1, False, False, False)],
+            "rows": [(x, None, u, y, *lay), (x.bfloat16(), t, None, None, 1, False, False, False, False)],
             "rows_backward": [
                 (x, None, u, y, *lay, m, s, a, a, a, True, False),
-                (x, t, u, y, *lay, m, s, a, a, a, False, True),
+                (x, t, u, y, *soft, m, s, a, a, a, False, True),
             ],
-            "rows_both": [(x, None, u, y, *lay, a, a, a), (x.half(), t, None, y, *lay, a, a, None)],
+            "rows_both": [(x, None, u, y, *lay, a, a, a), (x.half(), t, None, y, *soft, a, a, None)],
             "sigmoid": [(0.1, x, t, None, u[:4], True), (0.1, x, t, None, None, False)],
             "sigmoid_backward": [(0.1, x.half(), t, None, None, torch.tensor(2.0), True, True)],
             "sigmoid_both": [

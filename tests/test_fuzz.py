@@ -139,13 +139,14 @@ def check(call):
 
 def check_stats(call, framework, stats, answer):
     work = computed_in(call.dtype)
-    for name in ("nll", "lse", "sample_weight"):
+    for name in ("nll", "lse", "sample_weight", "entropy"):
         close(framework, f"stats.{name}", getattr(stats, name), answer[name], work)
-    correct = framework.numbers(stats.correct)
-    if correct.dtype != bool or correct.shape != answer["correct"].shape:
-        raise Wrong(f"stats.correct: {correct.dtype} of shape {correct.shape}")
-    if (answer["known"] & (correct != answer["correct"])).any():
-        raise Wrong(f"stats.correct: {correct}, expected {answer['correct']}")
+    for name, kind in (("correct", "b"), ("argmax", "i")):
+        got = framework.numbers(getattr(stats, name))
+        if got.dtype.kind != kind or got.shape != answer[name].shape:
+            raise Wrong(f"stats.{name}: {got.dtype} of shape {got.shape}")
+        if (answer["known"] & (got != answer[name])).any():
+            raise Wrong(f"stats.{name}: {got}, expected {answer[name]}")
     return {f"stats.{name}": k for name, k in stats._asdict().items()}
 
 

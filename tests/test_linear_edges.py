@@ -144,11 +144,14 @@ def test_stats(live, loss, options, derive):
     weight = weight * options["class_weight"][Y] if "class_weight" in options else weight
     there &= weight != 0
     lse = np.log(np.exp(x).sum(-1))
-    want = (lse - np.take_along_axis(x, Y[..., None], -1)[..., 0], lse, x.argmax(-1) == Y, weight)
+    nll, entropy = lse - np.take_along_axis(x, Y[..., None], -1)[..., 0], oracle.entropy(x).loss
+    want = (nll, lse, x.argmax(-1) == Y, weight, entropy, x.argmax(-1))
     assert want[2].any()
     for name, got, expected in zip(stats._fields, found[2:], want, strict=True):
-        np.testing.assert_allclose(got, np.where(there, expected, 0), rtol=1e-13, err_msg=name)
+        masked = -1 if name == "argmax" else 0
+        np.testing.assert_allclose(got, np.where(there, expected, masked), rtol=1e-13, err_msg=name)
     assert found[4].dtype == bool
+    assert found[7].dtype.kind == "i"
 
 
 def test_stats_of_one_class(linear):

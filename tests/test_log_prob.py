@@ -63,6 +63,19 @@ def check_entropy(live, x, dtype, what, compiler=lambda f: f):
     assert_accurate(x, oracle.entropy(x), value, grad, dtype, f"{dtype} {what}")
 
 
+def check_stats(live, x, dtype, what):
+    """Entropy and argmax beside a loss: of its value alone, and with its gradient."""
+    truth, ids = oracle.entropy(x), np.zeros(len(x), int)
+    argmax = np.where(np.isnan(truth.loss), -1, x.argmax(1))
+    for run in (partial(xent.sparse_ce, reduce="none"), lambda *given, **more: both(xent.sparse_ce)(*given, **more)[0]):
+        with live.within(dtype):
+            stats = run(live.array(x, dtype, "cpu"), ids, stats=True)[1]
+            assert _dispatch.find(stats.entropy).ops.dtype(stats.entropy) == PRECISION[dtype].compute
+            entropy, found = live.numpy(stats.entropy), live.numpy(stats.argmax)
+        assert_accurate(x, truth, entropy, truth.logits, dtype, f"{dtype} {what}")
+        np.testing.assert_array_equal(found, argmax, err_msg=what)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_entropy_of_all_regimes(live, dtype):
     if dtype not in live.dtypes:
@@ -74,6 +87,7 @@ def test_entropy_of_all_regimes(live, dtype):
             else [regimes.batch("sparse_ce", dtype, classes).logits]
         )
         check_entropy(live, x, dtype, f"{classes} classes")
+        check_stats(live, x, dtype, f"{classes} classes")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -97,6 +111,7 @@ def test_the_formula_by_automatic_differentiation(live, dtype):
 def test_entropy_of_many_classes(live):
     x = np.concatenate([regimes.batch("sparse_ce", "float32", 33333, every=3).logits, np.zeros((1, 33333))])
     check_entropy(live, x, "float32", "33333 classes")
+    check_stats(live, x, "float32", "33333 classes")
 
 
 def test_log_prob_of_leading_labels(live):
@@ -139,6 +154,14 @@ def test_options(live, axis):
             assert not np.signbit(value[gone]).any()
             assert not value[gone].any()
             assert not np.moveaxis(grad, axis, -1)[gone].any()
+        given, gone = np.where(np.expand_dims(y == -100, axis), np.nan, x), y == -100
+        want = oracle.entropy(given, sample_weight=~gone, axis=axis, **options).loss
+        with live.double():
+            given, labels = live.array(given, "float64", "cpu"), np.where(y == 0, 99, y)
+            _, stats = xent.sparse_ce(given, labels, axis=axis, stats=True, ignore_index=-100, invalid="nan", **options)
+            entropy, argmax = live.numpy(stats.entropy), live.numpy(stats.argmax)
+        np.testing.assert_allclose(entropy, np.where(y == 0, np.nan, want), rtol=1e-13, err_msg=f"stats {options}")
+        np.testing.assert_array_equal(argmax, np.where(gone | (y == 0), -1, x.argmax(axis)))
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -195,6 +218,9 @@ def test_rows_that_have_no_entropy(live):
     assert np.isnan(grad).all(axis=1).tolist() == [True, True, True, False]
     np.testing.assert_allclose(value[3], np.log(2), rtol=1e-6)
     np.testing.assert_array_equal(grad[3], 0)
+    _, stats = xent.sparse_ce(live.array(x, None, "cpu"), np.zeros(4, int), stats=True)
+    np.testing.assert_allclose(live.numpy(stats.entropy), value, rtol=1e-6)
+    assert live.numpy(stats.argmax).tolist() == [-1, -1, -1, 0]
 
 
 def test_no_rows_and_one_class(live):
@@ -205,6 +231,9 @@ def test_no_rows_and_one_class(live):
         np.testing.assert_allclose(live.numpy(value), np.log(shape[-1]), rtol=1e-6)
         np.testing.assert_array_equal(live.numpy(grad), np.zeros(shape))
         assert live.numpy(xent.log_prob(x, np.zeros(rows, int))).shape == rows
+        _, stats = xent.sparse_ce(x, np.zeros(rows, int), stats=True)
+        np.testing.assert_array_equal(live.numpy(stats.argmax), np.zeros(rows))
+        np.testing.assert_allclose(live.numpy(stats.entropy), np.log(shape[-1]), rtol=1e-6)
 
 
 def test_arguments_are_left_alone(live):
@@ -305,12 +334,20 @@ def test_compiled(live):
             both(xent.log_prob)(x, y),
             both(xent.entropy)(spoiled, sample_weight=w, **capped),
             both(lambda x: xent.sparse_ce(x, y, reduce="none", **capped))(x),
+            xent.sparse_ce(x, y, sample_weight=w, stats=True)[1][-2:],
+            both(xent.sparse_ce)(x, y, sample_weight=w, stats=True)[0][1][-2:],
         ]
 
     for compile in cases.compilers(live):
         found = compile(program)(*(live.array(k, None, "cpu") for k in (x, spoiled, y, w)))
         found = [[live.numpy(k) for k in pair] for pair in found]
         assert_accurate(np.float64(x), wants[0], *found[0], "float32", "compiled")
-        for got, want, bar in zip(found[1:], wants[1:], (6e-6, 2e-5, 2e-5), strict=True):
+        for entropy, argmax in found[4:]:
+            rows = w != 0
+            truth = oracle.entropy(x[rows])
+            assert_accurate(np.float64(x[rows]), truth, entropy[rows], truth.logits, "float32", "compiled")
+            np.testing.assert_array_equal(entropy[~rows], 0)
+            np.testing.assert_array_equal(argmax, np.where(rows, 2, -1))
+        for got, want, bar in zip(found[1:4], wants[1:], (6e-6, 2e-5, 2e-5), strict=True):
             np.testing.assert_allclose(got[0], want.loss, rtol=bar)
             np.testing.assert_allclose(got[1], want.logits, rtol=bar, atol=1e-37)

@@ -158,19 +158,26 @@ def test_many_rows(live):
 
 @pytest.mark.parametrize("hard", [True, False])
 def test_statistics_of_rows(live, hard):
-    """Both kernels keep what shards of the class axis are put together from: m, and s of all other classes."""
+    """Both kernels keep what shards of the class axis are put together from: m, s of all other classes, gap_sum."""
     values = np.random.default_rng(2).normal(size=(4, 7, 3)).astype(np.float32)
     x = live.array(values, "float32", "cpu")
     adapter = _dispatch.find(x)
     ids = adapter.ops.asarray(np.full((4, 3), 2 if hard else 0, adapter.ops.index_dtype), x)
     targets = None if hard else live.array(np.full(values.shape, 1 / 7, np.float32), "float32", "cpu")
-    given = Layout(1, hard, masked=True, lse=True), x, targets, None, ids
+    given = Layout(1, hard, masked=True, lse=True, stats=hard), x, targets, None, ids
     with_gradient, _ = adapter.softmax.rows_value_and_grad(*given, Slopes(1.0, 0.5))
     top = values.max(1, keepdims=True)
-    others = np.exp(np.float64(values) - top).sum(1, keepdims=True) - 1
+    gap = top - np.float64(values)
+    others = np.exp(-gap).sum(1, keepdims=True) - 1
     for results in (adapter.softmax.rows(*given), with_gradient):
         np.testing.assert_array_equal(live.numpy(results.m), top)
         np.testing.assert_allclose(live.numpy(results.s), others, rtol=1e-6)
+        if not hard:
+            assert results.gap_sum is results.argmax is None
+            continue
+        np.testing.assert_allclose(live.numpy(results.gap_sum), (np.exp(-gap) * gap).sum(1, keepdims=True), rtol=1e-6)
+        np.testing.assert_array_equal(live.numpy(results.argmax), values.argmax(1, keepdims=True))
+        assert adapter.ops.dtype(results.argmax) == adapter.ops.index_dtype
 
 
 # ---- compiled, in a process of their own (test_compiled.py)

@@ -116,14 +116,22 @@ def by_formulas(dtype, x, ids, t, u, a, b, c, z=None):
     row = (x.shape[0], x.shape[2])
     a, b, c, z = (None if k is None else np.asarray(k, T).reshape(row) for k in (a, b, c, z))
     ids = None if ids is None else np.asarray(ids, np.int64).reshape(row)
-    lay = Layout(1, t is None, ids is not None, True)
+    lay = Layout(1, t is None, ids is not None, True, t is None)
     with np.errstate(all="ignore"):
         results = formulas.rows(OPS, lay, x, t, u, ids)
         b = b if z is None else 2 * z * results.lse
         parts = formulas.pieces(OPS, lay, x, ids, results.m, results.s)
         dx = formulas.pull(OPS, lay, parts, x, t, u, ids, (a, b, c))
         dt = None if t is None else formulas.pull_labels(OPS, lay, parts, ids, (a,))
-    return [None if k is None else k.ravel() for k in results[:4]], dx, dt
+    return formulas_results(lay, results, ids), dx, dt
+
+
+def formulas_results(lay, results, ids):
+    """loss, lse, smooth, gap_sum and argmax. Without a softmax, and in masked rows, argmax is negative."""
+    argmax = results.argmax
+    if lay.stats:
+        argmax = np.where((ids < 0)[:, None] | np.isnan(results.m), -1, argmax)
+    return [None if k is None else k.ravel() for k in (*results[:3], results.gap_sum, argmax)]
 
 
 @given(data=st.data())
@@ -162,18 +170,20 @@ def test_like_the_formulas(data):
     offset = draw(st.sampled_from([0, 0, 4, 1, 8, 32]))
     rows = Rows(dtype, x, ids=ids, t=t, u=u, wide=draw(st.booleans()), offset=offset)
     if both:
-        results, dx = rows.both(a, z, c)
+        results, dx = rows.both(a, z, c, stats=hard)
         dt = None
     else:
-        results = rows.forward()
+        results = rows.forward(stats=hard)
         dx, dt = rows.backward(a, b, c, labels=not hard)
     want_results, want_dx, want_dt = by_formulas(dtype, x, ids, t, u, a, b, c, z)
     T = np.dtype(compute(dtype)).name
     finite = np.abs(np.where(np.isfinite(x), x, 0)).max(initial=1)
     weights = max(classes, 1) if t is not None else 1
-    for got, want in zip(results, want_results[:3], strict=True):
+    for got, want in zip((*results, rows.gap_sum), want_results[:4], strict=True):
         if want is not None:
             close(got, want, T, finite * weights)
+    if hard:
+        np.testing.assert_array_equal(np.maximum(rows.argmax, -1), want_results[4])
     size = max(1.0, np.abs(b if b is not None else 0.0).max(initial=0))
     if z is not None:
         size = max(size, 2 * np.nan_to_num(np.abs(z * want_results[1])).max(initial=0))

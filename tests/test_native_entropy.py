@@ -11,7 +11,28 @@ from xent.verify.precision import rounded
 if native is None:
     pytest.skip(f"native kernels: {why_not}", allow_module_level=True)
 
-from native_arrays import DTYPES, NOISE, Entropies
+from native_arrays import DTYPES, NOISE, Entropies, Rows
+
+
+def statistics(dtype, x):
+    """The entropies and argmax that the losses' kernels give, of classes side by side and of rows beside each other."""
+    ids = np.zeros(len(x), int)
+    for wide, logits in enumerate((x[:, :, None], x.T[None])):
+        rows = Rows(dtype, logits, ids=ids, wide=bool(wide))
+        rows.forward(stats=True)
+        yield np.float64(rows.entropy()), rows.argmax
+        rows.both(np.ones(len(x)), stats=True)
+        yield np.float64(rows.entropy()), rows.argmax
+
+
+def check_statistics(dtype, x, truth, dx, what):
+    """dx: a derivative that is right."""
+    for h, argmax in statistics(dtype, x):
+        assert_accurate(x, truth, h, dx, dtype, what)
+        known = ~np.isnan(truth.loss)
+        np.testing.assert_array_equal(argmax[known], x.argmax(1)[known], err_msg=what)
+        assert (argmax[~known] == -1).all()
+
 
 # As in test_native.py; 1024, 1025: one block of float32, and one more.
 SIZES = [1, 2, 3, 15, 16, 17, 65, 1000, 1024, 1025, 33333]
@@ -23,9 +44,11 @@ def test_it_is_as_accurate_as_promised(dtype, classes):
     x = regimes.batch("sparse_ce", dtype, classes, every=4 if classes > 1025 else 1).logits
     call = Entropies(dtype, x)
     h, dx = call.run()
-    assert_accurate(x, oracle.entropy(x), np.float64(h), np.float64(dx), dtype, f"{dtype} {classes} classes")
+    truth, dx, what = oracle.entropy(x), np.float64(dx), f"{dtype} {classes} classes"
+    assert_accurate(x, truth, np.float64(h), dx, dtype, what)
+    check_statistics(dtype, x, truth, dx, what)
     np.testing.assert_array_equal(call.run(derive=False)[0], h)
-    np.testing.assert_array_equal(call.run(value=False)[1], dx)
+    np.testing.assert_array_equal(np.float64(call.run(value=False)[1]), dx)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -38,7 +61,9 @@ def test_maxima_that_rise(dtype):
     x[4, :2048], x[4, 4096:] = -np.inf, -np.inf
     x[5] = np.where(np.arange(5000) < 4500, -60.0, 20.0)
     x = rounded(x, dtype)
-    assert_accurate(x, oracle.entropy(x), *map(np.float64, Entropies(dtype, x).run()), dtype, dtype)
+    truth, (h, dx) = oracle.entropy(x), map(np.float64, Entropies(dtype, x).run())
+    assert_accurate(x, truth, h, dx, dtype, dtype)
+    check_statistics(dtype, x, truth, dx, dtype)
 
 
 def test_rows_without_an_entropy():
@@ -48,6 +73,9 @@ def test_rows_without_an_entropy():
         h, dx = Entropies("float32", x.astype(np.float32)).run()
         np.testing.assert_array_equal(np.isnan(h), [True] * 4 + [False])
         np.testing.assert_array_equal(np.isnan(dx), np.isnan(h)[:, None] & np.ones(dx.shape, bool))
+        for entropy, argmax in statistics("float32", x.astype(np.float32).astype(float)):
+            np.testing.assert_array_equal(np.isnan(entropy), np.isnan(h))
+            np.testing.assert_array_equal(argmax, np.where(np.isnan(h), -1, x.argmax(1)))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -71,3 +99,19 @@ def test_threads_do_not_matter():
     for threads in (2, 3):
         for one, other in zip(first, Entropies("float32", x, threads=threads).run(), strict=True):
             np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_statistics_change_no_bits(dtype):
+    """Rows side by side, turned and beside each other, of one block and of several, whose maxima rise."""
+    for shape in ((9, 33, 1), (5, 5000, 1), (2, 300, 21)):
+        x = rounded(np.sort(NOISE.normal(size=shape) * 9, 1), dtype)
+        n = shape[0] * shape[2]
+        ids, u, a = NOISE.integers(-2, shape[1], n), NOISE.random(shape[1]), NOISE.normal(size=n)
+        for wide in (True, False):
+            plain, more = (Rows(dtype, x, ids=ids, u=u, wide=wide) for _ in range(2))
+            loss, dx = zip(plain.both(a, a, a), more.both(a, a, a, stats=True), strict=True)
+            for one, other in (dx, *zip(*loss, strict=True), (plain.m, more.m), (plain.s, more.s)):
+                np.testing.assert_array_equal(one, other)
+            for one, other in zip(plain.forward(), more.forward(stats=True), strict=True):
+                np.testing.assert_array_equal(one, other)

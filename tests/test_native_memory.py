@@ -40,9 +40,10 @@ PLACE = address(ROOM)
 LAYOUT = {"dtype": 0, "outer": 2, "classes": 3, "inner": 1, "wide": True, "threads": 1, "x": PLACE, "t": 0, "u": PLACE}
 LAYOUT |= {"ids": PLACE}
 GOOD = {
-    "rows_forward": LAYOUT | dict.fromkeys(("m", "s", "loss", "lse", "smooth"), PLACE),
+    "rows_forward": LAYOUT | dict.fromkeys(("m", "s", "loss", "lse", "smooth", "gap_sum", "argmax"), PLACE),
     "rows_backward": LAYOUT | dict.fromkeys(("m", "s", "a", "b", "c", "dx"), PLACE) | {"dt": 0},
-    "rows_both": LAYOUT | dict.fromkeys(("a", "z", "c", "loss", "lse", "smooth", "m", "s", "dx"), PLACE),
+    "rows_both": LAYOUT
+    | dict.fromkeys(("a", "z", "c", "loss", "lse", "smooth", "m", "s", "gap_sum", "argmax", "dx"), PLACE),
     "mean_of_ids": {"dtype": 0, "outer": 2, "classes": 3, "wide": True, "threads": 1}
     | dict.fromkeys(("x", "ids", "dx"), PLACE),
     "sigmoid_forward": {"dtype": 0, "n": 6, "smoothing": 0.0}
@@ -60,6 +61,8 @@ IMPOSSIBLE = [
     *(("rows_forward", {"classes": 0, "outer": outer}) for outer in (0, 2)),
     *(("rows_forward", sizes) for sizes in ({"outer": 2**40, "inner": 2**40}, {"classes": 2**62})),
     *(("rows_forward", {name: 0}) for name in ("x", "ids", "m", "s", "loss")),
+    *((kernel, given) for kernel in ("rows_forward", "rows_both") for given in ({"gap_sum": 0}, {"argmax": 0})),
+    ("rows_forward", {"t": PLACE}),  # gap_sum and argmax are of hard labels
     *(("rows_backward", {name: 0}) for name in ("x", "ids", "m", "s", "a", "u")),  # c is of no use without u
     ("rows_backward", {"dt": PLACE}),  # labels are hard
     *(("rows_both", {name: 0}) for name in ("x", "ids", "a", "dx")),
@@ -259,7 +262,7 @@ x, ids = np.random.default_rng(0).normal(size=(1000, 1000)).astype("f"), np.aran
 def loss():
     m, s, loss = np.empty((3, 1000), "f")
     at = lambda k: k.ctypes.data
-    native.rows_forward(0, 1000, 1000, 1, True, 2, at(x), 0, 0, at(ids), at(m), at(s), at(loss), 0, 0)
+    native.rows_forward(0, 1000, 1000, 1, True, 2, at(x), 0, 0, at(ids), at(m), at(s), at(loss), 0, 0, 0, 0)
     return loss
 
 want = loss()

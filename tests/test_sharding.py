@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from xent import formulas, oracle
+from entropy_bound import assert_accurate
+from xent import _reduce, formulas, oracle
 from xent.adapter import ABSENT, INVALID, Layout
 from xent.backends.numpy import ADAPTER
 from xent.formulas import sharding as _sharding
@@ -18,10 +19,11 @@ OPS, CLASSES, SMOOTHING = ADAPTER.ops, 10, 0.1
 CUTS = ([], [5], [0], [10], [1], [4, 4, 4, 7], [0, 0, 9], [1, 2, 3, 4, 5, 6], [0, 3, 3, 9, 10, 10])
 
 
-def in_shards(x, labels, cuts, u=None, ids=None, slopes=(1.0, None, None)):
-    """nll, lse and smooth, and the derivative of a nll + b lse + c smooth for slopes of (a, b, c)."""
+def in_shards(x, labels, cuts, u=None, ids=None, slopes=(1.0, None, None), stats=False):
+    """nll, lse and smooth, and the derivative of a nll + b lse + c smooth for slopes of (a, b, c); or, with `stats`,
+    entropy and argmax."""
     hard = labels.ndim == 1
-    layout, ids = Layout(1, hard, ids is not None, True), labels if hard and ids is None else ids
+    layout, ids = Layout(1, hard, ids is not None, True, stats), labels if hard and ids is None else ids
     places = [slice(*k) for k in zip([0, *cuts], [*cuts, x.shape[1]], strict=True)]
     handed_out = []
 
@@ -48,14 +50,14 @@ def in_shards(x, labels, cuts, u=None, ids=None, slopes=(1.0, None, None)):
         results = _sharding.results(OPS, layout, row, ids)
         up = [None if k is None else k * np.ones(len(x), x.dtype) for k in slopes]
         up = _sharding.coefficients(OPS, layout, row, this.holds(ids) if hard else None, *up)
-        found.append(results[:3])
+        found.append((_reduce.entropy(OPS, results)[:, 0], results.argmax[:, 0]) if stats else results[:3])
         if this.length:
             local = this.own_ids(OPS, ids) if hard else ids
             parts = formulas.pieces(OPS, layout, x_k, local, results.m, results.s)
             dx[:, place] = formulas.pull(OPS, layout, parts, x_k, t_k, u_k, local, up)
     for other in found[1:]:
         np.testing.assert_equal(other, found[0])  # every shard knows the same
-    return *found[0], dx
+    return found[0] if stats else (*found[0], dx)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -93,6 +95,28 @@ def test_smoothing_and_lse(loss):
             np.testing.assert_allclose(dx, want.logits[one], rtol=1e-12, atol=1e-14 * size)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("classes", [CLASSES, 1000])
+def test_entropy_and_argmax(dtype, classes):
+    """As accurate as of whole rows, and the first of equal classes, whichever shard has it."""
+    batch = regimes.batch("sparse_ce", dtype, classes)
+    x = batch.logits.astype(dtype)
+    truth, known = oracle.entropy(batch.logits), ~np.isnan(batch.logits.max(1)) & (abs(batch.logits.max(1)) < np.inf)
+    for cuts in CUTS:
+        with np.errstate(invalid="ignore"):
+            h, argmax = in_shards(x, batch.labels, cuts, stats=True)
+        assert_accurate(batch.logits, truth, np.float64(h), truth.logits, dtype, cuts)
+        np.testing.assert_array_equal(argmax[known], batch.logits.argmax(1)[known])
+
+
+def test_argmax_of_more_classes_than_float32_counts():
+    x, start = np.array([[0.0, 2.0, 1.0], [3.0, 0.0, 3.0]], "f"), 2**26 + 1
+    one = _sharding.Shard(start, 3, start + 3, np.array([True]), lambda k: tuple(i[None] for i in k), lambda k: k)
+    layout, ids = Layout(1, True, True, False, True), np.array([start, start])
+    own = _sharding.statistics(OPS, ADAPTER.softmax.rows, layout, one, x, None, None, ids)
+    assert _sharding.combine(OPS, one, own).argmax.ravel().tolist() == [start + 1, start]
+
+
 def test_impossible_classes_without_a_smoothing_weight():
     x = np.array([[1.0, -np.inf, 2.0, -np.inf]])
     for cuts in ([1], [2], [3], [1, 2, 3]):
@@ -107,6 +131,7 @@ def test_ties_across_shards():
     for cuts in ([1], [2], [3], [1, 2, 3], [0, 2, 2]):
         nll, lse, _, dx = in_shards(x, np.array([2]), cuts)
         np.testing.assert_allclose((nll, lse), ([np.log(2)], [80 + np.log(2)]), rtol=1e-15)
+        assert in_shards(x, np.array([2]), cuts, stats=True) == (pytest.approx([np.log(2)], rel=1e-15), [0])
         np.testing.assert_allclose(dx[:, ::2], [[0.5, -0.5]], rtol=1e-15)
 
 

@@ -78,7 +78,7 @@ def everything(dtype, outer, classes, inner, hard):
         rows = torch.empty(outer, inner, device="cuda:1", dtype=wide)
         t = None if hard else x.to(wide)
         u = None if hard else t.select(0, 0).select(1, 0)
-        lay = Layout(1, hard, True, not hard)
+        lay = Layout(1, hard, True, not hard, hard)
         given = lay, x, t, u, rows.to(torch.int64)
         results = kernels.rows(*given)
         dx, dt = kernels.rows_backward(

@@ -39,10 +39,10 @@ from xent._plan_sharded import (
     total_divisor,
 )
 from xent._shapes import fitted, shape_of
-from xent.adapter import Adapter, Array, Layout, RowResults
+from xent.adapter import Adapter, Array, Layout, Ops, RowResults
 from xent.formulas import sharding as _sharding
 from xent.formulas.linear import LoopOperands, LoopSpec
-from xent.formulas.sharding import Shard
+from xent.formulas.sharding import Row, Shard
 
 
 def sparse(given: Operands, options: Options, group: Any) -> Any:
@@ -79,7 +79,7 @@ def _sparse(given: Operands, options: Options, group: Any) -> Any:
     own = _sharding.statistics(ops, kernel, rows.layout, shard, constant, None, u, rows.ids)
     row = _sharding.combine(ops, shard, own)
     results = collectives.attach(group, rows.layout, shard, x, None, u, rows.ids, row)
-    return loss(shard, plan, rows, results, ops.squeeze(row.correct, logits.axis))
+    return loss(shard, plan, rows, results, unmarked(ops, rows, results, row) if options.stats else None)
 
 
 def _softmax(given: Operands, options: Options, group: Any) -> Any:
@@ -130,13 +130,19 @@ def _linear(given: Operands, options: Options, group: Any) -> Any:
     if rows.empty is not None:
         h, weight, bias = (None if k is None else _reduce.constant_where(ops, rows.empty, k) for k in (h, weight, bias))
     chunk = rows_of_a_chunk(kernels, h, plan._replace(classes=classes or 1), ops.size(rows.ids))
-    spec = LoopSpec(kernels, rows.layout._replace(axis=1), options.softcap, chunk, True, options.stats)
+    spec = LoopSpec(kernels, rows.layout._replace(axis=1), options.softcap, chunk, True)
     operands = LoopOperands(kernels.flat(h, 1), weight, bias, u, kernels.flat(rows.ids, 0))
     row, results = collectives.linear(group, spec, shard, operands)
-    nll, lse, smooth, correct = (
-        None if k is None else kernels.shaped(k, rows.ids) for k in (*results[:3], row.correct)
-    )
-    return loss(shard, plan, rows, RowResults(nll, lse, smooth, results.m, results.s), correct)
+
+    def shaped(k: Array | None) -> Array | None:
+        return None if k is None else kernels.shaped(k, rows.ids)
+
+    stats = None
+    if options.stats:
+        flat = _reduce.unmarked(ops, results, row.correct, None, 1)
+        stats = _reduce.Stats(*map(shaped, flat))._replace(sample_weight=rows.w)
+    nll, lse, smooth, *rest = results
+    return loss(shard, plan, rows, RowResults(*map(shaped, (nll, lse, smooth)), *rest), stats)
 
 
 def of_rows(function: Loss, given: Operands, options: Options, over_rows: Callable[[Array], Array]) -> Any:
@@ -170,8 +176,13 @@ def _summed(adapter: Adapter, own: Array, divisor: Array | None, over_rows: Call
     return value * ops.where(none, 1.0, ops.stop_gradient(divisor) / ops.where(none, 1.0, divisor))
 
 
-def loss(shard: Shard, plan: Plan, rows: Rows, results: RowResults, correct: Array | None = None) -> Any:
-    """The loss, beside the rows' statistics where they are asked for."""
+def unmarked(ops: Ops, rows: Rows, results: RowResults, row: Row) -> _reduce.Stats:
+    """What `_reduce.described` starts with."""
+    return _reduce.unmarked(ops, results, row.correct, rows.w, rows.layout.axis)
+
+
+def loss(shard: Shard, plan: Plan, rows: Rows, results: RowResults, stats: _reduce.Stats | None = None) -> Any:
+    """The loss; beside the rows' statistics where `stats`, those with no row marked, is not None."""
     ops, options = plan.adapter.ops, plan.options
     plain, divisor = plan._replace(options=options._replace(stats=False)), rows.divisor
     if shard.over_rows is None or options.reduce == "none":
@@ -180,9 +191,7 @@ def loss(shard: Shard, plan: Plan, rows: Rows, results: RowResults, correct: Arr
         constant = None if divisor is None else ops.stop_gradient(divisor)
         own = softmax_loss(plain, rows._replace(divisor=constant), results)
         value = _summed(plan.adapter, own, divisor, shard.over_rows)
-    if not options.stats:
-        return value
-    return value, _reduce.described(ops, results.nll, results.lse, correct, rows.ids, rows.w)
+    return value if stats is None else (value, _reduce.described(ops, stats, rows.ids))
 
 
 def _value_and_grad(function: Callable[..., Any], given: Operands, options: Options, group: Any) -> tuple[Any, Any]:

@@ -67,7 +67,7 @@ def _problem(plan: Plan, operands: Operands) -> tuple[loop.LoopSpec, loop.LoopOp
     slopes = rows.scale.slopes(_reduce.inverse(ops, divisor, dtype))
     slopes = slopes._replace(nll_scale=None) if options.label_smoothing == 1 else slopes
     chunk = rows_of_a_chunk(linear, hidden, plan, ops.size(rows.ids))
-    spec = loop.LoopSpec(linear, rows.layout._replace(axis=1), options.softcap, chunk, each, options.stats)
+    spec = loop.LoopSpec(linear, rows.layout._replace(axis=1), options.softcap, chunk, each)
 
     def finish(value: Array, results: loop.LoopResults) -> Any:
         if each:
@@ -76,8 +76,8 @@ def _problem(plan: Plan, operands: Operands) -> tuple[loop.LoopSpec, loop.LoopOp
             value = ops.where(ops.astype(divisor, dtype) == 0, 0.0, value)
         if not options.stats:
             return value
-        nll, lse, _, correct = (None if k is None else linear.shaped(k, rows.ids) for k in results)
-        return value, _reduce.described(ops, nll, lse, correct, rows.ids, rows.w)
+        found = loop.LoopResults(*(None if k is None else linear.shaped(k, rows.ids) for k in results))
+        return value, _reduce.described(ops, found.unmarked(rows.w), rows.ids)
 
     flat = linear.flat(hidden, 1), operands.weight, operands.bias, rows.u, linear.flat(rows.ids, 0)
     return spec, loop.LoopOperands(*flat, *(_per_row(linear, rows.ids, k, dtype) for k in slopes)), finish

@@ -124,7 +124,7 @@ def sparse_ce(
             loss and gradient NaN; "ignore" leaves it out; "auto" raises where ids are concrete and in host memory and
             is "nan" elsewhere: inside a compiler, on a GPU.
         denom: a number or 0-d array in place of the denominator of "mean".
-        stats: also return every row's `xent.Stats`: nll, lse, correct, sample_weight.
+        stats: also return every row's `xent.Stats`: nll, lse, correct, sample_weight, entropy, argmax.
         sharded: a process group of `torch.distributed` whose ranks hold consecutive classes of the logits, or the name
             of such an axis inside of `jax.shard_map`; the loss is that of all of them. See docs/sharding.md.
 
@@ -201,7 +201,7 @@ def linear_ce(
         invalid: what an id does that is no class and not ignored, as in `sparse_ce`.
         denom: a number or 0-d array in place of the denominator of "mean".
         chunk_rows: how many rows at a time; None: by the memory they take, see docs/performance.md.
-        stats: also return every row's `xent.Stats`: nll, lse, correct, sample_weight.
+        stats: also return every row's `xent.Stats`: nll, lse, correct, sample_weight, entropy, argmax.
         sharded: a process group of `torch.distributed` whose ranks hold consecutive classes of weight and bias, or the
             name of such an axis inside of `jax.shard_map`; the loss is that of all of them. See docs/sharding.md.
 

@@ -145,7 +145,7 @@ def of_rows(
     if own is not adapter:
         labels, to_do = ops.asarray(_reduce.code(own.ops, labels, classes, *to_do), x), (None, None)
     labels = fitted(adapter, _rules.IDS, labels, rows, logits)
-    layout = Layout(axis, True, masked, options.takes_lse)
+    layout = Layout(axis, True, masked, options.takes_lse, options.stats)
     plan = Plan(adapter, options, dtype, layout, classes, *to_do, lengths)
     return plan, Operands(x, labels, sample_weight, table, denom, None, given.weight, given.bias)
 

@@ -87,33 +87,59 @@ class Stats(NamedTuple):
         lse: log(sum_j exp(x_j)).
         correct: bool: no class has a larger logit than the label.
         sample_weight: `sample_weight` x class weight of the label.
+        entropy: -sum_j p_j log p_j of the row's softmax, as accurate as that of `xent.entropy`, which has derivatives;
+            NaN where the label is no class, or the logits have no softmax.
+        argmax: the first class with the largest logit; -1 where the row is left out, or its entropy is NaN.
 
     Example:
         >>> import numpy as np, xent
         >>> loss, stats = xent.sparse_ce(np.array([[2.0, 0.5, 6.0], [0.1, 0.0, 3.0]]), [2, 1], stats=True)
         >>> print(stats.nll.round(4), stats.correct)
         [0.0222 3.0997] [ True False]
+        >>> print(stats.entropy.round(4), stats.argmax)
+        [0.1131 0.3644] [2 2]
     """
 
     nll: Array
     lse: Array
     correct: Array
     sample_weight: Array
+    entropy: Array
+    argmax: Array
 
 
 def stats(ops: Ops, results: RowResults, x: Array, ids: Array, weight: Array | None, axis: int) -> Stats:
     """From a kernel's results with lse; x: the logits."""
-    nll, lse, m = results.nll, results.lse, results.m
     label = ops.expand_dims(ops.where(ids < 0, 0, ids), axis)
-    x_y = ops.astype(ops.pick(x, label, axis), ops.dtype(m))
-    return described(ops, nll, lse, ops.squeeze(x_y == m, axis), ids, weight)
+    x_y = ops.astype(ops.pick(x, label, axis), ops.dtype(results.m))
+    return described(ops, unmarked(ops, results, x_y == results.m, weight, axis), ids)
 
 
-def described(ops: Ops, nll: Array, lse: Array | None, correct: Array, ids: Array, weight: Array | None) -> Stats:
-    """weight: each row's, broadcasting; None where all rows that are not masked have weight 1."""
-    correct = correct & (ids >= 0)
-    there = ops.astype(ids != ABSENT, ops.dtype(nll))
-    return Stats(*map(ops.stop_gradient, (nll, lse, correct, there if weight is None else there * weight)))
+def unmarked(ops: Ops, results: RowResults, correct: Any, weight: Array | None, axis: int) -> Stats:
+    """What `described` starts with; `correct` keeps the class axis."""
+    correct, h, argmax = (ops.squeeze(k, axis) for k in (correct, entropy(ops, results), results.argmax))
+    return Stats(results.nll, results.lse, correct, weight, h, argmax)
+
+
+def entropy(ops: Ops, results: RowResults) -> Array:
+    """It keeps the class axis."""
+    return ops.log1p(results.s) + results.gap_sum / (1 + results.s)
+
+
+def described(ops: Ops, rows: Stats, ids: Array) -> Stats:
+    """The statistics with masked rows marked, in which `correct`, `entropy` and `argmax` are of any value.
+
+    Their sample_weight broadcasts; it is None where all rows that are not masked have weight 1.
+    """
+    there = ops.astype(ids != ABSENT, ops.dtype(rows.nll))
+    h = ops.where(ids == ABSENT, 0.0, ops.where(ids == INVALID, float("nan"), rows.entropy))
+    marked = rows._replace(
+        correct=rows.correct & (ids >= 0),
+        sample_weight=there if rows.sample_weight is None else there * rows.sample_weight,
+        entropy=h,
+        argmax=ops.where(ids < 0, -1, ops.where(h == h, rows.argmax, -1)),  # h is NaN where there is no softmax
+    )
+    return Stats(*map(ops.stop_gradient, marked))
 
 
 class RowWeights(NamedTuple):

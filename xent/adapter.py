@@ -24,6 +24,9 @@ Names, here and in `xent.formulas`. A row is one example: its logits lie along t
     nll                the loss of the row: lse - x at its label, or sum_j t_j (lse - x_j)
     lse                m + log1p(s)
     smooth             sum_j u_j (lse - x_j)
+    gap_sum            sum of exp(x - m) (m - x) over all classes, where a logit of -inf adds 0: the row's entropy is
+                       log1p(s) + gap_sum / (1 + s)
+    argmax             the first class with the largest logit
     slopes             what nll, lse^2 and smooth are multiplied by in a sum that is differentiated: a `Slopes`
     a, b, c            coefficients of nll, lse and smooth in the formulas of a backward pass
     smoothing          label smoothing, a Python number
@@ -113,6 +116,7 @@ class Ops:
 
     # mathematics along an axis; every result keeps the axis, with length 1
     max: Callable[[Array, int], Array]
+    argmax: Callable[[Array, int], Array]  # the first place of the maximum, in `index_dtype`; any where there is NaN
     sum: Callable[[Array, int | None], Array]  # blocked or pairwise; None: over everything, to a 0-d array
     top: Callable[[Array, int], tuple[Array, Array]]  # max m; sum of exp(x - m) over all but *one* place of m
     pick: Callable[[Array, Array, int], Array]  # (x, ids, axis): x at ids; ids keeps the axis
@@ -137,6 +141,7 @@ class Layout(NamedTuple):
     hard: bool  # labels are class ids, not distributions
     masked: bool  # ids may be negative: ABSENT or INVALID
     lse: bool  # the log-sum-exp itself is asked for
+    stats: bool = False  # gap_sum and argmax are asked for; only where labels are hard
 
 
 class RowResults(NamedTuple):
@@ -145,8 +150,11 @@ class RowResults(NamedTuple):
     nll: Array
     lse: Array | None  # None where the layout does not ask for it
     smooth: Array | None  # None where there are no smoothing weights
-    m: Array  # a constant that keeps the class axis, as s does; of any value in masked rows
+    # constants that keep the class axis; of any value in masked rows, as argmax is where the row has no softmax
+    m: Array
     s: Array
+    gap_sum: Array | None = None  # None where the layout does not ask for it
+    argmax: Array | None = None  # as gap_sum; in the dtype of ids
 
 
 class Slopes(NamedTuple):

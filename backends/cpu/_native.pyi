@@ -9,9 +9,10 @@ what lse^2 is.
 An address is an int; 0 stands for an absent argument, and `t|0` means that t may be absent. `dtype` is one of F32, F64,
 F16, BF16: that of x and dx; every other array is in the compute dtype: float64 for F64, else float32. Arrays are
 contiguous, of any alignment. Logits are [outer, classes, inner]; arrays of rows are [outer * inner]; u is [classes].
-ids are int64 where `wide`, else int32. Rows marked ABSENT (-2) or INVALID (-1) in ids are not read: their loss, lse,
-smooth and gradients are 0 (ABSENT) or NaN (INVALID), their m and s 0. Beside soft labels, ids only carry these marks.
-Outputs must not overlap inputs, but dx may be x where inner is 1.
+ids and argmax are int64 where `wide`, else int32. Rows marked ABSENT (-2) or INVALID (-1) in ids are not read: their
+loss, lse, smooth and gradients are 0 (ABSENT) or NaN (INVALID), their m, s and gap_sum 0. Beside soft labels, ids only
+carry these marks. argmax is negative where the row has no softmax, too. Outputs must not overlap inputs, but dx may be
+x where inner is 1.
 
 threads: the most that are used, the caller's included; 0: XENT_NUM_THREADS, else the CPUs this process may use. Results
 do not depend on it. The GIL is released except where the work takes a few microseconds.
@@ -26,7 +27,7 @@ F64: Final = 1
 F16: Final = 2
 BF16: Final = 3
 
-INTERFACE: Final = 6  # a module compiled from sources with another number is not used
+INTERFACE: Final = 7  # a module compiled from sources with another number is not used
 
 version: str
 
@@ -56,10 +57,13 @@ def rows_forward(
     loss: int,
     lse: int,
     smooth: int,
+    gap_sum: int,
+    argmax: int,
 ) -> None:
-    """Statistics (m, s) and results of every row. In: x, t|0, u|0, ids|0. Out: m, s, loss, lse|0, smooth|0.
+    """Statistics (m, s) and results of every row. In: x, t|0, u|0, ids|0. Out: m, s, loss, lse|0, smooth|0, gap_sum|0,
+    argmax|0.
 
-    Labels are soft, t, or if that is 0 hard, ids.
+    Labels are soft, t, or if that is 0 hard, ids. gap_sum and argmax come together, and only with hard labels.
     """
 
 def rows_backward(
@@ -105,11 +109,13 @@ def rows_both(
     smooth: int,
     m: int,
     s: int,
+    gap_sum: int,
+    argmax: int,
     dx: int,
 ) -> None:
     """Results and the gradient of sum(a loss + z lse^2 + c smooth), in one visit of each row.
 
-    In: x, t|0, u|0, ids|0, a, z|0, c|0 (needs u). Out: loss|0, lse|0, smooth|0, m|0, s|0, dx.
+    In: x, t|0, u|0, ids|0, a, z|0, c|0 (needs u). Out: loss|0, lse|0, smooth|0, m|0, s|0, gap_sum|0, argmax|0, dx.
     """
 
 def mean_both(
@@ -231,9 +237,9 @@ def ffi_handlers() -> dict[str, CapsuleType]:
     logits' shape, their shape without the class axis, or are [classes]; attribute `trailing` (np.int64) is how many
     axes follow the class axis. dtypes as above: x's decides; ids int32 or int64.
 
-        rows_forward   (x, t, u, ids)                  -> (m, s, loss, lse, smooth)   trailing
-        rows_backward  (x, t, u, ids, m, s, a, b, c)   -> (dx, dt)                    trailing
-        rows_both      (x, t, u, ids, a, z, c)         -> (m, s, loss, lse, smooth, dx)  trailing
+        rows_forward   (x, t, u, ids)  -> (m, s, loss, lse, smooth, gap_sum, argmax)  trailing
+        rows_backward  (x, t, u, ids, m, s, a, b, c)  -> (dx, dt)  trailing
+        rows_both      (x, t, u, ids, a, z, c)  -> (m, s, loss, lse, smooth, gap_sum, argmax, dx)  trailing
         sigmoid_forward  (x, targets, pos_weight, weight)         -> (loss, sum)
         sigmoid_backward (x, targets, pos_weight, weight, scale)  -> (dx, dz)
         sigmoid_both     (x, targets, pos_weight, weight, scale)  -> (loss, sum, dx)

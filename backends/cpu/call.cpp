@@ -186,6 +186,8 @@ void check_arrays(const Rows& k) {
   require(k.t || k.ids, "xent: labels are missing");
   require(k.u || !k.c, "xent: smoothing's weights are missing");
   require(k.t || !k.dt, "xent: soft labels are missing");
+  require(!k.gap_sum == !k.argmax && !(k.argmax && (k.t || k.task == Task::kBackward)),
+          "xent: gap_sum and argmax go together, with hard labels");
   switch (k.task) {
     case Task::kForward: return require((k.m && k.s && k.loss) || k.summed, "xent: memory for results is missing");
     case Task::kBackward: return require(k.m && k.s && k.a, "xent: statistics or coefficients are missing");

@@ -36,8 +36,10 @@ class Kernels(DenseArrays):
         sizes, given, shape, dtype = self._problem(layout, x, t, smoothing_weights, ids)
         nll, lse, smooth = self._results(layout, x, smoothing_weights, shape, dtype)
         m, s = (self._kept(layout, shape, dtype, x) for _ in range(2))
-        self._run(native.rows_forward, sizes, **given, m=m, s=s, loss=nll, lse=lse, smooth=smooth)
-        return RowResults(nll, lse, smooth, m, s)
+        gap_sum, argmax = self._for_stats(layout, shape, dtype, x, ids)
+        outputs = {"m": m, "s": s, "loss": nll, "lse": lse, "smooth": smooth, "gap_sum": gap_sum, "argmax": argmax}
+        self._run(native.rows_forward, sizes, **given, **outputs)
+        return RowResults(nll, lse, smooth, m, s, gap_sum, argmax)
 
     def rows_backward(
         self,
@@ -74,9 +76,10 @@ class Kernels(DenseArrays):
         nll, lse, smooth = self._results(layout, x, smoothing_weights, shape, dtype)
         m, s = (self._kept(layout, shape, dtype, x) for _ in range(2))
         dx = given["x"] if self.in_place else self.empty(self.ops.shape(x), self.ops.dtype(x), x)
-        outputs = {"loss": nll, "lse": lse, "smooth": smooth, "m": m, "s": s, "dx": dx}
-        self._run(native.rows_both, sizes, **given, a=a, z=z, c=c, **outputs)
-        return RowResults(nll, lse, smooth, m, s), dx
+        gap_sum, argmax = self._for_stats(layout, shape, dtype, x, ids)
+        outputs = {"m": m, "s": s, "loss": nll, "lse": lse, "smooth": smooth, "gap_sum": gap_sum, "argmax": argmax}
+        self._run(native.rows_both, sizes, **given, a=a, z=z, c=c, **outputs, dx=dx)
+        return RowResults(nll, lse, smooth, m, s, gap_sum, argmax), dx
 
     def mean_value_and_grad(
         self, layout: Layout, x: Array, t: Array | None, ids: Array | None, count: int

@@ -80,28 +80,35 @@ void maxima(const Rows& k, const X* x, int64_t width, Tile<Compute<X>>& tile) {
 
 // Sums over the classes, before they are rounded
 struct Sums {
-  double s[kTile], soft[kTile], share[kTile], smooth[kTile];
+  double s[kTile], gaps[kTile], soft[kTile], share[kTile], smooth[kTile];
 };
 
-// The sums of one strip. Meanwhile what the tile after it wants, `next` rows on, is fetched, unless that is 0: the
-// hardware gives up at the end of each class's short piece.
-template <class X, bool kSoft, bool kSmooth, class W>
+// The sums of one strip, and the first class with the maximum, -1 where there is none. Meanwhile what the tile after it
+// wants, `next` rows on, is fetched, unless that is 0: the hardware gives up at the end of each class's short piece.
+template <class X, bool kSoft, bool kSmooth, bool kStats, class W>
 XENT_INLINE inline void strip(const Rows& k, const X* x, const Compute<X>* t, int64_t i, W width, Tile<Compute<X>>& tile,
-                              Sums& sums, int64_t next) {
+                              Sums& sums, typename Float<Compute<X>>::Int* argmax, int64_t next) {
   using T = Compute<X>;
   using V = Vec<T>;
+  using Int = typename Float<T>::Int;
   V m = lanes_of(tile.m, i), ties = V{} - T(1);
   m = select(magnitude(m) == all(kInf<T>), all(kNaN<T>), m);
-  Sum<T> s, gaps, shares, smooth_gaps;
+  Sum<T> s, gaps, label_gaps, shares, smooth_gaps;
+  Ints<T> none = Ints<T>{} - Int(1), first = none;
   for (int64_t begin = 0; begin < k.classes; begin += kTerms) {
     int64_t end = begin + kTerms < k.classes ? begin + kTerms : k.classes;
-    V e{}, g{}, w{}, h{};
+    V e{}, f{}, g{}, w{}, h{};
     for (int64_t j = begin; j < end; ++j) {
       V at = load_some(x, j * k.inner + i, width, T(0)), gap = at - m;
       if (next) fetch_for_later(x, j * k.inner + i + next);
       auto same = at == m;
-      e += select(same, V{}, exp_neg<T>(gap));
+      V term = exp_neg<T>(gap);
+      e += select(same, V{}, term);
       ties += select(same, all(T(1)), V{});
+      if constexpr (kStats) {
+        f = f - select(term == V{}, V{}, term * gap);
+        first = select(same, select(first == none, Ints<T>{} + Int(j), first), first);
+      }
       if constexpr (kSoft) {
         V weight = load_some(t, j * k.inner + i, width, T(0));
         if (next) fetch_for_later(t, j * k.inner + i + next);
@@ -114,13 +121,15 @@ XENT_INLINE inline void strip(const Rows& k, const X* x, const Compute<X>* t, in
       }
     }
     s.add(e);
-    if constexpr (kSoft) gaps.add(g), shares.add(w);
+    if constexpr (kStats) gaps.add(f);
+    if constexpr (kSoft) label_gaps.add(g), shares.add(w);
     if constexpr (kSmooth) smooth_gaps.add(h);
   }
   s.add(ties);
   store(tile.m, i, m);
   s.give(sums.s + i);
-  if constexpr (kSoft) gaps.give(sums.soft + i), shares.give(sums.share + i);
+  if constexpr (kStats) gaps.give(sums.gaps + i), put(argmax + i, 0, first);
+  if constexpr (kSoft) label_gaps.give(sums.soft + i), shares.give(sums.share + i);
   if constexpr (kSmooth) smooth_gaps.give(sums.smooth + i);
 }
 
@@ -159,7 +168,7 @@ void tile_gradient(const Rows& k, const X* x, const Compute<X>* t, int64_t width
   }
 }
 
-template <class X, bool kSoft, bool kSmooth>
+template <class X, bool kSoft, bool kSmooth, bool kStats>
 void one_tile(const Rows& k, int64_t unit, double u_total) {
   using T = Compute<X>;
   using V = Vec<T>;
@@ -172,7 +181,8 @@ void one_tile(const Rows& k, int64_t unit, double u_total) {
   const T U = T(u_total);
 
   Tile<T> tile;
-  T smooth[kTile], lse[kTile], loss[kTile], x_y[kTile];
+  T smooth[kTile], gap_sum[kTile], lse[kTile], loss[kTile], x_y[kTile];
+  Int argmax[kTile];
   tile.any_masked = tile.any_peak = false;
   for (int64_t i = 0; i < (width + 15) / 16 * 16; ++i) {
     int64_t id = k.ids && i < width ? id_at(k, row + i) : 0;
@@ -201,7 +211,7 @@ void one_tile(const Rows& k, int64_t unit, double u_total) {
     Sums sums;
     const int64_t next = first + width < k.inner ? width : 0;
     each_strip<T>(width, [&](int64_t i, auto count) XENT_INLINE {
-      strip<X, kSoft, kSmooth>(k, x, t, i, count, tile, sums, next);
+      strip<X, kSoft, kSmooth, kStats>(k, x, t, i, count, tile, sums, argmax, next);
     });
     // A loop of its own: its long chains of operations would delay the strips.
     each_strip<double>(width, [&](int64_t i, auto) XENT_INLINE {
@@ -219,6 +229,7 @@ void one_tile(const Rows& k, int64_t unit, double u_total) {
         keep(loss, (m - widened(x_y + i)) + spread, nothing);
       }
       keep(lse, m + spread, nothing);
+      if constexpr (kStats) keep(gap_sum, get<Doubles>(sums.gaps + i, 0), Piece<T>{});
       if constexpr (kSmooth) keep(smooth, get<Doubles>(sums.smooth + i, 0) + spread * u_total, nothing);
       keep(tile.m, select(sum == sum, m, sum), Piece<T>{});
       keep(tile.s, sum, Piece<T>{});
@@ -228,6 +239,10 @@ void one_tile(const Rows& k, int64_t unit, double u_total) {
     give(kSmooth ? k.smooth : nullptr, row, width, smooth);
     give(k.m, row, width, tile.m);
     give(k.s, row, width, tile.s);
+    if constexpr (kStats) {
+      give(k.gap_sum, row, width, gap_sum);
+      for (int64_t i = 0; i < width; ++i) put_class(k, row + i, tile.masked[i] ? Int(kInvalid) : argmax[i]);
+    }
   }
   if (!k.dx && !k.dt) return;
 
@@ -273,11 +288,11 @@ void one_tile(const Rows& k, int64_t unit, double u_total) {
   }
 }
 
-template <class X, bool kSoft, bool kSmooth>
+template <class X, bool kSoft, bool kSmooth, bool kStats>
 void beside(const Rows& k, int64_t begin, int64_t end) {
   using T = Compute<X>;
   double u_total = kSmooth ? total(static_cast<const T*>(k.u), k.classes) : 0;
-  for (int64_t unit = begin; unit < end; ++unit) one_tile<X, kSoft, kSmooth>(k, unit, u_total);
+  for (int64_t unit = begin; unit < end; ++unit) one_tile<X, kSoft, kSmooth, kStats>(k, unit, u_total);
 }
 
 // ---- rows of few classes that lie side by side: they would leave vectors half empty, and most of the time would be
@@ -321,7 +336,7 @@ P* from_row(P* p, int64_t row) {
   return p ? reinterpret_cast<Byte*>(p) + row * int64_t(sizeof(T)) : nullptr;
 }
 
-template <class X, bool kSoft, bool kSmooth>
+template <class X, bool kSoft, bool kSmooth, bool kStats>
 void turned(const Rows& k, int64_t begin, int64_t end) {
   using T = Compute<X>;
   constexpr size_t most = kTurnedBytes / sizeof(T);
@@ -341,8 +356,9 @@ void turned(const Rows& k, int64_t begin, int64_t end) {
     }
     tile.ids = k.wide ? from_row<int64_t>(k.ids, first) : from_row<int32_t>(k.ids, first);
     for (auto p : {&tile.a, &tile.b, &tile.c, &tile.lse2}) *p = from_row<T>(*p, first);
-    for (auto p : {&tile.m, &tile.s, &tile.loss, &tile.lse, &tile.smooth}) *p = from_row<T>(*p, first);
-    one_tile<X, kSoft, kSmooth>(tile, 0, u_total);
+    for (auto p : {&tile.m, &tile.s, &tile.loss, &tile.lse, &tile.smooth, &tile.gap_sum}) *p = from_row<T>(*p, first);
+    tile.argmax = k.wide ? from_row<int64_t>(k.argmax, first) : from_row<int32_t>(k.argmax, first);
+    one_tile<X, kSoft, kSmooth, kStats>(tile, 0, u_total);
     if (k.dx) turn(dx, n, rows, static_cast<X*>(k.dx) + first * n);
     if constexpr (kSoft) {
       if (k.dt) turn(dt, n, rows, static_cast<T*>(k.dt) + first * n);

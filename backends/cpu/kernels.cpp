@@ -31,13 +31,19 @@ namespace {
 template <class X>
 void rows_of(const Rows& k, int64_t begin, int64_t end) {
   using Kernel = void (*)(const Rows&, int64_t, int64_t);
-  constexpr Kernel variants[3][2][2] = {
-      {{side_by_side<X, false, false>, side_by_side<X, false, true>},
-       {side_by_side<X, true, false>, side_by_side<X, true, true>}},
-      {{beside<X, false, false>, beside<X, false, true>}, {beside<X, true, false>, beside<X, true, true>}},
-      {{turned<X, false, false>, turned<X, false, true>}, {turned<X, true, false>, turned<X, true, true>}},
+  constexpr Kernel variants[3][3][2] = {
+      {{side_by_side<X, false, false, false>, side_by_side<X, false, true, false>},
+       {side_by_side<X, true, false, false>, side_by_side<X, true, true, false>},
+       {side_by_side<X, false, false, true>, side_by_side<X, false, true, true>}},
+      {{beside<X, false, false, false>, beside<X, false, true, false>},
+       {beside<X, true, false, false>, beside<X, true, true, false>},
+       {beside<X, false, false, true>, beside<X, false, true, true>}},
+      {{turned<X, false, false, false>, turned<X, false, true, false>},
+       {turned<X, true, false, false>, turned<X, true, true, false>},
+       {turned<X, false, false, true>, turned<X, false, true, true>}},
   };
-  variants[k.inner > 1 ? 1 : turns(k) ? 2 : 0][k.t != nullptr][k.u != nullptr](k, begin, end);
+  int labels = k.t ? 1 : k.argmax ? 2 : 0;
+  variants[k.inner > 1 ? 1 : turns(k) ? 2 : 0][labels][k.u != nullptr](k, begin, end);
   if (k.streaming) stream_end();
 }
 

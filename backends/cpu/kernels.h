@@ -20,6 +20,7 @@ struct Rows {
   const void *a, *b, *c, *lse2;       // coefficients of loss, lse, smooth, lse^2
   double slope;                       // the same a for all rows, if that is null
   void *m, *s, *loss, *lse, *smooth;  // m and s go in where the task is kBackward
+  void *gap_sum, *argmax;             // both or none, only of hard labels; argmax is as wide as ids
   void *dx, *dt;
   bool summed;     // the losses are wanted in one sum, not in `loss`
   bool streaming;  // dx is larger than the caches

@@ -74,9 +74,11 @@ Rows rows(Task task, int dtype, Int outer, Int classes, Int inner, bool wide, Ad
 }
 
 void rows_forward(int dtype, Int outer, Int classes, Int inner, bool wide, int threads, Address x, Address t, Address u,
-                  Address ids, Address m, Address s, Address loss, Address lse, Address smooth) {
+                  Address ids, Address m, Address s, Address loss, Address lse, Address smooth, Address gap_sum,
+                  Address argmax) {
   Rows k = rows(Task::kForward, dtype, outer, classes, inner, wide, x, t, u, ids);
   k.m = at(m), k.s = at(s), k.loss = at(loss), k.lse = at(lse), k.smooth = at(smooth);
+  k.gap_sum = at(gap_sum), k.argmax = at(argmax);
   without_gil(k, cost(k), threads);
 }
 
@@ -89,10 +91,11 @@ void rows_backward(int dtype, Int outer, Int classes, Int inner, bool wide, int 
 
 void rows_both(int dtype, Int outer, Int classes, Int inner, bool wide, int threads, Address x, Address t, Address u,
                Address ids, Address a, Address z, Address c, Address loss, Address lse, Address smooth, Address m,
-               Address s, Address dx) {
+               Address s, Address gap_sum, Address argmax, Address dx) {
   Rows k = rows(Task::kBoth, dtype, outer, classes, inner, wide, x, t, u, ids);
   k.a = at(a), k.lse2 = at(z), k.c = at(c), k.dx = at(dx);
   k.loss = at(loss), k.lse = at(lse), k.smooth = at(smooth), k.m = at(m), k.s = at(s);
+  k.gap_sum = at(gap_sum), k.argmax = at(argmax);
   without_gil(k, cost(k), threads);
 }
 
@@ -225,7 +228,7 @@ NB_MODULE(_native, module) {
   module.attr("F16") = int(kF16);
   module.attr("BF16") = int(kBF16);
   module.attr("version") = XENT_VERSION;
-  module.attr("INTERFACE") = 6;  // increased whenever the arguments below change
+  module.attr("INTERFACE") = 7;  // increased whenever the arguments below change
   module.def("isa", [] { return kernels()->isa; });
   module.def("isas", [] {
     int n;
@@ -235,10 +238,11 @@ NB_MODULE(_native, module) {
     return names;
   });
   module.def("max_threads", max_threads);
-  module.def("rows_forward", rows_forward, XENT_ROWS, "m"_a, "s"_a, "loss"_a, "lse"_a, "smooth"_a);
+  module.def("rows_forward", rows_forward, XENT_ROWS, "m"_a, "s"_a, "loss"_a, "lse"_a, "smooth"_a,
+      "gap_sum"_a, "argmax"_a);
   module.def("rows_backward", rows_backward, XENT_ROWS, "m"_a, "s"_a, "a"_a, "b"_a, "c"_a, "dx"_a, "dt"_a);
   module.def("rows_both", rows_both, XENT_ROWS, "a"_a, "z"_a, "c"_a, "loss"_a, "lse"_a, "smooth"_a, "m"_a, "s"_a,
-      "dx"_a);
+      "gap_sum"_a, "argmax"_a, "dx"_a);
   module.def("mean_both", mean_both, "dtype"_a, "outer"_a, "classes"_a, "inner"_a, "wide"_a, "n"_a, "threads"_a,
       "x"_a, "t"_a, "u"_a, "ids"_a, "dx"_a);
   module.def("mean_of_ids", mean_of_ids, "dtype"_a, "outer"_a, "classes"_a, "wide"_a, "threads"_a, "x"_a, "ids"_a,

@@ -11,7 +11,16 @@ inline int64_t id_at(const Rows& k, int64_t row) {
   return id < k.classes ? id : kInvalid;
 }
 
-template <class X, bool kSoft, bool kSmooth>
+// In the ids' width
+inline void put_class(const Rows& k, int64_t row, int64_t id) {
+  if (k.wide) {
+    put(k.argmax, row, id);
+  } else {
+    put(k.argmax, row, int32_t(id));
+  }
+}
+
+template <class X, bool kSoft, bool kSmooth, bool kStats>
 void one_row(const Rows& k, int64_t row, double u_total) {
   using T = Compute<X>;
   int64_t n = k.classes, id = k.ids ? id_at(k, row) : 0;
@@ -25,7 +34,8 @@ void one_row(const Rows& k, int64_t row, double u_total) {
     T nothing = id == kInvalid ? kNaN<T> : T(0);
     if (k.task != Task::kBackward) {
       for (void* p : {k.loss, k.lse, k.smooth}) put_result<T>(p, row, double(nothing));
-      for (void* p : {k.m, k.s}) put_result<T>(p, row, 0);
+      for (void* p : {k.m, k.s, k.gap_sum}) put_result<T>(p, row, 0);
+      if constexpr (kStats) put_class(k, row, id);
     }
     if (dx) fill(dx, n, nothing);
     if (dt) fill(dt, n, nothing);
@@ -52,7 +62,7 @@ void one_row(const Rows& k, int64_t row, double u_total) {
     stats.share = kSoft ? total(t, n) : 1;
     stats.u_total = u_total;
   } else {
-    stats = statistics<X, kSoft, kSmooth>(x, t, u, n, visit);
+    stats = statistics<X, kSoft, kSmooth, kStats>(x, t, u, n, visit);
     if (!kSoft) stats.share = 1;
     double spread = std::log1p(stats.s), m = double(stats.m);
     lse = m + spread;
@@ -61,6 +71,10 @@ void one_row(const Rows& k, int64_t row, double u_total) {
     put_result<T>(k.smooth, row, stats.smooth + stats.u_total * spread);
     put_result<T>(k.m, row, m);
     put_result<T>(k.s, row, stats.s);
+    if constexpr (kStats) {
+      put_result<T>(k.gap_sum, row, stats.gaps);
+      put_class(k, row, stats.m == stats.m ? place_of(x, stats.first, n, stats.m) : kInvalid);
+    }
   }
   if (dt) {
     label_gradient(x, n, stats.m, T(std::log1p(stats.s)), get<T>(k.a, row), dt);
@@ -71,7 +85,7 @@ void one_row(const Rows& k, int64_t row, double u_total) {
     bool visited = k.task == Task::kBoth && n <= visit.kMost;
     Place<T> place{id, x_y, T(1)};
     if constexpr (kSoft) {
-      place.at = stats.s < 1 ? place_of(x, visited ? visit.first(stats.m) : 0, n, stats.m) : -1;
+      place.at = stats.s < 1 ? place_of(x, stats.first, n, stats.m) : -1;
       if (place.at >= 0) place.x = stats.m, place.t = get<T>(t, place.at);
     }
     if (kSmooth && place.at >= 0) place.u = get<T>(u, place.at);
@@ -81,9 +95,9 @@ void one_row(const Rows& k, int64_t row, double u_total) {
   }
 }
 
-template <class X, bool kSoft, bool kSmooth>
+template <class X, bool kSoft, bool kSmooth, bool kStats>
 void side_by_side(const Rows& k, int64_t begin, int64_t end) {
   using T = Compute<X>;
   double u_total = kSmooth && k.task == Task::kBackward ? total(static_cast<const T*>(k.u), k.classes) : 0;
-  for (int64_t row = begin; row < end; ++row) one_row<X, kSoft, kSmooth>(k, row, u_total);
+  for (int64_t row = begin; row < end; ++row) one_row<X, kSoft, kSmooth, kStats>(k, row, u_total);
 }

@@ -71,6 +71,8 @@ template <class T>
 struct Stats {
   T m;
   double s;
+  int64_t first;           // the beginning of the first block that contains m
+  double gaps;             // sum exp(x - m) (m - x), over all classes
   double soft, share;      // sum t (m - x), sum t
   double smooth, u_total;  // the same for u
 };
@@ -104,13 +106,6 @@ struct Visit {
   double scale[kBlocks];
   T* terms = nullptr;  // null: they are not kept
 
-  // The beginning of the first block that contains the maximum
-  int64_t first(T m) const {
-    int64_t b = 0;
-    while (b + 1 < kBlocks && top[b] != m) ++b;
-    return b * kBlock<T>;
-  }
-
   // Computes the blocks' scales. False if some are so small that products could be subnormal.
   bool settle(int64_t n, T m) {
     T last = m;
@@ -124,24 +119,25 @@ struct Visit {
   }
 };
 
-template <class X, bool kSoft, bool kSmooth>
+template <class X, bool kSoft, bool kSmooth, bool kStats>
 Stats<Compute<X>> statistics(const X* x, const Compute<X>* t, const Compute<X>* u, int64_t n, Visit<Compute<X>>& visit) {
   using T = Compute<X>;
   using V = Vec<T>;
   constexpr int64_t block = kBlock<T>, half = block / 2;
   T m = -kInf<T>;
-  Moving<T> s;
+  int64_t first = 0;
+  Moving<T> s, gaps;
   Weighted<T> soft, smooth;
 
   for (int64_t begin = 0; begin < n; begin += block) {
     int64_t end = begin + block < n ? begin + block : n;
-    V most[4], e, g, w, h, v;
+    V most[4], e, f, g, w, h, v;
     // Adds up the block relative to `to`. If `careful`, elements equal to m are counted instead of added.
     auto add_up = [&](auto careful, T to) XENT_INLINE {
       for (int k = 0; k < 4; ++k) most[k] = careful ? V{} : all(-kInf<T>);
-      e = g = w = h = v = V{};
+      e = f = g = w = h = v = V{};
       for (int64_t from = begin; from < end; from += half) {
-        V e4[4] = {}, g4[4] = {}, w4[4] = {}, h4[4] = {}, v4[4] = {};
+        V e4[4] = {}, f4[4] = {}, g4[4] = {}, w4[4] = {}, h4[4] = {}, v4[4] = {};
         sweep<T>(from, from + half < end ? from + half : end, [&](int64_t i, int k, auto width) XENT_INLINE {
           fetch_ahead(x, i);
           V at = load_some(x, i, width, -kInf<T>), gap = at - all(to);  // <= 0
@@ -155,6 +151,7 @@ Stats<Compute<X>> statistics(const X* x, const Compute<X>* t, const Compute<X>* 
             most[k] = max(most[k], at);
           }
           e4[k] += term;
+          if constexpr (kStats) f4[k] = f4[k] - select(term == V{}, V{}, term * gap);
           if constexpr (kSoft) {
             V weight = load_some(t, i, width, T(0));
             g4[k] = g4[k] - select(weight == V{}, V{}, weight * gap);
@@ -166,7 +163,7 @@ Stats<Compute<X>> statistics(const X* x, const Compute<X>* t, const Compute<X>* 
             v4[k] += weight;
           }
         });
-        e += add4(e4), g += add4(g4), w += add4(w4), h += add4(h4), v += add4(v4);
+        e += add4(e4), f += add4(f4), g += add4(g4), w += add4(w4), h += add4(h4), v += add4(v4);
       }
     };
 
@@ -183,10 +180,11 @@ Stats<Compute<X>> statistics(const X* x, const Compute<X>* t, const Compute<X>* 
       double excluded = 0;
       T top = largest<T>(max4(most));
       if (top > m) {  // the older maximum is now one of the others
-        double d = double(top) - double(m);
-        s.restart(begin == 0 ? 0 : (s.value() + 1) * exp_of_difference(double(m), double(top)));
-        if (m > -kInf<T>) soft.rise(d), smooth.rise(d);
+        double d = double(top) - double(m), others = s.value() + 1, power = exp_of_difference(double(m), double(top));
+        s.restart(begin == 0 ? 0 : others * power);
+        if (m > -kInf<T>) soft.rise(d), smooth.rise(d), gaps.restart((gaps.value() + d * others) * power);
         m = top;
+        first = begin;
         excluded = 1;
       }
       add_up(std::true_type{}, m == -kInf<T> ? T(0) : m);
@@ -194,11 +192,12 @@ Stats<Compute<X>> statistics(const X* x, const Compute<X>* t, const Compute<X>* 
     }
     if (n <= visit.kMost) visit.top[begin / block] = m;
     s.now.add(e);
+    if constexpr (kStats) gaps.now.add(f);
     if constexpr (kSoft) soft.gap.now.add(g), soft.total.add(w);
     if constexpr (kSmooth) smooth.gap.now.add(h), smooth.total.add(v);
   }
 
   double sum = s.value();
   if (!(sum == sum) || m == kInf<T> || m == -kInf<T>) m = kNaN<T>, sum = kNaN<double>;
-  return {m, sum, soft.gap.value(), soft.total.value(), smooth.gap.value(), smooth.total.value()};
+  return {m, sum, first, gaps.value(), soft.gap.value(), soft.total.value(), smooth.gap.value(), smooth.total.value()};
 }

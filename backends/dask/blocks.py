@@ -149,8 +149,8 @@ def part(call: Call, every: Statistics, labels: Array, sample_weight: Array, tab
     divisor = np.asarray(0.0 if rows.divisor is None else rows.divisor, float)
     plan, rows = weighed(call.summed(), logits, row, given)
     results = _sharding.results(OPS, rows.layout, row, rows.ids)
-    correct = None if row.correct is None else OPS.squeeze(row.correct, call.axis)
-    found = _execute_sharded.loss(logits.shard, plan, rows, results, correct)
+    stats = _execute_sharded.unmarked(OPS, rows, results, row) if call.options.stats else None
+    found = _execute_sharded.loss(logits.shard, plan, rows, results, stats)
     value, stats = found if call.options.stats else (found, None)
     return Part(value, divisor, results.nll.ndim, stats)
 

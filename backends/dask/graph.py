@@ -155,7 +155,7 @@ def reduced(parts: Array, rows: Axes, plan: Any, denom: Any) -> tuple[Any, Array
         value = block(partial(blocks.quotient, plan.dtype), (), *sums, dtype=plan.dtype)
     if not plan.options.stats:
         return value, divisor
-    kinds = {"correct": bool}
+    kinds = {"correct": bool, "argmax": blocks.OPS.index_dtype}
     stats = (
         block(partial(blocks.stat, name), rows, whole, dtype=kinds.get(name, plan.dtype)) for name in Stats._fields
     )

@@ -87,8 +87,8 @@ int64_t layout(ffi::RemainingArgs args, int64_t trailing, Rows* k) {
   return parts;
 }
 
-// Runs the kernel on every part. assign(k, row, logits) sets the addresses in k from the N buffers: row(i) is buffer i
-// with one value a row, logits(i, bytes) buffer i of x's shape
+// Runs the kernel on every part. assign(k, row, ids, logits) sets the addresses in k from the N buffers: row(i) is buffer
+// i with one value a row, ids(i) one with a class id a row, logits(i, bytes) buffer i of x's shape
 template <size_t N, class Assign>
 Error each_part(ffi::RemainingArgs args, ffi::RemainingRets rets, int64_t trailing, size_t inputs, Task task,
                 Assign assign) {
@@ -102,31 +102,34 @@ Error each_part(ffi::RemainingArgs args, ffi::RemainingRets rets, int64_t traili
       auto row = [&](int i) { return b[i].part(g, parts, rows, computed); };
       auto logits = [&](int i, int64_t bytes) { return b[i].part(g, parts, rows * k.classes, bytes); };
       k.x = logits(0, b[0].size), k.t = logits(1, computed);
-      k.u = b[2].part(g, parts, k.classes, computed), k.ids = b[3].part(g, parts, rows, k.wide ? 8 : 4);
-      assign(k, row, logits);
+      auto ids = [&](int i) { return b[i].part(g, parts, rows, k.wide ? 8 : 4); };
+      k.u = b[2].part(g, parts, k.classes, computed), k.ids = ids(3);
+      assign(k, row, ids, logits);
       run(k, 0);
     }
   });
 }
 
 Error rows_forward(ffi::RemainingArgs args, ffi::RemainingRets rets, int64_t trailing) {
-  return each_part<9>(args, rets, trailing, 4, Task::kForward, [](Rows& k, auto row, auto) {
+  return each_part<11>(args, rets, trailing, 4, Task::kForward, [](Rows& k, auto row, auto ids, auto) {
     k.m = row(4), k.s = row(5), k.loss = row(6), k.lse = row(7), k.smooth = row(8);
+    k.gap_sum = row(9), k.argmax = ids(10);
   });
 }
 
 Error rows_backward(ffi::RemainingArgs args, ffi::RemainingRets rets, int64_t trailing) {
-  return each_part<11>(args, rets, trailing, 9, Task::kBackward, [](Rows& k, auto row, auto logits) {
+  return each_part<11>(args, rets, trailing, 9, Task::kBackward, [](Rows& k, auto row, auto, auto logits) {
     k.m = row(4), k.s = row(5), k.a = row(6), k.b = row(7), k.c = row(8);
     k.dx = logits(9, size_of(k.dtype)), k.dt = logits(10, computed_size(k.dtype));
   });
 }
 
 Error rows_both(ffi::RemainingArgs args, ffi::RemainingRets rets, int64_t trailing) {
-  return each_part<13>(args, rets, trailing, 7, Task::kBoth, [](Rows& k, auto row, auto logits) {
+  return each_part<15>(args, rets, trailing, 7, Task::kBoth, [](Rows& k, auto row, auto ids, auto logits) {
     k.a = row(4), k.lse2 = row(5), k.c = row(6);
     k.m = row(7), k.s = row(8), k.loss = row(9), k.lse = row(10), k.smooth = row(11);
-    k.dx = logits(12, size_of(k.dtype));
+    k.gap_sum = row(12), k.argmax = ids(13);
+    k.dx = logits(14, size_of(k.dtype));
   });
 }
 

@@ -14,13 +14,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.custom_derivatives import SymbolicZero, zero_from_primal
+from jax.custom_derivatives import SymbolicZero
 from xent import formulas
 from xent.adapter import Array, LinearKernels
 from xent.formulas import linear as loop
 from xent.formulas.linear import LoopOperands, LoopResults, LoopSpec
 
-from .kernels import rows
+from .kernels import rows, still
 from .mesh import varying_alike
 from .ops import OPS, promoting
 
@@ -73,8 +73,7 @@ def scan(step: Any, carry: Any, rows: Any, chunk: int, keep: None) -> Any:
 
 # ---- derivatives
 
-
-still = partial(zero_from_primal, symbolic_zeros=True)  # the tangents of constants
+CONSTANT = "correct", "entropy", "argmax"  # of the results
 
 
 def head(spec: LoopSpec, operands: LoopOperands) -> tuple[Array, LoopResults]:
@@ -161,12 +160,13 @@ def _value_and_grads_jvp(spec: LoopSpec, wanted: tuple[bool, ...], primals: Any,
         grads, results = jax.grad(value, has_aux=True)(tuple(getattr(given, name) for name in names))
         found = iter(grads)
         typed = [formulas.widened(OPS, next(found)) if is_wanted else None for is_wanted in wanted]
-        return results._replace(correct=None), tuple(typed)
+        return results._replace(**dict.fromkeys(CONSTANT)), tuple(typed)
 
     point = operands.parameters, operands.slopes
     moved, grads = jax.jvp(smooth, point, (moving.parameters, moving.slopes))[1]
     results, values = _value_and_grads(spec, wanted, *operands)
-    return (results, values), (moved._replace(correct=still(results.correct)), grads)
+    constant = {name: still(getattr(results, name)) for name in CONSTANT}
+    return (results, values), (moved._replace(**constant), grads)
 
 
 LINEAR = LinearKernels(

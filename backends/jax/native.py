@@ -16,11 +16,11 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from xent import formulas
-from xent.adapter import Layout, RowResults, Slopes
+from xent.adapter import Layout, Slopes
 
 from . import linear as chunks
 from . import parts
-from .kernels import compiled, pieces
+from .kernels import compiled, pieces, still
 from .operators import ELEMENTS, PRODUCTS, ROWS, kernel, linear, pattern, spare
 from .ops import OPS, promoting
 
@@ -40,9 +40,7 @@ def tangents_of(*tangents: Any) -> list[Any]:
 @promoting
 def _forward(static: Any, x: Array, t: Any, smoothing_weights: Any, ids: Any) -> tuple[Any, ...]:
     (layout,) = static
-    nll, lse, smooth, m, s = formulas.rows(OPS, layout, wide(x), t, smoothing_weights, ids)
-    assert s is not None
-    return jnp.squeeze(m, layout.axis), jnp.squeeze(s, layout.axis), nll, lse, smooth
+    return parts.flat_results(layout, formulas.rows(OPS, layout, wide(x), t, smoothing_weights, ids))
 
 
 @promoting
@@ -65,9 +63,10 @@ def _backward(
 
 
 def _both(static: Any, x: Array, t: Any, smoothing_weights: Any, ids: Any, *slopes: Any) -> tuple[Any, ...]:
-    m, s, loss, lse, smooth = _forward(static, x, t, smoothing_weights, ids)
+    results = _forward(static, x, t, smoothing_weights, ids)
+    m, s, _, lse, *_ = results
     up = Slopes(*slopes).coefficients(lse)
-    return m, s, loss, lse, smooth, _backward((*static, True, False), x, t, smoothing_weights, ids, m, s, *up)[0]
+    return *results, _backward((*static, True, False), x, t, smoothing_weights, ids, m, s, *up)[0]
 
 
 @promoting
@@ -88,7 +87,8 @@ def _pull(static: Any, wrt: tuple[bool, ...], *operands: Any) -> list[Array]:
 
 
 def _slots(static: Any, present: tuple[bool, ...]) -> tuple[bool, ...]:
-    return True, True, True, static[0].lse, present[2]
+    layout = static[0]
+    return True, True, True, layout.lse, present[2], layout.stats, layout.stats
 
 
 def _all_slots(static: Any, present: tuple[bool, ...]) -> tuple[bool, ...]:
@@ -108,11 +108,7 @@ push = linear("rows_push", ROWS, _push, _pull, lambda static, present: (True, st
 
 
 def rows(layout: Layout, x: Array, t: Any, smoothing_weights: Any, ids: Any) -> Any:
-    return row_results(layout, *_rows(layout, x, t, smoothing_weights, _each_row(layout, x, ids)))
-
-
-def row_results(layout: Layout, m: Array, s: Array, *results: Any) -> RowResults:
-    return RowResults(*results, *(jnp.expand_dims(k, layout.axis) for k in (m, s)))
+    return parts.row_results(layout, *_rows(layout, x, t, smoothing_weights, _each_row(layout, x, ids)))
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -123,10 +119,11 @@ def _rows(layout: Layout, x: Array, t: Any, smoothing_weights: Any, ids: Any) ->
 @partial(_rows.defjvp, symbolic_zeros=True)
 def _rows_jvp(layout: Layout, primals: Any, tangents: Any) -> Any:
     dx, dt = tangents_of(*tangents[:2])
-    m, s, *results = _rows(layout, *primals)
+    results = _rows(layout, *primals)
+    m, s, _, _, _, *for_stats = results
     moved = push((layout,), jnp.zeros_like(primals[0]) if dx is None and dt is None else dx, dt, *primals, m, s)
     # only this derivative rule uses the statistics, and it treats them as constants
-    return (m, s, *results), (jnp.zeros_like(m), jnp.zeros_like(s), *moved)
+    return results, (*still((m, s)), *moved, *still(for_stats))
 
 
 def rows_push(
@@ -164,13 +161,13 @@ def rows_both_over(layout: Layout, x: Array, t: None, smoothing_weights: Any, id
     """`rows_value_and_grad` that writes the derivative over logits, which are not needed or differentiated later."""
     full = (None if k is None else jnp.broadcast_to(jnp.asarray(k, x.dtype), ids.shape) for k in slopes)
     *results, dx = both_over((layout,), x, t, smoothing_weights, ids, *full)
-    return row_results(layout, *results), dx
+    return parts.row_results(layout, *results), dx
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _rows_both(layout: Layout, *operands: Any) -> Any:
     *results, dx = both((layout,), *operands)
-    return row_results(layout, *results), dx
+    return parts.row_results(layout, *results), dx
 
 
 @_rows_both.defjvp
@@ -178,10 +175,11 @@ def _rows_both_jvp(layout: Layout, primals: Any, tangents: Any) -> Any:
     x, t, u, ids, *slopes = primals
 
     def smooth(x: Array, t: Any, *slopes: Any) -> Any:
-        m, s, *results = _rows(layout, x, t, u, ids)
-        up = Slopes(*slopes).coefficients(results[1])
+        results = _rows(layout, x, t, u, ids)
+        m, s, _, lse, *_ = results
+        up = Slopes(*slopes).coefficients(lse)
         dx = _backward((layout, True, False), x, t, u, ids, m, s, *up, pieces=formulas.smooth_pieces)[0]
-        return row_results(layout, m, s, *results), dx
+        return parts.row_results(layout, *results), dx
 
     return _rows_both(layout, *primals), jax.jvp(smooth, (x, t, *slopes), (*tangents[:2], *tangents[4:]))[1]
 

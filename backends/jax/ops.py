@@ -88,6 +88,12 @@ def top(x: Array, axis: int) -> tuple[Array, Array]:
     return m, s
 
 
+def argmax(x: Array, axis: int) -> Array:
+    """By comparison, since compilers neither fuse nor vectorise an argmax, nor know one of a length left open."""
+    best, last = x == jnp.max(x, axis, keepdims=True), jnp.iinfo("int32").max
+    return jnp.min(jnp.where(best, jax.lax.broadcasted_iota("int32", x.shape, axis), last), axis, keepdims=True)
+
+
 def pick(x: Array, ids: Array, axis: int) -> Array:
     """Not a gather where jax.export leaves a length open: JAX would have to prove that it is not 0."""
     if all(isinstance(length, int) for length in x.shape):
@@ -122,6 +128,7 @@ OPS = Ops(
     tanh=jnp.tanh,
     abs=jnp.abs,
     max=lambda x, axis: jnp.max(x, axis, keepdims=True),
+    argmax=argmax,
     sum=total,
     top=top,
     pick=pick,

@@ -29,7 +29,8 @@ def forward(kernel: Kernel, split: Split, static: Any, x: Array, t: Any, u: Any,
     ids = possible(split, layout, ids)
     if not split.names[layout.axis]:
         return tuple(kernel(static, x, t, u, ids))
-    return _results(layout, _row(kernel, split, layout, x, t, u, ids), ids)
+    row = _row(kernel, split, layout, x, t, u, ids)
+    return flat_results(layout, _sharding.results(OPS, layout, row, ids))
 
 
 @promoting
@@ -49,7 +50,7 @@ def backward(
     targets, smoothing = (
         None if k is None else jnp.tensordot(jnp.where(shard.is_own, 0, 1).astype(k.dtype), next(every), 1) for k in own
     )
-    row = Row(m, s, None, None, None, None, targets, smoothing, None, None)
+    row = Row(m, s, None, None, None, None, targets, smoothing)
     return _pull(kernel, shard, static, x, t, u, ids, row, *up)
 
 
@@ -70,25 +71,33 @@ def both(
     if not split.names[layout.axis]:
         return tuple(kernel(static, x, t, u, ids, *slopes))
     row = _row(forward_kernel, split, layout, x, t, u, ids)
-    m, s, loss, lse, smooth = _results(layout, row, ids)
+    results = flat_results(layout, _sharding.results(OPS, layout, row, ids))
+    m, s, _, lse, *_ = results
     up = Slopes(*slopes).coefficients(lse)
     shard = sharded.along(split.names[layout.axis], x.shape[layout.axis])
     dx, _ = _pull(backward_kernel, shard, (layout, True, False), x, t, u, ids, row.for_derivatives(m, s), *up)
-    return m, s, loss, lse, smooth, dx
+    return *results, dx
 
 
 def _row(kernel: Kernel, split: Split, layout: Layout, x: Array, t: Any, u: Any, ids: Any) -> Row:
     def rows(layout: Layout, *operands: Any) -> RowResults:
-        m, s, *results = kernel((layout,), *operands)
-        return RowResults(*results, *(jnp.expand_dims(k, layout.axis) for k in (m, s)))
+        return row_results(layout, *kernel((layout,), *operands))
 
     shard = sharded.along(split.names[layout.axis], x.shape[layout.axis])
     return _sharding.combine(OPS, shard, _sharding.statistics(OPS, rows, layout, shard, x, t, u, ids))
 
 
-def _results(layout: Layout, row: Row, ids: Any) -> tuple[Any, ...]:
-    nll, lse, smooth, m, s = _sharding.results(OPS, layout, row, ids)
-    return jnp.squeeze(m, layout.axis), jnp.squeeze(s, layout.axis), nll, lse, smooth
+def flat_results(layout: Layout, results: RowResults) -> tuple[Any, ...]:
+    """As the kernels have them: m and s first, and nothing with the class axis."""
+    nll, lse, smooth, *kept = results
+    m, s, *for_stats = (None if k is None else jnp.squeeze(k, layout.axis) for k in kept)
+    return m, s, nll, lse, smooth, *for_stats
+
+
+def row_results(layout: Layout, m: Array, s: Array, nll: Array, lse: Any, smooth: Any, *for_stats: Any) -> RowResults:
+    """The inverse of `flat_results`."""
+    kept = (None if k is None else jnp.expand_dims(k, layout.axis) for k in (m, s, *for_stats))
+    return RowResults(nll, lse, smooth, *kept)
 
 
 def _pull(

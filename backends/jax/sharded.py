@@ -25,6 +25,7 @@ from xent.formulas import sharding as _sharding
 from xent.formulas.linear import LoopOperands, LoopSpec
 from xent.formulas.sharding import Row, Shard
 
+from .kernels import still
 from .mesh import vary, varying, varying_alike
 from .ops import OPS, promoting
 
@@ -93,11 +94,11 @@ def _attached_jvp(how: Any, layout: Layout, primals: Any, tangents: Any) -> Any:
 
 
 def _moved(names: Names, layout: Layout, row: Row, held: Any, results: RowResults, own: Any) -> Any:
-    """The results' tangents; m and s are constants."""
+    """The results' tangents; all but nll, lse and smooth are constants."""
     nll, lse, smooth = jax.lax.psum(_sharding.tangents(OPS, layout, row, held, *own), names)
-    m, s = jnp.zeros_like(results.m), jnp.zeros_like(results.s)
-    moved = RowResults(nll, lse if layout.lse else None, smooth, m, s)
-    return jax.tree.map(lambda d, k: vary(d, varying(k)), moved, results)
+    moved = nll, lse if layout.lse else None, smooth
+    typed = jax.tree.map(lambda d, k: vary(d, varying(k)), moved, tuple(results[:3]))
+    return RowResults(*typed, *still(results[3:]))
 
 
 @jax.custom_jvp

@@ -39,7 +39,7 @@ def rows(layout: Layout, x: Array, t: Array | None, smoothing_weights: Array | N
             if native and constant(*up):
                 coefficients = tuple(map(view, up))
                 dx, dt = KERNELS.rows_backward(
-                    layout, view(x), view(t), view(smoothing_weights), view(ids), found[3:], coefficients, wanted
+                    layout, view(x), view(t), view(smoothing_weights), view(ids), found[3:5], coefficients, wanted
                 )
                 return tensor(dx) if t is None else (tensor(dx), None if dt is None else tensor(dt))
             wide = formulas.widened(OPS, x)
@@ -60,7 +60,7 @@ def row_results(layout: Layout, smoothing_weights: Array | None, found: Any) -> 
         next(given) if layout.lse else None,
         None if smoothing_weights is None else next(given),
     )
-    return RowResults(nll, lse, smooth, next(given), next(given))
+    return RowResults(nll, lse, smooth, *given)
 
 
 def sigmoid(smoothing: float, x: Array, targets: Array, pos_weight: Array | None, absent: Array | None) -> Array:

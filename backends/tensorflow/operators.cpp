@@ -47,10 +47,12 @@ Shape without(Shape shape, int64_t axis) {
   return shape;
 }
 
-void row_results(Call& call, Rows* k, int64_t axis, bool lse) {
-  Shape each = without(call.shape(0), axis);
+// attributes: axis, with_lse, with_stats
+void row_results(Call& call, Rows* k, const Attributes& attributes) {
+  Shape each = without(call.shape(0), attributes[0]);
   k->m = call.out(0, each), k->s = call.out(1, each), k->loss = call.out(2, each);
-  k->lse = call.out_if(lse, 3, each), k->smooth = call.out_if(k->u, 4, each);
+  k->lse = call.out_if(attributes[1], 3, each), k->smooth = call.out_if(k->u, 4, each);
+  k->gap_sum = call.out_if(attributes[2], 5, each), k->argmax = call.out_if(attributes[2], 6, each);
 }
 
 // An operand with one value a row
@@ -63,7 +65,7 @@ const void* per_row_if_there(Call& call, int i, const Rows& k) { return call.cou
 
 void rows_forward(Call& call, const Attributes& attributes) {
   Rows k = rows(call, Task::kForward, attributes[0]);
-  row_results(call, &k, attributes[0], attributes[1]);
+  row_results(call, &k, attributes);
   runners.rows(k, 0);
 }
 
@@ -78,8 +80,8 @@ void rows_backward(Call& call, const Attributes& attributes) {
 void rows_both(Call& call, const Attributes& attributes) {
   Rows k = rows(call, Task::kBoth, attributes[0]);
   k.a = per_row(call, 4, k), k.lse2 = per_row_if_there(call, 5, k), k.c = per_row_if_there(call, 6, k);
-  row_results(call, &k, attributes[0], attributes[1]);
-  k.dx = k.inner == 1 ? call.out_over(0, 5, call.shape(0)) : call.out(5, call.shape(0));
+  row_results(call, &k, attributes);
+  k.dx = k.inner == 1 ? call.out_over(0, 7, call.shape(0)) : call.out(7, call.shape(0));
   runners.rows(k, 0);
 }
 
@@ -178,12 +180,13 @@ struct Operator {
 };
 
 const Operator kOperators[] = {
-    {"XentRows", {"axis", "with_lse"}, {"x: T", "t: C", "u: C", "ids: I"},
-     {"m: C", "s: C", "loss: C", "lse: C", "smooth: C"}, rows_forward},
+    {"XentRows", {"axis", "with_lse", "with_stats"}, {"x: T", "t: C", "u: C", "ids: I"},
+     {"m: C", "s: C", "loss: C", "lse: C", "smooth: C", "gap_sum: C", "argmax: I"}, rows_forward},
     {"XentRowsBackward", {"axis", "labels"},
      {"x: T", "t: C", "u: C", "ids: I", "m: C", "s: C", "a: C", "b: C", "c: C"}, {"dx: T", "dt: C"}, rows_backward},
-    {"XentRowsBoth", {"axis", "with_lse"}, {"x: T", "t: C", "u: C", "ids: I", "a: C", "z: C", "c: C"},
-     {"m: C", "s: C", "loss: C", "lse: C", "smooth: C", "dx: T"}, rows_both},
+    {"XentRowsBoth", {"axis", "with_lse", "with_stats"},
+     {"x: T", "t: C", "u: C", "ids: I", "a: C", "z: C", "c: C"},
+     {"m: C", "s: C", "loss: C", "lse: C", "smooth: C", "gap_sum: C", "argmax: I", "dx: T"}, rows_both},
     // e is an operand, not an attribute, since float attributes have 32 bits
     {"XentSigmoid", {"p_inner", "w_inner", "each"}, {"x: T", "z: C", "p: C", "w: C", "e: double"},
      {"loss: C", "sum: C"}, sigmoid_forward},

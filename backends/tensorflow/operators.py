@@ -203,19 +203,21 @@ def _shaped(shape: Any, *results: Array) -> None:
 
 
 def _row_results(layout: Layout, x: Array, smoothing_weights: Array | None, results: Any) -> Any:
-    m, s, loss, lse, smooth = results
+    m, s, loss, lse, smooth, *for_stats = results
     _shaped(_without(x.shape, layout.axis), m, s, loss)
     given = loss, lse if layout.lse else None, None if smoothing_weights is None else smooth
-    _shaped(loss.shape, *(k for k in given if k is not None))
-    m, s = (tf.expand_dims(k, layout.axis) for k in (m, s))
-    return RowResults(*given, m, s)
+    kept = m, s, *(for_stats if layout.stats else ())
+    _shaped(loss.shape, *(k for k in (*given, *kept) if k is not None))
+    return RowResults(*given, *(tf.expand_dims(k, layout.axis) for k in kept))
+
+
+def _attributes(layout: Layout) -> dict[str, Any]:
+    return {"axis": layout.axis, "with_lse": layout.lse, "with_stats": layout.stats}
 
 
 def rows(layout: Layout, x: Array, t: Array | None, smoothing_weights: Array | None, ids: Array | None) -> Any:
     operands = *_empty(x, t, smoothing_weights), _ids(x, ids, layout.axis)
-    return _row_results(
-        layout, x, smoothing_weights, OPERATORS.xent_rows(x, *operands, axis=layout.axis, with_lse=layout.lse)
-    )
+    return _row_results(layout, x, smoothing_weights, OPERATORS.xent_rows(x, *operands, **_attributes(layout)))
 
 
 def rows_backward(
@@ -237,7 +239,7 @@ def rows_backward(
 def rows_value_and_grad(layout: Layout, x: Array, t: Any, smoothing_weights: Any, ids: Any, slopes: Slopes) -> Any:
     per_row = [None if k is None else _each_row(x, k, layout.axis) for k in slopes]
     operands = *_empty(x, t, smoothing_weights), _ids(x, ids, layout.axis), *_empty(x, *per_row)
-    *results, dx = OPERATORS.xent_rows_both(x, *operands, axis=layout.axis, with_lse=layout.lse)
+    *results, dx = OPERATORS.xent_rows_both(x, *operands, **_attributes(layout))
     _shaped(x.shape, dx)
     return _row_results(layout, x, smoothing_weights, results), dx
 

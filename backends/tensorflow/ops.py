@@ -43,6 +43,12 @@ def where(condition: Array, a: Any, b: Any) -> Array:
 # ---- mathematics along an axis
 
 
+def argmax(x: Array, axis: int) -> Array:
+    """By comparison: which of several equal logits tf.argmax takes is not said."""
+    best = x == tf.reduce_max(x, axis, keepdims=True)
+    return tf.reduce_min(tf.where(best, places(x, tf.int32, axis), tf.int32.max), axis, keepdims=True)
+
+
 BLOCK = 8  # the most terms that are added up in one float32 running total
 
 
@@ -97,8 +103,12 @@ def put(x: Array, ids: Array, values: Array, axis: int) -> Array:
 
 
 def hot(x: Array, ids: Array, axis: int) -> Array:
-    places = tf.range(tf.shape(x, ids.dtype)[axis], dtype=ids.dtype)
-    return tf.reshape(places, [-1] + [1] * (len(x.shape) - 1 - axis)) == ids
+    return places(x, ids.dtype, axis) == ids
+
+
+def places(x: Array, dtype: Any, axis: int) -> Array:
+    """0, 1, 2, ... along the axis, broadcasting against x."""
+    return tf.reshape(tf.range(tf.shape(x, dtype)[axis], dtype=dtype), [-1] + [1] * (len(x.shape) - 1 - axis))
 
 
 OPS = Ops(
@@ -124,6 +134,7 @@ OPS = Ops(
     tanh=tf.tanh,
     abs=tf.abs,
     max=lambda x, axis: tf.reduce_max(x, axis, keepdims=True),
+    argmax=argmax,
     sum=total,
     top=top,
     pick=pick,

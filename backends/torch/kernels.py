@@ -30,8 +30,8 @@ class Rows(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         ctx.layout, *saved = inputs
-        m, s = output[3:]
-        ctx.mark_non_differentiable(m, s)
+        m, s, *for_stats = output[3:]
+        ctx.mark_non_differentiable(m, s, *(k for k in for_stats if k is not None))
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*saved, m, s)
 

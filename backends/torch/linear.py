@@ -112,11 +112,12 @@ def loop(spec: LoopSpec, wanted: tuple[bool, ...], operands: LoopOperands) -> tu
     if not recording():
         return run(spec, wanted, operands)
     layout = spec.layout
-    flags = (spec.softcap, spec.chunk, layout.masked, layout.lse, spec.stats, *wanted)
+    flags = (spec.softcap, spec.chunk, layout.masked, layout.lse, layout.stats, *wanted)
     found = torch.ops.xent.linear(*operands, *flags)
-    there = (True, layout.lse, operands.smoothing_weights is not None, spec.stats, *wanted)
-    nll, lse, smooth, correct, *grads = (k if is_there else None for k, is_there in zip(found, there, strict=True))
-    return LoopResults(nll, lse, smooth, correct), tuple(grads)
+    there = (True, layout.lse, operands.smoothing_weights is not None, *[layout.stats] * 3, *wanted)
+    results = tuple(k if is_there else None for k, is_there in zip(found, there, strict=True))
+    count = len(LoopResults._fields)
+    return LoopResults(*results[:count]), results[count:]
 
 
 def run(spec: LoopSpec, wanted: tuple[bool, ...], operands: LoopOperands) -> tuple[LoopResults, Any]:
@@ -143,7 +144,7 @@ LIBRARY.define(
     "linear(Tensor hidden, Tensor weight, Tensor? bias, Tensor? smoothing_weights, Tensor ids, Tensor? nll_scale,"
     " Tensor? lse2, Tensor? smooth_scale, float? softcap, int chunk, bool masked, bool lse, bool stats,"
     " bool d_hidden, bool d_weight, bool d_bias)"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 
 
@@ -151,7 +152,7 @@ def operator(*arguments: Any) -> tuple[Array, ...]:
     count = len(LoopOperands._fields)
     operands, (softcap, chunk, masked, lse, stats, *wanted) = LoopOperands(*arguments[:count]), arguments[count:]
     rows = min(chunk, max(len(operands.hidden), 1))
-    spec = LoopSpec(LINEAR, Layout(1, True, masked, lse), softcap, rows, False, stats)
+    spec = LoopSpec(LINEAR, Layout(1, True, masked, lse, stats), softcap, rows, False)
     results, grads = run(spec, tuple(wanted), operands)
     return tuple(operands.hidden.new_empty(0) if k is None else k for k in (*results, *grads))
 
@@ -170,7 +171,8 @@ def shapes(*arguments: Any) -> tuple[Array, ...]:
         result(is_wanted, like) for is_wanted, like in zip(wanted, (hidden, weight, weight.select(1, 0)), strict=True)
     )
     smooth = result(operands.smoothing_weights is not None, ids)
-    return result(True, ids), result(lse, ids), smooth, result(stats, ids, torch.bool), *sums
+    for_stats = result(stats, ids, torch.bool), result(stats, ids), result(stats, ids, ids.dtype)
+    return result(True, ids), result(lse, ids), smooth, *for_stats, *sums
 
 
 LIBRARY.impl("linear", operator, "CompositeExplicitAutograd")
@@ -221,7 +223,7 @@ def batched(upstream: Array) -> bool:
 def _three(saved: Any) -> Any:
     count = len(LoopOperands._fields)
     nll, lse, smooth, *grads = saved[count:]
-    return LoopOperands(*saved[:count]), LoopResults(nll, lse, smooth, None), grads
+    return LoopOperands(*saved[:count]), LoopResults(nll, lse, smooth), grads
 
 
 def _handed_out(d: Array | None, like: Array, upstream: Array | None) -> Array | None:

@@ -13,7 +13,9 @@ from xent.adapter import Layout, RowResults, Slopes
 
 Array = Any
 LIBRARY = torch.library.Library("xent", "DEF")
-_ROWS = "Tensor x, Tensor? t, Tensor? smoothing_weights, Tensor? ids, int axis, bool hard, bool masked, bool lse"
+FLAGS = len(Layout._fields)
+_LAYOUT = "int axis, bool hard, bool masked, bool lse, bool stats"
+_ROWS = f"Tensor x, Tensor? t, Tensor? smoothing_weights, Tensor? ids, {_LAYOUT}"
 _ELEMENTS = "float smoothing, Tensor x, Tensor targets, Tensor? pos_weight, Tensor? weight"
 
 
@@ -59,9 +61,10 @@ class Operators:
 
 
 def _row_results(
-    layout: Layout, smoothing_weights: Any, nll: Array, lse: Any, smooth: Any, m: Array, s: Array
+    layout: Layout, smoothing_weights: Any, nll: Array, lse: Any, smooth: Any, m: Array, s: Array, *for_stats: Array
 ) -> RowResults:
-    return RowResults(nll, lse if layout.lse else None, None if smoothing_weights is None else smooth, m, s)
+    lse, smooth = lse if layout.lse else None, None if smoothing_weights is None else smooth
+    return RowResults(nll, lse, smooth, m, s, *(for_stats if layout.stats else ()))
 
 
 def _compute(x: Array) -> torch.dtype:
@@ -80,15 +83,18 @@ def _there(x: Array, *results: Any) -> Any:
 # ---- shapes, for tracers
 
 
-def _rows(x: Array, t: Any, smoothing_weights: Any, ids: Any, axis: int, hard: bool, masked: bool, lse: bool) -> Any:
-    shape, dtype = list(x.shape), _compute(x)
+def _rows(x: Array, t: Any, smoothing_weights: Any, ids: Any, *flags: Any) -> Any:
+    layout, shape, dtype = Layout(*flags), list(x.shape), _compute(x)
+    axis = layout.axis
     flat, kept = shape[:axis] + shape[axis + 1 :], [*shape[:axis], 1, *shape[axis + 1 :]]
-    sizes = (flat, flat if lse else [0], [0] if smoothing_weights is None else flat, kept, kept)
-    return tuple(x.new_empty(size, dtype=dtype) for size in sizes)
+    gap_sum = kept if layout.stats else [0]
+    sizes = (flat, flat if layout.lse else [0], [0] if smoothing_weights is None else flat, kept, kept, gap_sum)
+    argmax = x.new_empty(gap_sum, dtype=ids.dtype if layout.stats else dtype)
+    return *(x.new_empty(size, dtype=dtype) for size in sizes), argmax
 
 
 def _rows_both(x: Array, t: Any, smoothing_weights: Any, ids: Any, *rest: Any) -> Any:
-    return (*_rows(x, t, smoothing_weights, ids, *rest[:4]), x.new_empty(list(x.shape)))
+    return (*_rows(x, t, smoothing_weights, ids, *rest[:FLAGS]), x.new_empty(list(x.shape)))
 
 
 def _gradients(x: Array, dx: bool, dt: bool) -> Any:
@@ -100,11 +106,11 @@ def _elements(x: Array, each: bool) -> Array:
 
 
 OPERATORS: dict[str, Any] = {
-    f"rows({_ROWS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)": _rows,
+    f"rows({_ROWS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)": _rows,
     f"rows_backward({_ROWS}, Tensor m, Tensor s, Tensor a, Tensor? b, Tensor? c, bool dx, bool dt)"
     " -> (Tensor, Tensor)": lambda x, *rest: _gradients(x, *rest[-2:]),
     f"rows_both({_ROWS}, Tensor nll_scale, Tensor? lse2, Tensor? smooth_scale)"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)": _rows_both,
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)": _rows_both,
     "factor(Tensor g, Tensor x) -> Tensor": lambda g, x: g.new_empty(list(g.shape)),
     f"sigmoid({_ELEMENTS}, bool each) -> Tensor": lambda smoothing, x, targets, pos_weight, weight, each: _elements(
         x, each
@@ -138,11 +144,12 @@ def register(kernels: Any, key: str) -> None:
         return _there(x, *kernels.rows(Layout(*layout), x, t, smoothing_weights, ids))
 
     def rows_backward(x: Array, t: Any, smoothing_weights: Any, ids: Any, *rest: Any) -> Any:
-        layout, stats, up, wanted = Layout(*rest[:4]), rest[4:6], rest[6:9], rest[9:]
-        return gradients(x, *kernels.rows_backward(layout, x, t, smoothing_weights, ids, stats, up, wanted))
+        layout, (m, s, a, b, c, *wanted) = Layout(*rest[:FLAGS]), rest[FLAGS:]
+        return gradients(x, *kernels.rows_backward(layout, x, t, smoothing_weights, ids, (m, s), (a, b, c), wanted))
 
     def rows_both(x: Array, t: Any, smoothing_weights: Any, ids: Any, *rest: Any) -> Any:
-        results, dx = kernels.rows_value_and_grad(Layout(*rest[:4]), x, t, smoothing_weights, ids, Slopes(*rest[4:]))
+        layout, slopes = Layout(*rest[:FLAGS]), Slopes(*rest[FLAGS:])
+        results, dx = kernels.rows_value_and_grad(layout, x, t, smoothing_weights, ids, slopes)
         return _there(x, *results, dx)
 
     def factor(g: Array, x: Array) -> Array:

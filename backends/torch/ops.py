@@ -191,6 +191,7 @@ OPS = Ops(
     max=lambda x, axis: x.amax(axis, keepdim=True),
     sum=total,
     top=top,
+    argmax=lambda x, axis: torch.argmax(x, axis, keepdim=True),
     pick=lambda x, ids, axis: x.gather(axis, ids),
     put=lambda x, ids, values, axis: x.scatter(axis, ids, values),
     unknown=UNKNOWN,

@@ -103,7 +103,7 @@ class Attached(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, layout: Layout, x: Array, t: Array, u: Array, ids: Array, held: Array, *arrays: Array) -> Any:
         row = Row(*arrays)
-        nll, lse, smooth, m, s = _sharding.results(OPS, layout, row, ids)
+        nll, lse, smooth, m, s, *_ = _sharding.results(OPS, layout, row, ids)
         ctx.layout = layout
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, t, u, ids, held, *row.for_derivatives(m, s))
@@ -135,7 +135,7 @@ def pulled(layout: Layout, x: Array, t: Any, u: Any, ids: Any, row: Row, up: Any
 
 def attach(_group: Any, layout: Layout, shard: Shard, x: Array, t: Any, u: Any, ids: Any, row: Row) -> RowResults:
     nll, lse, smooth = Attached.apply(layout, x, t, u, *shard.own_labels(OPS, layout, ids), *row)
-    return RowResults(nll, lse, smooth, row.m, row.s)
+    return RowResults(nll, lse, smooth, row.m, row.s, row.gap_sum, row.argmax)
 
 
 def summed(_group: Any, own: Array, total: Array) -> Array:

@@ -32,7 +32,7 @@ def linear(group: Any, spec: LoopSpec, shard: Shard, operands: LoopOperands) -> 
     with torch.no_grad(), without_autocast(operands.hidden):
         row = _sharding.combine(OPS, shard, _linear_sharded.statistics(spec, shard, operands))
     nll, lse, smooth = AttachedHead.apply(group, spec, held, *operands._replace(ids=own_ids), *row)
-    return row, RowResults(nll, lse, smooth, row.m, row.s)
+    return row, RowResults(nll, lse, smooth, row.m, row.s, row.gap_sum, row.argmax)
 
 
 def at_once(group: Any, spec: LoopSpec, shard: Shard, operands: LoopOperands) -> tuple[Row, RowResults]:

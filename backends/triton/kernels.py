@@ -62,13 +62,14 @@ def put(p, row, there, value, masked, otherwise):
 
 @triton.jit
 def finish(
-    m, s, soft, share, smooth, x_y, id, row, there, u_total, m_at, s_at, loss_at, lse_at, smooth_at,
-    HARD: tl.constexpr, T: tl.constexpr,
+    m, s, gap_sum, argmax, soft, share, smooth, x_y, id, row, there, u_total,
+    m_at, s_at, gap_sum_at, argmax_at, loss_at, lse_at, smooth_at, HARD: tl.constexpr, T: tl.constexpr,
 ):
     """Stores the results; m, s and the log-sum-exp."""
     bad = (s != s) | (tl.abs(m) == float("inf"))  # there is no softmax
     m = tl.where(bad, float("nan"), m)
     s = tl.where(bad, float("nan"), s)
+    gap_sum = tl.where(bad, float("nan"), gap_sum)
     spread = log1p(s, T)
     masked = id < 0
     nothing = tl.where(id == -1, float("nan"), 0.0).to(T)
@@ -81,6 +82,8 @@ def finish(
         put(smooth_at, row, there, smooth + tl.load(u_total) * spread, masked, nothing)
     put(m_at, row, there, m, masked, 0.0)
     put(s_at, row, there, s, masked, 0.0)
+    put(gap_sum_at, row, there, gap_sum, masked, 0.0)
+    put(argmax_at, row, there, argmax, masked, -1)
     return m, s, m + spread
 
 
@@ -120,13 +123,14 @@ def unmasked(value, id):
 
 @triton.jit
 def statistics(
-    x, t, u, ids, u_total, a_at, lse2_at, c_at, m_at, s_at, loss_at, lse_at, smooth_at, dx_at, parts,
-    classes, inner, count, tiles, T: tl.constexpr, COLUMNS: tl.constexpr, R: tl.constexpr, B: tl.constexpr,
+    x, t, u, ids, u_total, a_at, lse2_at, c_at, m_at, s_at, gap_sum_at, argmax_at, loss_at, lse_at, smooth_at, dx_at,
+    parts, classes, inner, count, tiles, STATS: tl.constexpr, T: tl.constexpr, COLUMNS: tl.constexpr, R: tl.constexpr,
+    B: tl.constexpr,
 ):
     """For rows that fit the tile: their results and, if dx_at is not None, their derivative, with b = 2 lse2 lse. For
     larger rows, if parts is not None: the statistics of one part, for `merge`.
 
-    Where several places hold a part's maximum, s leaves out exactly one of them.
+    Where several places hold a part's maximum, s leaves out exactly one of them. STATS: gap_sum and argmax are wanted.
     """
     row, there, first = own_rows(classes, inner, count, tiles, COLUMNS, R)
     j = tl.program_id(1) * B + tl.arange(0, B)
@@ -138,6 +142,11 @@ def statistics(
     same = at == m[:, None]
     e = exp_of(gap, T)
     s = tl.sum(tl.where(same, 0.0, e), 1) + (tl.sum(same.to(T), 1) - 1)
+    gap_sum = tl.zeros([R], T)
+    argmax = tl.zeros([R], tl.int32)
+    if STATS:
+        gap_sum -= tl.sum(times(e, gap), 1)
+        argmax += tl.min(tl.where(same, tl.arange(0, B)[None, :], B), 1)
     soft = tl.zeros([R], T)
     share = tl.zeros([R], T)
     smooth = tl.zeros([R], T)
@@ -157,6 +166,9 @@ def statistics(
         part = parts + tl.program_id(1) * tl.cast(count, tl.int64) + row
         tl.store(part, m, mask=there)
         tl.store(part + step, s, mask=there)
+        if STATS:  # in the place of soft labels' sums
+            tl.store(part + 2 * step, gap_sum, mask=there)
+            tl.store(part + 3 * step, argmax, mask=there)
         if t is not None:
             tl.store(part + 2 * step, soft, mask=there)
             tl.store(part + 3 * step, share, mask=there)
@@ -167,8 +179,8 @@ def statistics(
         id = own_ids(ids, row, there)
         x_y = tl.sum(tl.where(j[None, :] == id[:, None], at, 0.0), 1)  # another thread may have put dx there
         m, s, lse = finish(
-            m, s, soft, share, smooth, x_y, id, row, there, u_total, m_at, s_at, loss_at, lse_at, smooth_at,
-            t is None, T,
+            m, s, gap_sum, argmax, soft, share, smooth, x_y, id, row, there, u_total,
+            m_at, s_at, gap_sum_at, argmax_at, loss_at, lse_at, smooth_at, t is None, T,
         )
         if dx_at is not None:
             a = per_row(a_at, row, there, T)
@@ -180,12 +192,12 @@ def statistics(
 
 @triton.jit
 def merge(
-    parts, x, ids, u_total, lse2_at, m_at, s_at, loss_at, lse_at, smooth_at, b_at, share_at,
-    splits, classes, inner, count,
-    T: tl.constexpr, HARD: tl.constexpr, SMOOTH: tl.constexpr, R: tl.constexpr, S: tl.constexpr,
+    parts, x, ids, u_total, lse2_at, m_at, s_at, gap_sum_at, argmax_at, loss_at, lse_at, smooth_at, b_at, share_at,
+    splits, width, classes, inner, count, T: tl.constexpr, HARD: tl.constexpr, SMOOTH: tl.constexpr,
+    R: tl.constexpr, S: tl.constexpr,
 ):
-    """Rows' results from the statistics of their parts; and for `gradient`, if b_at and share_at are not None,
-    2 lse2 lse and the sum of the labels."""
+    """Rows' results from the statistics of their parts, which are of `width` classes; and for `gradient`, if b_at and
+    share_at are not None, 2 lse2 lse and the sum of the labels."""
     row, there, first = own_rows(classes, inner, count, 1, False, R)
     part = tl.arange(0, S)
     inside = there[:, None] & (part < splits)[None, :]
@@ -203,6 +215,12 @@ def merge(
     share = tl.zeros([R], T)
     smooth = tl.zeros([R], T)
     x_y = tl.zeros([R], T)
+    gap_sum = tl.zeros([R], T)
+    argmax = tl.zeros([R], tl.int32)
+    if gap_sum_at is not None:
+        gap_sum += tl.sum(tl.load(at + 2 * step, mask=inside, other=0.0) * f + (1 + sums) * times(f, rise), 1)
+        places = part[None, :] * width + tl.load(at + 3 * step, mask=inside, other=0.0).to(tl.int32)
+        argmax += tl.min(tl.where(same, places, classes), 1)
     if HARD:
         x_y += tl.load(x + first + id * inner, mask=there & (id >= 0), other=0.0).to(T)
     else:
@@ -213,7 +231,8 @@ def merge(
         u_parts = tl.load(at + 5 * step, mask=inside, other=0.0)
         smooth += tl.sum(tl.load(at + 4 * step, mask=inside, other=0.0) + times(u_parts, rise), 1)
     m, s, lse = finish(
-        m, s, soft, share, smooth, x_y, id, row, there, u_total, m_at, s_at, loss_at, lse_at, smooth_at, HARD, T
+        m, s, gap_sum, argmax, soft, share, smooth, x_y, id, row, there, u_total,
+        m_at, s_at, gap_sum_at, argmax_at, loss_at, lse_at, smooth_at, HARD, T,
     )
     if b_at is not None:
         tl.store(b_at + row, 2 * per_row(lse2_at, row, there, T) * lse, mask=there)

@@ -185,7 +185,7 @@ class Kernels(DenseArrays):
                 b = None if lse2 is None else torch.empty_like(a)
                 share = None if t is None else torch.empty_like(a)
                 self._forward(rows, results, stats, slopes, kept=(b, share))
-                self._pull(rows, a, b, c, *stats, share, dx, None)
+                self._pull(rows, a, b, c, *stats[:2], share, dx, None)
         return RowResults(*results, *stats), dx
 
     def _rows(
@@ -201,20 +201,26 @@ class Kernels(DenseArrays):
         )
 
     def _outputs(self, layout: Layout, rows: Rows) -> Any:
+        """(nll, lse, smooth) and (m, s, gap_sum, argmax)."""
         m, s = (self._kept(layout, rows.shape, rows.dtype, rows.x) for _ in range(2))
-        return self._results(layout, rows.x, rows.u, rows.shape, rows.dtype), (m, s)
+        for_stats = self._for_stats(layout, rows.shape, rows.dtype, rows.x, rows.ids)
+        return self._results(layout, rows.x, rows.u, rows.shape, rows.dtype), (m, s, *for_stats)
 
     def _forward(
         self, rows: Rows, results: Any, stats: Any, slopes: Slopes, dx: Any = None, kept: Any = (None, None)
     ) -> None:
-        cut, count = rows.cut, rows.cut.total
+        cut, count, for_stats = rows.cut, rows.cut.total, stats[-1] is not None
         if not count:
             return
         if cut.parts == 1:
-            kernels.statistics[cut.grid](*rows.arrays, *slopes, *stats, *results, dx, None, **rows.tile)
+            kernels.statistics[cut.grid](
+                *rows.arrays, *slopes, *stats, *results, dx, None, STATS=for_stats, **rows.tile
+            )
             return
-        parts = stats[0].new_empty((2 if rows.t is None and rows.u is None else 6, cut.parts, count))
-        kernels.statistics[cut.grid](*rows.arrays, *Slopes(None), *(None,) * 6, parts, **rows.tile)
+        numbers = 6 if rows.u is not None else 4 if rows.t is not None or for_stats else 2  # of a part of a row
+        parts = stats[0].new_empty((numbers, cut.parts, count))
+        nowhere = (None,) * (len(stats) + len(results) + 1)
+        kernels.statistics[cut.grid](*rows.arrays, *Slopes(None), *nowhere, parts, STATS=for_stats, **rows.tile)
         _, classes, inner = cut.sizes
         columns = power(cut.parts)
         beside = max(512 // columns, 1)
@@ -228,6 +234,7 @@ class Kernels(DenseArrays):
             *results,
             *kept,
             cut.parts,
+            cut.classes,
             classes,
             inner,
             count,

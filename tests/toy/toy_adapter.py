@@ -44,6 +44,7 @@ OPS = xent.Ops(
     tanh=lift(np.tanh),
     abs=lift(np.abs),
     max=lift(lambda x, axis: x.max(axis, keepdims=True)),
+    argmax=lift(lambda x, axis: np.argmax(x, axis, keepdims=True)),
     sum=lift(total),
     top=lambda x, axis: formulas.top(OPS, x, axis),
     pick=lift(np.take_along_axis),

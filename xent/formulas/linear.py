@@ -36,7 +36,6 @@ class LoopSpec(NamedTuple):
     softcap: float | None
     chunk: int
     each: bool  # the value is every row's, not their sum
-    stats: bool
 
 
 class LoopOperands(NamedTuple):
@@ -73,7 +72,14 @@ class LoopResults(NamedTuple):
     nll: Array
     lse: Array | None
     smooth: Array | None
-    correct: Array | None  # whether no class has a larger logit than the label
+    # for `Stats`, and of any value in masked rows
+    correct: Array | None = None
+    entropy: Array | None = None
+    argmax: Array | None = None
+
+    def unmarked(self, weight: Array | None) -> _reduce.Stats:
+        """What `_reduce.described` starts with."""
+        return _reduce.Stats(self.nll, self.lse, self.correct, weight, self.entropy, self.argmax)
 
 
 Grads = tuple[Array | None, ...]  # in hidden, weight and bias, those that are wanted
@@ -89,9 +95,8 @@ def forward(spec: LoopSpec, operands: LoopOperands) -> LoopResults:
 
     def step(carry: None, hidden: Array, ids: Array) -> tuple[None, LoopResults]:
         x = logits(spec, zero_masked(spec, hidden, ids), weight, bias, over)
-        return carry, _results(
-            spec, spec.linear.rows(spec.layout, x, None, smoothing_weights, ids), _at_label(spec, x, ids)
-        )
+        x_y = _at_label(spec, x, ids)
+        return carry, _results(spec, spec.linear.rows(spec.layout, x, None, smoothing_weights, ids), x_y)
 
     return LoopResults(*spec.linear.scan(step, None, (operands.hidden, ids), spec.chunk, rows_that_count(spec, ids))[1])
 
@@ -207,9 +212,10 @@ def all_logits(spec: LoopSpec, operands: LoopOperands) -> Array:
 def _empty(spec: LoopSpec, operands: LoopOperands) -> Array | None:
     """Whether no row counts, as a 0-d bool. None where that is impossible, or known to be false.
 
-    With `stats`, rows that do not count are computed all the same, and 0 times the NaN that they may hold would be NaN.
+    With `Layout.stats`, rows that do not count are computed all the same, and 0 times the NaN that they may hold would
+    be NaN.
     """
-    if not spec.stats:
+    if not spec.layout.stats:
         return None
     ops = spec.linear.ops
     empty = sum(ops.sum(ops.abs(k), None) for k in operands.slopes if k is not None) == 0
@@ -257,12 +263,15 @@ def slope_of_cap(spec: LoopSpec, x: Array) -> Array | None:
 def _at_label(spec: LoopSpec, x: Array, ids: Array) -> Array | None:
     """The label's logit, before its derivative is written over it."""
     ops = spec.linear.ops
-    return ops.pick(x, ops.expand_dims(ops.where(ids < 0, 0, ids), 1), 1) if spec.stats else None
+    return ops.pick(x, ops.expand_dims(ops.where(ids < 0, 0, ids), 1), 1) if spec.layout.stats else None
 
 
 def _results(spec: LoopSpec, results: RowResults, x_y: Array | None) -> LoopResults:
-    correct = None if x_y is None else spec.linear.ops.squeeze(x_y == results.m, 1)
-    return LoopResults(results.nll, results.lse, results.smooth, correct)
+    found = LoopResults(results.nll, results.lse, results.smooth)
+    if x_y is None:
+        return found
+    rows = _reduce.unmarked(spec.linear.ops, results, x_y == results.m, None, 1)
+    return found._replace(correct=rows.correct, entropy=rows.entropy, argmax=rows.argmax)
 
 
 def zero_masked(spec: LoopSpec, hidden: Array, ids: Array) -> Array:

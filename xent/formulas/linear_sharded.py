@@ -23,13 +23,13 @@ def statistics(spec: LoopSpec, shard: Shard, operands: LoopOperands) -> Statisti
         return _sharding.statistics(ops, linear.rows, spec.layout, shard, hidden[:, :0], None, u, ids)
     over = loop.buffer_of(spec, operands)
 
-    def step(carry: None, h: Array, ids: Array) -> tuple[None, tuple[Array | None, ...]]:
+    def step(carry: None, h: Array, ids: Array) -> tuple[None, Statistics]:
         x = loop.logits(spec, loop.zero_masked(spec, h, ids), weight, bias, over)
         own = _sharding.statistics(ops, linear.rows, spec.layout, shard, x, None, u, ids)
-        return carry, (own.m, own.s, own.label, own.smooth)
+        return carry, own._replace(smoothing=None)
 
-    _, (m, s, label, smooth) = linear.scan(step, None, (hidden, ids), spec.chunk, loop.rows_that_count(spec, ids))
-    return Statistics(m, s, label, None, smooth, None if u is None else ops.sum(u, None))
+    _, found = linear.scan(step, None, (hidden, ids), spec.chunk, loop.rows_that_count(spec, ids))
+    return Statistics(*found)._replace(smoothing=None if u is None else ops.sum(u, None))
 
 
 def gradients(

@@ -5,6 +5,7 @@ Shard k holds C_k consecutive classes, and no other shard's logits. Of each row 
     m_k     its largest logit; -inf where it has no class, or only impossible ones
     s_k     sum of exp(x - m_k) over all of its classes but one maximal one
     g_k     the label's logit where the label is its own, else 0; of soft labels sum_j t_j (m_k - x_j)
+    d_k     for the entropy, sum of exp(x - m_k) (m_k - x)
     T_k     of soft labels sum_j t_j
     h_k     with smoothing weights sum_j u_j (m_k - x_j), and once for all rows U_k = sum_j u_j
 
@@ -14,6 +15,9 @@ and of all shards together, where M = max m_k and n shards have it,
     nll    = (M - x_y) + log1p(S), x_y being the sum of the g_k
     soft   = sum_k (g_k + T_k (M - m_k)) + T log1p(S)
     smooth = sum_k (h_k + U_k (M - m_k)) + U log1p(S)
+    D      = sum_k (d_k + (1 + s_k) (M - m_k)) exp(m_k - M)
+
+and the first class with the largest logit is that of the first shard that has M.
 
 No term is negative, so nothing cancels, and a shard's rounding of x - m_k is no larger than that of x - M would be.
 
@@ -33,6 +37,7 @@ from .softmax import behind, finite_or_nan, where_present
 from .sums import times, widened
 
 INF = float("inf")
+DIGIT = 1 << 12  # class ids are handed out in two numbers below it: float32 holds no whole ones above 2^24
 
 
 class Shard(NamedTuple):
@@ -70,6 +75,9 @@ class Statistics(NamedTuple):
     targets: Array | None  # T_k; None where labels are class ids
     smooth: Array | None  # h_k; None where there are no smoothing weights
     smoothing: Array | None  # U_k
+    gap_sum: Array | None = None  # d_k; None where the entropy is not asked for
+    argmax_high: Array | None = None  # of the first class with the largest logit, among all: its id // DIGIT, and the
+    argmax_low: Array | None = None  # rest; None as gap_sum
     extra: Array | None = None  # a number of each row to be added up besides
 
 
@@ -84,13 +92,15 @@ class Row(NamedTuple):
     smoothing: Array | None  # U
     other_targets: Array | None  # T and U without this shard's
     other_smoothing: Array | None
-    correct: Array | None  # whether no class has a larger logit than the label; None where labels are soft
-    extra: Array | None
+    correct: Array | None = None  # whether no class has a larger logit than the label; None where labels are soft
+    gap_sum: Array | None = None  # D; None where it is not asked for, as argmax
+    argmax: Array | None = None
+    extra: Array | None = None
 
     def for_derivatives(self, m: Array, s: Array) -> Row:
         """What `coefficients` and `formulas.pull` read of it, with these m and s."""
         others = self.other_targets, self.other_smoothing
-        return Row(m, s, None, None, None, None, *others, None, None)
+        return Row(m, s, None, None, None, None, *others)
 
 
 # ---- of one shard
@@ -114,11 +124,15 @@ def statistics(
         zero = widened(ops, ops.sum(x, axis))
         nothing = zero if u is None else ops.sum(u, None)
         soft, smooth, smoothing = (None if given is None else k for given, k in ((t, zero), (u, zero), (u, nothing)))
-        return Statistics(zero - INF, zero, zero, soft, smooth, smoothing, extra)
+        found = Statistics(zero - INF, zero, zero, soft, smooth, smoothing, extra=extra)
+        return found._replace(gap_sum=zero, argmax_high=zero, argmax_low=zero) if layout.stats else found
     own: Any = None if ids is None else shard.own_ids(ops, ids)
     results = rows(layout._replace(lse=False), x, t, u, own)
-    m, s = results.m, results.s
-    smooth = targets = None
+    m, s, gap_sum = results.m, results.s, results.gap_sum
+    smooth = targets = high = low = None
+    if gap_sum is not None:
+        argmax = results.argmax + shard.start
+        high, low = (ops.astype(k, ops.dtype(m)) for k in (argmax // DIGIT, argmax % DIGIT))
     if u is not None:
         smooth = ops.expand_dims(results.smooth, axis) - ops.sum(u, None) * ops.log1p(s)
     if t is not None:
@@ -134,7 +148,9 @@ def statistics(
         m, s = ops.where(impossible, -INF, m), ops.where(impossible, 0.0, s)
         label = label if t is None else ops.where(impossible, 0.0, label)
         smooth = None if smooth is None else ops.where(impossible, 0.0, smooth)
-    return Statistics(m, s, label, targets, smooth, None if u is None else ops.sum(u, None), extra)
+        gap_sum = None if gap_sum is None else ops.where(impossible, 0.0, gap_sum)
+    smoothing = None if u is None else ops.sum(u, None)
+    return Statistics(m, s, label, targets, smooth, smoothing, gap_sum, high, low, extra)
 
 
 # ---- of all shards
@@ -155,7 +171,8 @@ def combine(ops: Ops, shard: Shard, own: Statistics) -> Row:
     short = behind(ops, every.m, m)
     best = every.m == m
     others_at_m = total(ops.astype(best, ops.dtype(m))) - 1
-    s = total(ops.where(best, every.s, (1 + every.s) * ops.exp(-short))) + others_at_m
+    power = ops.exp(-short)
+    s = total(ops.where(best, every.s, (1 + every.s) * power)) + others_at_m
     if every.targets is None:
         x_y = total(every.label)
         gap, correct = behind(ops, x_y, m), x_y == m
@@ -164,8 +181,18 @@ def combine(ops: Ops, shard: Shard, own: Statistics) -> Row:
     smooth = None
     if every.smooth is not None:
         smooth = total(every.smooth + times(ops, _leading(ops, every.smoothing, short), short))
+    gap_sum = argmax = None
+    if every.gap_sum is not None:
+        gap_sum = total(power * every.gap_sum + (1 + every.s) * times(ops, power, short))
+        first = ops.argmax(every.m, 0)
+        high, low = (
+            ops.astype(ops.squeeze(ops.pick(k, first, 0), 0), ops.index_dtype)
+            for k in (every.argmax_high, every.argmax_low)
+        )
+        argmax = high * DIGIT + low
     sums = total(every.targets), smooth, total(every.smoothing)
-    return Row(m, s, gap, *sums, others(every.targets), others(every.smoothing), correct, total(every.extra))
+    rest = others(every.targets), others(every.smoothing), correct, gap_sum, argmax
+    return Row(m, s, gap, *sums, *rest, total(every.extra))
 
 
 def _leading(ops: Ops, k: Array, like: Array) -> Array:
@@ -187,7 +214,7 @@ def results(ops: Ops, layout: Layout, row: Row, ids: Array | None) -> RowResults
     lse = finish(row.m + log1p_s) if layout.lse else None
     smooth = None if row.smooth is None else finish(row.smooth + row.smoothing * log1p_s)
     m, s = (k if marks is None else ops.where(marks < 0, 0.0, k) for k in (row.m, row.s))
-    return RowResults(nll, lse, smooth, m, s)
+    return RowResults(nll, lse, smooth, m, s, row.gap_sum, row.argmax)
 
 
 # ---- the derivative

@@ -49,7 +49,7 @@ def _class(ops: Ops, layout: Layout, ids: Array) -> Array:
 
 def _zero_masked(ops: Ops, x: Array, ids: Array) -> Array:
     """x with 0 in masked rows: 0 * NaN is NaN, so what a masked row holds must not reach a product."""
-    return ops.where(ids < 0, 0.0, x)
+    return ops.where(ids < 0, 0, x)
 
 
 def where_present(ops: Ops, k: Scalar, ids: Array, like: Array) -> Array:
@@ -105,9 +105,15 @@ def rows(
             return None
         return ops.squeeze(where_present(ops, result, ids, result) if layout.masked else result, axis)
 
+    constants = (m, s, *gap_sum_and_argmax(ops, ops.stop_gradient(x), m, axis)) if layout.stats else (m, s)
     if layout.masked:
-        m, s = _zero_masked(ops, m, ids), _zero_masked(ops, s, ids)
-    return RowResults(finish(loss), finish(lse), finish(smooth), m, s)
+        constants = tuple(_zero_masked(ops, k, ids) for k in constants)
+    return RowResults(finish(loss), finish(lse), finish(smooth), *constants)
+
+
+def gap_sum_and_argmax(ops: Ops, x: Array, m: Array, axis: int) -> tuple[Array, Array]:
+    gap = behind(ops, x, m)
+    return ops.sum(times(ops, ops.exp(-gap), gap), axis), ops.argmax(x, axis)
 
 
 class Top(NamedTuple):
