@@ -155,6 +155,18 @@ def test_transforms_of_value_and_grad(loss, transform):
     assert_close(got, want)
 
 
+@pytest.mark.parametrize("loss", ["sparse_ce", "linear_ce"])
+def test_moves_of_a_gradient_beside_statistics(loss):
+    """They are what they are without the statistics, which are constants."""
+    rest = (jnp.asarray(Y),) if loss == "sparse_ce" else (jnp.asarray(V), jnp.asarray(Y))
+
+    def moved(**options):
+        both = xent.value_and_grad(getattr(xent, loss))
+        return jax.jvp(lambda x: jax.tree.leaves(both(x, *rest, **options)[1]), (jnp.asarray(X),), (jnp.cos(X),))[1]
+
+    assert_close(moved(stats=True), moved())
+
+
 # ---- both ways of a gradient: eager in two visits of the logits, compiled in one
 
 

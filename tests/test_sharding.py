@@ -9,7 +9,7 @@ from entropy_bound import assert_accurate
 from xent import _reduce, formulas, oracle
 from xent.adapter import ABSENT, INVALID, Layout
 from xent.backends.numpy import ADAPTER
-from xent.formulas import sharding as _sharding
+from xent.formulas import sharding
 from xent.verify import regimes
 from xent.verify.tolerance import errors
 
@@ -34,7 +34,7 @@ def in_shards(x, labels, cuts, u=None, ids=None, slopes=(1.0, None, None), stats
     def shard(index):
         place = places[index]
         is_own = np.arange(len(places)) == index
-        return _sharding.Shard(place.start, place.stop - place.start, x.shape[1], is_own, gather, lambda k: k[place])
+        return sharding.Shard(place.start, place.stop - place.start, x.shape[1], is_own, gather, lambda k: k[place])
 
     def own(index):
         place = places[index]
@@ -42,14 +42,14 @@ def in_shards(x, labels, cuts, u=None, ids=None, slopes=(1.0, None, None), stats
 
     for index in range(len(places)):
         known = ids if hard else None
-        handed_out.append(_sharding.statistics(OPS, ADAPTER.softmax.rows, layout, shard(index), *own(index), known))
+        handed_out.append(sharding.statistics(OPS, ADAPTER.softmax.rows, layout, shard(index), *own(index), known))
     found, dx = [], np.empty_like(x)
     for index, place in enumerate(places):
         this, (x_k, t_k, u_k) = shard(index), own(index)
-        row = _sharding.combine(OPS, this, handed_out[index])
-        results = _sharding.results(OPS, layout, row, ids)
+        row = sharding.combine(OPS, this, handed_out[index])
+        results = sharding.results(OPS, layout, row, ids)
         up = [None if k is None else k * np.ones(len(x), x.dtype) for k in slopes]
-        up = _sharding.coefficients(OPS, layout, row, this.holds(ids) if hard else None, *up)
+        up = sharding.coefficients(OPS, layout, row, this.holds(ids) if hard else None, *up)
         found.append((_reduce.entropy(OPS, results)[:, 0], results.argmax[:, 0]) if stats else results[:3])
         if this.length:
             local = this.own_ids(OPS, ids) if hard else ids
@@ -111,10 +111,10 @@ def test_entropy_and_argmax(dtype, classes):
 
 def test_argmax_of_more_classes_than_float32_counts():
     x, start = np.array([[0.0, 2.0, 1.0], [3.0, 0.0, 3.0]], "f"), 2**26 + 1
-    one = _sharding.Shard(start, 3, start + 3, np.array([True]), lambda k: tuple(i[None] for i in k), lambda k: k)
+    one = sharding.Shard(start, 3, start + 3, np.array([True]), lambda k: tuple(i[None] for i in k), lambda k: k)
     layout, ids = Layout(1, True, True, False, True), np.array([start, start])
-    own = _sharding.statistics(OPS, ADAPTER.softmax.rows, layout, one, x, None, None, ids)
-    assert _sharding.combine(OPS, one, own).argmax.ravel().tolist() == [start + 1, start]
+    own = sharding.statistics(OPS, ADAPTER.softmax.rows, layout, one, x, None, None, ids)
+    assert sharding.combine(OPS, one, own).argmax.ravel().tolist() == [start + 1, start]
 
 
 def test_impossible_classes_without_a_smoothing_weight():

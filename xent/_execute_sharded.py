@@ -40,7 +40,7 @@ from xent._plan_sharded import (
 )
 from xent._shapes import fitted, shape_of
 from xent.adapter import Adapter, Array, Layout, Ops, RowResults
-from xent.formulas import sharding as _sharding
+from xent.formulas import sharding
 from xent.formulas.linear import LoopOperands, LoopSpec
 from xent.formulas.sharding import Row, Shard
 
@@ -76,8 +76,8 @@ def _sparse(given: Operands, options: Options, group: Any) -> Any:
         rows = rows._replace(x=_reduce.constant_where(ops, rows.empty, rows.x))
     x = capped_and_scaled(plan, visible(plan, rows)).x if options.cap_and_scale else rows.x
     kernel, constant = logits.adapter.softmax.rows, ops.stop_gradient(x)
-    own = _sharding.statistics(ops, kernel, rows.layout, shard, constant, None, u, rows.ids)
-    row = _sharding.combine(ops, shard, own)
+    own = sharding.statistics(ops, kernel, rows.layout, shard, constant, None, u, rows.ids)
+    row = sharding.combine(ops, shard, own)
     results = collectives.attach(group, rows.layout, shard, x, None, u, rows.ids, row)
     return loss(shard, plan, rows, results, unmarked(ops, rows, results, row) if options.stats else None)
 
@@ -92,8 +92,8 @@ def _softmax(given: Operands, options: Options, group: Any) -> Any:
     seen = formulas.capped_and_scaled(ops, ops.astype(x, dtype), *options.cap_and_scale) if options.cap_and_scale else x
     constant = ops.stop_gradient(seen), ops.stop_gradient(soft.t), soft.u, None
     extra = None if soft.share is None else ops.stop_gradient(soft.share)
-    own = _sharding.statistics(ops, adapter.softmax.rows, layout, shard, *constant, extra)
-    row = _sharding.combine(ops, shard, own)
+    own = sharding.statistics(ops, adapter.softmax.rows, layout, shard, *constant, extra)
+    row = sharding.combine(ops, shard, own)
 
     sums = row.extra, row.targets
     if soft.share is not None:

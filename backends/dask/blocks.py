@@ -20,7 +20,7 @@ from xent._plan_sharded import (
 )
 from xent.adapter import Layout, Slopes
 from xent.backends import numpy
-from xent.formulas import sharding as _sharding
+from xent.formulas import sharding
 from xent.formulas.sharding import Row, Shard, Statistics
 
 Array = Any
@@ -118,7 +118,7 @@ def statistics(call: Call, x: Array, labels: Array, place: Array, table: Array |
         x = formulas.capped_and_scaled(OPS, OPS.astype(x, call.dtype), *options.cap_and_scale)
     elif not ADAPTER.takes_16bit:
         x = OPS.astype(x, call.dtype)
-    return _sharding.statistics(OPS, ADAPTER.softmax.rows, layout, logits.shard, x, t, u, ids, extra)
+    return sharding.statistics(OPS, ADAPTER.softmax.rows, layout, logits.shard, x, t, u, ids, extra)
 
 
 def only(table: Any) -> Array | None:
@@ -142,13 +142,13 @@ def weighed(call: Call, logits: Logits, row: Row, given: Operands) -> tuple[Plan
 @np.errstate(all="ignore")
 def part(call: Call, every: Statistics, labels: Array, sample_weight: Array, table: Array) -> Part:
     """Of the rows, whose chunks have been heard. The logits are not needed: a column of them stands for all."""
-    row = _sharding.combine(OPS, call.shard(0, every), every)
+    row = sharding.combine(OPS, call.shard(0, every), every)
     logits = call.logits(row.m, call.shard(0, every))
     given = Operands(row.m, labels, sample_weight, only(table))
     _, rows = weighed(call, logits, row, given)
     divisor = np.asarray(0.0 if rows.divisor is None else rows.divisor, float)
     plan, rows = weighed(call.summed(), logits, row, given)
-    results = _sharding.results(OPS, rows.layout, row, rows.ids)
+    results = sharding.results(OPS, rows.layout, row, rows.ids)
     stats = _execute_sharded.unmarked(OPS, rows, results, row) if call.options.stats else None
     found = _execute_sharded.loss(logits.shard, plan, rows, results, stats)
     value, stats = found if call.options.stats else (found, None)
@@ -170,7 +170,7 @@ def gradient(
     shard = call.shard(int(place[0]), every)
     if not shard.length:
         return np.zeros_like(x)
-    row, logits = _sharding.combine(OPS, shard, every), call.logits(x, shard)
+    row, logits = sharding.combine(OPS, shard, every), call.logits(x, shard)
     given = Operands(x, labels, sample_weight, only(table), denom)
     t = None
     if call.soft:
@@ -178,12 +178,12 @@ def gradient(
     else:
         u = smoothing_weights(logits, call.options, class_weight(logits, given))
     plan, rows = weighed(call, logits, row, given)
-    results = _sharding.results(OPS, rows.layout, row, rows.ids)
+    results = sharding.results(OPS, rows.layout, row, rows.ids)
     ones = np.ones_like(results.nll)
     divisor = _reduce.inverse(OPS, rows.divisor, call.dtype)
     slopes = Slopes(*(None if k is None else k * ones for k in rows.scale.slopes(divisor)))
     held, ids = (None, rows.ids) if call.soft else (shard.holds(rows.ids), shard.own_ids(OPS, rows.ids))
-    up = _sharding.coefficients(OPS, rows.layout, row, held, *slopes.coefficients(results.lse))
+    up = sharding.coefficients(OPS, rows.layout, row, held, *slopes.coefficients(results.lse))
     if not call.options.cap_and_scale:
         dx = pulled(call, rows.layout, x, t, u, ids, results, up)
     else:

@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.custom_derivatives import SymbolicZero
+from jax.custom_derivatives import SymbolicZero, zero_from_primal
 from xent import formulas
 from xent.adapter import Array, LinearKernels
 from xent.formulas import linear as loop
@@ -165,7 +165,7 @@ def _value_and_grads_jvp(spec: LoopSpec, wanted: tuple[bool, ...], primals: Any,
     point = operands.parameters, operands.slopes
     moved, grads = jax.jvp(smooth, point, (moving.parameters, moving.slopes))[1]
     results, values = _value_and_grads(spec, wanted, *operands)
-    constant = {name: still(getattr(results, name)) for name in CONSTANT}
+    constant = {name: zero_from_primal(getattr(results, name)) for name in CONSTANT}
     return (results, values), (moved._replace(**constant), grads)
 
 

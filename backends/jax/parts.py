@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from xent.adapter import ABSENT, Layout, RowResults, Slopes
-from xent.formulas import sharding as _sharding
+from xent.formulas import sharding
 from xent.formulas.sharding import Row, Shard
 
 from . import sharded
@@ -30,7 +30,7 @@ def forward(kernel: Kernel, split: Split, static: Any, x: Array, t: Any, u: Any,
     if not split.names[layout.axis]:
         return tuple(kernel(static, x, t, u, ids))
     row = _row(kernel, split, layout, x, t, u, ids)
-    return flat_results(layout, _sharding.results(OPS, layout, row, ids))
+    return flat_results(layout, sharding.results(OPS, layout, row, ids))
 
 
 @promoting
@@ -71,7 +71,7 @@ def both(
     if not split.names[layout.axis]:
         return tuple(kernel(static, x, t, u, ids, *slopes))
     row = _row(forward_kernel, split, layout, x, t, u, ids)
-    results = flat_results(layout, _sharding.results(OPS, layout, row, ids))
+    results = flat_results(layout, sharding.results(OPS, layout, row, ids))
     m, s, _, lse, *_ = results
     up = Slopes(*slopes).coefficients(lse)
     shard = sharded.along(split.names[layout.axis], x.shape[layout.axis])
@@ -84,7 +84,7 @@ def _row(kernel: Kernel, split: Split, layout: Layout, x: Array, t: Any, u: Any,
         return row_results(layout, *kernel((layout,), *operands))
 
     shard = sharded.along(split.names[layout.axis], x.shape[layout.axis])
-    return _sharding.combine(OPS, shard, _sharding.statistics(OPS, rows, layout, shard, x, t, u, ids))
+    return sharding.combine(OPS, shard, sharding.statistics(OPS, rows, layout, shard, x, t, u, ids))
 
 
 def flat_results(layout: Layout, results: RowResults) -> tuple[Any, ...]:
@@ -105,7 +105,7 @@ def _pull(
 ) -> tuple[Any, Any]:
     layout, *wanted = static
     own_ids, held = shard.own_labels(OPS, layout, ids)
-    scaled = _sharding.coefficients(OPS, layout, row, held, *up)
+    scaled = sharding.coefficients(OPS, layout, row, held, *up)
     dx, dt = kernel((layout._replace(lse=True), *wanted), x, t, u, own_ids, row.m, row.s, *scaled)
     return dx, dt
 

@@ -20,8 +20,7 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from xent import _check, formulas
 from xent.adapter import Collectives, Layout, RowResults
-from xent.formulas import linear_sharded as _linear_sharded
-from xent.formulas import sharding as _sharding
+from xent.formulas import linear_sharded, sharding
 from xent.formulas.linear import LoopOperands, LoopSpec
 from xent.formulas.sharding import Row, Shard
 
@@ -79,7 +78,7 @@ def attach(
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _attached(how: Any, layout: Layout, x: Array, t: Any, u: Any, ids: Any, own: Any, row: Row) -> Any:
-    return promoting(_sharding.results)(OPS, layout, row, ids)
+    return promoting(sharding.results)(OPS, layout, row, ids)
 
 
 @partial(_attached.defjvp, symbolic_zeros=True)
@@ -95,7 +94,7 @@ def _attached_jvp(how: Any, layout: Layout, primals: Any, tangents: Any) -> Any:
 
 def _moved(names: Names, layout: Layout, row: Row, held: Any, results: RowResults, own: Any) -> Any:
     """The results' tangents; all but nll, lse and smooth are constants."""
-    nll, lse, smooth = jax.lax.psum(_sharding.tangents(OPS, layout, row, held, *own), names)
+    nll, lse, smooth = jax.lax.psum(sharding.tangents(OPS, layout, row, held, *own), names)
     moved = nll, lse if layout.lse else None, smooth
     typed = jax.tree.map(lambda d, k: vary(d, varying(k)), moved, tuple(results[:3]))
     return RowResults(*typed, *still(results[3:]))
@@ -122,7 +121,7 @@ def linear(push: Push, group: Any, spec: LoopSpec, shard: Shard, operands: LoopO
     moving = varying_alike(*(None if k is None else formulas.widened(OPS, k) for k in operands.parameters), own[1])[:3]
     operands = LoopOperands(*varying_alike(*operands, own[1])[: len(operands)])
     constant = jax.tree.map(jax.lax.stop_gradient, operands)
-    row = _sharding.combine(OPS, shard, _linear_sharded.statistics(spec, shard, constant))
+    row = sharding.combine(OPS, shard, linear_sharded.statistics(spec, shard, constant))
     return row, _attached_head((push, names), spec, operands._replace(ids=own[0]), tuple(moving), ids, own[1], row)
 
 
@@ -131,7 +130,7 @@ def _attached_head(
     how: Any, spec: LoopSpec, operands: LoopOperands, moving: Any, ids: Array, held: Array, row: Row
 ) -> Any:
     """As a function of `moving`: hidden states, weight and bias once more."""
-    return promoting(_sharding.results)(OPS, spec.layout, row, ids)
+    return promoting(sharding.results)(OPS, spec.layout, row, ids)
 
 
 @partial(_attached_head.defjvp, symbolic_zeros=True)
@@ -150,7 +149,7 @@ def _attached_head_jvp(how: Any, spec: LoopSpec, primals: Any, tangents: Any) ->
         return push(layout, dx, None, x, None, u, ids, m, s)
 
     chunks, known = spec._replace(linear=replace(spec.linear, scan=scan)), row.for_derivatives(m, s)
-    own = _linear_sharded.tangents(chunks, of_a_chunk, LoopOperands(*arrays), known, moving)
+    own = linear_sharded.tangents(chunks, of_a_chunk, LoopOperands(*arrays), known, moving)
     return results, _moved(names, spec.layout, row, held, results, own)
 
 

@@ -14,7 +14,7 @@ import torch
 from torch.autograd.function import once_differentiable
 from xent import _check, formulas
 from xent.adapter import Layout, RowResults
-from xent.formulas import sharding as _sharding
+from xent.formulas import sharding
 from xent.formulas.sharding import Row, Shard
 
 from .native import kernels
@@ -103,7 +103,7 @@ class Attached(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, layout: Layout, x: Array, t: Array, u: Array, ids: Array, held: Array, *arrays: Array) -> Any:
         row = Row(*arrays)
-        nll, lse, smooth, m, s, *_ = _sharding.results(OPS, layout, row, ids)
+        nll, lse, smooth, m, s, *_ = sharding.results(OPS, layout, row, ids)
         ctx.layout = layout
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, t, u, ids, held, *row.for_derivatives(m, s))
@@ -115,7 +115,7 @@ class Attached(torch.autograd.Function):
         x, t, u, ids, held, *arrays = ctx.saved_tensors
         layout, row = ctx.layout, Row(*arrays)
         a = torch.zeros_like(row.m).squeeze(layout.axis) if a is None else a
-        up = _sharding.coefficients(OPS, layout, row, held, a, b, c)
+        up = sharding.coefficients(OPS, layout, row, held, a, b, c)
         dx, dt = pulled(layout, x, t, u, ids, row, up, (ctx.needs_input_grad[1], ctx.needs_input_grad[2]))
         return None, dx, dt, *(None for _ in range(3 + len(arrays)))
 

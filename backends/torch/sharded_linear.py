@@ -11,8 +11,7 @@ from torch.autograd.function import once_differentiable
 from xent import formulas
 from xent.adapter import RowResults
 from xent.formulas import linear as chunks
-from xent.formulas import linear_sharded as _linear_sharded
-from xent.formulas import sharding as _sharding
+from xent.formulas import linear_sharded, sharding
 from xent.formulas.linear import LoopOperands, LoopSpec
 from xent.formulas.sharding import Row, Shard
 
@@ -30,7 +29,7 @@ def linear(group: Any, spec: LoopSpec, shard: Shard, operands: LoopOperands) -> 
         return at_once(group, spec, shard, operands)
     own_ids, held = shard.own_labels(OPS, spec.layout, operands.ids)
     with torch.no_grad(), without_autocast(operands.hidden):
-        row = _sharding.combine(OPS, shard, _linear_sharded.statistics(spec, shard, operands))
+        row = sharding.combine(OPS, shard, linear_sharded.statistics(spec, shard, operands))
     nll, lse, smooth = AttachedHead.apply(group, spec, held, *operands._replace(ids=own_ids), *row)
     return row, RowResults(nll, lse, smooth, row.m, row.s, row.gap_sum, row.argmax)
 
@@ -41,8 +40,8 @@ def at_once(group: Any, spec: LoopSpec, shard: Shard, operands: LoopOperands) ->
     operands = chunks.with_rounded_values(spec, operands)
     hidden = Copied.apply(group, formulas.widened(OPS, operands.hidden))  # whose sum is not one of 16 bits
     x = chunks.all_logits(spec, operands._replace(hidden=hidden))
-    own = _sharding.statistics(OPS, spec.linear.rows, spec.layout, shard, x.detach(), None, u, ids)
-    row = _sharding.combine(OPS, shard, own)
+    own = sharding.statistics(OPS, spec.linear.rows, spec.layout, shard, x.detach(), None, u, ids)
+    row = sharding.combine(OPS, shard, own)
     return row, attach(group, spec.layout, shard, x, None, u, ids, row)
 
 
@@ -70,7 +69,7 @@ class AttachedHead(torch.autograd.Function):
     def forward(ctx: Any, group: Any, spec: LoopSpec, held: Any, *arrays: Array | None) -> Any:
         count = len(LoopOperands._fields)
         operands, row = LoopOperands(*arrays[:count]), Row(*arrays[count:])
-        results = _sharding.results(OPS, spec.layout, row, operands.ids)
+        results = sharding.results(OPS, spec.layout, row, operands.ids)
         ctx.group, ctx.spec = group, spec
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(held, *operands, *row.for_derivatives(results.m, results.s))
@@ -83,14 +82,14 @@ class AttachedHead(torch.autograd.Function):
         count = len(LoopOperands._fields)
         operands, row, spec = LoopOperands(*arrays[:count]), Row(*arrays[count:]), ctx.spec
         a = torch.zeros_like(row.m).squeeze(1) if a is None else a
-        up = _sharding.coefficients(OPS, spec.layout, row, held, a, b, c)
+        up = sharding.coefficients(OPS, spec.layout, row, held, a, b, c)
 
         def pull(x: Array, u: Array, ids: Array, m: Array, s: Array, up: Any) -> Array:
             return pulled(spec.layout, x, None, u, ids, row._replace(m=m, s=s), up, (True, False))[0]
 
         wanted = tuple(ctx.needs_input_grad[3:6])
         with without_autocast(operands.hidden):
-            dh, *rest = _linear_sharded.gradients(spec, pull, wanted, operands, row, up)
+            dh, *rest = linear_sharded.gradients(spec, pull, wanted, operands, row, up)
         grads = (None if dh is None else all_reduce(dh, ctx.group), *rest)
         typed = (None if d is None else d.to(k.dtype) for d, k in zip(grads, operands.parameters, strict=True))
         return None, None, None, *typed, *(None for _ in range(len(arrays) - 3))

@@ -9,7 +9,7 @@ from typing import Any
 from xent.adapter import Array
 
 from . import linear as loop
-from . import sharding as _sharding
+from . import sharding
 from .linear import Grads, LoopOperands, LoopSpec
 from .sharding import Row, Shard, Statistics
 from .sums import compute_dtype, widened
@@ -20,12 +20,12 @@ def statistics(spec: LoopSpec, shard: Shard, operands: LoopOperands) -> Statisti
     linear, ops = spec.linear, spec.linear.ops
     hidden, weight, bias, u, ids, *_ = loop.of_one_dtype(spec, operands)
     if not shard.length:
-        return _sharding.statistics(ops, linear.rows, spec.layout, shard, hidden[:, :0], None, u, ids)
+        return sharding.statistics(ops, linear.rows, spec.layout, shard, hidden[:, :0], None, u, ids)
     over = loop.buffer_of(spec, operands)
 
     def step(carry: None, h: Array, ids: Array) -> tuple[None, Statistics]:
         x = loop.logits(spec, loop.zero_masked(spec, h, ids), weight, bias, over)
-        own = _sharding.statistics(ops, linear.rows, spec.layout, shard, x, None, u, ids)
+        own = sharding.statistics(ops, linear.rows, spec.layout, shard, x, None, u, ids)
         return carry, own._replace(smoothing=None)
 
     _, found = linear.scan(step, None, (hidden, ids), spec.chunk, loop.rows_that_count(spec, ids))
@@ -37,7 +37,7 @@ def gradients(
 ) -> Grads:
     """The derivatives in the hidden states, those of this shard's classes alone, and in its weight and bias.
 
-    The ids are those of `Shard.own_ids`; up: `_sharding.coefficients`; pull(x, u, ids, m, s, up) -> the derivative in a
+    The ids are those of `Shard.own_ids`; up: `sharding.coefficients`; pull(x, u, ids, m, s, up) -> the derivative in a
     chunk's logits.
     """
     linear, ops, (hidden, weight, bias, u, ids, *_) = spec.linear, spec.linear.ops, loop.of_one_dtype(spec, operands)
@@ -71,7 +71,7 @@ def gradients(
 def tangents(
     spec: LoopSpec, push: Callable[..., Any], operands: LoopOperands, row: Row, moving: Grads
 ) -> tuple[Array | None, ...]:
-    """What the shard adds to the tangents of nll, lse and smooth of its own classes, before `_sharding.tangents`.
+    """What the shard adds to the tangents of nll, lse and smooth of its own classes, before `sharding.tangents`.
 
     moving: the tangents of hidden states, weight and bias in the compute dtype, None for 0.
     push(dx, x, u, ids, m, s) -> the three of a chunk, for the tangent dx of its logits.
