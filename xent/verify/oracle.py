@@ -215,14 +215,23 @@ def linear_ce(
     *,
     bias: ArrayLike | None = None,
     softcap: float | None = None,
-    **options: Any,
+    reduce: str = "mean",
+    sample_weight: ArrayLike | None = None,
+    class_weight: ArrayLike | None = None,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    ignore_index: int | None = None,
+    invalid: str = "nan",
+    denom: float | None = None,
 ) -> LinearTruth:
-    """All logits at once, their sums in extended precision where the machine has it; options of `sparse_ce`."""
+    """All logits at once, their sums in extended precision where the machine has it."""
     h, w = np.asarray(hidden, np.longdouble), np.asarray(weight, np.longdouble)
     with np.errstate(invalid="ignore"):
         x = h @ w.T + np.asarray(0.0 if bias is None else bias, np.longdouble)
         y, slope = _transformed(x, softcap, None)
-        truth = sparse_ce(y, labels, **options)
+        options = {"sample_weight": sample_weight, "class_weight": class_weight, "label_smoothing": label_smoothing}
+        options |= {"z_loss": z_loss, "ignore_index": ignore_index, "invalid": invalid, "denom": denom}
+        truth = sparse_ce(y, labels, reduce=reduce, **options)  # type: ignore[arg-type]
         dx = _product(truth.logits, slope)
         there = dx.any(axis=-1, keepdims=True)  # a masked row may hold anything
         dx, h = dx.reshape(-1, len(w)), np.where(there, h, 0).reshape(-1, w.shape[1])
@@ -231,9 +240,19 @@ def linear_ce(
     return LinearTruth(truth.loss, d_hidden, d_weight, d_bias, truth.sample_weight)
 
 
-def log_prob(logits: ArrayLike, labels: ArrayLike, **options: Any) -> Truth:
-    """Options of `sparse_ce`."""
-    truth = sparse_ce(logits, labels, reduce="none", **options)
+def log_prob(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    axis: int = -1,
+    ignore_index: int | None = None,
+    invalid: str = "nan",
+    softcap: float | None = None,
+    logit_scale: float | None = None,
+) -> Truth:
+    options: dict[str, Any] = {"ignore_index": ignore_index, "invalid": invalid}
+    options |= {"softcap": softcap, "logit_scale": logit_scale}
+    truth = sparse_ce(logits, labels, axis=axis, reduce="none", **options)
     return truth._replace(loss=0.0 - truth.loss, logits=0.0 - truth.logits)
 
 
