@@ -127,7 +127,7 @@ def entropy(ops: Ops, results: RowResults) -> Array:
 
 
 def described(ops: Ops, rows: Stats, ids: Array) -> Stats:
-    """The statistics with masked rows marked, in which `correct`, `entropy` and `argmax` are of any value.
+    """The statistics with masked rows marked, where `correct`, `entropy` and `argmax` were of any value.
 
     Their sample_weight broadcasts; it is None where all rows that are not masked have weight 1.
     """

@@ -31,7 +31,7 @@ Spread<Compute<X>> spread_of(const X* x, int64_t n) {
     if (top > m) {
       if (m > -kInf<T>) {  // the older maximum is now one of the others
         double total = s.value() + 1, power = exp_of_difference(double(m), double(top));
-        u.restart((u.value() + (double(top) - double(m)) * total) * power);
+        u.restart(gaps_of_risen(u.value(), total, double(top) - double(m), power));
         s.restart(total * power);
       }
       m = top;

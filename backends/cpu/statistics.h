@@ -94,6 +94,12 @@ inline double exp_of_difference(double a, double b) {
   return std::exp(d) * (1 + (lost == lost ? lost : 0));  // inf - inf
 }
 
+// sum exp(x - m) (m - x) relative to a new m, d larger. For the older m the sum was `gaps`, and that of exp(x - m)
+// `total`; power: exp(-d). d and its product may be infinite: numbers of float64 can be so far apart.
+inline double gaps_of_risen(double gaps, double total, double d, double power) {
+  return power == 0 ? 0 : (gaps + d * total) * power;
+}
+
 template <class T>
 constexpr int64_t kBlock = 2 * 4 * kTerms * kLanes<T>;
 
@@ -182,7 +188,7 @@ Stats<Compute<X>> statistics(const X* x, const Compute<X>* t, const Compute<X>* 
       if (top > m) {  // the older maximum is now one of the others
         double d = double(top) - double(m), others = s.value() + 1, power = exp_of_difference(double(m), double(top));
         s.restart(begin == 0 ? 0 : others * power);
-        if (m > -kInf<T>) soft.rise(d), smooth.rise(d), gaps.restart((gaps.value() + d * others) * power);
+        if (m > -kInf<T>) soft.rise(d), smooth.rise(d), gaps.restart(gaps_of_risen(gaps.value(), others, d, power));
         m = top;
         first = begin;
         excluded = 1;

@@ -14,6 +14,8 @@ from tensorflow.python.framework import op_callbacks  # nor whether every operat
 from xent.backends import numpy as host_numpy
 from xent.backends.cpu import calls
 
+from .ops import OPS
+
 Array = Any
 
 
@@ -76,6 +78,7 @@ EAGER = tf.__internal__.EagerTensor
 KERNELS = replace(host_numpy.KERNELS, empty=empty)
 HOST = replace(
     host_numpy.ADAPTER,
+    ops=replace(host_numpy.OPS, index_dtype=OPS.index_dtype),  # in which `Stats.argmax` is returned
     softmax=replace(
         host_numpy.SOFTMAX,
         rows_value_and_grad=KERNELS.rows_value_and_grad,
