@@ -133,6 +133,20 @@ def test_upstream_gradients(differentiating, reduce):
             assert_close(live.numpy(grad), want * (1 if reduce == "none" else up), 1e-13, reduce)
 
 
+@pytest.mark.compiled
+def test_upstream_gradient_of_a_compiled_mean(differentiating):
+    """The factor is outside of what is compiled."""
+    live, want = differentiating, oracle.linear_ce(H, V, Y)
+    for compile in cases.compilers(live, code=False):
+        with live.double():
+            h, v = (live.array(k, "float64", "cpu") for k in (H, V))
+            mean = compile(lambda h, v: xent.linear_ce(h, v, Y, chunk_rows=3))
+            _, of_hidden = xent.value_and_grad(lambda h, mean=mean, v=v: mean(h, v) * -1.75)(h)
+            _, of_weight = xent.value_and_grad(lambda v, mean=mean, h=h: mean(h, v) * -1.75)(v)
+            assert_close(live.numpy(of_hidden), -1.75 * want.hidden, 1e-13, "hidden")
+            assert_close(live.numpy(of_weight), -1.75 * want.weight, 1e-13, "weight")
+
+
 @pytest.mark.parametrize("factor", [1.0, 0.25, -3.0])
 @pytest.mark.backend("torch")
 def test_backward_again(factor):

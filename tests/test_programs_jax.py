@@ -1,6 +1,6 @@
 """The programs of JAX's users (programs_jax.py) around every loss, against the oracle.
 
-test_compiled.py runs all of this with the kernels and without them.
+test_compiled.py runs all of this with the kernels, and with --full once more without them.
 """
 
 import functools

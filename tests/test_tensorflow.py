@@ -183,7 +183,9 @@ def test_xla_of_a_function_that_was_traced_before(loss, transform):
 
 
 @pytest.mark.compiled
-@pytest.mark.parametrize("loss", [k if k == "linear" else pytest.param(k, marks=pytest.mark.full) for k in PAIRS])
+@pytest.mark.parametrize(
+    "loss", [k if k in ("softmax", "linear") else pytest.param(k, marks=pytest.mark.full) for k in PAIRS]
+)
 def test_derivatives_of_what_was_differentiated_in_a_graph(loss):
     """The tape inside the graph asks for the logits' derivative alone; a tape outside may ask for all others."""
     ours, reference, second = PAIRS[loss]

@@ -9,18 +9,13 @@ from tensorflow.python.eager.context import eager_mode  # no public name leaves 
 from xent import formulas
 from xent.adapter import Adapter, Autodiff, EntropyKernels, SigmoidKernels, SoftmaxKernels
 
-from . import entropy, graph, kernels
+from . import entropy, graph, kernels, shapes
 from .linear import LINEAR
 from .ops import OPS
 from .shortcut import SHORTCUT
 
 with eager_mode():
-    if (tf.constant(0) == tf.constant(0)) is False or not isinstance(tf.TensorShape([1])[0], int):
-        raise RuntimeError(
-            "TensorFlow: xent needs tensors that are compared by value and shapes of ints; after "
-            "tf.compat.v1.disable_v2_behavior() call tf.compat.v1.enable_tensor_equality() and "
-            "tf.compat.v1.enable_v2_tensorshape()"
-        )
+    shapes.of(tf.zeros([1]))
 
 ADAPTER = Adapter(
     name="tensorflow",

@@ -113,7 +113,7 @@ def places(x: Array, dtype: Any, axis: int) -> Array:
 
 OPS = Ops(
     dtype=lambda x: x.dtype.name,
-    shape=lambda x: tuple(x.shape),
+    shape=shapes.of,
     device=lambda x: x.device,
     host=host,
     fetch=fetch,

@@ -10,8 +10,21 @@ from typing import Any
 import tensorflow as tf
 from xent.adapter import Array, UnknownShapes
 
+Dimension = tf.compat.v1.Dimension
 # How assertions say a sentence: a graph raises them after the call, which may have been by another library's names
 WORDING: ContextVar[Callable[[str], str]] = ContextVar("WORDING", default=str)
+
+
+def of(x: Array) -> tuple[int | None, ...]:
+    """The shape. TensorFlow may have been switched back to its version 1 at any time."""
+    shape = tuple(x.shape)
+    if not tf.Tensor._USE_EQUALITY or (shape and isinstance(shape[0], Dimension)):  # the former has no public name
+        raise RuntimeError(
+            "TensorFlow: xent needs tensors that are compared by value and shapes of ints; after "
+            "tf.compat.v1.disable_v2_behavior() call tf.compat.v1.enable_tensor_equality() and "
+            "tf.compat.v1.enable_v2_tensorshape()"
+        )
+    return shape
 
 
 def ranked(x: Array) -> bool:
