@@ -117,8 +117,8 @@ def stats(ops: Ops, results: RowResults, x: Array, ids: Array, weight: Array | N
 
 def unmarked(ops: Ops, results: RowResults, correct: Any, weight: Array | None, axis: int) -> Stats:
     """What `described` starts with; `correct` keeps the class axis."""
-    correct, h, argmax = (ops.squeeze(k, axis) for k in (correct, entropy(ops, results), results.argmax))
-    return Stats(results.nll, results.lse, correct, weight, h, argmax)
+    correct, spread, argmax = (ops.squeeze(k, axis) for k in (correct, entropy(ops, results), results.argmax))
+    return Stats(results.nll, results.lse, correct, weight, spread, argmax)
 
 
 def entropy(ops: Ops, results: RowResults) -> Array:
@@ -132,12 +132,12 @@ def described(ops: Ops, rows: Stats, ids: Array) -> Stats:
     Their sample_weight broadcasts; it is None where all rows that are not masked have weight 1.
     """
     there = ops.astype(ids != ABSENT, ops.dtype(rows.nll))
-    h = ops.where(ids == ABSENT, 0.0, ops.where(ids == INVALID, float("nan"), rows.entropy))
+    spread = ops.where(ids == ABSENT, 0.0, ops.where(ids == INVALID, float("nan"), rows.entropy))
     marked = rows._replace(
         correct=rows.correct & (ids >= 0),
         sample_weight=there if rows.sample_weight is None else there * rows.sample_weight,
-        entropy=h,
-        argmax=ops.where(ids < 0, -1, ops.where(h == h, rows.argmax, -1)),  # h is NaN where there is no softmax
+        entropy=spread,
+        argmax=ops.where(ids < 0, -1, ops.where(spread == spread, rows.argmax, -1)),  # NaN: there is no softmax
     )
     return Stats(*map(ops.stop_gradient, marked))
 
