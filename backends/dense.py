@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from xent.adapter import Array, Layout, Ops, Scalar
+from xent.adapter import Array, Layout, Ops, RowResults, Scalar
 
 Shape = tuple[int, ...]
 
@@ -56,24 +56,24 @@ class DenseArrays:
         whole, inner = pattern(self.ops.shape(array), shape)
         return self.dense(array, whole), max(math.prod(whole), 1), inner
 
-    def _results(self, layout: Layout, x: Array, smoothing_weights: Array | None, shape: Shape, dtype: str) -> Any:
-        return (
-            self.empty(shape, dtype, x),
-            self.empty(shape, dtype, x) if layout.lse else None,
-            None if smoothing_weights is None else self.empty(shape, dtype, x),
+    def _row_results(
+        self, layout: Layout, x: Array, smoothing_weights: Array | None, ids: Array | None, shape: Shape, dtype: str
+    ) -> RowResults:
+        """Memory for what a softmax kernel returns for each row; shape: the rows'."""
+
+        def memory(wanted: bool, shape: Shape, dtype: str = dtype) -> Array | None:
+            return self.empty(shape, dtype, x) if wanted else None
+
+        kept = (*shape[: layout.axis], 1, *shape[layout.axis :])  # with the class axis
+        return RowResults(
+            nll=memory(True, shape),
+            lse=memory(layout.lse, shape),
+            smooth=memory(smoothing_weights is not None, shape),
+            m=memory(True, kept),
+            s=memory(True, kept),
+            gap_sum=memory(layout.stats, kept),
+            argmax=memory(True, kept, self.ops.dtype(ids)) if layout.stats else None,
         )
-
-    def _kept(self, layout: Layout, shape: Shape, dtype: str, x: Array) -> Array:
-        """Memory for one value a row, keeping the class axis."""
-        return self.empty((*shape[: layout.axis], 1, *shape[layout.axis :]), dtype, x)
-
-    def _for_stats(
-        self, layout: Layout, shape: Shape, dtype: str, x: Array, ids: Array | None
-    ) -> tuple[Array | None, Array | None]:
-        """Memory for gap_sum and argmax, where the layout asks for them."""
-        if not layout.stats:
-            return None, None
-        return self._kept(layout, shape, dtype, x), self._kept(layout, shape, self.ops.dtype(ids), x)
 
     def _per_row(self, array: Scalar | None, shape: Shape, dtype: str, x: Array) -> Array | None:
         if array is None:

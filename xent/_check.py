@@ -304,10 +304,9 @@ def parameter_in_parts(argument: str, framework: str) -> TypeError:
     )
 
 
-def unread_ids(invalid: str, framework: str) -> str:
+def unread_ids(invalid: str, why: str = "and their rows are sharded") -> str:
     """What is done about ids that are no class where nothing reads those of all rows before the loss is computed."""
     if invalid == "raise":
-        why = "which Dask has only when it computes" if framework == "dask" else "and their rows are sharded"
         raise ValueError(
             f"invalid: 'raise' has to read all labels, {why}; use 'nan' or 'ignore', or check them outside"
         )

@@ -34,12 +34,9 @@ class Kernels(DenseArrays):
     ) -> RowResults:
         """`SoftmaxKernels.rows`, without derivatives."""
         sizes, given, shape, dtype = self._problem(layout, x, t, smoothing_weights, ids)
-        nll, lse, smooth = self._results(layout, x, smoothing_weights, shape, dtype)
-        m, s = (self._kept(layout, shape, dtype, x) for _ in range(2))
-        gap_sum, argmax = self._for_stats(layout, shape, dtype, x, ids)
-        outputs = {"m": m, "s": s, "loss": nll, "lse": lse, "smooth": smooth, "gap_sum": gap_sum, "argmax": argmax}
-        self._run(native.rows_forward, sizes, **given, **outputs)
-        return RowResults(nll, lse, smooth, m, s, gap_sum, argmax)
+        results = self._row_results(layout, x, smoothing_weights, ids, shape, dtype)
+        self._run(native.rows_forward, sizes, **given, **_outputs(results))
+        return results
 
     def rows_backward(
         self,
@@ -73,13 +70,10 @@ class Kernels(DenseArrays):
         """`SoftmaxKernels.rows_value_and_grad`."""
         sizes, given, shape, dtype = self._problem(layout, x, t, smoothing_weights, ids)
         a, z, c = (self._per_row(k, shape, dtype, x) for k in slopes)
-        nll, lse, smooth = self._results(layout, x, smoothing_weights, shape, dtype)
-        m, s = (self._kept(layout, shape, dtype, x) for _ in range(2))
+        results = self._row_results(layout, x, smoothing_weights, ids, shape, dtype)
         dx = given["x"] if self.in_place else self.empty(self.ops.shape(x), self.ops.dtype(x), x)
-        gap_sum, argmax = self._for_stats(layout, shape, dtype, x, ids)
-        outputs = {"m": m, "s": s, "loss": nll, "lse": lse, "smooth": smooth, "gap_sum": gap_sum, "argmax": argmax}
-        self._run(native.rows_both, sizes, **given, a=a, z=z, c=c, **outputs, dx=dx)
-        return RowResults(nll, lse, smooth, m, s, gap_sum, argmax), dx
+        self._run(native.rows_both, sizes, **given, a=a, z=z, c=c, **_outputs(results), dx=dx)
+        return results, dx
 
     def mean_value_and_grad(
         self, layout: Layout, x: Array, t: Array | None, ids: Array | None, count: int
@@ -221,3 +215,9 @@ class Kernels(DenseArrays):
         address = self.address
         addresses = {name: 0 if k is None else address(k) for name, k in arrays.items()}
         return kernel(**sizes, threads=self.threads(), **addresses)
+
+
+def _outputs(results: RowResults) -> dict[str, Array | None]:
+    """By the kernels' names."""
+    nll, *others = results
+    return {"loss": nll, **dict(zip(RowResults._fields[1:], others, strict=True))}

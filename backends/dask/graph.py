@@ -42,7 +42,8 @@ def of_chunks(loss: Loss, operands: Operands, options: Options) -> Any:
         raise _check.no_linear("dask")
     if loss not in (SOFTMAX, SPARSE, SIGMOID):
         raise _check.no_dask("logits")
-    options = options._replace(invalid=_check.unread_ids(options.invalid, "dask"))
+    why = "which Dask has only when it computes"
+    options = options._replace(invalid=_check.unread_ids(options.invalid, why))
     given = arrays(operands._replace(inputs=x))
     plan = checked(loss, given, options)
     every = tuple(range(x.ndim))

@@ -56,7 +56,7 @@ def on_mesh(loss: Loss, operands: Operands, options: Options) -> Any:
     rows = Placed(whole.shape[:axis] + whole.shape[axis + 1 :], [without(k, axis) for k in placements])
     if loss is SPARSE:
         local = cut(mesh, x, operands, _rules.IDS, rows, rows)
-        options = options._replace(invalid=_check.unread_ids(options.invalid, "torch")) if groups else options
+        options = options._replace(invalid=_check.unread_ids(options.invalid)) if groups else options
         result = _execute_sharded.sparse(local, options, group)
     else:
         local = cut(mesh, x, operands, _rules.DISTRIBUTIONS, whole, rows)
@@ -82,7 +82,7 @@ def linear(given: Operands, options: Options) -> Any:
     local = cut(mesh, h, given, _rules.IDS, rows, rows)
     weight, bias = (None if k is None else own_classes(k, classes, groups) for k in (weight, bias))
     local = local._replace(weight=weight, bias=bias)
-    options = options._replace(invalid=_check.unread_ids(options.invalid, "torch")) if groups else options
+    options = options._replace(invalid=_check.unread_ids(options.invalid)) if groups else options
     over_rows = tuple(groups.values())
     if classes:
         group = OnMesh(tuple(map(mesh.get_group, classes)), over_rows)

@@ -202,9 +202,8 @@ class Kernels(DenseArrays):
 
     def _outputs(self, layout: Layout, rows: Rows) -> Any:
         """(nll, lse, smooth) and (m, s, gap_sum, argmax)."""
-        m, s = (self._kept(layout, rows.shape, rows.dtype, rows.x) for _ in range(2))
-        for_stats = self._for_stats(layout, rows.shape, rows.dtype, rows.x, rows.ids)
-        return self._results(layout, rows.x, rows.u, rows.shape, rows.dtype), (m, s, *for_stats)
+        found = self._row_results(layout, rows.x, rows.u, rows.ids, rows.shape, rows.dtype)
+        return found[:3], found[3:]
 
     def _forward(
         self, rows: Rows, results: Any, stats: Any, slopes: Slopes, dx: Any = None, kept: Any = (None, None)
