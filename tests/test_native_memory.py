@@ -44,8 +44,8 @@ GOOD = {
     "rows_backward": LAYOUT | dict.fromkeys(("m", "s", "a", "b", "c", "dx"), PLACE) | {"dt": 0},
     "rows_both": LAYOUT
     | dict.fromkeys(("a", "z", "c", "loss", "lse", "smooth", "m", "s", "gap_sum", "argmax", "dx"), PLACE),
-    "mean_of_ids": {"dtype": 0, "outer": 2, "classes": 3, "wide": True, "threads": 1}
-    | dict.fromkeys(("x", "ids", "dx"), PLACE),
+    "mean_of_ids": {"dtype": 0, "outer": 2, "classes": 3, "inner": 1, "wide": True, "invalid_is_nan": True}
+    | {"threads": 1, "x": PLACE, "ids": PLACE, "dx": PLACE},
     "sigmoid_forward": {"dtype": 0, "n": 6, "smoothing": 0.0}
     | {"pos_weight_length": 6, "pos_weight_inner": 1, "weight_length": 1, "weight_inner": 1, "threads": 1}
     | dict.fromkeys(("x", "targets", "pos_weight", "weight", "loss"), PLACE),
@@ -66,7 +66,7 @@ IMPOSSIBLE = [
     *(("rows_backward", {name: 0}) for name in ("x", "ids", "m", "s", "a", "u")),  # c is of no use without u
     ("rows_backward", {"dt": PLACE}),  # labels are hard
     *(("rows_both", {name: 0}) for name in ("x", "ids", "a", "dx")),
-    *(("mean_of_ids", {name: value}) for name in ("outer", "classes") for value in (-1, 2**60)),
+    *(("mean_of_ids", {name: value}) for name in ("outer", "classes", "inner") for value in (-1, 2**60)),
     *(("mean_of_ids", {name: 0}) for name in ("classes", "x", "ids")),
     *(("sigmoid_forward", {name: value}) for name in ("n", "dtype") for value in (-1, -(2**31))),
     *(("sigmoid_forward", {name: 0}) for name in ("x", "targets", "pos_weight_length", "pos_weight_inner")),

@@ -1,13 +1,18 @@
 """PyTorch programs that are compiled or exported as a whole: a graph for all batches, lengths that data decide."""
 
+import math
+import operator
+
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
 import xent  # noqa: E402
+from functorch.compile import make_boxed_func  # noqa: E402
 from programs import IDS, KERNELS, LOGITS, ONE_OF_EACH_LOSS, PROBLEMS, WEIGHT, each_loss, name  # noqa: E402
 from programs_torch import backend_for, backward, check, fresh, loss_of, of_x, tensors, with_rows  # noqa: E402, F401
+from torch._dynamo.backends.common import aot_autograd  # noqa: E402
 from torch._dynamo.testing import CompileCounterWithBackend  # noqa: E402
 
 pytestmark = [pytest.mark.backend("torch"), pytest.mark.compiled]
@@ -74,6 +79,45 @@ def test_one_graph_for_all_numbers():
         check(problem, backward(f, x, y, *numbers), f"{k}")
         counts.append(counter.frame_count)
     assert counts[1:] == [counts[1]] * 3
+
+
+@pytest.mark.parametrize("kind", [torch.int32, torch.int64], ids=str)
+@pytest.mark.parametrize(("shape", "axis"), [((4, 5), -1), ((2, 5, 3), 1), ((5,), 0), ((0, 5), -1)], ids=str)
+def test_ids_that_are_no_class(shape, axis, kind):
+    """Without options: each makes its own row NaN, and no other; also one that marks a row elsewhere, such as -2."""
+    compiled = torch.compile(lambda x, y: xent.sparse_ce(x, y, axis=axis), backend="aot_eager", fullgraph=True)
+    x = torch.linspace(-3, 3, math.prod(shape)).reshape(shape)
+    y = torch.arange(math.prod(shape) // 5).reshape(x.sum(axis).shape).to(kind) % 5
+    truth = xent.oracle.sparse_ce(x.double().numpy(), y.numpy(), axis=axis)
+    loss, gradient = backward(compiled, x, y)
+    torch.testing.assert_close(loss.double(), torch.tensor(truth.loss), rtol=1e-6, atol=0)
+    torch.testing.assert_close(gradient.double(), torch.tensor(truth.logits), rtol=1e-6, atol=1e-9)
+    for wrong in (-2, -1, 5, 1 << 30) if y.numel() else ():
+        spoiled = y.clone()
+        spoiled.view(-1)[-1] = wrong
+        loss, found = backward(compiled, x, spoiled)
+        assert loss.isnan()
+        wanted, rows = gradient.movedim(axis, -1).reshape(-1, 5).clone(), found.movedim(axis, -1).reshape(-1, 5)
+        wanted[-1] = torch.nan
+        torch.testing.assert_close(rows, wanted, rtol=1e-6, atol=0, equal_nan=True)
+
+
+@pytest.mark.skipif(not KERNELS, reason="the formulas are many operations")
+def test_without_options_a_graph_is_one_operator():
+    """No loop is before it that prepares ids, or counts them."""
+    graphs = []
+
+    def kept(graph, _):
+        graphs.append([node.target for node in graph.graph.nodes if node.op == "call_function"])
+        return make_boxed_func(graph.forward)
+
+    backend = aot_autograd(fw_compiler=kept, bw_compiler=kept)
+    compiled = torch.compile(lambda x, y: xent.sparse_ce(x, y, axis=1), backend=backend)
+    x, y = torch.zeros(2, 5, 3), torch.zeros(2, 3, dtype=torch.int64)
+    compiled(x, y)
+    backward(compiled, x, y)
+    alone = [torch.ops.xent.mean_of_ids.default, operator.getitem]
+    assert graphs == [alone, [*alone, operator.getitem], [torch.ops.xent.factor.default, torch.ops.aten.mul.Tensor]]
 
 
 def chosen(f):

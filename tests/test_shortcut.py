@@ -10,6 +10,7 @@ from xent._options import Options
 
 WIDE = 30 * np.random.default_rng(7).normal(size=(33, 17))
 SHAPES = {"rows": (33, 17), "sequence": (2, 3, 17), "one row": (17,), "no rows": (0, 17), "one class": (4, 1)}
+AXES = {"classes first": ((17, 33), 0), "pixels": ((2, 17, 3, 5), 1), "before the last": ((2, 17, 3), -2)}
 # what sparse_ce may or may not be given, made of logits [2, 3] and ids [2]
 DECLINED = {
     "a negative id": lambda x, y: (x, y - 1),
@@ -41,20 +42,23 @@ def outcome(function, *args):
 
 
 @pytest.mark.parametrize("ids", ["int64", "int32"])
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_same_numbers(shortcut, live, monkeypatch, shape, ids):
-    y = live.array(np.resize([0, shape[-1] - 1, 1 % shape[-1]], shape[:-1]), ids, "cpu")
+@pytest.mark.parametrize(
+    ("shape", "axis"), [*((shape, -1) for shape in SHAPES.values()), *AXES.values()], ids=[*SHAPES, *AXES]
+)
+def test_same_numbers(shortcut, live, monkeypatch, shape, axis, ids):
+    classes = shape[axis]
+    y = live.array(np.resize([0, classes - 1, 1 % classes], np.delete(shape, axis)), ids, "cpu")
     for dtype in live.dtypes:
         x = live.array(np.resize(WIDE, shape), dtype, "cpu")
-        loss, dx = xent.value_and_grad(xent.sparse_ce)(x, y)
-        value = xent.sparse_ce(x, y)
+        loss, dx = xent.value_and_grad(xent.sparse_ce)(x, y, axis=axis)
+        value = xent.sparse_ce(x, y, axis=axis)
         # TensorFlow hands out a 0-d array as a scalar of NumPy's, which has no address
         if dtype in ("float32", "float64") and len(shape) > 1:
-            assert shortcut.value(x, y, _again) is not None
-            assert shortcut.value_and_grad(x, y) is not None
+            assert shortcut.value(axis, x, y, _again) is not None
+            assert shortcut.value_and_grad(axis, x, y) is not None
         with monkeypatch.context() as general:
             general.setattr(Options, "untouched", False)
-            wanted, slope = xent.value_and_grad(xent.sparse_ce)(x, y)
+            wanted, slope = xent.value_and_grad(xent.sparse_ce)(x, y, axis=axis)
         unit = 2.0**-52 if dtype == "float64" else 2.0**-23
         for got in (loss, value):
             assert got.dtype == wanted.dtype
@@ -68,8 +72,8 @@ def test_same_numbers(shortcut, live, monkeypatch, shape, ids):
 def test_declined(shortcut, live, monkeypatch, change):
     """What needs a change, or a word of advice, goes the general way."""
     x, y = (live.array(k, None, "cpu") for k in change(WIDE[:2, :3].astype("float32"), np.array([0, 1])))
-    assert shortcut.value(x, y, _again) is None
-    assert shortcut.value_and_grad(x, y) is None
+    assert shortcut.value(-1, x, y, _again) is None
+    assert shortcut.value_and_grad(-1, x, y) is None
     got = outcome(xent.sparse_ce, x, y)
     monkeypatch.setattr(Options, "untouched", False)
     assert str(got) == str(outcome(xent.sparse_ce, x, y))
@@ -107,7 +111,7 @@ def test_torch_derivatives_of_all_kinds():
 def test_torch_fortran_order():
     torch = pytest.importorskip("torch", reason="torch is not installed")
     x, y = torch.tensor(WIDE[:4, :5]).T.contiguous().T, torch.tensor([0, 4, 2, 1])
-    assert load("torch").shortcut.value(x, y, _again) is None
+    assert load("torch").shortcut.value(-1, x, y, _again) is None
     torch.testing.assert_close(xent.sparse_ce(x, y), xent.sparse_ce(x.contiguous(), y), rtol=1e-14, atol=0)
 
 

@@ -35,8 +35,8 @@ class Options(NamedTuple):
 
     @property
     def untouched(self) -> bool:
-        """Whether all are as they are by default, and of the same types: then there is nothing to check."""
-        return tuple(map(type, self)) == TYPES and self == DEFAULT
+        """Whether all but the axis are as they are by default, and all of the same types: there is nothing to check."""
+        return tuple(map(type, self)) == TYPES and self[1:] == DEFAULT[1:]
 
     def checked(self, denom: Any) -> Options:
         """With numbers of Python's, where they were NumPy's."""

@@ -286,13 +286,15 @@ class LinearKernels:
 
 @dataclass(frozen=True, eq=False)
 class Shortcut:
-    """`sparse_ce(logits, ids)` with every option as it is by default, on arrays that kernels take as they are: all
-    checks and the loss in one native call. None: the general way has to be taken, which also words the errors."""
+    """`sparse_ce(logits, ids, axis=axis)` with every other option as it is by default, on arrays that kernels take as
+    they are: all checks and the loss in one native call. None: the general way has to be taken, which also words the
+    errors."""
 
-    # value(logits, ids, again) -> the mean, 0-d. again(logits, ids): the same by the general way, differentiable.
-    value: Callable[[Array, Array, Callable[[Array, Array], Array]], Array | None]
-    # value_and_grad(logits, ids) -> (the mean, its derivative in the logits), as `xent.value_and_grad` returns them
-    value_and_grad: Callable[[Array, Array], tuple[Array, Array] | None]
+    # value(axis, logits, ids, again) -> the mean, 0-d. again(axis, logits, ids): the same by the general way,
+    #   differentiable
+    value: Callable[[int, Array, Array, Callable[[int, Array, Array], Array]], Array | None]
+    # value_and_grad(axis, logits, ids) -> (the mean, its derivative in the logits), as `xent.value_and_grad` has them
+    value_and_grad: Callable[[int, Array, Array], tuple[Array, Array] | None]
 
 
 # ---- classes that are split over processes or devices

@@ -8,7 +8,7 @@ from types import ModuleType
 
 from xent import _check
 
-INTERFACE = 7  # what _native.pyi describes
+INTERFACE = 8  # what _native.pyi describes
 native: ModuleType | None = None
 why_not: str | None = None
 

@@ -27,7 +27,7 @@ F64: Final = 1
 F16: Final = 2
 BF16: Final = 3
 
-INTERFACE: Final = 7  # a module compiled from sources with another number is not used
+INTERFACE: Final = 8  # a module compiled from sources with another number is not used
 
 version: str
 
@@ -138,10 +138,19 @@ def mean_both(
     """
 
 def mean_of_ids(
-    dtype: int, outer: int, classes: int, wide: bool, threads: int, x: int, ids: int, dx: int
+    dtype: int,
+    outer: int,
+    classes: int,
+    inner: int,
+    wide: bool,
+    invalid_is_nan: bool,
+    threads: int,
+    x: int,
+    ids: int,
+    dx: int,
 ) -> float | None:
-    """The mean of the losses, added up in float64, and its gradient where dx is not 0. None, and nothing written, where
-    an id is no class. ids carry no marks here.
+    """The mean of the losses, added up in float64, and its gradient where dx is not 0. ids carry no marks here. Where
+    one is no class: NaN, also in its row of dx, if `invalid_is_nan`, else None, and dx holds anything.
 
     In: x, ids. Out: dx|0.
     """

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from xent.adapter import Array, Layout, RowResults, Scalar, Slopes, computed_in
+from xent.adapter import Array, Layout, Ops, RowResults, Scalar, Slopes, computed_in
 from xent.backends.dense import DenseArrays, Shape
 
 from . import native as _native
@@ -84,20 +84,33 @@ class Kernels(DenseArrays):
         mean = self._run(native.mean_both, {**sizes, "n": count}, **given, dx=dx)
         return self.ops.full((), mean, dtype, x), dx
 
-    def mean_of_ids(self, x: Array, ids: Array, derive: bool) -> tuple[Array, Array | None] | None:
-        """The mean loss of dense logits with class ids, and its derivative where that is asked for.
+    def mean_of_ids(
+        self, axis: int, x: Array, ids: Array, derive: bool, invalid_is_nan: bool = False
+    ) -> tuple[Array, Array | None] | None:
+        """The mean loss of dense logits with dense class ids, and its derivative where that is asked for.
 
         None where a dtype or shape needs a change, or an error sentence, or an id is no class.
         """
+        place = class_axis(self.ops, axis, x, ids)
+        if place is None:
+            return None
         shape: Any = self.ops.shape(x)
-        name, kind = self.ops.dtype(x), self.ops.dtype(ids)
-        if name not in CODES or kind not in ("int32", "int64") or not shape or self.ops.shape(ids) != shape[:-1]:
-            return None
-        if not shape[-1]:
-            return None
+        name = self.ops.dtype(x)
         dx = self.empty(shape, name, x) if derive else None
-        sizes = {"outer": math.prod(shape[:-1]), "classes": shape[-1], "wide": kind == "int64"}
-        mean = self._run(native.mean_of_ids, {"dtype": CODES[name], **sizes}, x=x, ids=ids, dx=dx)
+        mean = self._run(
+            native.mean_of_ids,
+            {
+                "dtype": CODES[name],
+                "outer": math.prod(shape[:place]),
+                "classes": shape[place],
+                "inner": math.prod(shape[place + 1 :]),
+                "wide": self.ops.dtype(ids) == "int64",
+                "invalid_is_nan": invalid_is_nan,
+            },
+            x=x,
+            ids=ids,
+            dx=dx,
+        )
         return None if mean is None else (self.ops.full((), mean, computed_in(name), x), dx)
 
     def sigmoid(
@@ -215,6 +228,16 @@ class Kernels(DenseArrays):
         address = self.address
         addresses = {name: 0 if k is None else address(k) for name, k in arrays.items()}
         return kernel(**sizes, threads=self.threads(), **addresses)
+
+
+def class_axis(ops: Ops, axis: int, x: Array, ids: Array) -> int | None:
+    """Where the classes are, counted from the front, if `mean_of_ids` takes such logits and ids."""
+    shape: Any = ops.shape(x)
+    rank = len(shape)
+    if not -rank <= axis < rank or ops.dtype(x) not in CODES or ops.dtype(ids) not in ("int32", "int64"):
+        return None
+    place = axis % rank
+    return place if shape[place] and ops.shape(ids) == shape[:place] + shape[place + 1 :] else None
 
 
 def _outputs(results: RowResults) -> dict[str, Array | None]:

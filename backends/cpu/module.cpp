@@ -117,14 +117,18 @@ bool all_in_range(const void* ids, Int n, Int classes) {
   return fine;
 }
 
-std::optional<double> mean_of_ids(int dtype, Int outer, Int classes, bool wide, int threads, Address x, Address ids,
-                                  Address dx) {
-  Rows k = rows(dx ? Task::kBoth : Task::kForward, dtype, outer, classes, 1, wide, x, 0, 0, ids);
-  double n = outer ? double(outer) : 1;
-  k.slope = 1 / n, k.dx = at(dx), k.summed = true;
+std::optional<double> mean_of_ids(int dtype, Int outer, Int classes, Int inner, bool wide, bool invalid_is_nan,
+                                  int threads, Address x, Address ids, Address dx) {
+  Rows k = rows(dx ? Task::kBoth : Task::kForward, dtype, outer, classes, inner, wide, x, 0, 0, ids);
+  k.dx = at(dx), k.unmarked = k.summed = true;
   check(k);
-  if (!(wide ? all_in_range<Int> : all_in_range<int32_t>)(k.ids, outer, classes)) return std::nullopt;
-  return without_gil(k, cost(k), threads) / n;
+  Int n = outer * inner;
+  double divisor = n ? double(n) : 1;
+  k.slope = 1 / divisor;
+  double mean = without_gil(k, cost(k), threads) / divisor;
+  if (mean == mean || invalid_is_nan) return mean;
+  bool valid = (wide ? all_in_range<Int> : all_in_range<int32_t>)(k.ids, n, classes);
+  return valid ? std::optional(mean) : std::nullopt;
 }
 
 // e: smoothing, z: targets, p: pos_weight, w: weight; of the products h: hidden, w: weight
@@ -228,7 +232,7 @@ NB_MODULE(_native, module) {
   module.attr("F16") = int(kF16);
   module.attr("BF16") = int(kBF16);
   module.attr("version") = XENT_VERSION;
-  module.attr("INTERFACE") = 7;  // increased whenever the arguments below change
+  module.attr("INTERFACE") = 8;  // increased whenever the arguments below change
   module.def("isa", [] { return kernels()->isa; });
   module.def("isas", [] {
     int n;
@@ -245,8 +249,8 @@ NB_MODULE(_native, module) {
       "gap_sum"_a, "argmax"_a, "dx"_a);
   module.def("mean_both", mean_both, "dtype"_a, "outer"_a, "classes"_a, "inner"_a, "wide"_a, "n"_a, "threads"_a,
       "x"_a, "t"_a, "u"_a, "ids"_a, "dx"_a);
-  module.def("mean_of_ids", mean_of_ids, "dtype"_a, "outer"_a, "classes"_a, "wide"_a, "threads"_a, "x"_a, "ids"_a,
-      "dx"_a);
+  module.def("mean_of_ids", mean_of_ids, "dtype"_a, "outer"_a, "classes"_a, "inner"_a, "wide"_a, "invalid_is_nan"_a,
+      "threads"_a, "x"_a, "ids"_a, "dx"_a);
   module.def("sigmoid_forward", sigmoid_forward, XENT_ELEMENTS, XENT_OPERANDS, "loss"_a);
   module.def("sigmoid_backward", sigmoid_backward, XENT_ELEMENTS, "scale"_a, XENT_OPERANDS, "dx"_a, "dz"_a);
   module.def("sigmoid_both", sigmoid_both, XENT_ELEMENTS, "scale"_a, XENT_OPERANDS, "loss"_a, "dx"_a);

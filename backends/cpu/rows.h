@@ -5,10 +5,10 @@ void put_result(void* p, int64_t row, double value) {
   if (p) put(p, row, T(value));
 }
 
-// An id past the classes counts as invalid: another thread may have written it after the caller's check.
+// An id past the classes counts as invalid, also where the caller has checked: another thread may have written it since.
 inline int64_t id_at(const Rows& k, int64_t row) {
   int64_t id = k.wide ? get<int64_t>(k.ids, row) : get<int32_t>(k.ids, row);
-  return id < k.classes ? id : kInvalid;
+  return id >= k.classes || (k.unmarked && id < 0) ? kInvalid : id;
 }
 
 // In the ids' width

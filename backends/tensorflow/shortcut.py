@@ -18,13 +18,15 @@ HOST: Any = host_numpy.shortcut(KERNELS)
 
 
 @tf.autograph.experimental.do_not_convert
-def value(x: Array, ids: Array, again: Callable[[Array, Array], Array]) -> Array | None:
+def value(axis: int, x: Array, ids: Array, again: Callable[[int, Array, Array], Array]) -> Array | None:
     if not reachable(x, ids) or order(ids) or order(x) > 1:
         return None
     if order(x) == 0:
-        mean = HOST.value(view(x), view(ids), again)
+        mean = HOST.value(axis, view(x), view(ids), again)
         return None if mean is None else tensor(mean)
-    found = None if x.dtype.size == 2 else HOST.value_and_grad(view(x), view(ids))  # 16 bits are not rounded twice
+    if x.dtype.size == 2:  # not rounded twice
+        return None
+    found = HOST.value_and_grad(axis, view(x), view(ids))
     if found is None:
         return None
     mean, dx = map(tensor, found)
@@ -32,8 +34,8 @@ def value(x: Array, ids: Array, again: Callable[[Array, Array], Array]) -> Array
 
 
 @tf.autograph.experimental.do_not_convert
-def value_and_grad(x: Array, ids: Array) -> tuple[Array, Array] | None:
-    found = HOST.value_and_grad(view(x), view(ids)) if reachable(x, ids) and not order(x, ids) else None
+def value_and_grad(axis: int, x: Array, ids: Array) -> tuple[Array, Array] | None:
+    found = HOST.value_and_grad(axis, view(x), view(ids)) if reachable(x, ids) and not order(x, ids) else None
     return None if found is None else (tensor(found[0]), tensor(found[1]))
 
 

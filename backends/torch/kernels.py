@@ -216,6 +216,11 @@ class Compiled(torch.autograd.Function):
 IN_CACHE = 1 << 20  # logits; of more, scaling their gradient takes longer than visiting them a second time
 
 
+def scaled(x: Array) -> bool:
+    """Whether a compiled function's gradient is taken along with the loss and scaled later, not rounded before."""
+    return bool(x.element_size() > 2 and x.numel() <= IN_CACHE)
+
+
 def fuse_value_and_grad(loss: Any, both: Any, static: Any, x: Array, *arrays: Array) -> Array:
     if (
         torch.is_grad_enabled()
@@ -226,8 +231,7 @@ def fuse_value_and_grad(loss: Any, both: Any, static: Any, x: Array, *arrays: Ar
     ):
         if kernels(x, *arrays) is DIRECT:
             return direct(Fused)(x, loss, both, static, arrays)
-        compiled = torch.compiler.is_compiling() and kernels(x, *arrays) is not None
-        if compiled and x.element_size() > 2 and x.numel() <= IN_CACHE:
+        if torch.compiler.is_compiling() and kernels(x, *arrays) is not None and scaled(x):
             return Compiled.apply(x, both, static, *arrays)
     return loss(static, x, *arrays)
 

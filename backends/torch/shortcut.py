@@ -1,4 +1,4 @@
-"""`sparse_ce` without options on plain tensors in one native call."""
+"""`sparse_ce` without options on plain tensors in one native call, eager or under torch.compile."""
 
 from __future__ import annotations
 
@@ -7,29 +7,54 @@ from typing import Any
 
 import torch
 from xent.adapter import Shortcut
+from xent.backends.cpu.calls import class_axis
 
-from .kernels import Fused
-from .native import DIRECT, ON_CPU, direct, kernels
-from .ops import PLAIN
+from .kernels import Compiled, Fused, scaled
+from .native import DIRECT, ON_CPU, OPERATORS, direct, kernels
+from .ops import OPS, PLAIN
 from .transforms import plain
 
 Array = Any
 
 
-def value(x: Array, ids: Array, again: Callable[[Array, Array], Array]) -> Array | None:
-    if not dense_tensors(x, ids):
+def value(axis: int, x: Array, ids: Array, again: Callable[[int, Array, Array], Array]) -> Array | None:
+    derived = torch.is_grad_enabled() and x.requires_grad
+    if torch.compiler.is_compiling():
+        if not traceable(axis, x, ids) or (derived and not scaled(x)):
+            return None
+        return Compiled.apply(x, both, axis, ids) if derived else both(axis, x, ids, derive=False)[0]
+    if not dense_tensors(x, ids) or (derived and x.dtype is torch.float16):  # as in `fuse_value_and_grad`
         return None
-    recorded = torch.is_grad_enabled() and x.requires_grad
-    if recorded and x.dtype is torch.float16:  # as in `fuse_value_and_grad`
-        return None
-    found = DIRECT.mean_of_ids(x, ids, recorded)
-    if found is None or not recorded:
+    found = DIRECT.mean_of_ids(axis, x, ids, derived)
+    if found is None or not derived:
         return None if found is None else found[0]
-    return direct(Fused)(x, lambda _plan, x, ids: again(x, ids), lambda *_: found, None, (ids,))
+    return direct(Fused)(x, again, lambda *_: found, axis, (ids,))
 
 
-def value_and_grad(x: Array, ids: Array) -> Any:
-    return DIRECT.mean_of_ids(x, ids, True) if dense_tensors(x, ids) else None
+def value_and_grad(axis: int, x: Array, ids: Array) -> Any:
+    if torch.compiler.is_compiling():
+        return both(axis, x, ids) if traceable(axis, x, ids) else None
+    return DIRECT.mean_of_ids(axis, x, ids, True) if dense_tensors(x, ids) else None
+
+
+def both(axis: int, x: Array, ids: Array, derive: bool = True) -> tuple[Array, Array]:
+    assert OPERATORS is not None
+    return OPERATORS.mean_of_ids(axis, x, ids, derive)
+
+
+def traceable(axis: int, x: Array, ids: Array) -> bool:
+    """Whether a graph can have the operator. It takes ids as they are: a loop that prepares them in the graph leaves
+    PyTorch's threads waiting busily, in the way of the kernel's own."""
+    return (
+        type(x) in PLAIN
+        and type(ids) in PLAIN
+        and OPS.layout(x) is OPS.layout(ids) is None
+        and kernels(x, ids) is not None
+        and x.is_cpu
+        and not plain()
+        and None not in OPS.shape(x)
+        and class_axis(OPS, axis, x, ids) is not None
+    )
 
 
 def dense_tensors(x: Array, ids: Array) -> bool:
