@@ -150,12 +150,12 @@ def dense_arrays(*arrays: Any) -> bool:
 def shortcut(kernels: calls.Kernels) -> Shortcut | None:
     """With these kernels' memory for the gradient."""
 
-    def value(axis: int, x: Any, ids: Any, _again: Any) -> Array | None:
-        found = kernels.mean_of_ids(axis, x, ids, False) if dense_arrays(x, ids) else None
+    def value(axis: int, ignored: int | None, x: Any, ids: Any, _again: Any) -> Array | None:
+        found = kernels.mean_of_ids(axis, ignored, x, ids, False) if dense_arrays(x, ids) else None
         return None if found is None else found[0]
 
-    def value_and_grad(axis: int, x: Any, ids: Any) -> Any:
-        return kernels.mean_of_ids(axis, x, ids, True) if dense_arrays(x, ids) else None
+    def value_and_grad(axis: int, ignored: int | None, x: Any, ids: Any) -> Any:
+        return kernels.mean_of_ids(axis, ignored, x, ids, True) if dense_arrays(x, ids) else None
 
     return Shortcut(value, value_and_grad) if NATIVE else None
 

@@ -84,11 +84,14 @@ def test_one_graph_for_all_numbers():
 @pytest.mark.parametrize("kind", [torch.int32, torch.int64], ids=str)
 @pytest.mark.parametrize(("shape", "axis"), [((4, 5), -1), ((2, 5, 3), 1), ((5,), 0), ((0, 5), -1)], ids=str)
 def test_ids_that_are_no_class(shape, axis, kind):
-    """Without options: each makes its own row NaN, and no other; also one that marks a row elsewhere, such as -2."""
-    compiled = torch.compile(lambda x, y: xent.sparse_ce(x, y, axis=axis), backend="aot_eager", fullgraph=True)
+    """Each makes its own row NaN, and no other; also one that marks a row elsewhere, such as -2. -3 is ignored."""
+    compiled = torch.compile(
+        lambda x, y: xent.sparse_ce(x, y, axis=axis, ignore_index=-3), backend="aot_eager", fullgraph=True
+    )
     x = torch.linspace(-3, 3, math.prod(shape)).reshape(shape)
     y = torch.arange(math.prod(shape) // 5).reshape(x.sum(axis).shape).to(kind) % 5
-    truth = xent.oracle.sparse_ce(x.double().numpy(), y.numpy(), axis=axis)
+    y.view(-1)[:-1:3] = -3
+    truth = xent.oracle.sparse_ce(x.double().numpy(), y.numpy(), axis=axis, ignore_index=-3)
     loss, gradient = backward(compiled, x, y)
     torch.testing.assert_close(loss.double(), torch.tensor(truth.loss), rtol=1e-6, atol=0)
     torch.testing.assert_close(gradient.double(), torch.tensor(truth.logits), rtol=1e-6, atol=1e-9)
@@ -103,7 +106,7 @@ def test_ids_that_are_no_class(shape, axis, kind):
 
 
 @pytest.mark.skipif(not KERNELS, reason="the formulas are many operations")
-def test_without_options_a_graph_is_one_operator():
+def test_the_mean_of_ids_is_one_operator():
     """No loop is before it that prepares ids, or counts them."""
     graphs = []
 
@@ -112,7 +115,7 @@ def test_without_options_a_graph_is_one_operator():
         return make_boxed_func(graph.forward)
 
     backend = aot_autograd(fw_compiler=kept, bw_compiler=kept)
-    compiled = torch.compile(lambda x, y: xent.sparse_ce(x, y, axis=1), backend=backend)
+    compiled = torch.compile(lambda x, y: xent.sparse_ce(x, y, axis=1, ignore_index=3), backend=backend)
     x, y = torch.zeros(2, 5, 3), torch.zeros(2, 3, dtype=torch.int64)
     compiled(x, y)
     backward(compiled, x, y)

@@ -1,5 +1,7 @@
 """`sparse_ce` without options takes one native call: the same numbers as the general way, and the same errors."""
 
+from types import MappingProxyType
+
 import numpy as np
 import pytest
 import xent
@@ -23,6 +25,14 @@ DECLINED = {
     "integer logits": lambda x, y: (x.astype("int64"), y),
     "a scalar": lambda x, y: (x[0, 0], y),
 }
+# of logits [2, 3] and ids [0, 1]
+DECLINED_OPTIONS = (
+    {"axis": 2},
+    {"axis": -3},
+    {"axis": 0},
+    {"ignore_index": 2**63},
+    {"ignore_index": -(2**63) - 1},
+)
 
 
 @pytest.fixture
@@ -33,12 +43,33 @@ def shortcut(live):
     return found
 
 
-def outcome(function, *args):
+def outcome(function, x, y, options=MappingProxyType({})):
     """The result, or the error's type and sentence."""
     try:
-        return function(*args)
+        return function(x, y, **options)
     except (TypeError, ValueError) as error:
         return type(error), str(error)
+
+
+def assert_same_numbers(shortcut, live, monkeypatch, x, y, **options):
+    """The shortcut is taken, and the general way has the same loss and gradient."""
+    axis, ignored = options.get("axis", -1), options.get("ignore_index")
+    # TensorFlow hands out a 0-d array as a scalar of NumPy's, which has no address; no gradient of 16 bits is kept
+    if str(x.dtype).endswith(("32", "64")) and len(x.shape) > 1:
+        assert shortcut.value(axis, ignored, x, y, _again) is not None
+        assert shortcut.value_and_grad(axis, ignored, x, y) is not None
+    loss, dx = xent.value_and_grad(xent.sparse_ce)(x, y, **options)
+    value = xent.sparse_ce(x, y, **options)
+    with monkeypatch.context() as general:
+        general.setattr(Options, "untouched", False)
+        wanted, slope = xent.value_and_grad(xent.sparse_ce)(x, y, **options)
+    unit = 2.0**-52 if str(x.dtype).endswith("float64") else 2.0**-23
+    for got in (loss, value):
+        assert got.dtype == wanted.dtype
+        assert tuple(got.shape) == ()
+        np.testing.assert_allclose(live.numpy(got), live.numpy(wanted), rtol=2 * unit, err_msg=str(x.dtype))
+    assert dx.dtype == x.dtype
+    np.testing.assert_array_equal(live.numpy(dx), live.numpy(slope), str(x.dtype))
 
 
 @pytest.mark.parametrize("ids", ["int64", "int32"])
@@ -50,36 +81,55 @@ def test_same_numbers(shortcut, live, monkeypatch, shape, axis, ids):
     y = live.array(np.resize([0, classes - 1, 1 % classes], np.delete(shape, axis)), ids, "cpu")
     for dtype in live.dtypes:
         x = live.array(np.resize(WIDE, shape), dtype, "cpu")
-        loss, dx = xent.value_and_grad(xent.sparse_ce)(x, y, axis=axis)
-        value = xent.sparse_ce(x, y, axis=axis)
-        # TensorFlow hands out a 0-d array as a scalar of NumPy's, which has no address
-        if dtype in ("float32", "float64") and len(shape) > 1:
-            assert shortcut.value(axis, x, y, _again) is not None
-            assert shortcut.value_and_grad(axis, x, y) is not None
-        with monkeypatch.context() as general:
-            general.setattr(Options, "untouched", False)
-            wanted, slope = xent.value_and_grad(xent.sparse_ce)(x, y, axis=axis)
-        unit = 2.0**-52 if dtype == "float64" else 2.0**-23
-        for got in (loss, value):
-            assert got.dtype == wanted.dtype
-            assert tuple(got.shape) == ()
-            np.testing.assert_allclose(live.numpy(got), live.numpy(wanted), rtol=2 * unit, err_msg=dtype)
-        assert dx.dtype == x.dtype
-        np.testing.assert_array_equal(live.numpy(dx), live.numpy(slope), dtype)
+        assert_same_numbers(shortcut, live, monkeypatch, x, y, axis=axis)
+
+
+@pytest.mark.parametrize("ids", ["int64", "int32"])
+@pytest.mark.parametrize("ignored", [-100, -2, -1, 255, 0, 16, -(2**63), 2**31], ids=str)
+def test_ignored_ids(shortcut, live, monkeypatch, ignored, ids):
+    """In rows of NaN; whether a class or not, whether ids can hold it or not."""
+    x, y = np.resize(WIDE, (2, 17, 5)), np.resize([3, 9, 1], (2, 5))
+    if np.can_cast(np.min_scalar_type(ignored), ids):
+        y[0, :2] = ignored
+        x[0, :, 0] = np.nan
+    for dtype in live.dtypes:
+        given = live.array(x, dtype, "cpu"), live.array(y, ids, "cpu")
+        assert_same_numbers(shortcut, live, monkeypatch, *given, axis=1, ignore_index=ignored)
+    none_left = live.array(np.full(3, 2), ids, "cpu")
+    logits = live.array(np.full((3, 17), np.nan), "float32", "cpu")
+    assert_same_numbers(shortcut, live, monkeypatch, logits, none_left, ignore_index=2)
 
 
 @pytest.mark.parametrize("change", DECLINED.values(), ids=DECLINED)
 def test_declined(shortcut, live, monkeypatch, change):
     """What needs a change, or a word of advice, goes the general way."""
     x, y = (live.array(k, None, "cpu") for k in change(WIDE[:2, :3].astype("float32"), np.array([0, 1])))
-    assert shortcut.value(-1, x, y, _again) is None
-    assert shortcut.value_and_grad(-1, x, y) is None
+    assert shortcut.value(-1, None, x, y, _again) is None
+    assert shortcut.value_and_grad(-1, None, x, y) is None
     got = outcome(xent.sparse_ce, x, y)
     monkeypatch.setattr(Options, "untouched", False)
     assert str(got) == str(outcome(xent.sparse_ce, x, y))
 
 
-OTHERS = [{"axis": -1.0}, {"axis": True}, {"label_smoothing": False}, {"z_loss": np.zeros(2)}, {"reduce": ["mean"]}]
+@pytest.mark.parametrize("options", DECLINED_OPTIONS, ids=str)
+def test_declined_options(shortcut, live, monkeypatch, options):
+    x, y = live.array(WIDE[:2, :3], "float32", "cpu"), live.array([0, 1], "int64", "cpu")
+    axis, ignored = options.get("axis", -1), options.get("ignore_index")
+    assert shortcut.value(axis, ignored, x, y, _again) is None
+    got = outcome(xent.sparse_ce, x, y, options)
+    monkeypatch.setattr(Options, "untouched", False)
+    assert str(got) == str(outcome(xent.sparse_ce, x, y, options))
+
+
+OTHERS = [
+    {"axis": -1.0},
+    {"axis": True},
+    {"ignore_index": 2.0},
+    {"ignore_index": True},
+    {"label_smoothing": False},
+    {"z_loss": np.zeros(2)},
+    {"reduce": ["mean"]},
+]
 
 
 @pytest.mark.parametrize("given", OTHERS, ids=str)
@@ -111,7 +161,7 @@ def test_torch_derivatives_of_all_kinds():
 def test_torch_fortran_order():
     torch = pytest.importorskip("torch", reason="torch is not installed")
     x, y = torch.tensor(WIDE[:4, :5]).T.contiguous().T, torch.tensor([0, 4, 2, 1])
-    assert load("torch").shortcut.value(-1, x, y, _again) is None
+    assert load("torch").shortcut.value(-1, None, x, y, _again) is None
     torch.testing.assert_close(xent.sparse_ce(x, y), xent.sparse_ce(x.contiguous(), y), rtol=1e-14, atol=0)
 
 
@@ -130,3 +180,18 @@ def test_tensorflow_upstream_gradients(dtype):
         got = derivative(tape, loss, x)
         assert got.dtype == x.dtype
         np.testing.assert_allclose(tf.cast(got, "float64"), factor * want, rtol=rtol)
+
+
+@pytest.mark.backend("torch")
+def test_cross_entropy_by_its_own_name_takes_it(monkeypatch):
+    """`ignore_index` is -100 there."""
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    from xent.backends.cpu import calls, native
+    from xent.compat.torch import cross_entropy
+
+    if native is None:
+        pytest.skip("there are no kernels")
+    taken, whole = [], calls.Kernels.mean_of_ids
+    monkeypatch.setattr(calls.Kernels, "mean_of_ids", lambda *args: taken.append(args) or whole(*args))
+    cross_entropy(torch.zeros(2, 5, 3), torch.tensor([[0, -100, 4], [1, 2, 3]]))
+    assert len(taken) == 1

@@ -44,7 +44,7 @@ def run(loss: Loss, operands: Operands, options: Options) -> Any:
     if adapter.of_parts is not None:
         return adapter.of_parts(loss, operands, options)
     shortcut = _shortcut(loss, adapter, operands, options)
-    result = None if shortcut is None else shortcut.value(options.axis, inputs, operands.labels, _again)
+    result = None if shortcut is None else shortcut.value(*options[:2], inputs, operands.labels, _again)
     if result is not None:
         return result
     plan, checked = loss.plan(adapter, operands, options)
@@ -61,7 +61,7 @@ def _with_gradient(loss: Loss, inputs: Array, operands: Operands, options: Optio
         both: tuple[Any, Any] = adapter.of_parts(loss, operands, options)
         return both
     shortcut = _shortcut(loss, adapter, operands, options)
-    found = None if shortcut is None else shortcut.value_and_grad(options.axis, inputs, operands.labels)
+    found = None if shortcut is None else shortcut.value_and_grad(*options[:2], inputs, operands.labels)
     if found is not None:
         return found
     _, *others = operands
@@ -78,9 +78,9 @@ def _shortcut(loss: Loss, adapter: Adapter, operands: Operands, options: Options
     return adapter.shortcut if loss.shortcut and plain and options.untouched else None
 
 
-def _again(axis: int, logits: Array, labels: Array) -> Array:
+def _again(axis: int, ignored: int | None, logits: Array, labels: Array) -> Array:
     """What the shortcut computed, by the general way."""
-    plan, operands = SPARSE.plan(find(logits), Operands(logits, labels), Options(axis))
+    plan, operands = SPARSE.plan(find(logits), Operands(logits, labels), Options(axis, ignored))
     loss: Array = plan.adapter.run(SPARSE.value, plan, *operands)
     return loss
 

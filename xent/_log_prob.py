@@ -58,8 +58,8 @@ def log_prob(
     """
     if unknown:
         raise unexpected(log_prob, unknown)
-    rest = ignore_index, invalid, False, softcap, None, logit_scale
-    return run(LOG_PROB, Operands(logits, labels), Options(axis, "none", 0.0, 0.0, *rest))
+    rest = invalid, False, softcap, None, logit_scale
+    return run(LOG_PROB, Operands(logits, labels), Options(axis, ignore_index, "none", 0.0, 0.0, *rest))
 
 
 def entropy(
@@ -104,7 +104,7 @@ def entropy(
     """
     if unknown:
         raise unexpected(entropy, unknown)
-    options = Options(axis, "none", softcap=softcap, logit_scale=logit_scale)
+    options = Options(axis, None, "none", softcap=softcap, logit_scale=logit_scale)
     return run(ENTROPY, Operands(logits, None, sample_weight), options)
 
 

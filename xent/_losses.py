@@ -73,7 +73,7 @@ def softmax_ce(
     if unknown:
         raise unexpected(softmax_ce, unknown)
     operands = Operands(logits, labels, sample_weight, class_weight, denom)
-    options = Options(axis, reduce, label_smoothing, z_loss, softcap=softcap, logit_scale=logit_scale)
+    options = Options(axis, None, reduce, label_smoothing, z_loss, softcap=softcap, logit_scale=logit_scale)
     if sharded is not None:
         return _execute_sharded.softmax(operands, options, sharded)
     return run(SOFTMAX, operands, options)
@@ -149,8 +149,8 @@ def sparse_ce(
     if unknown:
         raise unexpected(sparse_ce, unknown)
     operands = Operands(logits, labels, sample_weight, class_weight, denom)
-    rest = ignore_index, invalid, stats, softcap, None, logit_scale
-    options = Options(axis, reduce, label_smoothing, z_loss, *rest)
+    rest = invalid, stats, softcap, None, logit_scale
+    options = Options(axis, ignore_index, reduce, label_smoothing, z_loss, *rest)
     if sharded is not None:
         return _execute_sharded.sparse(operands, options, sharded)
     return run(SPARSE, operands, options)
@@ -230,7 +230,7 @@ def linear_ce(
     if unknown:
         raise unexpected(linear_ce, unknown)
     operands = Operands(hidden, labels, sample_weight, class_weight, denom, weight=weight, bias=bias)
-    options = Options(-1, reduce, label_smoothing, z_loss, ignore_index, invalid, stats, softcap, chunk_rows)
+    options = Options(-1, ignore_index, reduce, label_smoothing, z_loss, invalid, stats, softcap, chunk_rows)
     if sharded is not None:
         return _execute_sharded.linear(operands, options, sharded)
     return run(LINEAR, operands, options)

@@ -13,10 +13,10 @@ class Options(NamedTuple):
     a compiler may specialise on it."""
 
     axis: int = -1
+    ignore_index: int | None = None
     reduce: str = "mean"
     label_smoothing: float = 0.0
     z_loss: float = 0.0
-    ignore_index: int | None = None
     invalid: str = "auto"
     stats: bool = False
     softcap: float | None = None
@@ -35,12 +35,13 @@ class Options(NamedTuple):
 
     @property
     def untouched(self) -> bool:
-        """Whether all but the axis are as they are by default, and all of the same types: there is nothing to check."""
-        return tuple(map(type, self)) == TYPES and self[1:] == DEFAULT[1:]
+        """Whether all but axis and ignore_index are as they are by default, and all of the same types: then there is
+        nothing to check."""
+        return tuple(map(type, self)) in TYPES and self[2:] == DEFAULT[2:]
 
     def checked(self, denom: Any) -> Options:
         """With numbers of Python's, where they were NumPy's."""
-        axis, reduce, label_smoothing, z_loss, ignore_index, invalid, stats, softcap, chunk_rows, logit_scale = self
+        axis, ignore_index, reduce, label_smoothing, z_loss, invalid, stats, softcap, chunk_rows, logit_scale = self
         _check.reduction(reduce, denom)
         _check.choice("invalid", invalid, _check.INVALID_MODES)
         if stats is not False:
@@ -52,10 +53,10 @@ class Options(NamedTuple):
             return self
         return Options(
             axis,  # `_rules.class_axis` checks it, which knows the shape
+            _check.index("ignore_index", ignore_index),
             reduce,
             smoothing,
             z_loss,
-            _check.index("ignore_index", ignore_index),
             invalid,
             stats,
             _check.factor("softcap", softcap),
@@ -65,7 +66,7 @@ class Options(NamedTuple):
 
 
 DEFAULT = Options()
-TYPES = tuple(map(type, DEFAULT))
+TYPES = tuple(map(type, DEFAULT)), tuple(map(type, Options(ignore_index=0)))
 
 
 class Operands(NamedTuple):

@@ -286,15 +286,16 @@ class LinearKernels:
 
 @dataclass(frozen=True, eq=False)
 class Shortcut:
-    """`sparse_ce(logits, ids, axis=axis)` with every other option as it is by default, on arrays that kernels take as
-    they are: all checks and the loss in one native call. None: the general way has to be taken, which also words the
-    errors."""
+    """`sparse_ce(logits, ids, axis=axis, ignore_index=ignored)` with every other option as it is by default, on arrays
+    that kernels take as they are: all checks and the loss in one native call. None: the general way has to be taken,
+    which also words the errors."""
 
-    # value(axis, logits, ids, again) -> the mean, 0-d. again(axis, logits, ids): the same by the general way,
-    #   differentiable
-    value: Callable[[int, Array, Array, Callable[[int, Array, Array], Array]], Array | None]
-    # value_and_grad(axis, logits, ids) -> (the mean, its derivative in the logits), as `xent.value_and_grad` has them
-    value_and_grad: Callable[[int, Array, Array], tuple[Array, Array] | None]
+    # value(axis, ignored, logits, ids, again) -> the mean, 0-d. again(axis, ignored, logits, ids): the same by the
+    #   general way, differentiable
+    value: Callable[..., Array | None]
+    # value_and_grad(axis, ignored, logits, ids) -> (the mean, its derivative in the logits), as `xent.value_and_grad`
+    #   has them
+    value_and_grad: Callable[[int, int | None, Array, Array], tuple[Array, Array] | None]
 
 
 # ---- classes that are split over processes or devices

@@ -143,14 +143,16 @@ def mean_of_ids(
     classes: int,
     inner: int,
     wide: bool,
+    ignored: int | None,
     invalid_is_nan: bool,
     threads: int,
     x: int,
     ids: int,
     dx: int,
 ) -> float | None:
-    """The mean of the losses, added up in float64, and its gradient where dx is not 0. ids carry no marks here. Where
-    one is no class: NaN, also in its row of dx, if `invalid_is_nan`, else None, and dx holds anything.
+    """The mean of the losses, added up in float64, and its gradient where dx is not 0. ids carry no marks here. Rows
+    whose id is `ignored` are left out. If another one is no class: NaN, also in its row of dx, where `invalid_is_nan`,
+    else None, and dx holds anything.
 
     In: x, ids. Out: dx|0.
     """

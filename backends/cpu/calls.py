@@ -85,13 +85,13 @@ class Kernels(DenseArrays):
         return self.ops.full((), mean, dtype, x), dx
 
     def mean_of_ids(
-        self, axis: int, x: Array, ids: Array, derive: bool, invalid_is_nan: bool = False
+        self, axis: int, ignored: int | None, x: Array, ids: Array, derive: bool, invalid_is_nan: bool = False
     ) -> tuple[Array, Array | None] | None:
         """The mean loss of dense logits with dense class ids, and its derivative where that is asked for.
 
-        None where a dtype or shape needs a change, or an error sentence, or an id is no class.
+        None where a dtype or shape needs a change, or an error sentence, or an id is no class and not ignored.
         """
-        place = class_axis(self.ops, axis, x, ids)
+        place = class_axis(self.ops, axis, ignored, x, ids)
         if place is None:
             return None
         shape: Any = self.ops.shape(x)
@@ -105,6 +105,7 @@ class Kernels(DenseArrays):
                 "classes": shape[place],
                 "inner": math.prod(shape[place + 1 :]),
                 "wide": self.ops.dtype(ids) == "int64",
+                "ignored": ignored,
                 "invalid_is_nan": invalid_is_nan,
             },
             x=x,
@@ -230,11 +231,13 @@ class Kernels(DenseArrays):
         return kernel(**sizes, threads=self.threads(), **addresses)
 
 
-def class_axis(ops: Ops, axis: int, x: Array, ids: Array) -> int | None:
-    """Where the classes are, counted from the front, if `mean_of_ids` takes such logits and ids."""
+def class_axis(ops: Ops, axis: int, ignored: int | None, x: Array, ids: Array) -> int | None:
+    """Where the classes are, counted from the front, if `mean_of_ids` takes such arguments."""
     shape: Any = ops.shape(x)
     rank = len(shape)
     if not -rank <= axis < rank or ops.dtype(x) not in CODES or ops.dtype(ids) not in ("int32", "int64"):
+        return None
+    if ignored is not None and not -(2**63) <= ignored < 2**63:
         return None
     place = axis % rank
     return place if shape[place] and ops.shape(ids) == shape[:place] + shape[place + 1 :] else None

@@ -106,29 +106,35 @@ double mean_both(int dtype, Int outer, Int classes, Int inner, bool wide, double
   return without_gil(k, cost(k), threads) / n;
 }
 
-template <class Id>
-bool all_in_range(const void* ids, Int n, Int classes) {
-  bool fine = true;
+// How many of n class ids fulfil a condition
+template <class Id, class Condition>
+Int count(const void* ids, Int n, Condition condition) {
+  Int found = 0;
   for (Int i = 0; i < n; ++i) {
     Id id;
     std::memcpy(&id, static_cast<const char*>(ids) + i * Int(sizeof(Id)), sizeof(Id));  // aligned or not
-    fine &= id >= 0 && id < classes;
+    found += condition(Int(id));
   }
-  return fine;
+  return found;
+}
+template <class Condition>
+Int count(const Rows& k, Condition condition) {
+  Int n = k.outer * k.inner;
+  return k.wide ? count<Int>(k.ids, n, condition) : count<int32_t>(k.ids, n, condition);
 }
 
-std::optional<double> mean_of_ids(int dtype, Int outer, Int classes, Int inner, bool wide, bool invalid_is_nan,
-                                  int threads, Address x, Address ids, Address dx) {
+std::optional<double> mean_of_ids(int dtype, Int outer, Int classes, Int inner, bool wide, std::optional<Int> ignored,
+                                  bool invalid_is_nan, int threads, Address x, Address ids, Address dx) {
   Rows k = rows(dx ? Task::kBoth : Task::kForward, dtype, outer, classes, inner, wide, x, 0, 0, ids);
-  k.dx = at(dx), k.unmarked = k.summed = true;
+  k.dx = at(dx), k.ignored = ignored, k.unmarked = k.summed = true;
   check(k);
-  Int n = outer * inner;
-  double divisor = n ? double(n) : 1;
+  Int there = outer * inner - (ignored ? count(k, [&](Int id) { return id == *ignored; }) : 0);
+  double divisor = there ? double(there) : 1;
   k.slope = 1 / divisor;
   double mean = without_gil(k, cost(k), threads) / divisor;
   if (mean == mean || invalid_is_nan) return mean;
-  bool valid = (wide ? all_in_range<Int> : all_in_range<int32_t>)(k.ids, n, classes);
-  return valid ? std::optional(mean) : std::nullopt;
+  bool raises = count(k, [&](Int id) { return id != ignored && (id < 0 || id >= classes); });
+  return raises ? std::nullopt : std::optional(mean);
 }
 
 // e: smoothing, z: targets, p: pos_weight, w: weight; of the products h: hidden, w: weight
@@ -249,8 +255,8 @@ NB_MODULE(_native, module) {
       "gap_sum"_a, "argmax"_a, "dx"_a);
   module.def("mean_both", mean_both, "dtype"_a, "outer"_a, "classes"_a, "inner"_a, "wide"_a, "n"_a, "threads"_a,
       "x"_a, "t"_a, "u"_a, "ids"_a, "dx"_a);
-  module.def("mean_of_ids", mean_of_ids, "dtype"_a, "outer"_a, "classes"_a, "inner"_a, "wide"_a, "invalid_is_nan"_a,
-      "threads"_a, "x"_a, "ids"_a, "dx"_a);
+  module.def("mean_of_ids", mean_of_ids, "dtype"_a, "outer"_a, "classes"_a, "inner"_a, "wide"_a, "ignored"_a.none(),
+      "invalid_is_nan"_a, "threads"_a, "x"_a, "ids"_a, "dx"_a);
   module.def("sigmoid_forward", sigmoid_forward, XENT_ELEMENTS, XENT_OPERANDS, "loss"_a);
   module.def("sigmoid_backward", sigmoid_backward, XENT_ELEMENTS, "scale"_a, XENT_OPERANDS, "dx"_a, "dz"_a);
   module.def("sigmoid_both", sigmoid_both, XENT_ELEMENTS, "scale"_a, XENT_OPERANDS, "loss"_a, "dx"_a);

@@ -8,6 +8,7 @@ void put_result(void* p, int64_t row, double value) {
 // An id past the classes counts as invalid, also where the caller has checked: another thread may have written it since.
 inline int64_t id_at(const Rows& k, int64_t row) {
   int64_t id = k.wide ? get<int64_t>(k.ids, row) : get<int32_t>(k.ids, row);
+  if (k.unmarked && id == k.ignored) return kAbsent;
   return id >= k.classes || (k.unmarked && id < 0) ? kInvalid : id;
 }
 

@@ -18,15 +18,15 @@ HOST: Any = host_numpy.shortcut(KERNELS)
 
 
 @tf.autograph.experimental.do_not_convert
-def value(axis: int, x: Array, ids: Array, again: Callable[[int, Array, Array], Array]) -> Array | None:
+def value(axis: int, ignored: int | None, x: Array, ids: Array, again: Callable[..., Array]) -> Array | None:
     if not reachable(x, ids) or order(ids) or order(x) > 1:
         return None
     if order(x) == 0:
-        mean = HOST.value(axis, view(x), view(ids), again)
+        mean = HOST.value(axis, ignored, view(x), view(ids), again)
         return None if mean is None else tensor(mean)
     if x.dtype.size == 2:  # not rounded twice
         return None
-    found = HOST.value_and_grad(axis, view(x), view(ids))
+    found = HOST.value_and_grad(axis, ignored, view(x), view(ids))
     if found is None:
         return None
     mean, dx = map(tensor, found)
@@ -34,8 +34,8 @@ def value(axis: int, x: Array, ids: Array, again: Callable[[int, Array, Array], 
 
 
 @tf.autograph.experimental.do_not_convert
-def value_and_grad(axis: int, x: Array, ids: Array) -> tuple[Array, Array] | None:
-    found = HOST.value_and_grad(axis, view(x), view(ids)) if reachable(x, ids) and not order(x, ids) else None
+def value_and_grad(axis: int, ignored: int | None, x: Array, ids: Array) -> tuple[Array, Array] | None:
+    found = HOST.value_and_grad(axis, ignored, view(x), view(ids)) if reachable(x, ids) and not order(x, ids) else None
     return None if found is None else (tensor(found[0]), tensor(found[1]))
 
 

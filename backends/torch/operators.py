@@ -42,9 +42,9 @@ class Operators:
             *results, dx = torch.ops.xent.rows_both(x, t, smoothing_weights, ids, *layout, *given)
         return _row_results(layout, smoothing_weights, *results), dx
 
-    def mean_of_ids(self, axis: int, x: Array, ids: Array, derive: bool) -> tuple[Array, Array]:
+    def mean_of_ids(self, axis: int, ignored: int | None, x: Array, ids: Array, derive: bool) -> tuple[Array, Array]:
         """An id that is no class makes its row NaN. On the CPU only."""
-        both: tuple[Array, Array] = torch.ops.xent.mean_of_ids(axis, x, ids, derive)
+        both: tuple[Array, Array] = torch.ops.xent.mean_of_ids(axis, ignored, x, ids, derive)
         return both
 
     def sigmoid(self, smoothing: float, x: Array, targets: Array, pos_weight: Any, weight: Any, each: bool) -> Array:
@@ -116,9 +116,8 @@ OPERATORS: dict[str, Any] = {
     " -> (Tensor, Tensor)": lambda x, *rest: _gradients(x, *rest[-2:]),
     f"rows_both({_ROWS}, Tensor nll_scale, Tensor? lse2, Tensor? smooth_scale)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)": _rows_both,
-    "mean_of_ids(int axis, Tensor x, Tensor ids, bool derive) -> (Tensor, Tensor)": lambda axis, x, ids, derive: (
-        _elements(x, False),
-        x.new_empty(list(x.shape) if derive else [0]),
+    "mean_of_ids(int axis, int? ignored, Tensor x, Tensor ids, bool derive) -> (Tensor, Tensor)": (
+        lambda axis, ignored, x, ids, derive: (_elements(x, False), x.new_empty(list(x.shape) if derive else [0]))
     ),
     "factor(Tensor g, Tensor x) -> Tensor": lambda g, x: g.new_empty(list(g.shape)),
     f"sigmoid({_ELEMENTS}, bool each) -> Tensor": lambda smoothing, x, targets, pos_weight, weight, each: _elements(
@@ -175,9 +174,9 @@ def register(kernels: Any, key: str) -> None:
     def sigmoid_both(*arguments: Any) -> Any:
         return kernels.sigmoid_value_and_grad(*arguments)
 
-    def mean_of_ids(axis: int, x: Array, ids: Array, derive: bool) -> Any:
+    def mean_of_ids(axis: int, ignored: int | None, x: Array, ids: Array, derive: bool) -> Any:
         x, ids = (kernels.dense(k, tuple(k.shape)) for k in (x, ids))
-        mean, dx = kernels.mean_of_ids(axis, x, ids, derive, invalid_is_nan=True)
+        mean, dx = kernels.mean_of_ids(axis, ignored, x, ids, derive, invalid_is_nan=True)
         return mean, x.new_empty(0) if dx is None else dx
 
     if key == "CPU":
