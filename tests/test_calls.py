@@ -32,19 +32,19 @@ each_framework = pytest.mark.parametrize("framework", backends("numpy", "torch",
 
 @pytest.fixture
 def calls(monkeypatch):
-    """How often each kernel has been called."""
+    """How often each kernel has been called; `mean_of_ids` as the one that it comes to."""
     counts = collections.Counter()
 
     def counting(name):
         kernel = getattr(native, name)
 
         def call(**arguments):
-            counts[name] += 1
+            counts[name if name != "mean_of_ids" else "mean_both" if arguments["dx"] else "rows_forward"] += 1
             return kernel(**arguments)
 
         return call
 
-    of_rows = "rows_forward", "rows_backward", "rows_both", "mean_both"
+    of_rows = "rows_forward", "rows_backward", "rows_both", "mean_both", "mean_of_ids"
     for name in (*of_rows, "sigmoid_forward", "sigmoid_backward", "sigmoid_both"):
         monkeypatch.setattr(native, name, counting(name))
     return counts
@@ -302,6 +302,7 @@ class TestTorch:
                 (x, t, u, y, *soft, m, s, a, a, a, False, True),
             ],
             "rows_both": [(x, None, u, y, *lay, a, a, a), (x.half(), t, None, y, *soft, a, a, None)],
+            "mean_of_ids": [(1, None, x, y, True), (-2, 3, x.bfloat16(), y, False)],
             "sigmoid": [(0.1, x, t, None, u[:4], True), (0.1, x, t, None, None, False)],
             "sigmoid_backward": [(0.1, x.half(), t, None, None, torch.tensor(2.0), True, True)],
             "sigmoid_both": [
