@@ -177,22 +177,32 @@ def test_head_in_a_graph_of_tensorflow_1(shape):
         np.testing.assert_allclose(ours, want, rtol=1e-12)
 
 
-SWITCHED_OFF = """
+ALONE = """
+import sys
 import tensorflow as tf, xent
 v1 = tf.compat.v1
-switches = (
-    (v1.disable_tensor_equality, v1.enable_tensor_equality),
-    (v1.disable_v2_tensorshape, v1.enable_v2_tensorshape),
-)
-for off, on in switches * 2:
-    off()
-    try:
-        xent.sparse_ce(tf.zeros([1, 2]), [0])
-    except RuntimeError as error:
-        print(error)
-    on()
-    if off is v1.disable_v2_tensorshape:
-        assert xent.sparse_ce(tf.zeros([1, 2]), [0]) > 0
+
+def switched_off():
+    for off, on in (
+        (v1.disable_tensor_equality, v1.enable_tensor_equality),
+        (v1.disable_v2_tensorshape, v1.enable_v2_tensorshape),
+    ):
+        off()
+        try:
+            xent.sparse_ce(tf.zeros([1, 2]), [0])
+        except RuntimeError as error:
+            print(error)
+        on()
+
+@tf.function
+def traced(x, y):
+    return xent.sparse_ce(x, y, sample_weight=[1.0, 0.5], label_smoothing=0.1)
+
+switched_off()
+for name in [name for name in sys.modules if name.startswith("xent.backends.tensorflow")]:
+    del sys.modules[name]  # all of the adapter is then imported where it is traced
+print(float(traced(tf.zeros([2, 3]), tf.constant([0, 2]))))
+switched_off()
 v1.disable_v2_behavior()
 v1.enable_tensor_equality()
 v1.enable_v2_tensorshape()
@@ -205,13 +215,20 @@ with v1.Session() as session:
 """
 
 
-def test_behavior_of_tensorflow_1():
-    """Where tensors are compared by identity everywhere, masks would be lost: an error says so, and what helps, before
-    the first call of xent and after it."""
-    found = python("-c", SWITCHED_OFF)
-    first, *others, results = found.stdout.splitlines()
-    assert others == [first] * 3, found.stderr
+def test_first_dispatch_inside_a_function_and_behavior_of_tensorflow_1(tmp_path):
+    """AutoGraph, which reads sources, finds nothing to complain of, and imports the adapter while a graph is traced.
+
+    Where tensors are compared by identity everywhere, masks would be lost: an error says so, and what helps, before
+    the first call of xent and after it.
+    """
+    (tmp_path / "alone.py").write_text(ALONE)
+    found = python(tmp_path / "alone.py", TF_CPP_MIN_LOG_LEVEL="0")
+    assert found.returncode == 0, found.stderr
+    assert "AutoGraph" not in found.stderr
+    first, second, loss, *others, results = found.stdout.splitlines()
+    assert [second, *others] == [first] * 3
     assert "tf.compat.v1.disable_v2_behavior() call tf.compat.v1.enable_tensor_equality()" in first
+    assert float(loss) == pytest.approx(np.log(3))
     assert [*map(float, results.split())] == pytest.approx([np.log(2), 0.5])
 
 
