@@ -143,6 +143,7 @@ OF_LAYERS = [
     (("grad", "of_a_graph"), "linear_each"),
     (("jvp", "unknown_batch"), "linear_each"),
     (("vmap_grad", "unknown_batch"), "linear"),
+    (("grad_of_vmap", "unknown_batch"), "linear_each"),
 ]
 COMPILED = [
     *cover(TRIED, [loss for loss in PAIRS if loss not in LAYERS], each=1),
