@@ -18,6 +18,44 @@ from xent.compat import keras as ours
 pytestmark = MARKS
 
 
+# ---- variables
+
+
+def variable(value):
+    return keras.Variable(value, dtype=value.dtype.name, trainable=value.dtype.kind == "f")
+
+
+WEIGHT = np.array([2.0, 1.0], np.float32)
+HEAD = np.ones((4, 3), np.float32)
+IDS32 = IDS.astype(np.int32)  # as JAX has them
+
+
+@pytest.mark.parametrize(
+    ("loss", "rest", "options"),
+    [
+        (xent.sparse_ce, [IDS32], {"sample_weight": WEIGHT, "class_weight": HEAD[0], "denom": WEIGHT[0]}),
+        (xent.softmax_ce, [EYE], {"sample_weight": WEIGHT}),
+        (xent.sigmoid_ce, [EYE], {"sample_weight": X, "pos_weight": HEAD[0]}),
+        (xent.linear_ce, [HEAD, IDS32], {"bias": HEAD[:, 0]}),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_variables(loss, rest, options):
+    """A Keras model's weights, in every argument of xent's own losses. First, as nothing has loaded the adapter yet."""
+
+    def numbers(*given, **named):
+        value, grads = xent.value_and_grad(loss)(*given, **named)
+        return [keras.ops.convert_to_numpy(k) for k in (value, *(grads if isinstance(grads, tuple) else [grads]))]
+
+    moved, named = [variable(k) for k in rest], {name: variable(k) for name, k in options.items()}
+    plain = keras.ops.convert_to_tensor(X)
+    assert type(loss(variable(X), *rest)) is type(loss(plain, *rest))
+    wanted = numbers(plain, *rest, **options)
+    for x in (plain, variable(X)):
+        for got, want in zip(numbers(x, *moved, **named), wanted, strict=True):
+            np.testing.assert_allclose(got, want, rtol=1e-6)
+
+
 # ---- the table
 
 

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import xent
 import xent.backends
-from cases import needs_installed
 from processes import printed, python
 from xent import _dispatch
 from xent.adapter import SoftmaxKernels
@@ -134,71 +133,6 @@ def test_tensorflow_kinds():
         loss = xent.sparse_ce(variable, [0, 2])
     np.testing.assert_allclose(loss, xent.sparse_ce(x, [0, 2]))
     np.testing.assert_allclose(tape.gradient(loss, variable), xent.value_and_grad(xent.sparse_ce)(x, [0, 2])[1])
-
-
-KERAS = """
-import numpy as np
-if {backend!r} != "tensorflow":
-    import {backend}  # PyTorch before TensorFlow, which Keras imports where it is installed
-import keras, xent
-x, y, w, head = np.eye(2, 3, dtype="f"), np.array([0, 2]), np.array([2.0, 1.0], "f"), np.ones((4, 3), "f")
-
-def variable(k):
-    return keras.Variable(k, dtype=k.dtype.name, trainable=k.dtype.kind == "f")
-
-def numbers(found):
-    loss, grads = found
-    return [keras.ops.convert_to_numpy(k) for k in (loss, *(grads if isinstance(grads, tuple) else [grads]))]
-
-plain = keras.ops.convert_to_tensor(x)
-assert type(xent.sparse_ce(variable(x), y)) is type(xent.sparse_ce(plain, y))
-for loss, rest, options in (
-    (xent.sparse_ce, [y], {{"sample_weight": w, "class_weight": head[0], "denom": w[0]}}),
-    (xent.softmax_ce, [np.abs(x)], {{"sample_weight": w}}),
-    (xent.sigmoid_ce, [x], {{"sample_weight": x, "pos_weight": head[0]}}),
-    (xent.linear_ce, [head, y], {{"bias": head[:, 0]}}),
-):
-    variables, named = [variable(k) for k in rest], {{name: variable(k) for name, k in options.items()}}
-    want = numbers(xent.value_and_grad(loss)(plain, *rest, **options))
-    for x_ in plain, variable(x):
-        for got, value in zip(numbers(xent.value_and_grad(loss)(x_, *variables, **named)), want):
-            np.testing.assert_allclose(got, value, rtol=1e-6)
-"""
-
-
-@pytest.mark.parametrize(
-    "framework",
-    [
-        pytest.param("torch", marks=pytest.mark.backend("torch")),
-        pytest.param("tensorflow", marks=[pytest.mark.backend("tensorflow"), pytest.mark.full]),
-        pytest.param("jax", marks=[pytest.mark.backend("jax"), pytest.mark.full]),
-    ],
-)
-def test_keras_variables(framework):
-    """A Keras model's weights, in every argument, on whatever framework Keras runs."""
-    needs_installed("keras", framework)
-    printed("-c", KERAS.format(backend=framework), KERAS_BACKEND=framework)
-
-
-@pytest.mark.backend("tensorflow")
-def test_first_dispatch_inside_a_function(tmp_path):
-    """AutoGraph, which reads sources, finds nothing to complain of, and imports the adapter while a graph is traced."""
-    pytest.importorskip("tensorflow", reason="tensorflow is not installed")
-    (tmp_path / "traced.py").write_text(
-        textwrap.dedent(
-            """
-            import tensorflow as tf, xent
-            @tf.function
-            def f(x, y):
-                return xent.sparse_ce(x, y, sample_weight=[1.0, 0.5], label_smoothing=0.1)
-            print(float(f(tf.zeros([2, 3]), tf.constant([0, 2]))))
-            """
-        )
-    )
-    done = python(tmp_path / "traced.py", TF_CPP_MIN_LOG_LEVEL="0")
-    assert done.returncode == 0, done.stderr
-    assert "AutoGraph" not in done.stderr
-    assert abs(float(done.stdout) - np.log(3)) < 1e-6
 
 
 @pytest.mark.backend("jax")

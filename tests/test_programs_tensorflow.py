@@ -51,7 +51,7 @@ def test_equal_logits_of_a_product(mode):
     np.testing.assert_allclose(f(tf.fill([4, 64], 3.9e9)), np.log(64), rtol=1e-6)
 
 
-@pytest.mark.parametrize(("mode", "problem"), cover(MODES, ONE_OF_EACH_LOSS))
+@pytest.mark.parametrize(("mode", "problem"), cover(MODES, ONE_OF_EACH_LOSS[::-1], each=1))
 def test_softcap_before(problem, mode):
     x = tf.constant(problem.x)
     found = MODES[mode](lambda x: with_gradient(lambda x: call(problem, 5 * tf.tanh(x / 5)), x))(x)
@@ -64,9 +64,10 @@ def test_softcap_before(problem, mode):
 
 
 UNKNOWN = list(itertools.product(("batch", "lengths", "rank"), ("graph", "xla")))
+SPARSE, SOFTMAX, SIGMOID, LINEAR = ONE_OF_EACH_LOSS  # linear_ce once, of which test_tensorflow_graphs.py has the others
 
 
-@pytest.mark.parametrize(("unknown", "problem"), cover(UNKNOWN, ONE_OF_EACH_LOSS[::-1], each=1))
+@pytest.mark.parametrize(("unknown", "problem"), cover(UNKNOWN, [SPARSE, SIGMOID, LINEAR, SOFTMAX], each=1))
 def test_unknown_shapes(problem, unknown):
     """The batch, every length, the rank."""
     known, how = unknown
@@ -202,7 +203,7 @@ def test_variable(problem):
     check(problem, tf.function(lambda: with_gradient(lambda x: call(problem, x), x))())
 
 
-@pytest.mark.parametrize("remainder", [True, False])
+@pytest.mark.parametrize("remainder", [True, pytest.param(False, marks=pytest.mark.full)])
 def test_pipeline_and_train_step(remainder):
     """Batches of 3 and a last one of 1, or of known length."""
     batches = tf.data.Dataset.from_tensor_slices((LOGITS, IDS)).batch(3, drop_remainder=not remainder)
@@ -277,6 +278,7 @@ def test_keras_training_loop():
     assert losses[1] < losses[0]
 
 
+@pytest.mark.full  # test_serving.py loads such files without xent, test_compat_tensorflow_sums.py beside it
 def test_saved_model(tmp_path):
     class Module(tf.Module):
         @tf.function(input_signature=[tf.TensorSpec([None, 64], tf.float32), tf.TensorSpec([None], tf.int64)])
