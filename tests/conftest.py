@@ -15,7 +15,7 @@ os.environ["COLUMNS"] = "100"  # what the commands print is checked
 HAVE_LINEAR_CE = ("numpy", "torch", "tensorflow", "jax")
 # Run first: with several workers, a long file at the end would keep only one of them busy.
 LONGEST = ("test_compiled.py", "test_fuzz.py", "test_compat_keras.py", "test_serving.py", "test_triton.py")
-# About derivatives, errors and shapes, so that XLA may leave optimizations out, which takes a fifth of the time. Users run
+# About derivatives, errors and shapes: XLA leaves its optimizations out, which saves a fifth of the time. Users run
 # with them, and so do the tests of accuracy and of compiled programs, and --full.
 QUICKLY_COMPILED = (
     "test_jax.py",

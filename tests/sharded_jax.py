@@ -15,6 +15,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from xent.backends.jax import partition
 
+cases.FULL = "--full" in sys.argv
 rng = np.random.default_rng(0)
 x = rng.normal(size=(8, 12)).astype("f")
 y = rng.integers(0, 12, 8)
@@ -48,7 +49,7 @@ def reference(f, arrays):
     """In float64, where what comes before the loss is as good as exact."""
     with jax.enable_x64(True):
         wide = [k.astype("d" if k.dtype == "float32" else "int32") for k in arrays]
-        return jax.jit(f, compiler_options=sharded_jax_classes.QUICK)(*wide)
+        return sharded_jax_classes.quick(f)(*wide)
 
 
 native = calls(ran(f, jnp.asarray(x), jnp.asarray(y))[1]) > 0
@@ -149,5 +150,4 @@ check(jax.jit(jax.grad(shared))(x, four), 4 * want[1])
 values, grads = jax.pmap(jax.value_and_grad(lambda x, y: local(x, y).sum()))(x.reshape(4, 2, 12), y.reshape(4, 2))
 check((np.sum(values), np.reshape(grads, x.shape)), want)
 
-cases.FULL = "--full" in sys.argv
 sharded_jax_classes.check(native)

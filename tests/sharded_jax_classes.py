@@ -28,14 +28,17 @@ U = rng.uniform(0.5, 2, CLASSES).astype("f")
 SOME = {"label_smoothing": 0.1, "z_loss": 0.01, "class_weight": U}
 OF_IDS = SOME | {"ignore_index": -100}
 OF_X, OF_V = P(None, "classes"), P("classes")
-# Half as long to compile, but not what users run: for derivatives, options and references, not where the last digits or
-# the program itself are looked at.
 QUICK = {
     "xla_backend_optimization_level": 0,
     "xla_llvm_disable_expensive_passes": True,
     "xla_cpu_use_fusion_emitters": False,
 }
-quick = partial(jax.jit, compiler_options=QUICK)
+
+
+def quick(f):
+    """f in half the time to compile, but not as users run it: for derivatives, options and references, not where the
+    last digits or the program itself are looked at. --full: jax.jit."""
+    return jax.jit(f, compiler_options=None if cases.FULL else QUICK)
 
 
 def devices(*counts, names=("rows", "classes"), kind=AxisType.Auto):
