@@ -1,5 +1,6 @@
 """Checks of sharded_jax.py: classes that are split over devices, by `sharded=` and by the compiler."""
 
+import itertools
 import re
 from functools import partial
 from pathlib import Path
@@ -237,16 +238,16 @@ def collectives(native):
     """One gather forward, none backward; a head's hidden states' gradient is added up once. Kernels on each device."""
     names = {}
     exec(page(-1), names)
-    for options in ({}, SOME):
-        for soft in (False, True):
-            loss, labels = (xent.softmax_ce, T) if soft else (xent.sparse_ce, np.abs(Y) % CLASSES)
-            f = partial(loss, sharded="classes", **options)
-            g = jax.value_and_grad(mapped(f, 4, (OF_X, OF_X if soft else P()), P()))
-            a_row = names["handed_out"](soft, bool(options), bool(options))
-            expected = [("all-gather", [4 * (ROWS * a_row // 4 + bool(options))])]
-            sizes, kernels = moved(program(g, X, labels))
-            assert sizes == expected, sizes
-            assert kernels == (2 if native else 0)
+    every = itertools.product(({}, SOME), (True, False))
+    for options, soft in every if cases.FULL else (({}, True), (SOME, False)):
+        loss, labels = (xent.softmax_ce, T) if soft else (xent.sparse_ce, np.abs(Y) % CLASSES)
+        f = partial(loss, sharded="classes", **options)
+        g = jax.value_and_grad(mapped(f, 4, (OF_X, OF_X if soft else P()), P()))
+        a_row = names["handed_out"](soft, bool(options), bool(options))
+        expected = [("all-gather", [4 * (ROWS * a_row // 4 + bool(options))])]
+        sizes, kernels = moved(program(g, X, labels))
+        assert sizes == expected, sizes
+        assert kernels == (2 if native else 0)
     of_head = partial(xent.linear_ce, labels=Y, ignore_index=-100, chunk_rows=1, sharded="classes")
     head = mapped(lambda h, v: of_head(h, v), 4, (P(), OF_V), P())
     text = program(jax.value_and_grad(head, (0, 1)), H, V)
