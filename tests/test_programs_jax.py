@@ -270,7 +270,7 @@ def test_numpy_arrays_of_the_other_byte_order():
         options = {key: foreign(k) if isinstance(k, np.ndarray) else k for key, k in problem.options.items()}
         return jax.value_and_grad(loss(problem._replace(options=options)))(x, *map(foreign, problem.rest))
 
-    results = quick(lambda *xs: list(map(both, PROBLEMS, xs)))(*(problem.x for problem in PROBLEMS))
+    results = jax.jit(lambda *xs: list(map(both, PROBLEMS, xs)))(*(problem.x for problem in PROBLEMS))
     for problem, (value, grad) in zip(PROBLEMS, results, strict=True):
         want, slope = problem.truth()
         assert_close(value, want, problem, "foreign byte order: value")
