@@ -15,6 +15,16 @@ os.environ["COLUMNS"] = "100"  # what the commands print is checked
 HAVE_LINEAR_CE = ("numpy", "torch", "tensorflow", "jax")
 # Run first: with several workers, a long file at the end would keep only one of them busy.
 LONGEST = ("test_compiled.py", "test_fuzz.py", "test_compat_keras.py", "test_serving.py", "test_triton.py")
+# About derivatives, errors and shapes: XLA leaves its optimizations out, which saves a fifth of the time. Users run
+# with them, and so do the tests of accuracy and of compiled programs, and --full.
+QUICKLY_COMPILED = (
+    "test_jax.py",
+    "test_compat_optax.py",
+    "test_linear_edges.py",
+    "test_boundary.py",
+    "test_labels.py",
+    "test_empty_mean.py",
+)
 BACKENDS = (*HAVE_LINEAR_CE, "array_api_strict", "toy_framework")
 
 
@@ -92,8 +102,12 @@ def _backend(item):
 
 
 @pytest.fixture(autouse=True, scope="module")
-def compiled_functions_are_forgotten():
-    """Frees JAX's memory: it keeps all functions that it has compiled."""
+def compiled_functions_are_forgotten(request):
+    """Frees JAX's memory: it keeps all functions that it has compiled. QUICKLY_COMPILED: see there."""
+    chosen = request.config.getoption
+    quick = request.path.name in QUICKLY_COMPILED and not chosen("--compiled") and not chosen("--full")
+    if "jax" in sys.modules:
+        sys.modules["jax"].config.update("jax_disable_most_optimizations", quick)
     yield
     if "jax" in sys.modules:
         sys.modules["jax"].clear_caches()

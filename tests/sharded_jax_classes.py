@@ -1,5 +1,6 @@
 """Checks of sharded_jax.py: classes that are split over devices, by `sharded=` and by the compiler."""
 
+import itertools
 import re
 from functools import partial
 from pathlib import Path
@@ -28,7 +29,17 @@ U = rng.uniform(0.5, 2, CLASSES).astype("f")
 SOME = {"label_smoothing": 0.1, "z_loss": 0.01, "class_weight": U}
 OF_IDS = SOME | {"ignore_index": -100}
 OF_X, OF_V = P(None, "classes"), P("classes")
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}  # to compile
+QUICK = {
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+    "xla_cpu_use_fusion_emitters": False,
+}
+
+
+def quick(f):
+    """f in half the time to compile, but not as users run it: for derivatives, options and references, not where the
+    last digits or the program itself are looked at. --full: jax.jit."""
+    return jax.jit(f, compiler_options=None if cases.FULL else QUICK)
 
 
 def devices(*counts, names=("rows", "classes"), kind=AxisType.Auto):
@@ -47,7 +58,7 @@ def close(got, want):
 # ---- options and accuracy
 
 
-def derivative(f, count, inputs, at, inside, compiler_options=None):
+def derivative(f, count, inputs, at, inside, jit=quick):
     """Value and derivative of f's sum in its first arguments, taken inside of the shard_map or outside of it."""
     given = inputs[:at] if at > 1 else inputs[0]
     places = tuple(range(at)) if at > 1 else 0
@@ -63,7 +74,7 @@ def derivative(f, count, inputs, at, inside, compiler_options=None):
         g = both(mapped(summed, count, inputs, (P(), P())))
 
     def run(*arrays):
-        (_, value), grads = jax.jit(g, compiler_options=compiler_options)(*arrays)
+        (_, value), grads = jit(g)(*arrays)
         return value, grads
 
     return run
@@ -78,7 +89,7 @@ def options_of_logits():
             want = cases.truth(loss, x, y, cases.held(case.options, "float32"))
             f = partial(getattr(xent, loss), sharded="classes", **case.options)
             soft = loss == "softmax_ce"
-            g = derivative(f, 3, (OF_X, OF_X if soft else P()), 1, turn % 2, QUICK)
+            g = derivative(f, 3, (OF_X, OF_X if soft else P()), 1, turn % 2)
             value, grad = g(x.astype("f"), y.astype("f") if soft else y)
             cases.assert_close(np.asarray(value), want.loss, "float32", f"{case} loss", result=True)
             cases.assert_close(np.asarray(grad), want.logits, "float32", f"{case} gradient")
@@ -98,7 +109,7 @@ def options_of_a_head():
             bias = bias if biased else None
             return xent.linear_ce(h, weight, y, bias=bias, chunk_rows=5, sharded="classes", **options)
 
-        g = derivative(f, 3, (P(), OF_V, OF_V, P()), 3, turn % 2, QUICK)
+        g = derivative(f, 3, (P(), OF_V, OF_V, P()), 3, turn % 2)
         value, grads = g(*(jnp.asarray(k, dtype) for k in (h, weight, linear_cases.BIAS)), y)
         linear_cases.assert_close(value, want.loss, linear_cases.LOSS_BARS[dtype], f"{case.name} {dtype}")
         wants = want.hidden, want.weight, want.bias if biased else np.zeros(len(weight))
@@ -117,7 +128,7 @@ def hard_regimes():
         batch = regimes.batch(loss, dtype, classes)
         soft = loss == "softmax_ce"
         f = partial(getattr(xent, loss), reduce="none", sharded="classes")
-        g = derivative(f, count, (OF_X, OF_X if soft else P()), 1, inside=True)
+        g = derivative(f, count, (OF_X, OF_X if soft else P()), 1, inside=True, jit=jax.jit)
         value, grad = g(jnp.asarray(batch.logits, dtype), batch.labels.astype("f") if soft else batch.labels)
         off = errors(batch, batch.truth(), np.asarray(value, float), np.asarray(grad.astype("f"), float))
         assert off.loss_share.max() <= 1, (loss, dtype, batch.regimes[int(off.loss_share.argmax())])
@@ -130,21 +141,22 @@ def hard_regimes():
 def where_derivatives_are_taken():
     """Inside or outside, tracked by JAX or not: those of one loss, but for JAX's own factor of k, which
     docs/sharding.md names."""
-    want = jax.value_and_grad(lambda x: xent.sparse_ce(x, Y, **OF_IDS))(jnp.asarray(X))
+    want = quick(jax.value_and_grad(lambda x: xent.sparse_ce(x, Y, invalid="nan", **OF_IDS)))(X)
     f = partial(xent.sparse_ce, labels=Y, sharded="classes", **OF_IDS)
     own = partial(xent.value_and_grad(xent.sparse_ce), labels=Y, sharded="classes", **OF_IDS)
     for tracked in (True, False):
-        close(jax.jit(jax.value_and_grad(mapped(f, 4, OF_X, P(), check_vma=tracked)))(X), want)
-        close(jax.jit(mapped(own, 4, OF_X, (P(), OF_X), check_vma=tracked))(X), want)
+        outside = jax.value_and_grad(mapped(f, 4, OF_X, P(), check_vma=tracked))
+        both = outside, mapped(own, 4, OF_X, (P(), OF_X), check_vma=tracked)
+        close(quick(lambda x, both=both: [g(x) for g in both])(X), [want, want])
     inside = mapped(jax.grad(f), 4, OF_X, OF_X, check_vma=False)
-    close(jax.jit(inside)(X) / 4, want[1])
+    close(quick(inside)(X) / 4, want[1])
     parts = X.reshape(ROWS, 4, -1).swapaxes(0, 1)
     losses, grads = jax.pmap(own, axis_name="classes")(parts)
     close((losses, grads.swapaxes(0, 1).reshape(X.shape)), (want[0].repeat(4), want[1]))
     head = partial(xent.value_and_grad(xent.linear_ce), labels=Y, sharded="classes", **OF_IDS)
     spread = P(), xent.Grads(P(), OF_V, None)
-    g = jax.jit(mapped(lambda h, v: head(h, weight=v), 4, (P(), OF_V), spread, check_vma=False))
-    truth = xent.value_and_grad(xent.linear_ce)(jnp.asarray(H), V, Y, **OF_IDS)
+    g = quick(mapped(lambda h, v: head(h, weight=v), 4, (P(), OF_V), spread, check_vma=False))
+    truth = quick(lambda h, v: xent.value_and_grad(xent.linear_ce)(h, v, Y, **OF_IDS))(H, V)
     close(jax.tree.leaves(g(H, V)), jax.tree.leaves(truth))
 
 
@@ -155,12 +167,12 @@ def in_labels_and_weights():
     )
     whole = lambda x, t, w: xent.softmax_ce(x, t, sample_weight=w, **SOME)  # noqa: E731
     arrays = tuple(map(jnp.asarray, (X, T, W)))
-    close(*(jax.jit(jax.value_and_grad(g, (0, 1, 2)))(*arrays) for g in (f, whole)))
-    close(*(jax.jit(partial(jax.jvp, g))(arrays, arrays) for g in (f, whole)))
+    close(*(quick(jax.value_and_grad(g, (0, 1, 2)))(*arrays) for g in (f, whole)))
+    close(*(quick(partial(jax.jvp, g))(arrays, arrays) for g in (f, whole)))
     head = mapped(lambda h, v: xent.linear_ce(h, v, Y, sharded="classes", **OF_IDS), 4, (P(), OF_V), P())
     of_head = lambda h, v: xent.linear_ce(h, v, Y, **OF_IDS)  # noqa: E731
     arrays = jnp.stack([H, 2 * H]), jnp.stack([V, V + 1])
-    close(*(jax.jit(jax.vmap(jax.jacfwd(g)))(*arrays) for g in (head, of_head)))
+    close(*(quick(jax.vmap(jax.jacfwd(g)))(*arrays) for g in (head, of_head)))
     for g, given in ((f, (X, T, W)), (head, (H, V))):
         for place in (0, 1):
             with pytest.raises(TypeError, match="sharded: expected a first derivative"):
@@ -175,8 +187,8 @@ def statistics_of_rows():
     y = np.array([0, 99, -100, X[3].argmax()])
     options = {"ignore_index": -100, "invalid": "nan", "stats": True, "reduce": "none"}
     both = partial(xent.value_and_grad(xent.sparse_ce), labels=y, **options)
-    got = jax.jit(mapped(partial(both, sharded="classes"), 4, OF_X, ((P(), P()), OF_X)))(X)
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=2e-6, atol=2e-7), got, both(jnp.asarray(X)))
+    got = quick(mapped(partial(both, sharded="classes"), 4, OF_X, ((P(), P()), OF_X)))(X)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=2e-6, atol=2e-7), got, quick(both)(X))
     assert np.isnan(got[1]).all(1).tolist() == [False, True, False, False]
 
 
@@ -226,16 +238,16 @@ def collectives(native):
     """One gather forward, none backward; a head's hidden states' gradient is added up once. Kernels on each device."""
     names = {}
     exec(page(-1), names)
-    for options in ({}, SOME):
-        for soft in (False, True):
-            loss, labels = (xent.softmax_ce, T) if soft else (xent.sparse_ce, np.abs(Y) % CLASSES)
-            f = partial(loss, sharded="classes", **options)
-            g = jax.value_and_grad(mapped(f, 4, (OF_X, OF_X if soft else P()), P()))
-            a_row = names["handed_out"](soft, bool(options), bool(options))
-            expected = [("all-gather", [4 * (ROWS * a_row // 4 + bool(options))])]
-            sizes, kernels = moved(program(g, X, labels))
-            assert sizes == expected, sizes
-            assert kernels == (2 if native else 0)
+    every = itertools.product(({}, SOME), (True, False))
+    for options, soft in every if cases.FULL else (({}, True), (SOME, False)):
+        loss, labels = (xent.softmax_ce, T) if soft else (xent.sparse_ce, np.abs(Y) % CLASSES)
+        f = partial(loss, sharded="classes", **options)
+        g = jax.value_and_grad(mapped(f, 4, (OF_X, OF_X if soft else P()), P()))
+        a_row = names["handed_out"](soft, bool(options), bool(options))
+        expected = [("all-gather", [4 * (ROWS * a_row // 4 + bool(options))])]
+        sizes, kernels = moved(program(g, X, labels))
+        assert sizes == expected, sizes
+        assert kernels == (2 if native else 0)
     of_head = partial(xent.linear_ce, labels=Y, ignore_index=-100, chunk_rows=1, sharded="classes")
     head = mapped(lambda h, v: of_head(h, v), 4, (P(), OF_V), P())
     text = program(jax.value_and_grad(head, (0, 1)), H, V)
@@ -290,7 +302,7 @@ def by_the_compiler():
     )
     for turn, (f, arrays, specs) in enumerate(calls):
         places = (0, 1) if f.__code__.co_varnames[0] == "h" else 0
-        g = jax.jit(jax.value_and_grad(f, places))
+        g = quick(jax.value_and_grad(f, places))
         want = g(*map(jnp.asarray, arrays))
         for kind in (AxisType.Explicit, AxisType.Auto)[: 2 if turn % 2 or cases.FULL else 1]:
             mesh = devices(2, 2, kind=kind)

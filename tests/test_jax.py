@@ -15,6 +15,7 @@ from cases import T, V, W, X, Y, Z  # noqa: E402
 from jax.extend.core import jaxprs_in_params  # noqa: E402
 from processes import printed  # noqa: E402
 from programs import cover  # noqa: E402
+from sharded_jax_classes import quick  # noqa: E402
 from xent.backends.cpu import native  # noqa: E402
 from xent.verify.precision import DTYPES  # noqa: E402
 from xent.verify.regimes import LOSSES  # noqa: E402
@@ -123,7 +124,7 @@ def modes(pair):
 def test_transform(loss, transform, mode):
     ours, reference, second = PAIRS[loss]
     got = MODES[mode](TRANSFORMS[transform](ours))(jnp.asarray(X), jnp.asarray(second))
-    want = jax.jit(TRANSFORMS[transform](reference))(jnp.asarray(X), jnp.asarray(second))  # sooner there than eagerly
+    want = quick(TRANSFORMS[transform](reference))(jnp.asarray(X), jnp.asarray(second))
     assert_close(got, want)
 
 
@@ -150,9 +151,9 @@ def test_transforms_of_value_and_grad(loss, transform):
         return TRANSFORMS[transform](f)
 
     x, t = jnp.asarray(X), jnp.asarray(T)
-    got = transformed(lambda x: xent.value_and_grad(function)(x, jnp.asarray(labels), **options))(x, t)
-    want = jax.jit(transformed(jax.value_and_grad(lambda x: reference(x, jnp.asarray(second)))))(x, t)
-    assert_close(got, want)
+    got = transformed(lambda x: xent.value_and_grad(function)(x, jnp.asarray(labels), **options))
+    want = transformed(jax.value_and_grad(lambda x: reference(x, jnp.asarray(second))))
+    assert_close(*quick(lambda *given: (got(*given), want(*given)))(x, t))
 
 
 @pytest.mark.parametrize("loss", ["sparse_ce", "linear_ce"])
@@ -160,11 +161,11 @@ def test_moves_of_a_gradient_beside_statistics(loss):
     """They are what they are without the statistics, which are constants."""
     rest = (jnp.asarray(Y),) if loss == "sparse_ce" else (jnp.asarray(V), jnp.asarray(Y))
 
-    def moved(**options):
+    def moved(x, **options):
         both = xent.value_and_grad(getattr(xent, loss))
-        return jax.jvp(lambda x: jax.tree.leaves(both(x, *rest, **options)[1]), (jnp.asarray(X),), (jnp.cos(X),))[1]
+        return jax.jvp(lambda x: jax.tree.leaves(both(x, *rest, **options)[1]), (x,), (jnp.cos(x),))[1]
 
-    assert_close(moved(stats=True), moved())
+    assert_close(*quick(lambda x: (moved(x, stats=True), moved(x)))(jnp.asarray(X)))
 
 
 # ---- both ways of a gradient: eager in two visits of the logits, compiled in one
@@ -189,7 +190,7 @@ def test_derivatives_of_entropy_and_its_gradient():
     spoiled = jnp.where(w == 0, jnp.nan, x)
     pairs = zip(twice(lambda x, w: xent.entropy(x, axis=0, sample_weight=w)), twice(reference), strict=True)
     for function, wanted in pairs:
-        got, want = jax.grad(function, (0, 1))(spoiled, w), jax.jit(jax.grad(wanted, (0, 1)))(x, w)
+        got, want = jax.grad(function, (0, 1))(spoiled, w), quick(jax.grad(wanted, (0, 1)))(x, w)
         assert_close(got[0], want[0])
         assert_close(got[1], jnp.where(w == 0, 0.0, want[1]))
 
@@ -315,13 +316,14 @@ def test_smoothing_weights_that_differ_by_batch():
             lambda x: xent.sparse_ce(x, jnp.asarray(Y), class_weight=table, label_smoothing=0.2, z_loss=0.1)
         )(jnp.asarray(X))
 
+    alone = quick(f)
     for i, got in enumerate(zip(*jax.vmap(f)(tables), strict=True)):
-        assert_close(got, f(tables[i]))
+        assert_close(got, alone(tables[i]))
 
 
 def test_without_jit():
     x, y = jnp.asarray(X), jnp.asarray(Y)
-    want = jax.value_and_grad(sparse)(x, y)
+    want = quick(jax.value_and_grad(sparse))(x, y)
     with jax.disable_jit():
         got = jax.value_and_grad(sparse)(x, y)
     assert_close(got, want)
@@ -338,10 +340,13 @@ def test_donated_logits():
 @pytest.mark.parametrize("shape", [(0, 5), (3, 0, 5), (0, 2, 5)])
 def test_no_rows(shape):
     x, y = jnp.zeros(shape), jnp.zeros(shape[:-1], int)
-    for f, labels in ((sparse, y), (each, y), (xent.softmax_ce, x), (sigmoid, x)):
-        grad = jax.jit(jax.grad(f))(x, labels)
+    losses = (sparse, y), (each, y), (xent.softmax_ce, x), (sigmoid, x)
+
+    def program(x):
+        return [g(x, labels) for f, labels in losses for g in (jax.grad(f), jax.vmap(jax.grad(f)))]
+
+    for grad in quick(program)(x):
         assert grad.shape == shape
-        assert jax.vmap(jax.grad(f))(x, labels).shape == shape
 
 
 # ---- in processes of their own
@@ -395,4 +400,4 @@ def test_second_derivatives_of_each_entropy(axis):
     x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 5, 8)), "float32")
     entropy = functools.partial(xent.entropy, axis=axis)
     each = jax.jit(jax.jacfwd(jax.jacrev(entropy)))(x)
-    np.testing.assert_allclose(each.sum((0, 1)), jax.hessian(lambda x: entropy(x).sum())(x), atol=1e-6)
+    np.testing.assert_allclose(each.sum((0, 1)), quick(jax.hessian(lambda x: entropy(x).sum()))(x), atol=1e-6)

@@ -80,7 +80,8 @@ def check_stats(live, x, dtype, what):
 def test_entropy_of_all_regimes(live, dtype):
     if dtype not in live.dtypes:
         pytest.skip(f"{live.name} has no {dtype}")
-    for classes in regimes.CLASSES[:4]:
+    few = live.name == "jax" and dtype != "float32" and not cases.FULL  # JAX compiles each
+    for classes in regimes.CLASSES[2 if few else 0 : 4]:
         x = np.concatenate(
             [regimes.batch("sparse_ce", dtype, classes).logits, rounded(leading(LEADS, classes), dtype)]
             if classes > 2

@@ -31,6 +31,7 @@ from programs_jax import (  # noqa: E402
     shard_mapped_in_part,
     split_by_rows,
 )
+from sharded_jax_classes import quick  # noqa: E402
 
 pytestmark = [pytest.mark.backend("jax"), pytest.mark.compiled]
 
@@ -64,10 +65,15 @@ PLACES = (replicated, split_by_rows, shard_mapped_in_part, exported)
 
 def after(step, problem):
     """The loss and its gradient after a step, in float64."""
+    x = np.asarray(problem.x, np.float64)
     with jax.enable_x64(True):
-        logits, pull = jax.vjp(step, jnp.asarray(np.asarray(problem.x, np.float64)))
-        value, slope = problem.truth(np.asarray(logits))
-        return value, np.asarray(pull(jnp.asarray(slope))[0])
+        value, slope = problem.truth(np.asarray(step_and_pull(step)[0](x)))
+        return value, np.asarray(step_and_pull(step)[1](x, slope))
+
+
+@functools.cache
+def step_and_pull(step):
+    return quick(step), quick(lambda x, slope: jax.vjp(step, x)[1](slope)[0])
 
 
 def check_after(step, program, problem):
@@ -119,8 +125,9 @@ def close(got, want):
     jax.tree.map(lambda g, w: np.testing.assert_allclose(g, w, rtol=2e-5, atol=2e-6), got, want)
 
 
-@pytest.mark.parametrize("problem", [p for p in PROBLEMS if p.loss != "linear_ce"], ids=name)
-@pytest.mark.parametrize("reduce", ["sum", "none"])
+@pytest.mark.parametrize(
+    ("reduce", "problem"), cover(["sum", "none"], [p for p in PROBLEMS if p.loss != "linear_ce"], each=4)
+)
 def test_logits_of_all_devices_beside_labels_of_each(reduce, problem):
     """The gradients of all devices add up, in JAX's transposition."""
     f = loss(problem._replace(options={**problem.options, "reduce": reduce}))
@@ -132,7 +139,7 @@ def test_logits_of_all_devices_beside_labels_of_each(reduce, problem):
         return jax.lax.psum(value, "devices"), grad
 
     got = jax.jit(jax.shard_map(local, mesh=mesh(), in_specs=(EACH, SPLIT), out_specs=(EACH, EACH)))(x, labels)
-    close(got, jax.value_and_grad(lambda x: both_halves(lambda *args: jnp.sum(f(*args)), x, labels))(x))
+    close(got, quick(jax.value_and_grad(lambda x: both_halves(lambda *args: jnp.sum(f(*args)), x, labels)))(x))
 
 
 HEADS = {
@@ -222,10 +229,11 @@ def test_export_of_a_head_with_any_number_of_rows():
     kinds = HIDDEN.dtype, WEIGHT.dtype, "int32"
     open_ended = jax.export.export(jax.jit(f))(*map(jax.ShapeDtypeStruct, shapes, kinds))
     rng = np.random.default_rng(1)
+    reference = quick(f)
     for rows in ((1, 2), (3, 5)):
         h = rng.normal(size=(*rows, HIDDEN.shape[1])).astype("f")
         ids = rng.integers(0, len(WEIGHT), rows).astype("int32")
-        close(open_ended.call(h, WEIGHT, ids), jax.jit(f)(jnp.asarray(h), jnp.asarray(WEIGHT), jnp.asarray(ids)))
+        close(open_ended.call(h, WEIGHT, ids), reference(h, WEIGHT, ids))
 
 
 def test_export_of_shifted_logits():
@@ -237,7 +245,7 @@ def test_export_of_shifted_logits():
     b, t = jax.export.symbolic_shape("b, t")
     shapes = jax.ShapeDtypeStruct((b, t, 64), "float32"), jax.ShapeDtypeStruct((b, t), "int32")
     x, ids = LOGITS.reshape(2, 2, 64), IDS.reshape(2, 2).astype("int32")
-    close(jax.export.export(jax.jit(f))(*shapes).call(x, ids), f(jnp.asarray(x), jnp.asarray(ids)))
+    close(jax.export.export(jax.jit(f))(*shapes).call(x, ids), quick(f)(x, ids))
 
 
 @pytest.mark.parametrize("ignored", [2**31, 2**32 - 1, 2**32 - 100])
@@ -258,10 +266,12 @@ def test_numpy_arrays_of_the_other_byte_order():
     def foreign(k):
         return k.astype(k.dtype.newbyteorder())
 
-    for problem in PROBLEMS:
-        x, *rest = problem.x, *map(foreign, problem.rest)
+    def both(problem, x):
         options = {key: foreign(k) if isinstance(k, np.ndarray) else k for key, k in problem.options.items()}
-        value, grad = jax.value_and_grad(loss(problem._replace(options=options)))(jnp.asarray(x), *rest)
+        return jax.value_and_grad(loss(problem._replace(options=options)))(x, *map(foreign, problem.rest))
+
+    results = jax.jit(lambda *xs: list(map(both, PROBLEMS, xs)))(*(problem.x for problem in PROBLEMS))
+    for problem, (value, grad) in zip(PROBLEMS, results, strict=True):
         want, slope = problem.truth()
         assert_close(value, want, problem, "foreign byte order: value")
         assert_close(grad, slope, problem, "foreign byte order: gradient")

@@ -22,8 +22,8 @@ def hessians(framework, loss, x):
         yield torch.func.hessian(loss)(given).numpy()
     elif framework == "jax":
         jax = pytest.importorskip("jax", reason="jax is not installed")
-        yield np.asarray(jax.hessian(loss)(x))
-        yield np.asarray(jax.jacrev(jax.grad(loss))(x))
+        yield np.asarray(jax.jit(jax.hessian(loss))(x))  # of the kernel that has the gradient, too
+        yield np.asarray(jax.jacrev(jax.grad(loss))(x))  # of that of the gradient alone
     else:
         tf = pytest.importorskip("tensorflow", reason="tensorflow is not installed")
 
