@@ -50,7 +50,8 @@ def pytest_terminal_summary(terminalreporter):
 
 def pytest_configure(config):
     cases.FULL = config.getoption("--full")
-    if "torch" in (config.getoption("--backend") or BACKENDS):
+    folders = any(os.path.isdir(argument) for argument in config.args)  # some of their files import PyTorch
+    if folders or "torch" in (config.getoption("--backend") or BACKENDS):
         for name in ("torch", "triton"):  # TensorFlow before Triton aborts the process
             with contextlib.suppress(ImportError):
                 importlib.import_module(name)
