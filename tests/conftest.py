@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import gc
 import importlib
 import os
 import sys
@@ -50,15 +51,26 @@ def pytest_terminal_summary(terminalreporter):
 
 def pytest_configure(config):
     cases.FULL = config.getoption("--full")
-    folders = any(os.path.isdir(argument) for argument in config.args)  # some of their files import PyTorch
-    if folders or "torch" in (config.getoption("--backend") or BACKENDS):
-        for name in ("torch", "triton"):  # TensorFlow before Triton aborts the process
-            with contextlib.suppress(ImportError):
-                importlib.import_module(name)
     config.addinivalue_line("markers", "compiled: runs a framework's compiler; test_compiled.py gives it a process")
     config.addinivalue_line("markers", "full: a combination that only --full tries")
     config.addinivalue_line("markers", "backend(name): needs this framework")
     config.addinivalue_line("markers", "chosen_backends: one test for all backends, which heeds --backend itself")
+
+
+def pytest_collection(session):
+    """Before any file, but not where pytest-xdist only hands out the tests: TensorFlow before Triton aborts."""
+    gc.disable()
+    folders = any(os.path.isdir(argument) for argument in session.config.args)  # some of their files import PyTorch
+    if folders or "torch" in (session.config.getoption("--backend") or BACKENDS):
+        for name in ("torch", "triton"):
+            with contextlib.suppress(ImportError):
+                importlib.import_module(name)
+
+
+def pytest_collection_finish():
+    """What was imported stays: a million objects, which no garbage collection has to visit from here on."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_generate_tests(metafunc):
