@@ -1,6 +1,7 @@
 """Which frameworks the tests run on, and in what order they may be imported."""
 
 import contextlib
+import ctypes
 import dataclasses
 import gc
 import importlib
@@ -105,11 +106,14 @@ def _backend(item):
 
 
 @pytest.fixture(autouse=True, scope="module")
-def compiled_functions_are_forgotten():
-    """Frees JAX's memory: it keeps all functions that it has compiled."""
+def memory_is_given_back():
+    """JAX keeps all functions that it has compiled, and the C library what was freed."""
     yield
     if "jax" in sys.modules:
         sys.modules["jax"].clear_caches()
+    if sys.platform == "linux":
+        with contextlib.suppress(AttributeError):  # not every C library has it
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 @pytest.fixture(scope="session")

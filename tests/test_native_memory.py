@@ -130,9 +130,9 @@ THREADS = (3,) if ONE_MORE_ISA else (2, 3, 8)
 
 def big(threads, inner=1):
     rng = np.random.default_rng(1)
-    x = rng.normal(size=(1000, 1000, inner))  # enough for several threads
-    rows = Rows("float32", x, ids=rng.integers(0, 1000, 1000 * inner), u=rng.random(1000), threads=threads)
-    ones = np.ones(1000 * inner)
+    x = rng.normal(size=(600, 1000, inner))  # enough for several threads
+    rows = Rows("float32", x, ids=rng.integers(0, 1000, 600 * inner), u=rng.random(1000), threads=threads)
+    ones = np.ones(600 * inner)
     forward = [*rows.forward(), rows.backward(ones, ones, ones)[0]]
     results, dx = rows.both(ones, ones, ones)
     elements = Elements("float32", x, rng.random(x.shape), threads=threads)
