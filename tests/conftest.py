@@ -60,7 +60,7 @@ def pytest_configure(config):
 
 def pytest_collection(session):
     """Before any file, but not where pytest-xdist only hands out the tests: TensorFlow before Triton aborts."""
-    gc.disable()
+    gc.disable()  # imports leave a million objects, hardly any of them garbage
     folders = any(os.path.isdir(argument) for argument in session.config.args)  # some of their files import PyTorch
     if folders or "torch" in (session.config.getoption("--backend") or BACKENDS):
         for name in ("torch", "triton"):
