@@ -1,7 +1,9 @@
 """Which frameworks the tests run on, and in what order they may be imported."""
 
 import contextlib
+import ctypes
 import dataclasses
+import gc
 import importlib
 import os
 import sys
@@ -60,14 +62,26 @@ def pytest_terminal_summary(terminalreporter):
 
 def pytest_configure(config):
     cases.FULL = config.getoption("--full")
-    if "torch" in (config.getoption("--backend") or BACKENDS):
-        for name in ("torch", "triton"):  # TensorFlow before Triton aborts the process
-            with contextlib.suppress(ImportError):
-                importlib.import_module(name)
     config.addinivalue_line("markers", "compiled: runs a framework's compiler; test_compiled.py gives it a process")
     config.addinivalue_line("markers", "full: a combination that only --full tries")
     config.addinivalue_line("markers", "backend(name): needs this framework")
     config.addinivalue_line("markers", "chosen_backends: one test for all backends, which heeds --backend itself")
+
+
+def pytest_collection(session):
+    """Before any file, but not where pytest-xdist only hands out the tests: TensorFlow before Triton aborts."""
+    gc.disable()  # imports leave a million objects, hardly any of them garbage
+    folders = any(os.path.isdir(argument) for argument in session.config.args)  # some of their files import PyTorch
+    if folders or "torch" in (session.config.getoption("--backend") or BACKENDS):
+        for name in ("torch", "triton"):
+            with contextlib.suppress(ImportError):
+                importlib.import_module(name)
+
+
+def pytest_collection_finish():
+    """What was imported stays: a million objects, which no garbage collection has to visit from here on."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_generate_tests(metafunc):
@@ -102,15 +116,22 @@ def _backend(item):
 
 
 @pytest.fixture(autouse=True, scope="module")
-def compiled_functions_are_forgotten(request):
-    """Frees JAX's memory: it keeps all functions that it has compiled. QUICKLY_COMPILED: see there."""
-    chosen = request.config.getoption
-    quick = request.path.name in QUICKLY_COMPILED and not chosen("--compiled") and not chosen("--full")
+def compiled_quickly(request):
     if "jax" in sys.modules:
+        chosen = request.config.getoption
+        quick = request.path.name in QUICKLY_COMPILED and not chosen("--compiled") and not chosen("--full")
         sys.modules["jax"].config.update("jax_disable_most_optimizations", quick)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def memory_is_given_back():
+    """JAX keeps all functions that it has compiled, and the C library what was freed."""
     yield
     if "jax" in sys.modules:
         sys.modules["jax"].clear_caches()
+    if sys.platform == "linux":
+        with contextlib.suppress(AttributeError):  # not every C library has it
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 @pytest.fixture(scope="session")

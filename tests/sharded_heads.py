@@ -112,26 +112,27 @@ def linear_dtensor_calls():
 
 
 def dtensors_compiled():
-    """As one graph, which is also the first call with a DTensor."""
-    line = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
+    """As one graph, which is also the first call with a DTensor. On two processes only hidden states whose rows are
+    spread: with the same on each, the classes' collectives are those that the logits' loss compiles."""
+    count = torch.distributed.get_world_size()
+    line = init_device_mesh("cpu", (count,))
     h, weight, y = linear_cases.arguments("float64", {})
     x = h @ weight.T
     logits = spread(x, line, [DShard(2)], "float64")
-    hidden, fsdp = (spread(k, line, [DShard(0)], "float64") for k in (h, weight))
-    same, ids = spread(h, line, [Replicate()], "float64"), torch.tensor(y)
+    fsdp, ids = spread(weight, line, [DShard(0)], "float64"), torch.tensor(y)
+    every = [spread(h, line, [how], "float64") for how in (DShard(0), Replicate())[: count - 1]]
 
     @partial(torch.compile, fullgraph=True, backend="aot_eager")
-    def losses(logits, hidden, same, fsdp):
+    def losses(logits, every, fsdp):
         options = {"z_loss": 0.01, "invalid": "ignore"}
-        of_logits = xent.sparse_ce(logits, ids, **options)
-        return of_logits, xent.linear_ce(hidden, fsdp, ids, **options), xent.linear_ce(same, fsdp, ids, **options)
+        return xent.sparse_ce(logits, ids, **options), *(xent.linear_ce(k, fsdp, ids, **options) for k in every)
 
-    values = losses(logits, hidden, same, fsdp)
+    values = losses(logits, every, fsdp)
     want = xent.oracle.linear_ce(h, weight, y, z_loss=0.01)
     for value in values:
         np.testing.assert_allclose(value.full_tensor().item(), want.loss, rtol=1e-12)
     sum(values).backward()
-    np.testing.assert_allclose(whole(fsdp.grad), 2 * want.weight, rtol=1e-10, atol=1e-13)
+    np.testing.assert_allclose(whole(fsdp.grad), len(every) * want.weight, rtol=1e-10, atol=1e-13)
     of_logits = xent.oracle.sparse_ce(x, y, z_loss=0.01).logits
-    for leaf, like in ((hidden, want.hidden), (same, want.hidden), (logits, of_logits)):
+    for leaf, like in ((logits, of_logits), *((hidden, want.hidden) for hidden in every)):
         np.testing.assert_allclose(whole(leaf.grad), like, rtol=1e-10, atol=1e-13)

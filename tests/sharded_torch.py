@@ -332,6 +332,7 @@ def run(index, rendezvous, count, names):
 
 def main(count, *names):
     torch.set_num_threads(1)  # no threads before the fork
+    torch.compile(lambda x: x + 1, backend="aot_eager")(torch.zeros(1))  # imports the compiler once, for all processes
     with tempfile.TemporaryDirectory() as folder:
         arguments = (f"file://{folder}/rendezvous", int(count), names or tuple(CHECKS))
         torch.multiprocessing.start_processes(run, arguments, nprocs=int(count), start_method="fork")

@@ -9,6 +9,7 @@ import sys
 from concurrent.futures import CancelledError
 from types import SimpleNamespace
 from typing import Any, NamedTuple
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -239,11 +240,12 @@ def test_cluster(tmp_path, monkeypatch):
 
 
 def test_a_worker_lacks_what_reads_the_stores(tmp_path):
-    """Which Dask would wait for for ever."""
+    """Which Dask would wait for for ever. To start a process, it sets variables of this one, and leaves them set."""
     distributed = pytest.importorskip("distributed", reason="distributed is not installed")
     options = stored(tmp_path, kind="zarr")
     own = {"n_workers": 1, "threads_per_worker": 1, "dashboard_address": None}
-    with distributed.LocalCluster(**own) as cluster, distributed.Client(cluster) as client:
+    unchanged = mock.patch.dict(os.environ)
+    with unchanged, distributed.LocalCluster(**own) as cluster, distributed.Client(cluster) as client:
         (worker,) = client.scheduler_info()["workers"]
         for module in ("zarr", "xent.evaluation.run"):
             client.run(exec, f"import sys; sys.modules['{module}'] = None", {})

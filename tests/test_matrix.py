@@ -87,8 +87,9 @@ def check_regimes(live, loss, dtype, classes, compiler=None, function=None):
 
 @functools.cache
 def solved(loss, dtype, classes):
-    """Of many classes, whose truth takes seconds, a quarter of each regime's rows. --full: all."""
-    batch = regimes.batch(loss, dtype, classes, every=4 if classes > 1000 and not cases.FULL else 1)
+    """Of many classes, whose truth takes seconds, a quarter of each regime's rows, or one. --full: all."""
+    every = 1 if classes <= 1000 or cases.FULL else 4 if classes < 100_000 else 16
+    batch = regimes.batch(loss, dtype, classes, every=every)
     return batch, batch.truth()
 
 

@@ -300,10 +300,12 @@ def test_a_thread_that_flushes_subnormal_numbers():
         np.testing.assert_array_equal(lse, small)
 
 
-@pytest.mark.parametrize(("classes", "inner"), [(2, 1), (10, 1), (700, 1), (5000, 1), (3, 5), (300, 40)])
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_one_hot_labels_have_the_gradient_of_ids(dtype, classes, inner):
+@pytest.mark.parametrize(
+    ("dtype", "sizes"), combinations(DTYPES, [(2, 1), (10, 1), (700, 1), (5000, 1), (3, 5), (300, 40)])
+)
+def test_one_hot_labels_have_the_gradient_of_ids(dtype, sizes):
     """Entry by entry, where the label is far behind and where it leads by far, in whatever block of the row it is."""
+    classes, inner = sizes
     x = NOISE.normal(size=(102, classes, inner))
     ids = NOISE.integers(0, classes, (102, inner))
     hot = np.arange(classes)[:, None] == ids[:, None]

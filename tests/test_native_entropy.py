@@ -11,7 +11,7 @@ from xent.verify.precision import rounded
 if native is None:
     pytest.skip(f"native kernels: {why_not}", allow_module_level=True)
 
-from native_arrays import DTYPES, NOISE, Entropies, Rows
+from native_arrays import DTYPES, NOISE, Entropies, Rows, combinations
 
 
 def statistics(dtype, x):
@@ -38,8 +38,7 @@ def check_statistics(dtype, x, truth, dx, what):
 SIZES = [1, 2, 3, 15, 16, 17, 65, 1000, 1024, 1025, 33333]
 
 
-@pytest.mark.parametrize("classes", SIZES)
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("dtype", "classes"), combinations(DTYPES, SIZES))
 def test_it_is_as_accurate_as_promised(dtype, classes):
     x = regimes.batch("sparse_ce", dtype, classes, every=4 if classes > 1025 else 1).logits
     call = Entropies(dtype, x)

@@ -125,11 +125,14 @@ def test_ids_past_the_classes_are_not_looked_up(classes, inner, wide):
 # ---- memory and threads
 
 
+THREADS = (3,) if ONE_MORE_ISA else (2, 3, 8)
+
+
 def big(threads, inner=1):
     rng = np.random.default_rng(1)
-    x = rng.normal(size=(1000, 1000, inner))  # enough for several threads
-    rows = Rows("float32", x, ids=rng.integers(0, 1000, 1000 * inner), u=rng.random(1000), threads=threads)
-    ones = np.ones(1000 * inner)
+    x = rng.normal(size=(600, 1000, inner))  # enough for several threads
+    rows = Rows("float32", x, ids=rng.integers(0, 1000, 600 * inner), u=rng.random(1000), threads=threads)
+    ones = np.ones(600 * inner)
     forward = [*rows.forward(), rows.backward(ones, ones, ones)[0]]
     results, dx = rows.both(ones, ones, ones)
     elements = Elements("float32", x, rng.random(x.shape), threads=threads)
@@ -139,7 +142,7 @@ def big(threads, inner=1):
 @pytest.mark.parametrize("inner", [1, 3])
 def test_results_do_not_depend_on_the_thread_count(inner):
     one = big(1, inner)
-    for threads in (2, 3, 8):
+    for threads in THREADS:
         for a, b in zip(one, big(threads, inner), strict=True):
             np.testing.assert_array_equal(a, b)
 
@@ -176,7 +179,7 @@ def test_products_do_not_mix_rows_or_classes():
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_products_do_not_depend_on_the_thread_count(dtype):
     one = Products(dtype, 150, 1100, 600, threads=1).all()
-    for threads in (2, 3, 8):
+    for threads in THREADS:
         for (a, _), (b, _) in zip(one, Products(dtype, 150, 1100, 600, threads=threads).all(), strict=True):
             np.testing.assert_array_equal(a, b)
 
@@ -188,16 +191,17 @@ def test_products_do_not_depend_on_the_thread_count(dtype):
     else [*itertools.product([1000, 1001], [0, 4, 16, 2, 1]), (3001, 0), (3001, 1)],
 )
 def test_large_output_at_any_address(offset, classes):
-    """More than what is written past the caches; canaries are in Memory."""
-    x = NOISE.normal(size=(2500, classes, 1))
-    ids = NOISE.integers(0, classes, 2500)
-    a = np.ones(2500)
+    """10 MB, more than what is written past the caches; canaries are in Memory."""
+    n = 2_500_000 // classes
+    x = NOISE.normal(size=(n, classes, 1))
+    ids = NOISE.integers(0, classes, n)
+    a = np.ones(n)
     rows = Rows("float32", x, ids=ids, offset=offset)
     got = rows.both(a)[1]
     few = Rows("float32", x[:100], ids=ids[:100])
     np.testing.assert_array_equal(got[:100], few.both(a[:100])[1])
     assert np.abs(got.sum(axis=1)).max() < 1e-5
-    middle = Rows("float32", x.reshape(1, 2500, classes), ids=np.zeros(classes, int), offset=offset)
+    middle = Rows("float32", x.reshape(1, n, classes), ids=np.zeros(classes, int), offset=offset)
     got = middle.both(np.ones(classes))[1]
     assert np.abs(got.sum(axis=1)).max() < 1e-5
 
@@ -205,9 +209,10 @@ def test_large_output_at_any_address(offset, classes):
 @pytest.mark.parametrize("dtype", DTYPES[:1] if ONE_MORE_ISA else DTYPES)
 def test_large_output_just_ahead_of_the_logits(dtype):
     """In the last 12 bits of its address: loads would wait for the stores, so such rows are written backwards."""
-    x = NOISE.normal(size=(300, 20001, 1)).astype(np.float16)
-    rows = Rows(dtype, loaded(stored(x, dtype), dtype), ids=NOISE.integers(0, 20001, 300))
-    a = np.ones(300)
+    n = 500 // stored(0, dtype).itemsize  # 10 MB
+    x = NOISE.normal(size=(n, 20001, 1)).astype(np.float16)
+    rows = Rows(dtype, loaded(stored(x, dtype), dtype), ids=NOISE.integers(0, 20001, n))
+    a = np.ones(n)
 
     def written(apart):
         rows.memory = Memory((address(rows.x) + apart) % 4096, unit=4096)
@@ -245,10 +250,13 @@ def test_a_row_of_few_classes_does_not_depend_on_its_neighbours(classes, dtype, 
 
 def test_many_python_threads_at_once():
     want = big(0)
+
+    def same(_):
+        for a, b in zip(big(0), want, strict=True):
+            np.testing.assert_array_equal(a, b)
+
     with ThreadPoolExecutor(6) as pool:
-        for found in pool.map(lambda _: big(0), range(18)):
-            for a, b in zip(found, want, strict=True):
-                np.testing.assert_array_equal(a, b)
+        list(pool.map(same, range(12)))
 
 
 FORK = """

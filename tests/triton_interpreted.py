@@ -92,8 +92,8 @@ def test_options_in_other_dtypes(loss, dtype):
 @pytest.mark.parametrize(("dtype", "loss"), cover(DTYPES, tuple(cases.TAKES), each=1))
 def test_regimes(dtype, loss):
     for classes in (1, 10, 1000):
-        test_matrix.check_regimes(LIVE, loss, dtype, classes)
-        test_matrix.check_regimes(LIVE, loss, dtype, classes, function=by_autograd(loss))
+        for function in (None, by_autograd(loss)) if classes == 10 else in_turn(loss):
+            test_matrix.check_regimes(LIVE, loss, dtype, classes, function=function)
 
 
 @pytest.mark.parametrize("tiles", ["cut"], indirect=True)
@@ -135,9 +135,9 @@ def test_many_classes(loss):
 
 @pytest.mark.parametrize("axis", [pytest.param(0, marks=pytest.mark.full), 1])
 def test_million_classes(axis):
-    x = np.zeros((2, 1_000_003), np.float32)
-    x[:, 0] = 9.1, 20.7
-    loss = xent.sparse_ce(torch.tensor(x if axis else x.T), [0, 0], axis=axis, reduce="none")
+    x = np.zeros((1, 1_000_003), np.float32)
+    x[:, 0] = 9.1
+    loss = xent.sparse_ce(torch.tensor(x if axis else x.T), [0], axis=axis, reduce="none")
     np.testing.assert_allclose(loss, np.log1p((x.shape[1] - 1) * np.exp(-np.float64(x[:, 0]))), rtol=1e-6)
 
 
@@ -150,11 +150,14 @@ def test_million_classes(axis):
     indirect=["tiles"],
 )
 def test_like_the_formulas(dtype, tiles):
-    """Forward, backward and both; ids or distributions, masked or not, smoothed or not; class axes anywhere."""
+    """Forward, backward and both; ids or distributions, masked or not, smoothed or not; class axes anywhere. Cut, every
+    second of these, where any two meet as well."""
     rng = np.random.default_rng(DTYPES.index(dtype))
     wide = getattr(torch, PRECISION[dtype].compute)
     shapes = itertools.cycle([((7, 21), 1), ((2, 11, 3), 1), ((9, 8), 0)])
-    for hard, masked, smooth in itertools.product((True, False), repeat=3):
+    every = itertools.product((True, False), repeat=3)
+    chosen = every if tiles == "whole" or cases.FULL else (k for k in every if sum(k) % 2)
+    for hard, masked, smooth in chosen:
         shape, axis = next(shapes)
         x = strange(rng, shape, axis)
         x = torch.tensor(x).to(getattr(torch, dtype))
