@@ -81,6 +81,23 @@ def test_one_graph_for_all_numbers():
     assert counts[1:] == [counts[1]] * 3
 
 
+def test_one_graph_for_all_ignored_ids():
+    """Also for one that data decide, as a tensor's item."""
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(
+        lambda x, y, k: xent.sparse_ce(x, y, ignore_index=k if isinstance(k, int) else k.item()),
+        fullgraph=True,
+        backend=counter,
+    )
+    x, y, counts = torch.tensor(LOGITS), torch.tensor(IDS), []
+    with torch._dynamo.config.patch(capture_scalar_outputs=True):
+        for k in (-100, 0, 2, 2**40, -5, torch.tensor(2), torch.tensor(-7)):
+            problem = PROBLEMS[0]._replace(options={"ignore_index": int(k)})
+            check(problem, backward(compiled, x, y, k), f"{k}")
+            counts.append(counter.frame_count)
+    assert counts[1:] == [counts[1]] * 4 + [counts[-1]] * 2
+
+
 @pytest.mark.parametrize("kind", [torch.int32, torch.int64], ids=str)
 @pytest.mark.parametrize(("shape", "axis"), [((4, 5), -1), ((2, 5, 3), 1), ((5,), 0), ((0, 5), -1)], ids=str)
 def test_ids_that_are_no_class(shape, axis, kind):
