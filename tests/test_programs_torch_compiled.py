@@ -122,6 +122,15 @@ def test_ids_that_are_no_class(shape, axis, kind):
         torch.testing.assert_close(rows, wanted, rtol=1e-6, atol=0, equal_nan=True)
 
 
+def test_logits_and_ids_in_any_strides():
+    compiled = torch.compile(lambda x, y: xent.sparse_ce(x, y, axis=1), backend="aot_eager", fullgraph=True)
+    x, y = torch.linspace(-3, 3, 30).reshape(3, 5, 2).sin(), torch.arange(12).reshape(3, 4) % 5
+    truth = xent.oracle.sparse_ce(x.double().numpy(), y[:, ::2].numpy(), axis=1)
+    loss, gradient = backward(compiled, x.movedim(1, -1).contiguous().movedim(-1, 1), y[:, ::2])
+    torch.testing.assert_close(loss.double(), torch.tensor(truth.loss), rtol=1e-6, atol=0)
+    torch.testing.assert_close(gradient.double(), torch.tensor(truth.logits), rtol=1e-6, atol=1e-9)
+
+
 @pytest.mark.skipif(not KERNELS, reason="the formulas are many operations")
 def test_the_mean_of_ids_is_one_operator():
     """No loop is before it that prepares ids, or counts them."""

@@ -1,4 +1,4 @@
-"""`sparse_ce` with no option but `axis` and `ignore_index` takes one native call: the general way's numbers, and its errors."""
+"""`sparse_ce` with no option but `axis` and `ignore_index` takes one native call: numbers and errors are the same."""
 
 import functools
 from types import MappingProxyType
@@ -166,6 +166,17 @@ def test_torch_fortran_order():
     x, y = torch.tensor(WIDE[:4, :5]).T.contiguous().T, torch.tensor([0, 4, 2, 1])
     assert load("torch").shortcut.value(-1, None, x, y, _again) is None
     torch.testing.assert_close(xent.sparse_ce(x, y), xent.sparse_ce(x.contiguous(), y), rtol=1e-14, atol=0)
+
+
+@pytest.mark.backend("torch")
+@pytest.mark.parametrize(("dtype", "rtol"), [("float16", 2.0**-11), ("bfloat16", 2.0**-8)])
+def test_torch_upstream_gradients(dtype, rtol):
+    """GradScaler's factor goes in before the gradient is rounded to 16 bits, where it may be 0."""
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    x, y = torch.tensor([[16.0, 0, -1]], dtype=getattr(torch, dtype), requires_grad=True), torch.tensor([0])
+    (2.0**16 * xent.sparse_ce(x, y)).backward()
+    want = 2.0**16 * oracle.sparse_ce(x.detach().double().numpy(), y.numpy()).logits
+    np.testing.assert_allclose(x.grad.double(), want, rtol=rtol)
 
 
 @pytest.mark.backend("tensorflow")
