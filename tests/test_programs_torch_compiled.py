@@ -141,12 +141,15 @@ def test_the_mean_of_ids_is_one_operator():
         return make_boxed_func(graph.forward)
 
     backend = aot_autograd(fw_compiler=kept, bw_compiler=kept)
-    compiled = torch.compile(lambda x, y: xent.sparse_ce(x, y, axis=1, ignore_index=3), backend=backend)
+    options = {"axis": 1, "ignore_index": 3}
+    compiled = torch.compile(lambda x, y: xent.sparse_ce(x, y, **options), backend=backend)
     x, y = torch.zeros(2, 5, 3), torch.zeros(2, 3, dtype=torch.int64)
     compiled(x, y)
     backward(compiled, x, y)
+    torch.compile(lambda x, y: xent.value_and_grad(xent.sparse_ce)(x, y, **options), backend=backend)(x, y)
     alone = [torch.ops.xent.mean_of_ids.default, operator.getitem]
-    assert graphs == [alone, [*alone, operator.getitem], [torch.ops.xent.factor.default, torch.ops.aten.mul.Tensor]]
+    both = [*alone, operator.getitem]
+    assert graphs == [alone, both, [torch.ops.xent.factor.default, torch.ops.aten.mul.Tensor], both]
 
 
 def chosen(f):
