@@ -189,6 +189,15 @@ class Exported(torch.nn.Module):
         return self.f(x, *rest)
 
 
+@pytest.mark.parametrize("strict", [True, False])
+def test_an_exported_mean_of_ids(strict):
+    """Though torch.compile has an operator for it."""
+    given = torch.tensor(LOGITS), (torch.tensor(IDS),)
+    program = torch.export.export(Exported(lambda x, y: xent.sparse_ce(x, y)), given, strict=strict)
+    assert not [node for node in program.graph.nodes if "xent" in str(node.target)]
+    torch.testing.assert_close(program.module()(*given), xent.sparse_ce(given[0], *given[1]))
+
+
 @each_loss
 def test_export_with_an_open_batch(problem):
     """To be trained on, and of PyTorch's own operations, so that it runs where xent is not."""
