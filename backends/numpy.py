@@ -139,7 +139,7 @@ if NATIVE:
     SIGMOID = SigmoidKernels(sigmoid, partial(KERNELS.sigmoid, each=False), KERNELS.sigmoid_value_and_grad)
 
 
-# ---- `sparse_ce` without options in one call
+# ---- `sparse_ce` with no option but `axis` and `ignore_index` in one call
 
 
 def dense_arrays(*arrays: Any) -> bool:

@@ -81,6 +81,23 @@ def test_one_graph_for_all_numbers():
     assert counts[1:] == [counts[1]] * 3
 
 
+def test_one_graph_for_all_ignored_ids():
+    """Also for one that data decide, as a tensor's item."""
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(
+        lambda x, y, k: xent.sparse_ce(x, y, ignore_index=k if isinstance(k, int) else k.item()),
+        fullgraph=True,
+        backend=counter,
+    )
+    x, y, counts = torch.tensor(LOGITS), torch.tensor(IDS), []
+    with torch._dynamo.config.patch(capture_scalar_outputs=True):
+        for k in (-100, 0, 2, 2**40, -5, torch.tensor(2), torch.tensor(-7)):
+            problem = PROBLEMS[0]._replace(options={"ignore_index": int(k)})
+            check(problem, backward(compiled, x, y, k), f"{k}")
+            counts.append(counter.frame_count)
+    assert counts[1:] == [counts[1]] * 4 + [counts[-1]] * 2
+
+
 @pytest.mark.parametrize("kind", [torch.int32, torch.int64], ids=str)
 @pytest.mark.parametrize(("shape", "axis"), [((4, 5), -1), ((2, 5, 3), 1), ((5,), 0), ((0, 5), -1)], ids=str)
 def test_ids_that_are_no_class(shape, axis, kind):
@@ -105,6 +122,15 @@ def test_ids_that_are_no_class(shape, axis, kind):
         torch.testing.assert_close(rows, wanted, rtol=1e-6, atol=0, equal_nan=True)
 
 
+def test_logits_and_ids_in_any_strides():
+    compiled = torch.compile(lambda x, y: xent.sparse_ce(x, y, axis=1), backend="aot_eager", fullgraph=True)
+    x, y = torch.linspace(-3, 3, 30).reshape(3, 5, 2).sin(), torch.arange(12).reshape(3, 4) % 5
+    truth = xent.oracle.sparse_ce(x.double().numpy(), y[:, ::2].numpy(), axis=1)
+    loss, gradient = backward(compiled, x.movedim(1, -1).contiguous().movedim(-1, 1), y[:, ::2])
+    torch.testing.assert_close(loss.double(), torch.tensor(truth.loss), rtol=1e-6, atol=0)
+    torch.testing.assert_close(gradient.double(), torch.tensor(truth.logits), rtol=1e-6, atol=1e-9)
+
+
 @pytest.mark.skipif(not KERNELS, reason="the formulas are many operations")
 def test_the_mean_of_ids_is_one_operator():
     """No loop is before it that prepares ids, or counts them."""
@@ -115,12 +141,15 @@ def test_the_mean_of_ids_is_one_operator():
         return make_boxed_func(graph.forward)
 
     backend = aot_autograd(fw_compiler=kept, bw_compiler=kept)
-    compiled = torch.compile(lambda x, y: xent.sparse_ce(x, y, axis=1, ignore_index=3), backend=backend)
+    options = {"axis": 1, "ignore_index": 3}
+    compiled = torch.compile(lambda x, y: xent.sparse_ce(x, y, **options), backend=backend)
     x, y = torch.zeros(2, 5, 3), torch.zeros(2, 3, dtype=torch.int64)
     compiled(x, y)
     backward(compiled, x, y)
+    torch.compile(lambda x, y: xent.value_and_grad(xent.sparse_ce)(x, y, **options), backend=backend)(x, y)
     alone = [torch.ops.xent.mean_of_ids.default, operator.getitem]
-    assert graphs == [alone, [*alone, operator.getitem], [torch.ops.xent.factor.default, torch.ops.aten.mul.Tensor]]
+    both = [*alone, operator.getitem]
+    assert graphs == [alone, both, [torch.ops.xent.factor.default, torch.ops.aten.mul.Tensor], both]
 
 
 def chosen(f):
@@ -158,6 +187,15 @@ class Exported(torch.nn.Module):
 
     def forward(self, x, rest):
         return self.f(x, *rest)
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_an_exported_mean_of_ids(strict):
+    """Though torch.compile has an operator for it."""
+    given = torch.tensor(LOGITS), (torch.tensor(IDS),)
+    program = torch.export.export(Exported(lambda x, y: xent.sparse_ce(x, y)), given, strict=strict)
+    assert not [node for node in program.graph.nodes if "xent" in str(node.target)]
+    torch.testing.assert_close(program.module()(*given), xent.sparse_ce(given[0], *given[1]))
 
 
 @each_loss

@@ -1,5 +1,6 @@
-"""`sparse_ce` without options takes one native call: the same numbers as the general way, and the same errors."""
+"""`sparse_ce` with no option but `axis` and `ignore_index` takes one native call: numbers and errors are the same."""
 
+import functools
 from types import MappingProxyType
 
 import numpy as np
@@ -141,19 +142,21 @@ def test_options_like_the_defaults(live, given):
 
 
 @pytest.mark.backend("torch")
-def test_torch_derivatives_of_all_kinds():
+@pytest.mark.parametrize("options", [{}, {"axis": 0, "ignore_index": 2}], ids=str)
+def test_torch_derivatives_of_all_kinds(options):
     """The gradient is taken along; asked for again, or for a derivative of it, the general way computes it."""
     torch = pytest.importorskip("torch", reason="torch is not installed")
-    x, y = torch.tensor(WIDE[:4, :5], requires_grad=True), torch.tensor([0, 4, 2, 1])
-    loss = xent.sparse_ce(x, y)
+    x, y = torch.tensor(WIDE[:5, :5], requires_grad=True), torch.tensor([0, 4, 2, 1, 2])
+    f = functools.partial(xent.sparse_ce, **options)
+    loss = f(x, y)
     (first,) = torch.autograd.grad(loss, x, retain_graph=True)
     (again,) = torch.autograd.grad(loss, x, create_graph=True)
     torch.testing.assert_close(first, again, rtol=1e-14, atol=0)
-    assert torch.autograd.gradgradcheck(lambda x: xent.sparse_ce(x, y), x)
-    torch.testing.assert_close(xent.sparse_ce(torch._neg_view(x), y), xent.sparse_ce(-x, y), rtol=1e-14, atol=0)
+    assert torch.autograd.gradgradcheck(lambda x: f(x, y), x)
+    torch.testing.assert_close(f(torch._neg_view(x), y), f(-x, y), rtol=1e-14, atol=0)
     with torch.no_grad():
-        assert not xent.sparse_ce(x, y).requires_grad
-    doubled = torch.func.vmap(xent.sparse_ce)(torch.stack([x.detach(), 2 * x.detach()]), torch.stack([y, y]))
+        assert not f(x, y).requires_grad
+    doubled = torch.func.vmap(f)(torch.stack([x.detach(), 2 * x.detach()]), torch.stack([y, y]))
     torch.testing.assert_close(doubled[0], loss.detach(), rtol=1e-14, atol=0)
 
 
@@ -163,6 +166,17 @@ def test_torch_fortran_order():
     x, y = torch.tensor(WIDE[:4, :5]).T.contiguous().T, torch.tensor([0, 4, 2, 1])
     assert load("torch").shortcut.value(-1, None, x, y, _again) is None
     torch.testing.assert_close(xent.sparse_ce(x, y), xent.sparse_ce(x.contiguous(), y), rtol=1e-14, atol=0)
+
+
+@pytest.mark.backend("torch")
+@pytest.mark.parametrize(("dtype", "rtol"), [("float16", 2.0**-11), ("bfloat16", 2.0**-8)])
+def test_torch_upstream_gradients(dtype, rtol):
+    """GradScaler's factor goes in before the gradient is rounded to 16 bits, where it may be 0."""
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    x, y = torch.tensor([[16.0, 0, -1]], dtype=getattr(torch, dtype), requires_grad=True), torch.tensor([0])
+    (2.0**16 * xent.sparse_ce(x, y)).backward()
+    want = 2.0**16 * oracle.sparse_ce(x.detach().double().numpy(), y.numpy()).logits
+    np.testing.assert_allclose(x.grad.double(), want, rtol=rtol)
 
 
 @pytest.mark.backend("tensorflow")

@@ -44,9 +44,10 @@ def run(loss: Loss, operands: Operands, options: Options) -> Any:
     if adapter.of_parts is not None:
         return adapter.of_parts(loss, operands, options)
     shortcut = _shortcut(loss, adapter, operands, options)
-    result = None if shortcut is None else shortcut.value(*options[:2], inputs, operands.labels, _again)
-    if result is not None:
-        return result
+    if shortcut is not None:
+        result = shortcut.value(options.axis, options.ignore_index, inputs, operands.labels, _again)
+        if result is not None:
+            return result
     plan, checked = loss.plan(adapter, operands, options)
     if adapter.autodiff is None or loss.value_and_grad is None or not plan.fusible:
         result = adapter.run(loss.value, plan, *checked)
@@ -61,9 +62,10 @@ def _with_gradient(loss: Loss, inputs: Array, operands: Operands, options: Optio
         both: tuple[Any, Any] = adapter.of_parts(loss, operands, options)
         return both
     shortcut = _shortcut(loss, adapter, operands, options)
-    found = None if shortcut is None else shortcut.value_and_grad(*options[:2], inputs, operands.labels)
-    if found is not None:
-        return found
+    if shortcut is not None:
+        found = shortcut.value_and_grad(options.axis, options.ignore_index, inputs, operands.labels)
+        if found is not None:
+            return found
     _, *others = operands
     plan, checked = loss.plan(adapter, Operands(inputs, *others), options)
     if loss.gradient is not None:

@@ -1,4 +1,5 @@
-"""`sparse_ce` without options on eager tensors in one native call: NumPy's, on the same memory."""
+"""`sparse_ce` with no option but `axis` and `ignore_index`, on eager tensors, in one native call: NumPy's, on the same
+memory."""
 
 from __future__ import annotations
 

@@ -116,7 +116,7 @@ OPERATORS: dict[str, Any] = {
     " -> (Tensor, Tensor)": lambda x, *rest: _gradients(x, *rest[-2:]),
     f"rows_both({_ROWS}, Tensor nll_scale, Tensor? lse2, Tensor? smooth_scale)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)": _rows_both,
-    "mean_of_ids(int axis, int? ignored, Tensor x, Tensor ids, bool derive) -> (Tensor, Tensor)": (
+    "mean_of_ids(int axis, SymInt? ignored, Tensor x, Tensor ids, bool derive) -> (Tensor, Tensor)": (
         lambda axis, ignored, x, ids, derive: (_elements(x, False), x.new_empty(list(x.shape) if derive else [0]))
     ),
     "factor(Tensor g, Tensor x) -> Tensor": lambda g, x: g.new_empty(list(g.shape)),

@@ -1,4 +1,5 @@
-"""`sparse_ce` without options on plain tensors in one native call, eager or under torch.compile."""
+"""`sparse_ce` with no option but `axis` and `ignore_index`, on plain tensors, in one native call: eager or under
+torch.compile."""
 
 from __future__ import annotations
 
