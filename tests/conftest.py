@@ -84,6 +84,10 @@ def pytest_collection_finish():
     gc.enable()
 
 
+def pytest_unconfigure():
+    gc.unfreeze()  # else nanobind would find leaks when the process ends
+
+
 def pytest_generate_tests(metafunc):
     if "live" in metafunc.fixturenames:
         chosen = HAVE_LINEAR_CE if "linear" in metafunc.fixturenames else BACKENDS

@@ -44,8 +44,8 @@ GOOD = {
     "rows_backward": LAYOUT | dict.fromkeys(("m", "s", "a", "b", "c", "dx"), PLACE) | {"dt": 0},
     "rows_both": LAYOUT
     | dict.fromkeys(("a", "z", "c", "loss", "lse", "smooth", "m", "s", "gap_sum", "argmax", "dx"), PLACE),
-    "mean_of_ids": {"dtype": 0, "outer": 2, "classes": 3, "inner": 1, "wide": True, "invalid_is_nan": True}
-    | {"threads": 1, "x": PLACE, "ids": PLACE, "dx": PLACE},
+    "mean_of_ids": {"dtype": 0, "outer": 2, "classes": 3, "inner": 1, "wide": True, "ignored": None}
+    | {"invalid_is_nan": True, "threads": 1, "x": PLACE, "ids": PLACE, "dx": PLACE},
     "sigmoid_forward": {"dtype": 0, "n": 6, "smoothing": 0.0}
     | {"pos_weight_length": 6, "pos_weight_inner": 1, "weight_length": 1, "weight_inner": 1, "threads": 1}
     | dict.fromkeys(("x", "targets", "pos_weight", "weight", "loss"), PLACE),

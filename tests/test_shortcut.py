@@ -163,6 +163,8 @@ def test_torch_derivatives_of_all_kinds(options):
 @pytest.mark.backend("torch")
 def test_torch_fortran_order():
     torch = pytest.importorskip("torch", reason="torch is not installed")
+    if load("torch").shortcut is None:
+        pytest.skip("there are no kernels")
     x, y = torch.tensor(WIDE[:4, :5]).T.contiguous().T, torch.tensor([0, 4, 2, 1])
     assert load("torch").shortcut.value(-1, None, x, y, _again) is None
     torch.testing.assert_close(xent.sparse_ce(x, y), xent.sparse_ce(x.contiguous(), y), rtol=1e-14, atol=0)

@@ -16,38 +16,36 @@ from .ops import OPS, PLAIN
 from .transforms import plain
 
 Array = Any
+Options = tuple[int, "int | None"]  # axis and ignored
 
 
 def value(axis: int, ignored: int | None, x: Array, ids: Array, again: Callable[..., Array]) -> Array | None:
-    derived, static = torch.is_grad_enabled() and x.requires_grad, (axis, ignored)
+    derived, options = torch.is_grad_enabled() and x.requires_grad, (axis, ignored)
     if torch.compiler.is_compiling():
-        if not traceable(static, x, ids) or (derived and not scaled(x)):
+        if not traceable(options, x, ids) or (derived and not scaled(x)):
             return None
-        return Compiled.apply(x, both, static, ids) if derived else both(static, x, ids, derive=False)[0]
+        return Compiled.apply(x, both, options, ids) if derived else both(options, x, ids, derive=False)[0]
     if not dense_tensors(x, ids) or (derived and x.dtype is torch.float16):  # as in `fuse_value_and_grad`
         return None
     found = DIRECT.mean_of_ids(axis, ignored, x, ids, derived)
     if found is None or not derived:
         return None if found is None else found[0]
-    return direct(Fused)(x, lambda static, x, ids: again(*static, x, ids), lambda *_: found, static, (ids,))
+    return direct(Fused)(x, lambda options, x, ids: again(*options, x, ids), lambda *_: found, options, (ids,))
 
 
 def value_and_grad(axis: int, ignored: int | None, x: Array, ids: Array) -> Any:
     if torch.compiler.is_compiling():
-        static = axis, ignored
-        return both(static, x, ids) if traceable(static, x, ids) else None
+        options = axis, ignored
+        return both(options, x, ids) if traceable(options, x, ids) else None
     return DIRECT.mean_of_ids(axis, ignored, x, ids, True) if dense_tensors(x, ids) else None
 
 
-Static = tuple[int, "int | None"]  # axis and ignored
-
-
-def both(static: Static, x: Array, ids: Array, derive: bool = True) -> tuple[Array, Array]:
+def both(options: Options, x: Array, ids: Array, derive: bool = True) -> tuple[Array, Array]:
     assert OPERATORS is not None
-    return OPERATORS.mean_of_ids(*static, x, ids, derive)
+    return OPERATORS.mean_of_ids(*options, x, ids, derive)
 
 
-def traceable(static: Static, x: Array, ids: Array) -> bool:
+def traceable(options: Options, x: Array, ids: Array) -> bool:
     """Whether a graph can have the operator. It takes ids as they are: a loop that prepares them in the graph leaves
     PyTorch's threads waiting busily, in the way of the kernel's own."""
     return (
@@ -58,7 +56,7 @@ def traceable(static: Static, x: Array, ids: Array) -> bool:
         and x.is_cpu
         and not plain()
         and None not in OPS.shape(x)
-        and class_axis(OPS, *static, x, ids) is not None
+        and class_axis(OPS, *options, x, ids) is not None
     )
 
 
