@@ -20,17 +20,26 @@ Options = tuple[int, "int | None"]  # axis and ignored
 
 
 def value(axis: int, ignored: int | None, x: Array, ids: Array, again: Callable[..., Array]) -> Array | None:
-    derived, options = torch.is_grad_enabled() and x.requires_grad, (axis, ignored)
+    options = axis, ignored
     if torch.compiler.is_compiling():
-        if not traceable(options, x, ids) or (derived and not scaled(x)):
+        if not traceable(options, x, ids):
             return None
-        return Compiled.apply(x, both, options, ids) if derived else both(options, x, ids, derive=False)[0]
-    if not dense_tensors(x, ids) or (derived and x.dtype is torch.float16):  # as in `fuse_value_and_grad`
+        if not differentiated(x):
+            return both(options, x, ids, derive=False)[0]
+        return Compiled.apply(x, both, options, ids) if scaled(x) else None
+    if not dense_tensors(x, ids):
         return None
-    found = DIRECT.mean_of_ids(axis, ignored, x, ids, derived)
-    if found is None or not derived:
+    derive = differentiated(x)
+    if derive and x.dtype is torch.float16:  # as in `fuse_value_and_grad`
+        return None
+    found = DIRECT.mean_of_ids(axis, ignored, x, ids, derive)
+    if found is None or not derive:
         return None if found is None else found[0]
     return direct(Fused)(x, lambda options, x, ids: again(*options, x, ids), lambda *_: found, options, (ids,))
+
+
+def differentiated(x: Array) -> bool:
+    return torch.is_grad_enabled() and x.requires_grad
 
 
 def value_and_grad(axis: int, ignored: int | None, x: Array, ids: Array) -> Any:
