@@ -37,7 +37,7 @@ def pytest_addoption(parser):
         "--full", action="store_true", help="every combination of options and programs, and an hour of random calls"
     )
     parser.addoption("--fuzz-seed", metavar="SEED[:NUMBER]", help="other random calls of the fuzz, or one of them")
-    parser.addoption("--fuzz-seconds", type=float, help="how long the fuzz runs: 15, or 3600 with --full")
+    parser.addoption("--fuzz-seconds", type=float, help="how long the fuzz runs: 10, or 3600 with --full")
     parser.addoption("--compiled", action="store_true", help="the compiled tests, which want a process a framework")
 
 
@@ -76,6 +76,12 @@ def pytest_collection(session):
         for name in ("torch", "triton"):
             with contextlib.suppress(ImportError):
                 importlib.import_module(name)
+
+
+def pytest_ignore_collect(collection_path, config):
+    """Files whose tests are all compiled import compilers."""
+    programs = collection_path.name.startswith("test_programs_")
+    return True if programs and not config.getoption("--compiled") else None
 
 
 def pytest_collection_finish():
