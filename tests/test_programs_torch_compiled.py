@@ -131,9 +131,8 @@ def test_logits_and_ids_in_any_strides():
     torch.testing.assert_close(gradient.double(), torch.tensor(truth.logits), rtol=1e-6, atol=1e-9)
 
 
-@pytest.mark.skipif(not KERNELS, reason="the formulas are many operations")
 def test_the_mean_of_ids_is_one_operator():
-    """No loop is before it that prepares ids, or counts them."""
+    """No loop is before it that prepares ids, or counts them. Without kernels there is no operator."""
     graphs = []
 
     def kept(graph, _):
@@ -149,7 +148,10 @@ def test_the_mean_of_ids_is_one_operator():
     torch.compile(lambda x, y: xent.value_and_grad(xent.sparse_ce)(x, y, **options), backend=backend)(x, y)
     alone = [torch.ops.xent.mean_of_ids.default, operator.getitem]
     both = [*alone, operator.getitem]
-    assert graphs == [alone, both, [torch.ops.xent.factor.default, torch.ops.aten.mul.Tensor], both]
+    if KERNELS:
+        assert graphs == [alone, both, [torch.ops.xent.factor.default, torch.ops.aten.mul.Tensor], both]
+    else:
+        assert "xent" not in str(graphs)
 
 
 def chosen(f):
