@@ -124,7 +124,8 @@ def check(call):
         for name, grad in grads.items():
             if name in ("labels", "sample_weight") and not moves:
                 continue
-            close(framework, f"gradient in {name}", grad, answer.grads[name], call.arguments[name].dtype)
+            dtype, factor = call.arguments[name].dtype, np.abs(call.upstream).max()
+            close(framework, f"gradient in {name}", grad, answer.grads[name], dtype, factor)
         if more:
             outputs |= check_stats(call, framework, more[0], answer.stats)
         for name, seen, before in memory:
@@ -150,7 +151,8 @@ def check_stats(call, framework, stats, answer):
     return {f"stats.{name}": k for name, k in stats._asdict().items()}
 
 
-def close(framework, what, got, want, dtype):
+def close(framework, what, got, want, dtype, factor=1.0):
+    """factor: what numbers so small that they are flushed to 0 are multiplied by afterwards."""
     if not framework.is_own(got):
         raise Wrong(f"{what}: {type(got)}")
     if framework.dtype(got) != dtype:
@@ -158,7 +160,7 @@ def close(framework, what, got, want, dtype):
     got = framework.numbers(got)
     if got.shape != want.value.shape:
         raise Wrong(f"{what}: shape {got.shape}, expected {want.value.shape}")
-    allowed = want.error + spacing(want.value, dtype) + max(want.work.tiny, FLUSHED.get(dtype, 0))
+    allowed = want.error + spacing(want.value, dtype) + max(want.work.tiny, FLUSHED.get(dtype, 0)) * max(1, factor)
     with np.errstate(invalid="ignore", over="ignore"):
         held = rounded(want.value, dtype)  # infinite, if that is what the dtype makes of it
         same = (got == held) | (np.isnan(got) & np.isnan(want.value)) | (np.abs(got - want.value) <= allowed)
