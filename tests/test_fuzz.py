@@ -124,7 +124,7 @@ def check(call):
         for name, grad in grads.items():
             if name in ("labels", "sample_weight") and not moves:
                 continue
-            dtype, factor = call.arguments[name].dtype, np.abs(call.upstream).max()
+            dtype, factor = call.arguments[name].dtype, np.abs(call.upstream).max(initial=1)
             close(framework, f"gradient in {name}", grad, answer.grads[name], dtype, factor)
         if more:
             outputs |= check_stats(call, framework, more[0], answer.stats)
@@ -160,7 +160,7 @@ def close(framework, what, got, want, dtype, factor=1.0):
     got = framework.numbers(got)
     if got.shape != want.value.shape:
         raise Wrong(f"{what}: shape {got.shape}, expected {want.value.shape}")
-    allowed = want.error + spacing(want.value, dtype) + max(want.work.tiny, FLUSHED.get(dtype, 0)) * max(1, factor)
+    allowed = want.error + spacing(want.value, dtype) + max(want.work.tiny, FLUSHED.get(dtype, 0)) * factor
     with np.errstate(invalid="ignore", over="ignore"):
         held = rounded(want.value, dtype)  # infinite, if that is what the dtype makes of it
         same = (got == held) | (np.isnan(got) & np.isnan(want.value)) | (np.abs(got - want.value) <= allowed)
