@@ -45,6 +45,19 @@ def first_on_jax(live, values):
     return values[:1] if live.name == "jax" and not FULL else values
 
 
+def quick(f):
+    """jax.jit in half the time to compile, but not as users run it: for derivatives, options and references, not where
+    the last digits or the program itself are looked at. --full: as users run it."""
+    import jax
+
+    options = {
+        "xla_backend_optimization_level": 0,
+        "xla_llvm_disable_expensive_passes": True,
+        "xla_cpu_use_fusion_emitters": False,
+    }
+    return jax.jit(f, compiler_options=None if FULL else options)
+
+
 def framework(name, dtype):
     """Loaded, or a skip with its reason."""
     needs_installed(name)

@@ -18,6 +18,18 @@ def backend_for(problem):
     return "aot_eager" if problem.name in ("sparse", "linear") else "eager"
 
 
+def keeping(graphs):
+    """A backend for torch.compile that appends to a list what a compiler would get, and runs it as it is."""
+    from torch._dynamo.backends.common import aot_autograd
+    from torch._functorch.aot_autograd import make_boxed_func
+
+    def keep(graph, _):
+        graphs.append(graph)
+        return make_boxed_func(graph)
+
+    return aot_autograd(fw_compiler=keep)
+
+
 def tensors(arrays):
     return tuple(torch.tensor(k) for k in arrays)
 

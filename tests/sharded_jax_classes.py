@@ -12,6 +12,7 @@ import linear_cases
 import numpy as np
 import pytest
 import xent
+from cases import quick
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from xent.verify import regimes
@@ -29,17 +30,6 @@ U = rng.uniform(0.5, 2, CLASSES).astype("f")
 SOME = {"label_smoothing": 0.1, "z_loss": 0.01, "class_weight": U}
 OF_IDS = SOME | {"ignore_index": -100}
 OF_X, OF_V = P(None, "classes"), P("classes")
-QUICK = {
-    "xla_backend_optimization_level": 0,
-    "xla_llvm_disable_expensive_passes": True,
-    "xla_cpu_use_fusion_emitters": False,
-}
-
-
-def quick(f):
-    """f in half the time to compile, but not as users run it: for derivatives, options and references, not where the
-    last digits or the program itself are looked at. --full: jax.jit."""
-    return jax.jit(f, compiler_options=None if cases.FULL else QUICK)
 
 
 def devices(*counts, names=("rows", "classes"), kind=AxisType.Auto):

@@ -14,7 +14,7 @@ jax = pytest.importorskip("jax", reason="jax is not installed")
 optax = pytest.importorskip("optax", reason="optax is not installed")
 import jax.numpy as jnp  # noqa: E402
 import xent  # noqa: E402
-from sharded_jax_classes import quick  # noqa: E402
+from cases import quick  # noqa: E402
 from xent.compat import optax as ours  # noqa: E402
 
 pytestmark = pytest.mark.backend("jax")

@@ -11,11 +11,10 @@ jax = pytest.importorskip("jax", reason="jax is not installed")
 jnp = jax.numpy
 import cases  # noqa: E402
 import xent  # noqa: E402
-from cases import T, V, W, X, Y, Z  # noqa: E402
+from cases import T, V, W, X, Y, Z, quick  # noqa: E402
 from jax.extend.core import jaxprs_in_params  # noqa: E402
 from processes import printed  # noqa: E402
 from programs import cover  # noqa: E402
-from sharded_jax_classes import quick  # noqa: E402
 from xent.backends.cpu import native  # noqa: E402
 from xent.verify.precision import DTYPES  # noqa: E402
 from xent.verify.regimes import LOSSES  # noqa: E402

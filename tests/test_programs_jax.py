@@ -11,6 +11,7 @@ import pytest
 jax = pytest.importorskip("jax", reason="jax is not installed")
 jnp = jax.numpy
 import xent  # noqa: E402
+from cases import quick  # noqa: E402
 from jax.sharding import AxisType, NamedSharding  # noqa: E402
 from programs import CLASS_WEIGHT, HIDDEN, IDS, LOGITS, PROBLEMS, WEIGHT, assert_close, cover, name  # noqa: E402
 from programs_jax import (  # noqa: E402
@@ -31,7 +32,6 @@ from programs_jax import (  # noqa: E402
     shard_mapped_in_part,
     split_by_rows,
 )
-from sharded_jax_classes import quick  # noqa: E402
 
 pytestmark = [pytest.mark.backend("jax"), pytest.mark.compiled]
 

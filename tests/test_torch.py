@@ -12,6 +12,7 @@ import cases  # noqa: E402
 import xent  # noqa: E402
 from cases import T, V, W, X, Y, Z, traced_by_torch  # noqa: E402
 from programs import HIDDEN, IDS, PROBLEMS, WEIGHT, assert_close, cover  # noqa: E402
+from programs_torch import keeping  # noqa: E402
 from xent.backends.torch import OPS  # noqa: E402
 
 Y1, W1 = torch.tensor(Y), torch.tensor(W)
@@ -158,21 +159,15 @@ CODE_CALLS = {
 
 def code_of(run, f, generated=cases.FULL):
     """What run(compiled f) returns, and the code of the graphs that Inductor gets, or of what it generates of them."""
-    from torch._dynamo.backends.common import aot_autograd
-    from torch._functorch.aot_autograd import make_boxed_func
     from torch._inductor.utils import run_and_get_code
 
     torch._dynamo.reset()
     if generated:
         result, code = run_and_get_code(run, torch.compile(f, fullgraph=True))
         return result, "".join(code)
-    code = []
-
-    def keep(graph, _):
-        code.append(graph.print_readable(print_output=False))
-        return make_boxed_func(graph)
-
-    return run(torch.compile(f, fullgraph=True, backend=aot_autograd(fw_compiler=keep))), "".join(code)
+    graphs = []
+    result = run(torch.compile(f, fullgraph=True, backend=keeping(graphs)))
+    return result, "".join(graph.print_readable(print_output=False) for graph in graphs)
 
 
 @pytest.mark.compiled

@@ -292,7 +292,7 @@ class Shortcut:
 
     # value(axis, ignored, logits, ids, again) -> the mean, 0-d. again(axis, ignored, logits, ids): the same by the
     #   general way, differentiable
-    value: Callable[..., Array | None]
+    value: Callable[[int, int | None, Array, Array, Callable[..., Array]], Array | None]
     # value_and_grad(axis, ignored, logits, ids) -> (the mean, its derivative in the logits), as `xent.value_and_grad`
     #   has them
     value_and_grad: Callable[[int, int | None, Array, Array], tuple[Array, Array] | None]

@@ -91,27 +91,14 @@ class Kernels(DenseArrays):
 
         None where a dtype or shape needs a change, or an error sentence, or an id is no class and not ignored.
         """
-        place = class_axis(self.ops, axis, ignored, x, ids)
+        place = axis_if_taken(self.ops, axis, ignored, x, ids)
         if place is None:
             return None
-        shape: Any = self.ops.shape(x)
         name = self.ops.dtype(x)
-        dx = self.empty(shape, name, x) if derive else None
-        mean = self._run(
-            native.mean_of_ids,
-            {
-                "dtype": CODES[name],
-                "outer": math.prod(shape[:place]),
-                "classes": shape[place],
-                "inner": math.prod(shape[place + 1 :]),
-                "wide": self.ops.dtype(ids) == "int64",
-                "ignored": ignored,
-                "invalid_is_nan": invalid_is_nan,
-            },
-            x=x,
-            ids=ids,
-            dx=dx,
-        )
+        dx = self.empty(self.ops.shape(x), name, x) if derive else None
+        sizes = self._row_sizes(place, x, ids)
+        options = {"ignored": ignored, "invalid_is_nan": invalid_is_nan}
+        mean = self._run(native.mean_of_ids, {**sizes, **options}, x=x, ids=ids, dx=dx)
         return None if mean is None else (self.ops.full((), mean, computed_in(name), x), dx)
 
     def sigmoid(
@@ -201,16 +188,18 @@ class Kernels(DenseArrays):
         self, layout: Layout, x: Array, t: Array | None, smoothing_weights: Array | None, ids: Array | None
     ) -> tuple[dict[str, Any], dict[str, Array | None], Shape, str]:
         """Arguments of all kernels on rows, numbers and arrays by name; the rows' shape; the compute dtype."""
-        name = self.ops.dtype(x)
-        given, before, classes, after = self._dense_rows(layout, x, t, smoothing_weights, ids)
-        sizes = {
-            "dtype": CODES[name],
-            "outer": math.prod(before),
-            "classes": classes,
-            "inner": math.prod(after),
+        given, before, _, after = self._dense_rows(layout, x, t, smoothing_weights, ids)
+        return self._row_sizes(layout.axis, x, ids), given, before + after, computed_in(self.ops.dtype(x))
+
+    def _row_sizes(self, axis: int, x: Array, ids: Array | None) -> dict[str, Any]:
+        shape: Any = self.ops.shape(x)
+        return {
+            "dtype": CODES[self.ops.dtype(x)],
+            "outer": math.prod(shape[:axis]),
+            "classes": shape[axis],
+            "inner": math.prod(shape[axis + 1 :]),
             "wide": ids is not None and self.ops.dtype(ids) == "int64",
         }
-        return sizes, given, before + after, computed_in(name)
 
     def _elements(
         self, smoothing: float, x: Array, targets: Array, pos_weight: Array | None, weight: Array | None
@@ -231,7 +220,7 @@ class Kernels(DenseArrays):
         return kernel(**sizes, threads=self.threads(), **addresses)
 
 
-def class_axis(ops: Ops, axis: int, ignored: int | None, x: Array, ids: Array) -> int | None:
+def axis_if_taken(ops: Ops, axis: int, ignored: int | None, x: Array, ids: Array) -> int | None:
     """Where the classes are, counted from the front, if `mean_of_ids` takes such arguments."""
     shape: Any = ops.shape(x)
     rank = len(shape)

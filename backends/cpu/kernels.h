@@ -18,8 +18,8 @@ struct Rows {
   int64_t outer, classes, inner;
   const void *x, *t, *u, *ids;
   bool wide;                          // ids are int64, not int32
-  bool unmarked;                      // negative ids are no marks, but invalid
-  std::optional<int64_t> ignored;     // an id of unmarked rows that is absent
+  bool unmarked;                      // ids are a caller's own: negative ones are no marks, but invalid
+  std::optional<int64_t> ignored;     // the id that is absent where ids are unmarked
   const void *a, *b, *c, *lse2;       // coefficients of loss, lse, smooth, lse^2
   double slope;                       // the same a for all rows, if that is null
   void *m, *s, *loss, *lse, *smooth;  // m and s go in where the task is kBackward

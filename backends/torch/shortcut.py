@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from xent.adapter import Shortcut
-from xent.backends.cpu.calls import class_axis
+from xent.backends.cpu.calls import axis_if_taken
 
 from .kernels import Compiled, Fused, scaled
 from .native import DIRECT, ON_CPU, OPERATORS, direct, kernels
@@ -65,7 +65,7 @@ def traceable(options: Options, x: Array, ids: Array) -> bool:
         and x.is_cpu
         and not plain()
         and None not in OPS.shape(x)
-        and class_axis(OPS, *options, x, ids) is not None
+        and axis_if_taken(OPS, *options, x, ids) is not None
     )
 
 
