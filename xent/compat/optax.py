@@ -11,6 +11,7 @@ float16, ids = [2, 1], eye = [[1, 0, 0], [0, 1, 0]], and eye16 in float16:
 | `softmax_cross_entropy([[20, 0]], [[1, 0]])` | 0 | 2.061e-09 |
 | `softmax_cross_entropy(x16, eye16).dtype` | float16 | float32 |
 | `softmax_cross_entropy(x, [[0, 1, 0]])` | 5.522, 3.1 | ValueError |
+| `softmax_cross_entropy([[]], [[]])` | 0 | ValueError |
 | `softmax_cross_entropy_with_integer_labels(x, [2, -1])` | 0.02216, 0.09967 | LabelError |
 | `softmax_cross_entropy_with_integer_labels(x, [2, 3])` | 0.02216, nan | LabelError |
 | `softmax_cross_entropy_with_integer_labels([[0.1, 0, 3]], [0], where=[[False, True, True]])` | 2.949 | inf |
