@@ -9,6 +9,7 @@ import os
 import sys
 
 import cases
+import psutil
 import pytest
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -27,6 +28,8 @@ QUICKLY_COMPILED = (
     "test_labels.py",
     "test_empty_mean.py",
 )
+M_MMAP_THRESHOLD = -3  # in malloc.h
+GROWTH = 1 << 25  # bytes
 BACKENDS = (*HAVE_LINEAR_CE, "array_api_strict", "toy_framework")
 
 
@@ -61,6 +64,9 @@ def pytest_terminal_summary(terminalreporter):
 
 
 def pytest_configure(config):
+    if sys.platform == "linux":
+        with contextlib.suppress(AttributeError):  # not every C library has it
+            ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 22)  # large arrays of all threads go back when freed
     cases.FULL = config.getoption("--full")
     config.addinivalue_line("markers", "compiled: runs a framework's compiler; test_compiled.py gives it a process")
     config.addinivalue_line("markers", "full: a combination that only --full tries")
@@ -134,14 +140,38 @@ def compiled_quickly(request):
 
 
 @pytest.fixture(autouse=True, scope="module")
-def memory_is_given_back():
-    """JAX keeps all functions that it has compiled, and the C library what was freed."""
+def compiled_functions_are_dropped():
+    """JAX keeps all of them."""
     yield
     if "jax" in sys.modules:
         sys.modules["jax"].clear_caches()
+    collect_garbage()
+
+
+@pytest.fixture(scope="session")
+def memory_then():
+    """Of this process, after the last garbage collection."""
+    return [memory()]
+
+
+@pytest.fixture(autouse=True)
+def garbage_is_collected(memory_then):
+    """TensorFlow's graphs and JAX's traces are in cycles, and hold more memory than Python knows of."""
+    yield
+    if memory() > memory_then[0] + GROWTH:
+        collect_garbage()
+        memory_then[0] = memory()
+
+
+def memory():
+    return psutil.Process().memory_info().rss
+
+
+def collect_garbage():
+    gc.collect()
     if sys.platform == "linux":
         with contextlib.suppress(AttributeError):  # not every C library has it
-            ctypes.CDLL(None).malloc_trim(0)
+            ctypes.CDLL(None).malloc_trim(0)  # else it keeps what was freed
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 import gc
 import re
+import weakref
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import xent  # noqa: E402
 from cases import V, X, Y  # noqa: E402
 from processes import python  # noqa: E402
 from programs import cover  # noqa: E402
-from xent.backends.tensorflow import operators  # noqa: E402
+from xent.backends.tensorflow import operators, rules  # noqa: E402
 
 pytestmark = pytest.mark.backend("tensorflow")
 GRAPHS = operators.OPERATORS is not None
@@ -260,18 +261,48 @@ def test_labels_and_upstream_gradients_in_a_graph_of_tensorflow_1(known, kind):
 
 def test_kernels_stay_as_long_as_their_formulas():
     """And not longer: a graph that held the kernels' functions would be saved with them."""
-    gc.freeze()  # what other tests left, among it graphs: looking at it takes a second
-    try:
-        before = len(operators.KERNEL_OF)
-        f = tf.function(lambda x: operators.kernel_or_formula(tf.exp, tf.exp, x))
-        f(tf.constant(1.0))
-        gc.collect()
-        assert len(operators.KERNEL_OF) == before + 1
-        del f
-        gc.collect()
-        assert len(operators.KERNEL_OF) == before
-    finally:
-        gc.unfreeze()
+    f = tf.function(lambda x: operators.kernel_or_formula(tf.exp, tf.exp, x))
+    graph = f.get_concrete_function(tf.constant(1.0)).graph
+    (formula,) = map(graph._get_function, graph._functions)
+    kernel = weakref.ref(formula.xent_kernel)
+    del formula
+    gc.collect()
+    assert kernel() is not None
+    del f, graph
+    gc.collect()
+    assert kernel() is None
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda x, v: xent.sparse_ce(x, tf.constant(Y), label_smoothing=0.1),
+        lambda x, v: xent.sparse_ce(x, tf.constant(Y), reduce="none"),
+        lambda x, v: xent.sigmoid_ce(x, tf.sigmoid(x)),
+        lambda x, v: xent.linear_ce(x, v, tf.constant(Y)),
+    ],
+    ids=["mean", "each", "sigmoid", "linear"],
+)
+def test_a_graph_goes_with_its_function(loss, version):
+    """`tf.custom_gradient` alone would keep each rule for ever, and so the graph whose tensors it holds."""
+    registered = rules.gradient_registry._registry
+    gc.collect()  # what other tests left
+    before = {*registered}
+    if version == 1:
+        with tf.Graph().as_default() as graph:
+            x, v = map(tf.compat.v1.placeholder, [tf.float64] * 2, [X.shape, V.shape])
+            tf.gradients(loss(x, v), [x, v])
+        del x, v
+    else:
+        function = tf.function(grad(loss), autograph=False)
+        graph = function.get_concrete_function(tf.constant(X), tf.constant(V)).graph
+        del function
+    assert before < {*registered}
+    graph = weakref.ref(graph)
+    gc.collect()
+    assert graph() is None
+    assert before == {*registered}
 
 
 def grad(f):
@@ -287,7 +318,7 @@ def grad(f):
 def all_graphs(graph):
     """A graph and the graphs of all functions that it may call, directly or not, the kernels' among them."""
     functions = [graph._get_function(name) for name in graph._functions]
-    kernels = [operators.KERNEL_OF[f].inference_fn for f in functions if f in operators.KERNEL_OF]
+    kernels = [f.xent_kernel.inference_fn for f in functions if hasattr(f, "xent_kernel")]
     return [graph, *(g for f in functions + kernels for g in all_graphs(f.graph))]
 
 

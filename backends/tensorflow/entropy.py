@@ -11,6 +11,7 @@ from xent import formulas
 from .native import KERNELS, constant, order, reachable, tensor, view
 from .operators import derivatives
 from .ops import OPS
+from .rules import custom_gradient
 
 Array = Any
 
@@ -19,7 +20,7 @@ def value(axis: int, x: Array, weight: Array | None) -> Array:
     if not reachable(x, weight) or order(x) > 1:
         return formulas.entropy(OPS, axis, x, weight)
 
-    @tf.custom_gradient
+    @custom_gradient
     def kernel(x: Array) -> Any:
         def backward(g: Array) -> Array:
             if not constant(g):

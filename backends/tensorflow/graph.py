@@ -19,6 +19,7 @@ from .kernels import row_results, times
 from .native import order
 from .operators import derivatives, in_current_graph, kernel_or_formula, of_rank, replaced, usable, with_values_at
 from .ops import OPS
+from .rules import custom_gradient
 from .tf1 import with_equality
 
 wide = partial(formulas.widened, OPS)
@@ -31,7 +32,7 @@ def rows(layout: Layout, x: Array, t: Array | None, smoothing_weights: Array | N
     if not usable() or order(x, t) > 1:
         return plain.rows(layout, x, t, smoothing_weights, ids)
 
-    @tf.custom_gradient
+    @custom_gradient
     def kernel(x: Array, t: Array | None = None) -> Any:
         results = kernel_or_formula(partial(_rows, layout), partial(kernels.rows, layout), x, t, smoothing_weights, ids)
 
@@ -95,7 +96,7 @@ def sigmoid(smoothing: float, x: Array, targets: Array, pos_weight: Array | None
     if not usable() or order(x, targets) > 1:
         return plain.sigmoid(smoothing, x, targets, pos_weight, absent)
 
-    @tf.custom_gradient
+    @custom_gradient
     def kernel(x: Array, targets: Array) -> Any:
         value = kernel_or_formula(
             partial(_sigmoid, smoothing), partial(_sigmoid_kernel, smoothing), x, targets, pos_weight, absent
@@ -110,7 +111,7 @@ def sigmoid_total(smoothing: float, x: Array, targets: Array, pos_weight: Array 
     if not usable() or order(x, targets, weight) > 1:
         return _weighted(plain.sigmoid(smoothing, x, targets, pos_weight, absent), weight)
 
-    @tf.custom_gradient
+    @custom_gradient
     def kernel(x: Array, targets: Array, weight: Array | None = None) -> Any:
         value = kernel_or_formula(
             partial(_sigmoid_sum, smoothing),
@@ -203,7 +204,7 @@ def fuse_value_and_grad(loss: Any, both: Any, static: Any, x: Array, *arrays: Ar
         return with_equality(loss, static, x, *arrays)
     places = [i for i, k in enumerate(arrays) if k is not None and k.dtype.is_floating]
 
-    @tf.custom_gradient
+    @custom_gradient
     def fused(x: Array, *_: Array) -> Any:
         """A function of the other operands too: a tape outside the graph may ask for their derivatives later."""
         value, dx = both(static, x, *arrays)

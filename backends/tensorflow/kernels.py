@@ -15,6 +15,7 @@ from xent.adapter import Layout, RowResults
 from .native import KERNELS, NATIVE, constant, on_host, order, reachable, tensor, view
 from .operators import in_current_graph, of_rank
 from .ops import OPS, total
+from .rules import custom_gradient
 from .tf1 import with_equality
 
 Array = Any
@@ -24,7 +25,7 @@ def rows(layout: Layout, x: Array, t: Array | None, smoothing_weights: Array | N
     native = reachable(x, t, smoothing_weights, ids) and order(x, t) < 2
     wanted = True, t is not None and (not native or order(t) > 0)
 
-    @tf.custom_gradient
+    @custom_gradient
     def kernel(x: Array, t: Array | None = None) -> Any:
         if native:
             found = KERNELS.rows(layout, *map(view, (x, t, smoothing_weights, ids)))
@@ -64,7 +65,7 @@ def row_results(layout: Layout, smoothing_weights: Array | None, found: Any) -> 
 
 
 def sigmoid(smoothing: float, x: Array, targets: Array, pos_weight: Array | None, absent: Array | None) -> Array:
-    @tf.custom_gradient
+    @custom_gradient
     def kernel(x: Array, targets: Array) -> Any:
         wide = formulas.widened(OPS, x)
         loss = formulas.sigmoid(OPS, smoothing, wide, targets, pos_weight, absent)
@@ -92,7 +93,7 @@ def fuse_value_and_grad(loss: Any, both: Any, static: Any, x: Array, *arrays: Ar
     if highest > 1 or x.dtype.size == 2:  # 16 bits are not rounded twice
         return loss(static, x, *arrays)
 
-    @tf.custom_gradient
+    @custom_gradient
     def fused(x: Array) -> Any:
         value, dx = on_host(both, static, x, *arrays)
         return value, partial(times, dx)
@@ -107,7 +108,7 @@ def times(dx: Array, upstream: Array) -> Array:
     if order(upstream) > 1:  # forward mode looks through the rule
         return dx * upstream
 
-    @tf.custom_gradient
+    @custom_gradient
     def product(dx: Array, upstream: Array) -> Any:
         return tf.cond(upstream == 1, lambda: dx, lambda: dx * upstream), lambda up: (
             up * upstream,

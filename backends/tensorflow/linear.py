@@ -24,6 +24,7 @@ from .kernels import rows, times
 from .native import empty, order, reachable, tensor, view
 from .operators import derivatives, in_current_graph, inside_vectorized_map, kernel_or_formula, usable, with_values_at
 from .ops import OPS
+from .rules import custom_gradient
 
 # ---- eager: NumPy's loop, in memory that TensorFlow can adopt
 
@@ -148,7 +149,7 @@ def _head(spec: LoopSpec, operands: LoopOperands) -> tuple[Array, LoopResults]:
     wanted: Any = tuple(not spec.each and k is not None and order(k) > 0 for k in operands.parameters)
     asked_for: list[bool] = []
 
-    @tf.custom_gradient
+    @custom_gradient
     def kernel(*_: Array) -> Any:
         results, grads = loop(spec, wanted, operands)
         value = chunks.value(spec, results, operands)
@@ -176,7 +177,7 @@ def _pull(
     in_slopes = chunks.in_slopes(results)
     chosen = [i for i in places if i > 2 or early is None or early[i] is not None]
 
-    @tf.custom_gradient
+    @custom_gradient
     def pull(upstream: Array, *_: Array) -> Any:
         grads = early
         if early is None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ctypes
 import uuid
-import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,8 @@ from tensorflow.python.eager.context import eager_mode  # nor leaves a graph of 
 from xent.adapter import Array, Layout, RowResults, Scalar, Slopes, computed_in
 from xent.backends import dense
 from xent.backends.cpu.calls import native
+
+from .rules import custom_gradient
 
 # ---- the operators
 
@@ -82,10 +83,6 @@ class Traced:
         return repack(self.results, self.function(*self.given))
 
 
-# Keeps each kernel's function alive as long as that of the formula it stands for: TensorFlow drops unused functions.
-KERNEL_OF: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
-
-
 def kernel_or_formula(formula: Callable[..., Any], kernel: Callable[..., Any], *operands: Any) -> Any:
     """kernel(*operands) where that can run, else formula(*operands); the caller attaches the derivatives.
 
@@ -96,7 +93,8 @@ def kernel_or_formula(formula: Callable[..., Any], kernel: Callable[..., Any], *
         Traced(body, operands, api_implements=name, api_preferred_device=device)
         for body, device in ((kernel, "CPU"), (formula, "NONE"))
     )
-    KERNEL_OF[default.function.inference_fn] = fast.function
+    # The kernel's function lives as long as the formula's: TensorFlow drops functions that nothing refers to.
+    default.function.inference_fn.xent_kernel = fast.function
     with record.stop_recording():  # under a tape TensorFlow would call another function
         return default.call()
 
@@ -152,7 +150,7 @@ def replaced(
 
     results = None
 
-    @tf.custom_gradient
+    @custom_gradient
     def call(*floats: Array) -> Any:
         nonlocal results
         results = kernel_or_formula(formula, kernel, *moved(floats))

@@ -9,6 +9,7 @@ import tensorflow as tf
 from xent.adapter import Array
 
 from .operators import Traced, derivatives, in_current_graph, of_rank, tensors_in, with_values_at
+from .rules import custom_gradient
 
 
 def with_equality(function: Callable[..., Any], static: Any, *arrays: Any) -> Any:
@@ -25,7 +26,7 @@ def with_equality(function: Callable[..., Any], static: Any, *arrays: Any) -> An
     def pull(_: None, flat: list[Any], up: list[Array]) -> list[Array]:
         return derivatives(lambda floats: _floating(of_floats(flat, floats)), [flat[i] for i in places], up)
 
-    @tf.custom_gradient
+    @custom_gradient
     def call(*floats: Array) -> Any:
         nonlocal results
         operands = with_values_at(flat, places, floats)
