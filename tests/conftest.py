@@ -9,7 +9,6 @@ import os
 import sys
 
 import cases
-import psutil
 import pytest
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -29,7 +28,6 @@ QUICKLY_COMPILED = (
     "test_empty_mean.py",
 )
 M_MMAP_THRESHOLD = -3  # in malloc.h
-GROWTH = 1 << 25  # bytes
 BACKENDS = (*HAVE_LINEAR_CE, "array_api_strict", "toy_framework")
 
 
@@ -140,38 +138,15 @@ def compiled_quickly(request):
 
 
 @pytest.fixture(autouse=True, scope="module")
-def compiled_functions_are_dropped():
-    """JAX keeps all of them."""
+def memory_is_given_back():
+    """JAX keeps all functions that it has compiled, graphs are in cycles, and the C library keeps what was freed."""
     yield
     if "jax" in sys.modules:
         sys.modules["jax"].clear_caches()
-    collect_garbage()
-
-
-@pytest.fixture(scope="session")
-def memory_then():
-    """Of this process, after the last garbage collection."""
-    return [memory()]
-
-
-@pytest.fixture(autouse=True)
-def garbage_is_collected(memory_then):
-    """TensorFlow's graphs and JAX's traces are in cycles, and hold more memory than Python knows of."""
-    yield
-    if memory() > memory_then[0] + GROWTH:
-        collect_garbage()
-        memory_then[0] = memory()
-
-
-def memory():
-    return psutil.Process().memory_info().rss
-
-
-def collect_garbage():
     gc.collect()
     if sys.platform == "linux":
         with contextlib.suppress(AttributeError):  # not every C library has it
-            ctypes.CDLL(None).malloc_trim(0)  # else it keeps what was freed
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 @pytest.fixture(scope="session")
