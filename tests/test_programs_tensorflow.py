@@ -159,6 +159,38 @@ def test_jacobian(problem, mode):
     check(summed, (tf.reduce_sum(losses), tf.reduce_sum(rows_of_jacobian, 0)))
 
 
+# ---- branches that take the logits from outside of them, as their derivatives do
+
+
+BRANCHES = {
+    "cond": lambda certain, f: tf.cond(certain, f, lambda: 0.0),
+    "switch_case": lambda certain, f: tf.switch_case(tf.cast(certain, tf.int32), [lambda: 0.0, f]),
+    "nested": lambda certain, f: tf.cond(certain, lambda: tf.cond(certain, f, lambda: 0.0), lambda: 0.0),
+}
+TAPES = {
+    "outside": lambda f, x: with_gradient(tf.function(f), x),
+    "outside_xla": lambda f, x: with_gradient(tf.function(f, jit_compile=True), x),
+    "persistent": lambda f, x: tf.function(lambda x: with_gradient(f, x, persistent=True))(x),
+}
+
+
+@pytest.mark.parametrize(("program", "problem"), cover([*itertools.product(BRANCHES, TAPES)], ONE_OF_EACH_LOSS, each=1))
+def test_branch(problem, program):
+    branch, tape = program
+    f = BRANCHES[branch]
+    check(problem, TAPES[tape](lambda x: f(x[0, 0] < 99, lambda: call(problem, x)), tf.constant(problem.x)))
+
+
+@each_loss
+def test_branch_with_the_loss_of_each_example(problem):
+    @tf.function
+    def total(x):
+        return tf.cond(x[0, 0] < 99, lambda: tf.reduce_sum(call(problem, x, reduce="none")), lambda: 0.0)
+
+    summed = problem._replace(options={**problem.options, "reduce": "sum"})
+    check(summed, with_gradient(total, tf.constant(problem.x)))
+
+
 # ---- tapes
 
 

@@ -198,6 +198,7 @@ def _sigmoid_both(smoothing: float, x: Array, *rest: Any, each: bool) -> Any:
 
 @tf.autograph.experimental.do_not_convert
 def fuse_value_and_grad(loss: Any, both: Any, static: Any, x: Array, *arrays: Array | None) -> Array:
+    x, *arrays = in_current_graph((x, *arrays))
     if not usable():
         return plain.fuse_value_and_grad(loss, both, static, x, *arrays)
     if order(x) != 1 or order(*arrays) or x.dtype.size == 2:  # 16 bits are not rounded twice

@@ -122,7 +122,7 @@ def times(dx: Array, upstream: Array) -> Array:
 def run(function: Callable[..., Any], static: Any, *arrays: Any) -> Any:
     if reachable(*arrays) and order(*arrays) == 0:
         return on_host(function, static, *arrays)
-    return with_equality(function, static, *arrays)
+    return with_equality(function, static, *in_current_graph(arrays))
 
 
 def needs_framework_autodiff(x: Array) -> bool:

@@ -121,7 +121,8 @@ def of_rank(upstream: Array, result: Array) -> Array:
 
 
 def in_current_graph(operands: Any) -> Any:
-    """Copies in the current graph, which may be that of a derivative: tf.gradients cannot reach tensors outside it."""
+    """Copies in the current graph. It may be a derivative's, where tf.gradients cannot reach tensors outside it, or a
+    branch's, whose derivative cannot use them."""
     if tf.executing_eagerly():
         return operands
     return tf.nest.map_structure(lambda k: tf.identity(k) if tf.is_tensor(k) else k, operands)
