@@ -1,5 +1,6 @@
 """Which frameworks the tests run on, and in what order they may be imported."""
 
+import atexit
 import contextlib
 import ctypes
 import dataclasses
@@ -92,10 +93,7 @@ def pytest_collection_finish():
     """What was imported stays: a million objects, which no garbage collection has to visit from here on."""
     gc.freeze()
     gc.enable()
-
-
-def pytest_unconfigure():
-    gc.unfreeze()  # else nanobind would find leaks when the process ends
+    atexit.register(gc.unfreeze)  # else nanobind would find leaks
 
 
 def pytest_generate_tests(metafunc):
@@ -139,11 +137,13 @@ def compiled_quickly(request):
 
 @pytest.fixture(autouse=True, scope="module")
 def memory_is_given_back():
-    """JAX keeps all functions that it has compiled, graphs are in cycles, and the C library keeps what was freed."""
+    """JAX keeps all functions that it has compiled, graphs are in cycles, and the C library keeps what was freed. What
+    is left then was imported, and stays."""
     yield
     if "jax" in sys.modules:
         sys.modules["jax"].clear_caches()
     gc.collect()
+    gc.freeze()
     if sys.platform == "linux":
         with contextlib.suppress(AttributeError):  # not every C library has it
             ctypes.CDLL(None).malloc_trim(0)
