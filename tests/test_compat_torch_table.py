@@ -34,9 +34,9 @@ def dtypes():
         assert F.cross_entropy(X.to(dtype), IDS).dtype == dtype
         assert compat.cross_entropy(X.to(dtype), IDS).dtype == torch.float32
         assert grad(compat.cross_entropy, X.to(dtype), IDS).dtype == dtype
-    zeros, ids = torch.zeros(20_000, 1000, dtype=torch.float16), torch.zeros(20_000, dtype=torch.long)
+    zeros, ids = torch.zeros(10_000, 1000, dtype=torch.float16), torch.zeros(10_000, dtype=torch.long)
     assert F.cross_entropy(zeros, ids, reduction="sum").isinf()
-    assert compat.cross_entropy(zeros, ids, reduction="sum").item() == pytest.approx(20_000 * math.log(1000))
+    assert compat.cross_entropy(zeros, ids, reduction="sum").item() == pytest.approx(10_000 * math.log(1000))
 
 
 def confident():

@@ -9,7 +9,7 @@ LOG_P = np.log(np.array([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.15, 0.05, 0.8]], n
 IMPOSSIBLE, ONEHOT = np.array([[1, 2, -np.inf]], np.float32), np.array([[0, 1, 0]], np.float32)
 LOW, NO = np.array([-np.inf], np.float32), np.zeros(1, np.float32)
 ROW, SHORT = np.array([[1, 2, 3]], np.float32), np.array([[0.3, 0.4, 0.1]], np.float32)
-HALF = np.zeros((20_000, 1000), np.float16)
+HALF = np.zeros((10_000, 1000), np.float16)
 LEAD, OFFSET, TRUE = np.array([[20, 0]], np.float32), np.array([[1010, 1000]], np.float32), np.log1p(np.exp(-10.0))
 THREE = np.zeros(3, np.float32)
 
