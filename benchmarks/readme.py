@@ -28,8 +28,8 @@ def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def speed(result: Result) -> str:
     """xent's fastest mode against the fastest right rival of each backend, forward and backward."""
     return (
-        f"{_table(result, [*OWN], _best)}\nHow many times as long as xent in its fastest mode the fastest right rival "
-        f"takes (below 1 it beats xent), median of paired rounds.\n\n{_origin(result)}"
+        f"{_table(result, [*OWN], _best)}\nThe time of the fastest rival that is right, divided by that of xent in its "
+        f"fastest mode (below 1 the rival is faster): median of paired rounds.\n\n{_origin(result)}"
     )
 
 
@@ -66,7 +66,7 @@ def _origin(result: Result) -> str:
 
 def accuracy() -> str:
     found = xent.compare([*OWN], losses=["sparse_ce"], dtypes=["float32", "float64"], full=True)
-    heads, lines = ["sparse_ce", "dtype", "mode", "xent", "its own: ordinary logits", "all", ""], []
+    heads, lines = ["sparse_ce", "dtype", "mode", "xent", "own loss, ordinary logits", "own loss", ""], []
     for row in found.rows:
         ordinary = row.regimes[0]
         own = [
@@ -80,7 +80,8 @@ def accuracy() -> str:
         lines.append([row.backend, row.dtype, row.mode, ours, *own, f"`{row.native}`" if row.native else ""])
     versions = ", ".join(f"{name} {number}" for name, number in found.versions.items())
     table = markdown(heads, lines).replace("wrong", "∞")
-    return f"{table}\nOf the loss, of its gradient. {versions}; {platform.machine()}, CPU; {datetime.date.today()}.\n"
+    where = f"{versions}; {platform.machine()}, CPU; {datetime.date.today()}"
+    return f"{table}\nIn each cell: of the loss, of its gradient. {where}.\n"
 
 
 def marked(name: str, text: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 
 from xent import _check
@@ -18,7 +19,10 @@ else:
     try:
         native = import_module("._native", __name__)
     except ModuleNotFoundError:
-        why_not = "not compiled: there was no working C++17 compiler when xent was installed, or XENT_NATIVE=0 was set"
+        why_not = (
+            f"not compiled in {Path(__file__).parent}: there was no working C++17 compiler when xent was installed, or "
+            "XENT_NATIVE=0 was set, or this is a checkout that Python found first"
+        )
     except ImportError as error:
         why_not = f"does not load: {error}"
 

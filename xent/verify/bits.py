@@ -104,7 +104,7 @@ def bits(
             skipped.append(f"{name}: {facts.get('problem') or f'no device {device!r}'}")
             continue
         its = [loss for loss in losses if loss in facts["losses"]], [d for d in dtypes if d in facts["dtypes"]]
-        skipped += [f"{name} {dtype}: needs ml_dtypes" for dtype in dtypes if dtype not in facts["dtypes"]]
+        skipped += [frameworks.without(name, dtype) for dtype in dtypes if dtype not in facts["dtypes"]]
         asked.append(f"from xent.verify.bits import answer; answer({name!r}, {its[0]!r}, {its[1]!r}, {device!r})")
     for found in processes.each(processes.ask, asked):
         digests += [Digest(*digest) for digest in found["digests"]]

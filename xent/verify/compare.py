@@ -164,7 +164,7 @@ def _tasks(
     }  # "" where it runs, None where the framework has no such mode
     absent = sorted({batch.dtype for _, batch in found} - set(known["dtypes"]))
     skipped = [f"{name} {mode}: {reason}" for mode, reason in why.items() if reason]
-    skipped += [f"{name} {dtype}: needs ml_dtypes" for dtype in absent]
+    skipped += [frameworks.without(name, dtype) for dtype in absent]
     losses = {batch.loss for _, batch in found}
     skipped += [f"{name} {loss}: its adapter has none" for loss in sorted(losses - set(known["losses"]))]
     tasks = [

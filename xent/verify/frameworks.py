@@ -293,6 +293,11 @@ def device(found: list[str], wanted: str) -> str:
     return wanted if wanted in found else next((name for name in found if name.partition(":")[0] in kinds), "")
 
 
+def without(name: str, dtype: str) -> str:
+    """Why a framework is not tried in a dtype."""
+    return f"{name} {dtype}: {'needs ml_dtypes' if name == 'numpy' else 'its adapter has none'}"
+
+
 def available() -> Iterator[str]:
     """The names of the frameworks that are installed, without importing any."""
     third_parties = (entry.name for entry in _dispatch.installed())

@@ -93,13 +93,12 @@ def loss_beside_chance(batch: Batch) -> Found | None:
         return None
     mean, error = float(losses.mean()), float(losses.std()) / math.sqrt(losses.size)
     name, figures = f"ln {batch.classes} = {chance:.4g}", {"mean": mean, "chance": chance}
+    shown = f"the unweighted mean loss {mean:.4g}"
     if abs(mean - chance) < 0.01 * chance:
-        return Found(
-            f"the mean loss {mean:.4g} is about {name}: as of equal logits, before anything is learned", figures
-        )
+        return Found(f"{shown} is about {name}: as of equal logits, before anything is learned", figures)
     if mean > chance + 3 * error:
         advice = "worse than equal logits: look whether logits and labels belong together"
-        return Found(f"the mean loss {mean:.4g} is above {name}, {advice}", figures)
+        return Found(f"{shown} is above {name}, {advice}", figures)
     return None
 
 
