@@ -21,7 +21,7 @@ OWN = {
 PROGRAMS = {
     "torch": ("test_programs_torch.py", "test_programs_torch_compiled.py"),
     "tensorflow": ("test_programs_tensorflow.py",),
-    "jax": ("test_programs_jax.py",),
+    "jax": ("test_programs_jax.py", "test_programs_jax_loops.py"),
 }
 
 

@@ -10,7 +10,7 @@ from xent import formulas
 from xent.adapter import Adapter, Autodiff, EntropyKernels, SigmoidKernels, SoftmaxKernels
 from xent.backends import cpu
 
-from . import entropy, kernels, native, sharded
+from . import elements, entropy, kernels, native, sharded
 from .linear import LINEAR
 from .ops import OPS
 
@@ -36,7 +36,7 @@ NATIVE = replace(
     softmax=SoftmaxKernels(
         native.rows, native.rows_value_and_grad, partial(formulas.mean_value_and_grad, OPS, native.rows_value_and_grad)
     ),
-    sigmoid=SigmoidKernels(native.sigmoid, native.sigmoid_total, native.sigmoid_value_and_grad),
+    sigmoid=SigmoidKernels(elements.sigmoid, elements.sigmoid_total, elements.sigmoid_value_and_grad),
     autodiff=Autodiff(kernels.value_and_grad, lambda _x: False, native.fuse_value_and_grad),
     linear=native.LINEAR,
     entropy=EntropyKernels(entropy.value, entropy.value_and_grad),

@@ -66,7 +66,12 @@ def _pull(_static: Any, _wrt: tuple[bool, ...], x: Array, present: Array | None,
     return [_slope(x, present, upstream)]
 
 
-both = kernel("entropy", ENTROPY, _both, lambda static, _present: (True, *static))
+def _smooth(static: Any, x: Array, weight: Array | None) -> tuple[Array, Array | None]:
+    (derive,) = static
+    return _entropy_and_grad(x, weight) if derive else (_entropy(x, weight), None)
+
+
+both = kernel("entropy", ENTROPY, _both, lambda static, _present: (True, *static), smooth=_smooth)
 push = linear("entropy_push", ENTROPY, _push, _pull, lambda _static, _present: (True,))
 
 

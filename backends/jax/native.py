@@ -21,7 +21,7 @@ from xent.adapter import Layout, Slopes
 from . import linear as chunks
 from . import parts
 from .kernels import compiled, pieces, still
-from .operators import ELEMENTS, PRODUCTS, ROWS, kernel, linear, pattern, spare
+from .operators import PRODUCTS, ROWS, kernel, linear, spare
 from .ops import OPS, promoting
 
 Array = Any
@@ -95,11 +95,27 @@ def _all_slots(static: Any, present: tuple[bool, ...]) -> tuple[bool, ...]:
     return *_slots(static, present), True
 
 
-forward = kernel("rows_forward", ROWS, _forward, _slots, parts.forward)
-backward = kernel("rows_backward", ROWS, _backward, lambda static, _there: static[1:], parts.backward)
+def _smooth_forward(static: Any, *operands: Any) -> Any:
+    return _rows(*static, *operands)
+
+
+def _smooth_backward(static: Any, *operands: Any) -> Any:
+    return rows_pull(static, *operands)
+
+
+def _smooth_both(static: Any, *operands: Any) -> tuple[Any, ...]:
+    (layout,) = static
+    results, dx = _rows_both(layout, *operands)
+    return *parts.flat_results(layout, results), dx
+
+
+forward = kernel("rows_forward", ROWS, _forward, _slots, parts.forward, smooth=_smooth_forward)
+backward = kernel(
+    "rows_backward", ROWS, _backward, lambda static, _there: static[1:], parts.backward, smooth=_smooth_backward
+)
 on_parts = partial(parts.both, forward, backward)
-both = kernel("rows_both", ROWS, _both, _all_slots, on_parts)
-both_over = kernel("rows_both", ROWS, _both, _all_slots, on_parts, over=True)
+both = kernel("rows_both", ROWS, _both, _all_slots, on_parts, smooth=_smooth_both)
+both_over = kernel("rows_both", ROWS, _both, _all_slots, on_parts, over=True, smooth=_smooth_both)
 spare("rows_both", "rows_forward", 4)
 push = linear("rows_push", ROWS, _push, _pull, lambda static, present: (True, static[0].lse, present[4]))
 
@@ -186,147 +202,6 @@ def _rows_both_jvp(layout: Layout, primals: Any, tangents: Any) -> Any:
 
 def _each_row(layout: Layout, x: Array, ids: Any) -> Any:
     return None if ids is None else jnp.broadcast_to(ids, x.shape[: layout.axis] + x.shape[layout.axis + 1 :])
-
-
-# ---- elements
-
-
-@promoting
-def _elements(static: Any, x: Array, targets: Array, pos_weight: Any, weight: Any) -> tuple[Any, Array]:
-    smoothing, lead, each = static
-    loss = formulas.sigmoid(OPS, smoothing, wide(x), targets, pos_weight, None if weight is None else weight == 0)
-    return loss if each else None, jnp.sum(loss if weight is None else weight * loss, tuple(range(lead, x.ndim)))
-
-
-@promoting
-def _elements_backward(
-    static: Any, x: Array, targets: Array, pos_weight: Any, weight: Any, scale: Array
-) -> tuple[Any, Any]:
-    smoothing, _, wrt_x, wrt_z = static
-    g = jnp.broadcast_to(jnp.reshape(scale, scale.shape + (1,) * (x.ndim - scale.ndim)), x.shape)
-    g = g if weight is None else g * weight
-    dx, dz = formulas.sigmoid_pull(
-        OPS, smoothing, wide(x), targets, pos_weight, None if weight is None else weight == 0, g
-    )
-    return dx.astype(x.dtype) if wrt_x else None, dz if wrt_z else None
-
-
-def _elements_both(
-    static: Any, x: Array, targets: Array, pos_weight: Any, weight: Any, scale: Array
-) -> tuple[Any, Array, Array]:
-    smoothing, lead, _ = static
-    loss, total = _elements(static, x, targets, pos_weight, weight)
-    return loss, total, _elements_backward((smoothing, lead, True, False), x, targets, pos_weight, weight, scale)[0]
-
-
-@promoting
-def _elements_push(
-    static: Any, dx: Any, dz: Any, x: Array, targets: Array, pos_weight: Any, weight: Any
-) -> tuple[Array]:
-    smoothing, lead, each = static
-    absent = None if weight is None else weight == 0
-    slope_x, slope_z = formulas.sigmoid_pull(
-        OPS, smoothing, wide(x), targets, pos_weight, absent, jnp.ones_like(targets)
-    )
-    moved = 0 if dx is None else slope_x * wide(dx)
-    moved = moved if dz is None else moved + slope_z * dz
-    if each:
-        return (moved,)
-    return (jnp.sum(moved if weight is None else weight * moved, tuple(range(lead, x.ndim))),)
-
-
-def _elements_transpose(
-    static: Any, wrt: tuple[bool, ...], x: Array, targets: Array, pos_weight: Any, weight: Any, upstream: Any
-) -> list[Array]:
-    smoothing, lead, _ = static
-    return [
-        d for d in elements_pull((smoothing, lead, *wrt), x, targets, pos_weight, weight, upstream) if d is not None
-    ]
-
-
-elements = kernel("sigmoid_forward", ELEMENTS, _elements, lambda static, _there: (static[2], True), parts.elements)
-elements_backward = kernel(
-    "sigmoid_backward", ELEMENTS, _elements_backward, lambda static, _there: static[2:], parts.elements_backward
-)
-elements_both = kernel(
-    "sigmoid_both", ELEMENTS, _elements_both, lambda static, _there: (static[2], True, True), parts.elements
-)
-spare("sigmoid_both", "sigmoid_forward", 4)
-elements_push = linear("sigmoid_push", ELEMENTS, _elements_push, _elements_transpose, lambda _static, _there: (True,))
-
-
-def sigmoid(smoothing: float, x: Array, targets: Array, pos_weight: Any, absent: Any) -> Array:
-    return _sigmoid(
-        (smoothing, True),
-        x,
-        targets,
-        pattern(pos_weight, x),
-        pattern(None if absent is None else 1 - absent.astype(targets.dtype), x),
-    )
-
-
-def sigmoid_total(smoothing: float, x: Array, targets: Array, pos_weight: Any, weight: Any) -> Array:
-    return _sigmoid((smoothing, False), x, targets, pattern(pos_weight, x), pattern(weight, x))
-
-
-@partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _sigmoid(static: Any, x: Array, targets: Array, pos_weight: Any, weight: Any) -> Array:
-    smoothing, each = static
-    loss, total = elements((smoothing, 0, each), x, targets, pos_weight, weight)
-    return loss if each else total
-
-
-@partial(_sigmoid.defjvp, symbolic_zeros=True)
-def _sigmoid_jvp(static: Any, primals: Any, tangents: Any) -> Any:
-    smoothing, each = static
-    dx, dz, _, dw = tangents_of(*tangents)
-    value = _sigmoid(static, *primals)
-    moved = jnp.zeros_like(value)
-    if dx is not None or dz is not None:
-        (moved,) = elements_push((smoothing, 0, each), dx, dz, *primals)
-    if dw is not None and not each:
-        moved = moved + jnp.sum(dw * _sigmoid((smoothing, True), *primals))
-    return value, moved
-
-
-@partial(jax.custom_jvp, nondiff_argnums=(0,))
-def elements_pull(static: Any, x: Array, targets: Array, pos_weight: Any, weight: Any, scale: Array) -> Any:
-    lead = static[1]
-    if scale.ndim > lead:  # a scale for each element goes into the kernel as its weight
-        weight, scale = (
-            scale if weight is None else jnp.where(weight == 0, 0.0, scale),
-            jnp.ones(scale.shape[:lead], scale.dtype),
-        )
-    return elements_backward(static, x, targets, pos_weight, weight, scale)
-
-
-@elements_pull.defjvp
-def _elements_pull_jvp(static: Any, primals: Any, tangents: Any) -> Any:
-    return elements_pull(static, *primals), jax.jvp(partial(_elements_backward, static), primals, tangents)[1]
-
-
-def sigmoid_value_and_grad(
-    smoothing: float, x: Array, targets: Array, pos_weight: Any, weight: Any, upstream: Any, each: bool
-) -> tuple[Array, Array]:
-    loss, dx = _sigmoid_both(
-        (smoothing, each), x, targets, pattern(pos_weight, x), pattern(weight, x), jnp.asarray(upstream, targets.dtype)
-    )
-    return loss if weight is None or not each else weight * loss, dx
-
-
-@partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _sigmoid_both(static: Any, *operands: Any) -> tuple[Array, Array]:
-    smoothing, each = static
-    loss, total, dx = elements_both((smoothing, 0, each), *operands)
-    return loss if each else total, dx
-
-
-@_sigmoid_both.defjvp
-def _sigmoid_both_jvp(static: Any, primals: Any, tangents: Any) -> Any:
-    def apart(*operands: Any) -> tuple[Array, Array]:
-        return _sigmoid(static, *operands[:4]), elements_pull((static[0], 0, True, False), *operands)[0]
-
-    return _sigmoid_both(static, *primals), jax.jvp(apart, primals, tangents)[1]
 
 
 # ---- linear_ce

@@ -54,13 +54,16 @@ def kernel(
     slots: Callable[..., tuple[bool, ...]],
     on_parts: Callable[..., Any] | None = None,
     over: bool = False,
+    smooth: Formula | None = None,
 ) -> Formula:
     """The primitive that stands for a formula, as a function that is called like it.
 
     slots(static, present) -> which results there are, `present` being which operands there are. The custom call gets
     empty arrays for those that are absent. on_parts(kernel, split, static, *parts of the operands) -> parts of the
     results, of a family with `axes`; `split` is a `partition.Split`. `over`: the last result goes into the first
-    operand's memory; XLA copies that operand first if it is used elsewhere.
+    operand's memory; XLA copies that operand first if it is used elsewhere. smooth(static, *operands) has the same
+    results and the right derivatives, by default the formula. It is for loops' bodies: their second derivative is that
+    of the bare primitive, since their first one uses up all `custom_jvp`s.
     """
     primitive, call = _primitive(f"{name}_over" if over else name, family, formula, slots)
 
@@ -96,6 +99,10 @@ def kernel(
         out = rule(ctx, *values, **family.attributes(static, avals))
         return [result for result, is_wanted in zip(out, wanted, strict=True) if is_wanted]
 
+    def jvp(primals: Any, tangents: Any, **params: Any) -> Any:
+        return jax.jvp(partial(_flat, smooth or formula, **params), primals, _instantiated(tangents))
+
+    ad.primitive_jvps[primitive] = jvp
     mlir.register_lowering(primitive, lower, platform="cpu")
     return call
 
@@ -108,7 +115,7 @@ def linear(
     primitive, call = _primitive(name, family, push, slots, linear=2)
 
     def jvp(primals: Any, tangents: Any, **params: Any) -> Any:
-        return jax.jvp(partial(_flat, push, **params), primals, tuple(ad.instantiate_zeros(d) for d in tangents))
+        return jax.jvp(partial(_flat, push, **params), primals, _instantiated(tangents))
 
     def transpose(cotangents: Any, *operands: Any, static: Any, present: tuple[bool, ...]) -> Any:
         unknown = [ad.is_undefined_primal(k) for k in operands]
@@ -188,6 +195,10 @@ def batch_first(k: Array | None, dim: int | None, size: int) -> Array | None:
 
 def _flat(formula: Formula, *operands: Array, static: Any, present: tuple[bool, ...]) -> list[Array]:
     return [result for result in formula(static, *_full(operands, present)) if result is not None]
+
+
+def _instantiated(tangents: Any) -> tuple[Array, ...]:
+    return tuple(map(ad.instantiate_zeros, tangents))
 
 
 def _full(given: Any, present: tuple[bool, ...]) -> list[Any]:
