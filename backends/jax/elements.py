@@ -17,11 +17,16 @@ from .ops import OPS, promoting
 Array = Any
 
 
+def _total(lead: int, loss: Array, weight: Any) -> Array:
+    """The weighted sum, over all axes but those that vmap added."""
+    return jnp.sum(loss if weight is None else weight * loss, tuple(range(lead, loss.ndim)))
+
+
 @promoting
 def _elements(static: Any, x: Array, targets: Array, pos_weight: Any, weight: Any) -> tuple[Any, Array]:
     smoothing, lead, each = static
     loss = formulas.sigmoid(OPS, smoothing, wide(x), targets, pos_weight, None if weight is None else weight == 0)
-    return loss if each else None, jnp.sum(loss if weight is None else weight * loss, tuple(range(lead, x.ndim)))
+    return loss if each else None, _total(lead, loss, weight)
 
 
 @promoting
@@ -56,9 +61,7 @@ def _elements_push(
     )
     moved = 0 if dx is None else slope_x * wide(dx)
     moved = moved if dz is None else moved + slope_z * dz
-    if each:
-        return (moved,)
-    return (jnp.sum(moved if weight is None else weight * moved, tuple(range(lead, x.ndim))),)
+    return (moved if each else _total(lead, moved, weight),)
 
 
 def _elements_transpose(
@@ -70,36 +73,12 @@ def _elements_transpose(
     ]
 
 
-def _smooth(static: Any, *operands: Any) -> Any:
-    return _sigmoid(static, *operands)
-
-
-def _smooth_backward(static: Any, *operands: Any) -> Any:
-    return elements_pull(static, *operands)
-
-
-def _smooth_both(static: Any, *operands: Any) -> Any:
-    return _sigmoid_both(static, *operands)
-
-
-elements = kernel(
-    "sigmoid_forward", ELEMENTS, _elements, lambda static, _there: (static[2], True), parts.elements, smooth=_smooth
-)
+elements = kernel("sigmoid_forward", ELEMENTS, _elements, lambda static, _there: (static[2], True), parts.elements)
 elements_backward = kernel(
-    "sigmoid_backward",
-    ELEMENTS,
-    _elements_backward,
-    lambda static, _there: static[2:],
-    parts.elements_backward,
-    smooth=_smooth_backward,
+    "sigmoid_backward", ELEMENTS, _elements_backward, lambda static, _there: static[2:], parts.elements_backward
 )
 elements_both = kernel(
-    "sigmoid_both",
-    ELEMENTS,
-    _elements_both,
-    lambda static, _there: (static[2], True, True),
-    parts.elements,
-    smooth=_smooth_both,
+    "sigmoid_both", ELEMENTS, _elements_both, lambda static, _there: (static[2], True, True), parts.elements
 )
 spare("sigmoid_both", "sigmoid_forward", 4)
 elements_push = linear("sigmoid_push", ELEMENTS, _elements_push, _elements_transpose, lambda _static, _there: (True,))
@@ -107,31 +86,24 @@ elements_push = linear("sigmoid_push", ELEMENTS, _elements_push, _elements_trans
 
 def sigmoid(smoothing: float, x: Array, targets: Array, pos_weight: Any, absent: Any) -> Array:
     there = None if absent is None else 1 - absent.astype(targets.dtype)
-    return _sigmoid((smoothing, 0, True), x, targets, pattern(pos_weight, x), pattern(there, x))[0]
+    return elements((smoothing, 0, True), x, targets, pattern(pos_weight, x), pattern(there, x))[0]
 
 
 def sigmoid_total(smoothing: float, x: Array, targets: Array, pos_weight: Any, weight: Any) -> Array:
-    return _sigmoid((smoothing, 0, False), x, targets, pattern(pos_weight, x), pattern(weight, x))[1]
+    return elements((smoothing, 0, False), x, targets, pattern(pos_weight, x), pattern(weight, x))[1]
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _sigmoid(static: Any, x: Array, targets: Array, pos_weight: Any, weight: Any) -> Any:
-    return elements(static, x, targets, pos_weight, weight)
-
-
-@partial(_sigmoid.defjvp, symbolic_zeros=True)
-def _sigmoid_jvp(static: Any, primals: Any, tangents: Any) -> Any:
+@partial(elements.defjvp, symbolic_zeros=True)
+def _elements_jvp(static: Any, primals: Any, tangents: Any) -> Any:
     smoothing, lead, each = static
     dx, dz, _, dw = tangents_of(*tangents)
-    loss, total = _sigmoid(static, *primals)
-    moved = None if loss is None else jnp.zeros_like(loss)
-    risen = jnp.zeros_like(total)
+    loss, total = elements(static, *primals)
+    moved, risen = None if loss is None else jnp.zeros_like(loss), jnp.zeros_like(total)
     if dx is not None or dz is not None:
-        (risen,) = elements_push((smoothing, lead, False), dx, dz, *primals)
-        (moved,) = elements_push((smoothing, lead, True), dx, dz, *primals) if each else (None,)
+        (found,) = elements_push(static, dx, dz, *primals)
+        moved, risen = (found, _total(lead, found, primals[3])) if each else (None, found)
     if dw is not None:
-        each_loss = loss if each else _sigmoid((smoothing, lead, True), *primals)[0]
-        risen = risen + jnp.sum(dw * each_loss, tuple(range(lead, each_loss.ndim)))
+        risen = risen + _total(lead, loss if each else elements((smoothing, lead, True), *primals)[0], dw)
     return (loss, total), (moved, risen)
 
 
@@ -155,22 +127,17 @@ def sigmoid_value_and_grad(
     smoothing: float, x: Array, targets: Array, pos_weight: Any, weight: Any, upstream: Any, each: bool
 ) -> tuple[Array, Array]:
     operands = x, targets, pattern(pos_weight, x), pattern(weight, x), jnp.asarray(upstream, targets.dtype)
-    loss, total, dx = _sigmoid_both((smoothing, 0, each), *operands)
+    loss, total, dx = elements_both((smoothing, 0, each), *operands)
     if not each:
         return total, dx
     return loss if weight is None else weight * loss, dx
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _sigmoid_both(static: Any, *operands: Any) -> Any:
-    return elements_both(static, *operands)
-
-
-@_sigmoid_both.defjvp
-def _sigmoid_both_jvp(static: Any, primals: Any, tangents: Any) -> Any:
+@elements_both.defjvp
+def _elements_both_jvp(static: Any, primals: Any, tangents: Any) -> Any:
     smoothing, lead, _ = static
 
     def apart(*operands: Any) -> tuple[Any, Array, Array]:
-        return *_sigmoid(static, *operands[:4]), elements_pull((smoothing, lead, True, False), *operands)[0]
+        return *elements(static, *operands[:4]), elements_pull((smoothing, lead, True, False), *operands)[0]
 
-    return _sigmoid_both(static, *primals), jax.jvp(apart, primals, tangents)[1]
+    return elements_both(static, *primals), jax.jvp(apart, primals, tangents)[1]

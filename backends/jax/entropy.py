@@ -66,16 +66,17 @@ def _pull(_static: Any, _wrt: tuple[bool, ...], x: Array, present: Array | None,
     return [_slope(x, present, upstream)]
 
 
-def _smooth(static: Any, x: Array, weight: Array | None) -> tuple[Array, Array | None]:
-    (derive,) = static
-    return _entropy_and_grad(x, weight) if derive else (_entropy(x, weight), None)
-
-
-both = kernel("entropy", ENTROPY, _both, lambda static, _present: (True, *static), smooth=_smooth)
+both = kernel("entropy", ENTROPY, _both, lambda static, _present: (True, *static))
 push = linear("entropy_push", ENTROPY, _push, _pull, lambda _static, _present: (True,))
 
 
 # ---- the derivatives
+
+
+@both.defjvp
+def _both_jvp(static: Any, primals: Any, tangents: Any) -> Any:
+    (derive,) = static
+    return jax.jvp(_entropy_and_grad if derive else lambda *operands: (_entropy(*operands), None), primals, tangents)
 
 
 @jax.custom_jvp

@@ -83,7 +83,7 @@ def _push(
 def _pull(static: Any, wrt: tuple[bool, ...], *operands: Any) -> list[Array]:
     *residuals, a, b, c = operands
     a = jnp.zeros_like(residuals[4]) if a is None else a
-    return [d for d in rows_pull((*static, *wrt), *residuals, a, b, c) if d is not None]
+    return [d for d in backward((*static, *wrt), *residuals, a, b, c) if d is not None]
 
 
 def _slots(static: Any, present: tuple[bool, ...]) -> tuple[bool, ...]:
@@ -95,27 +95,11 @@ def _all_slots(static: Any, present: tuple[bool, ...]) -> tuple[bool, ...]:
     return *_slots(static, present), True
 
 
-def _smooth_forward(static: Any, *operands: Any) -> Any:
-    return _rows(*static, *operands)
-
-
-def _smooth_backward(static: Any, *operands: Any) -> Any:
-    return rows_pull(static, *operands)
-
-
-def _smooth_both(static: Any, *operands: Any) -> tuple[Any, ...]:
-    (layout,) = static
-    results, dx = _rows_both(layout, *operands)
-    return *parts.flat_results(layout, results), dx
-
-
-forward = kernel("rows_forward", ROWS, _forward, _slots, parts.forward, smooth=_smooth_forward)
-backward = kernel(
-    "rows_backward", ROWS, _backward, lambda static, _there: static[1:], parts.backward, smooth=_smooth_backward
-)
+forward = kernel("rows_forward", ROWS, _forward, _slots, parts.forward)
+backward = kernel("rows_backward", ROWS, _backward, lambda static, _there: static[1:], parts.backward)
 on_parts = partial(parts.both, forward, backward)
-both = kernel("rows_both", ROWS, _both, _all_slots, on_parts, smooth=_smooth_both)
-both_over = kernel("rows_both", ROWS, _both, _all_slots, on_parts, over=True, smooth=_smooth_both)
+both = kernel("rows_both", ROWS, _both, _all_slots, on_parts)
+both_over = kernel("rows_both", ROWS, _both, _all_slots, on_parts, over=True)
 spare("rows_both", "rows_forward", 4)
 push = linear("rows_push", ROWS, _push, _pull, lambda static, present: (True, static[0].lse, present[4]))
 
@@ -124,20 +108,15 @@ push = linear("rows_push", ROWS, _push, _pull, lambda static, present: (True, st
 
 
 def rows(layout: Layout, x: Array, t: Any, smoothing_weights: Any, ids: Any) -> Any:
-    return parts.row_results(layout, *_rows(layout, x, t, smoothing_weights, _each_row(layout, x, ids)))
+    return parts.row_results(layout, *forward((layout,), x, t, smoothing_weights, _each_row(layout, x, ids)))
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _rows(layout: Layout, x: Array, t: Any, smoothing_weights: Any, ids: Any) -> Any:
-    return forward((layout,), x, t, smoothing_weights, ids)
-
-
-@partial(_rows.defjvp, symbolic_zeros=True)
-def _rows_jvp(layout: Layout, primals: Any, tangents: Any) -> Any:
+@partial(forward.defjvp, symbolic_zeros=True)
+def _forward_jvp(static: Any, primals: Any, tangents: Any) -> Any:
     dx, dt = tangents_of(*tangents[:2])
-    results = _rows(layout, *primals)
+    results = forward(static, *primals)
     m, s, _, _, _, *for_stats = results
-    moved = push((layout,), jnp.zeros_like(primals[0]) if dx is None and dt is None else dx, dt, *primals, m, s)
+    moved = push(static, jnp.zeros_like(primals[0]) if dx is None and dt is None else dx, dt, *primals, m, s)
     # only this derivative rule uses the statistics, and it treats them as constants
     return results, (*still((m, s)), *moved, *still(for_stats))
 
@@ -151,26 +130,22 @@ def rows_push(
     return push((layout,), dx, dt, x, t, smoothing_weights, _each_row(layout, x, ids), m, s)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0,))
-def rows_pull(static: Any, *operands: Any) -> Any:
-    return backward(static, *operands)
-
-
-@rows_pull.defjvp
-def _rows_pull_jvp(static: Any, primals: Any, tangents: Any) -> Any:
+@backward.defjvp
+def _backward_jvp(static: Any, primals: Any, tangents: Any) -> Any:
     x, t, u, ids, m, s, *up = primals
 
     def smooth(x: Array, t: Any, *up: Any) -> Any:
         return _backward(static, x, t, u, ids, m, s, *up, pieces=formulas.smooth_pieces)
 
-    return rows_pull(static, *primals), jax.jvp(smooth, (x, t, *up), (*tangents[:2], *tangents[6:]))[1]
+    return backward(static, *primals), jax.jvp(smooth, (x, t, *up), (*tangents[:2], *tangents[6:]))[1]
 
 
 def rows_value_and_grad(layout: Layout, x: Array, t: Any, smoothing_weights: Any, ids: Any, slopes: Slopes) -> Any:
     shape = x.shape[: layout.axis] + x.shape[layout.axis + 1 :]
     like = wide(x[:0]).dtype
     full = (None if k is None else jnp.broadcast_to(jnp.asarray(k, like), shape) for k in slopes)
-    return _rows_both(layout, x, t, smoothing_weights, _each_row(layout, x, ids), *full)
+    *results, dx = both((layout,), x, t, smoothing_weights, _each_row(layout, x, ids), *full)
+    return parts.row_results(layout, *results), dx
 
 
 def rows_both_over(layout: Layout, x: Array, t: None, smoothing_weights: Any, ids: Any, slopes: Slopes) -> Any:
@@ -180,24 +155,19 @@ def rows_both_over(layout: Layout, x: Array, t: None, smoothing_weights: Any, id
     return parts.row_results(layout, *results), dx
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _rows_both(layout: Layout, *operands: Any) -> Any:
-    *results, dx = both((layout,), *operands)
-    return parts.row_results(layout, *results), dx
-
-
-@_rows_both.defjvp
-def _rows_both_jvp(layout: Layout, primals: Any, tangents: Any) -> Any:
+@both_over.defjvp
+@both.defjvp
+def _both_jvp(static: Any, primals: Any, tangents: Any) -> Any:
     x, t, u, ids, *slopes = primals
 
     def smooth(x: Array, t: Any, *slopes: Any) -> Any:
-        results = _rows(layout, x, t, u, ids)
+        results = forward(static, x, t, u, ids)
         m, s, _, lse, *_ = results
         up = Slopes(*slopes).coefficients(lse)
-        dx = _backward((layout, True, False), x, t, u, ids, m, s, *up, pieces=formulas.smooth_pieces)[0]
-        return parts.row_results(layout, *results), dx
+        dx = _backward((*static, True, False), x, t, u, ids, m, s, *up, pieces=formulas.smooth_pieces)[0]
+        return *results, dx
 
-    return _rows_both(layout, *primals), jax.jvp(smooth, (x, t, *slopes), (*tangents[:2], *tangents[4:]))[1]
+    return both(static, *primals), jax.jvp(smooth, (x, t, *slopes), (*tangents[:2], *tangents[4:]))[1]
 
 
 def _each_row(layout: Layout, x: Array, ids: Any) -> Any:

@@ -54,16 +54,14 @@ def kernel(
     slots: Callable[..., tuple[bool, ...]],
     on_parts: Callable[..., Any] | None = None,
     over: bool = False,
-    smooth: Formula | None = None,
-) -> Formula:
-    """The primitive that stands for a formula, as a function that is called like it.
+) -> Any:
+    """The primitive that stands for a formula, as a `jax.custom_jvp` that is called like it. Its derivatives are the
+    formula's, unless `defjvp` gives it others: rule(static, operands, tangents).
 
     slots(static, present) -> which results there are, `present` being which operands there are. The custom call gets
     empty arrays for those that are absent. on_parts(kernel, split, static, *parts of the operands) -> parts of the
     results, of a family with `axes`; `split` is a `partition.Split`. `over`: the last result goes into the first
-    operand's memory; XLA copies that operand first if it is used elsewhere. smooth(static, *operands) has the same
-    results and the right derivatives, by default the formula. It is for loops' bodies: their second derivative is that
-    of the bare primitive, since their first one uses up all `custom_jvp`s.
+    operand's memory; XLA copies that operand first if it is used elsewhere.
     """
     primitive, call = _primitive(f"{name}_over" if over else name, family, formula, slots)
 
@@ -99,12 +97,19 @@ def kernel(
         out = rule(ctx, *values, **family.attributes(static, avals))
         return [result for result, is_wanted in zip(out, wanted, strict=True) if is_wanted]
 
-    def jvp(primals: Any, tangents: Any, **params: Any) -> Any:
-        return jax.jvp(partial(_flat, smooth or formula, **params), primals, _instantiated(tangents))
+    with_rule = jax.custom_jvp(call, nondiff_argnums=(0,))
+
+    @with_rule.defjvp
+    def of_formula(static: Any, operands: Any, tangents: Any) -> Any:
+        return call(static, *operands), jax.jvp(partial(formula, static), operands, tangents)[1]
+
+    def jvp(operands: Any, tangents: Any, **params: Any) -> Any:
+        """In a loop's body the first derivative uses up every `custom_jvp`; the second one comes to the primitive."""
+        return jax.jvp(partial(_flat, with_rule, **params), operands, _instantiated(tangents))
 
     ad.primitive_jvps[primitive] = jvp
     mlir.register_lowering(primitive, lower, platform="cpu")
-    return call
+    return with_rule
 
 
 def linear(
