@@ -66,7 +66,7 @@ def _origin(result: Result) -> str:
 
 def accuracy() -> str:
     found = xent.compare([*OWN], losses=["sparse_ce"], dtypes=["float32", "float64"], full=True)
-    heads, lines = ["sparse_ce", "dtype", "mode", "xent", "own loss, ordinary logits", "own loss", ""], []
+    heads, lines = ["sparse_ce", "dtype", "mode", "xent", "own loss, ordinary logits", "own loss, all logits", ""], []
     for row in found.rows:
         ordinary = row.regimes[0]
         own = [
